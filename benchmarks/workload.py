@@ -1,0 +1,166 @@
+"""The work that both sides do: a base model, jobs that differ in everything, and mixed-length samples."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs without an installation
+
+import torch
+
+from gpu_actor.adapter import Tenant
+from gpu_actor.base_model import BaseModel
+from gpu_actor.config import AdapterSpec, DatasetConfig, LoraConfig, TrainingConfig
+from gpu_actor.dataset import load_dataset
+from gpu_actor.report import TenantState
+from gpu_actor.trainer import CoTrainer
+
+DEMO_BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+BATCH_SIZE = 4
+_MEDIAN_LENGTH, _SPREAD = 70, 0.7  # of the log-normal distribution of sample lengths
+_SHORTEST, _LONGEST = 12, 512
+_PROMPT_SHARE = 0.4  # of a sample's tokens, masked in the loss
+_JOB_WORDS = 200  # tokens that one job's samples are made of, so that there is something to learn
+_SEED = 20240607
+
+# rank, alpha, targets, learning rate, schedule: the jobs of one benchmark, in this order
+_JOBS: list[tuple[int, int, str | list[str], float, str]] = [
+    (8, 16, "all-linear", 2e-4, "linear"),
+    (16, 32, ["q_proj", "v_proj"], 1e-4, "cosine"),
+    (4, 8, ["q_proj", "k_proj", "v_proj", "o_proj"], 5e-4, "constant"),
+    (32, 32, "all-linear", 1e-4, "linear"),
+    (8, 8, ["gate_proj", "up_proj", "down_proj"], 3e-4, "cosine"),
+    (16, 16, "all-linear", 2e-4, "constant"),
+    (64, 16, ["q_proj", "k_proj", "v_proj", "o_proj"], 5e-5, "linear"),
+    (2, 4, "all-linear", 1e-3, "linear"),
+]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One LoRA job: rank, rate and so on, and its samples (token ids, labels) in the order in which they are read."""
+
+    spec: AdapterSpec
+    samples: list[tuple[list[int], list[int]]]
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens of the whole run, padding not counted."""
+        return sum(len(ids) for ids, _ in self.samples)
+
+    def batches(self) -> list[list[tuple[list[int], list[int]]]]:
+        """The samples of each optimizer step."""
+        return [self.samples[i : i + BATCH_SIZE] for i in range(0, len(self.samples), BATCH_SIZE)]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one side did: wall-clock seconds, real tokens, and the loss of every optimizer step of every job."""
+
+    seconds: float
+    tokens: int
+    losses: list[list[float]]
+
+    @property
+    def rate(self) -> float:
+        """Real tokens per second."""
+        return self.tokens / self.seconds
+
+
+def make_jobs(folder: Path, vocabulary: int, count: int, steps: int, dropout: float = 0.0) -> list[Job]:
+    """The first `count` jobs, `steps` optimizer steps each; data files and outputs lie below `folder`."""
+    return [_make_job(folder / f"job-{number}", vocabulary, number, steps, dropout) for number in range(count)]
+
+
+def _make_job(folder: Path, vocabulary: int, number: int, steps: int, dropout: float) -> Job:
+    rank, alpha, targets, rate, schedule = _JOBS[number]
+    samples = _samples(number, vocabulary, steps * BATCH_SIZE)
+    folder.mkdir(parents=True)
+    path = folder / "data.jsonl"
+    path.write_text("".join(json.dumps({"input_ids": ids, "labels": labels}) + "\n" for ids, labels in samples))
+    spec = AdapterSpec(
+        job_id=f"job-{number}",
+        name=f"job-{number}",
+        base_model="base",
+        dataset=DatasetConfig(path=str(path), format="tokens"),
+        lora=LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets),
+        training=TrainingConfig(
+            learning_rate=rate,
+            lr_scheduler_type=schedule,  # type: ignore[arg-type]
+            max_steps=steps,
+            per_device_train_batch_size=BATCH_SIZE,
+            cutoff_len=_LONGEST,
+            shuffle=False,
+            seed=number,
+        ),
+        output_dir=str(folder / "out"),
+    )
+    return Job(spec, samples)
+
+
+def _samples(number: int, vocabulary: int, count: int) -> list[tuple[list[int], list[int]]]:
+    random = np.random.default_rng([_SEED, number])
+    lengths = np.clip(random.lognormal(np.log(_MEDIAN_LENGTH), _SPREAD, count), _SHORTEST, _LONGEST).astype(int)
+    words = random.integers(3, vocabulary, _JOB_WORDS)
+    samples = []
+    for length in lengths.tolist():
+        ids = random.choice(words, length).tolist()
+        prompt = round(length * _PROMPT_SHARE)
+        samples.append((ids, [-100] * prompt + ids[prompt:]))
+    return samples
+
+
+def padding_share(jobs: Sequence[Job]) -> float:
+    """The share of padding in the batches, each padded to its longest sample."""
+    padded = sum(max(len(ids) for ids, _ in batch) * len(batch) for job in jobs for batch in job.batches())
+    return 1 - sum(job.tokens for job in jobs) / padded
+
+
+def start_adapter(base: BaseModel, job: Job) -> dict[tuple[str, str], torch.Tensor]:
+    """The values that a job's adapter starts from, by (module name, "A" or "B")."""
+    weights = base.new_adapter(job.spec.lora)
+    weights.initialise(job.spec.training.seed)
+    return {
+        (weights.names[index], which): tensor
+        for index, pair in weights.layers.items()
+        for which, tensor in zip("AB", pair, strict=True)
+    }
+
+
+def co_train(base: BaseModel, jobs: Sequence[Job]) -> Run:
+    """Train all jobs together with Loray's engine, to their ends."""
+    trainer = CoTrainer(base)
+    for job in jobs:
+        data = load_dataset(job.spec.dataset, job.spec.training, _no_tokenizer, base.description.vocab_size)
+        trainer.attach(Tenant(job.spec, 1, base.new_adapter(job.spec.lora), data))
+    started = time.perf_counter()
+    while not trainer.idle:
+        trainer.step()
+    seconds = time.perf_counter() - started
+    for report in trainer.reports():
+        if report.state is not TenantState.SUCCEEDED:
+            raise RuntimeError(f"{report.job_id} ended as {report.state.value}: {report.reason}")
+    return Run(seconds, sum(job.tokens for job in jobs), [_logged_losses(job) for job in jobs])
+
+
+def _logged_losses(job: Job) -> list[float]:
+    rows = Path(job.spec.output_dir, "metrics.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(row)["loss"] for row in rows]
+
+
+def _no_tokenizer() -> None:
+    raise RuntimeError("the samples are tokens already")
+
+
+def set_threads(threads: int | None = None) -> int:
+    """Use so many CPU threads, by default one per core; returns the number."""
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    return torch.get_num_threads()

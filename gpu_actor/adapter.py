@@ -1,0 +1,280 @@
+"""One tenant of a base model: an adapter in training, with all that is its own.
+
+Weights, optimizer, schedule, clip, data cursor, dropout seeds and counters belong to one tenant; nothing here knows
+of any other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import get_scheduler
+
+from gpu_actor import checkpoint
+from gpu_actor.batch import MicroBatch, count_loss_tokens
+from gpu_actor.config import AdapterSpec, TrainingConfig
+from gpu_actor.cursor import DataCursor, StepPlan
+from gpu_actor.errors import TrainingError
+from gpu_actor.lora import AdapterWeights, mix_seed
+from gpu_actor.report import TenantReport, TenantState
+
+if TYPE_CHECKING:
+    from gpu_actor.dataset import LoadedDataset
+
+_RATE_WINDOW = 20  # optimizer steps over which tokens/s and the time left are averaged
+_DROPOUT_STREAM = 0x10_0000  # keeps dropout seeds apart from the other uses of a job's seed
+
+
+class Tenant:
+    """One adapter in training.
+
+    The engine asks for `pending()` micro-batches, runs some of them in shared batches, hands back their losses through
+    `ran()`, and when the optimizer step is complete calls `finish_step()`.
+
+    Attributes:
+        spec: What to train.
+        attempt: Which assignment of the job this is; reports carry it.
+        weights: The adapter.
+        progress: Counters, as they go into a checkpoint.
+        left_out: Shared batches made without this adapter since its last one.
+    """
+
+    def __init__(self, spec: AdapterSpec, attempt: int, weights: AdapterWeights, data: LoadedDataset) -> None:
+        """Set up training, from the newest checkpoint in the output folder if there is one.
+
+        Raises:
+            AdapterError: The start adapter or the checkpoint is damaged or does not fit.
+        """
+        self.spec = spec
+        self.attempt = attempt
+        self.weights = weights
+        self.data = data
+        self.output_dir = Path(spec.output_dir)
+        self.cursor = DataCursor(spec.training, len(data.train))
+        self.optimizer = make_optimizer(weights, spec.training)
+        self.scheduler = make_scheduler(self.optimizer, spec.training, self.cursor.total_steps)
+        self.progress = self._start()
+        self.left_out = 0
+        self.split = 1  # parts that a micro-batch is run in: raised when memory runs out
+        self._times: deque[tuple[float, int]] = deque([(time.monotonic(), self.progress.tokens)], _RATE_WINDOW)
+        self._plan_step()
+
+    def _start(self) -> checkpoint.Progress:
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        found = checkpoint.load_checkpoint(self.output_dir, self.weights, self.optimizer, self.scheduler)
+        checkpoint.trim_metrics(self.output_dir, found.step if found else 0)
+        if found is not None:
+            return found
+        if self.spec.lora.init_adapter is not None:
+            checkpoint.load_adapter(Path(self.spec.lora.init_adapter), self.weights)
+        else:
+            self.weights.initialise(self.spec.training.seed)
+        return checkpoint.Progress()
+
+    # -- the optimizer step in work ------------------------------------------------------------------------------
+
+    def _plan_step(self) -> None:
+        """Lay out the micro-batches of the next optimizer step; nothing of it has run yet."""
+        self.weights.zero_grad()
+        self._loss = torch.zeros((), dtype=self.weights.flat.dtype, device=self.weights.flat.device)
+        self._done = 0
+        self._pending: list[MicroBatch] = []
+        if self.finished:
+            return
+        plan = self.cursor.step(self.progress.step)
+        self._pending = self._micro_batches(plan)
+        self._step_tokens = sum(micro_batch.tokens for micro_batch in self._pending)
+
+    def _micro_batches(self, plan: StepPlan) -> list[MicroBatch]:
+        samples = [[self.data.train[i] for i in numbers] for numbers in plan.micro_batches]
+        loss_tokens = count_loss_tokens([labels for group in samples for _, labels in group])
+        found = []
+        for place, group in enumerate(samples):
+            seed = mix_seed(self.spec.training.seed + _DROPOUT_STREAM, self.progress.step * len(samples) + place)
+            size = math.ceil(len(group) / self.split)
+            for start in range(0, len(group), size):
+                part = group[start : start + size]
+                found.append(
+                    MicroBatch(
+                        weights=self.weights,
+                        sequences=[ids for ids, _ in part],
+                        labels=[labels for _, labels in part],
+                        loss_scale=1.0 / loss_tokens,
+                        dropout_seed=seed if self.split == 1 else mix_seed(seed, start),
+                    )
+                )
+        return found
+
+    @property
+    def finished(self) -> bool:
+        """Whether every optimizer step is made."""
+        return self.progress.step >= self.cursor.total_steps
+
+    @property
+    def pending(self) -> list[MicroBatch]:
+        """Micro-batches of the optimizer step in work that have not run yet."""
+        return self._pending[self._done :]
+
+    def ran(self, losses: list[torch.Tensor]) -> None:
+        """The first `len(losses)` pending micro-batches went through forward and backward; these are their losses."""
+        self._done += len(losses)
+        for loss in losses:
+            self._loss += loss.detach()
+
+    def rewind_step(self, split: int | None = None) -> None:
+        """Forget what has run of the optimizer step in work; optionally run its micro-batches in smaller parts."""
+        self.split = split or self.split
+        self._plan_step()
+
+    def finish_step(self) -> None:
+        """Clip, step, schedule, count, log: the optimizer step is complete.
+
+        Raises:
+            TrainingError: The loss or the gradient is not finite; the adapter is left as it was before the step.
+        """
+        training = self.spec.training
+        step = self.progress.step + 1
+        loss = float(self._loss)
+        norm = float(torch.nn.utils.clip_grad_norm_([self.weights.flat], training.max_grad_norm or math.inf))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            what, value = ("loss", loss) if not math.isfinite(loss) else ("gradient norm", norm)
+            raise TrainingError(
+                f"the {what} became {value} at optimizer step {step} (learning rate {self.learning_rate:.3g}); lower "
+                f"training.learning_rate, add warm-up, or look for damaged samples; the last checkpoint is kept"
+            )
+        rate = self.learning_rate
+        self.optimizer.step()
+        self.scheduler.step()
+        self._count(step, loss, rate, norm)
+        self._plan_step()
+
+    def _count(self, step: int, loss: float, rate: float, norm: float) -> None:
+        before = self.progress
+        after = dataclasses.replace(
+            before,
+            step=step,
+            tokens=before.tokens + self._step_tokens,
+            loss=loss,
+            logged_loss=before.logged_loss + loss,
+            logged_steps=before.logged_steps + 1,
+        )
+        if step % self.spec.training.logging_steps == 0 or step == self.cursor.total_steps:
+            self._log(
+                step=step,
+                epoch=self.cursor.epoch_after(step),
+                loss=after.logged_loss / after.logged_steps,
+                learning_rate=rate,
+                grad_norm=norm,
+                tokens=self._step_tokens,
+                time=time.time(),
+            )
+            after = dataclasses.replace(after, logged_loss=0.0, logged_steps=0)
+        self.progress = after
+        self._times.append((time.monotonic(), after.tokens))
+
+    # -- evaluation, files ---------------------------------------------------------------------------------------
+
+    @property
+    def wants_evaluation(self) -> bool:
+        """Whether the optimizer step just made calls for an evaluation."""
+        if not len(self.data.val):
+            return False
+        every = self.spec.training.eval_steps
+        return self.cursor.ends_epoch(self.progress.step) if every is None else self.progress.step % every == 0
+
+    def evaluation_batches(self) -> list[MicroBatch]:
+        """The held-out samples as micro-batches without dropout, whose losses add up to the mean token loss."""
+        samples = [self.data.val[i] for i in range(len(self.data.val))]
+        loss_tokens = count_loss_tokens([labels for _, labels in samples])
+        size = self.spec.training.per_device_train_batch_size
+        groups = [samples[i : i + size] for i in range(0, len(samples), size)]
+        return [
+            MicroBatch(self.weights, [ids for ids, _ in group], [labels for _, labels in group], 1.0 / loss_tokens)
+            for group in groups
+        ]
+
+    def evaluated(self, eval_loss: float) -> None:
+        """Record the loss on the held-out samples."""
+        self.progress = dataclasses.replace(self.progress, eval_loss=eval_loss)
+        step = self.progress.step
+        self._log(step=step, epoch=self.cursor.epoch_after(step), eval_loss=eval_loss, time=time.time())
+
+    @property
+    def wants_checkpoint(self) -> bool:
+        """Whether the optimizer step just made calls for a checkpoint."""
+        return self.progress.step % self.spec.training.save_steps == 0 and not self.finished
+
+    def save_checkpoint(self) -> None:
+        """Write a checkpoint of the last complete optimizer step."""
+        checkpoint.save_checkpoint(
+            self.output_dir, self.weights, self.spec.base_model, self.optimizer, self.scheduler, self.progress
+        )
+
+    def export(self) -> None:
+        """Put the finished adapter into the output folder; the checkpoints go."""
+        checkpoint.save_adapter(self.output_dir, self.weights, self.spec.base_model)
+        checkpoint.remove_checkpoints(self.output_dir)
+
+    def discard(self) -> None:
+        """Remove what would let the job go on: it was cancelled."""
+        checkpoint.remove_checkpoints(self.output_dir)
+
+    def _log(self, **row: Any) -> None:
+        with (self.output_dir / checkpoint.METRICS_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    # -- reporting -----------------------------------------------------------------------------------------------
+
+    @property
+    def learning_rate(self) -> float:
+        """Learning rate of the next optimizer step."""
+        return float(self.scheduler.get_last_lr()[0])
+
+    def report(self, state: TenantState, reason: str | None = None) -> TenantReport:
+        """Where the adapter stands."""
+        (first_time, first_tokens), (last_time, last_tokens) = self._times[0], self._times[-1]
+        seconds, steps = last_time - first_time, len(self._times) - 1
+        left = self.cursor.total_steps - self.progress.step
+        return TenantReport(
+            job_id=self.spec.job_id,
+            attempt=self.attempt,
+            state=state,
+            step=self.progress.step,
+            total_steps=self.cursor.total_steps,
+            epoch=self.cursor.epoch_after(self.progress.step),
+            loss=self.progress.loss,
+            eval_loss=self.progress.eval_loss,
+            learning_rate=self.learning_rate,
+            tokens=self.progress.tokens,
+            tokens_per_s=(last_tokens - first_tokens) / seconds if seconds > 0 else 0.0,
+            eta_s=left * seconds / steps if steps > 0 else None,
+            samples=len(self.data.train),
+            truncated=self.data.truncated,
+            dropped=self.data.dropped,
+            reason=reason,
+        )
+
+
+def make_optimizer(weights: AdapterWeights, training: TrainingConfig) -> torch.optim.Optimizer:
+    """AdamW (arXiv 1711.05101) over one adapter and nothing else."""
+    return torch.optim.AdamW(
+        [weights.flat],
+        lr=training.learning_rate,
+        betas=(training.adam_beta1, training.adam_beta2),
+        eps=training.adam_epsilon,
+        weight_decay=training.weight_decay,
+        fused=True,
+    )
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, training: TrainingConfig, total_steps: int) -> Any:
+    """The learning-rate schedule of transformers with that name, warm-up counted as `Trainer` does."""
+    warmup = training.warmup_steps or math.ceil(total_steps * training.warmup_ratio)
+    return get_scheduler(training.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps)

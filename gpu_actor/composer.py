@@ -1,0 +1,52 @@
+"""Whose micro-batches make up the next shared batch: a pure decision over token counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One adapter that has work: tokens of each micro-batch left in its optimizer step, and its wait."""
+
+    job_id: str
+    micro_batch_tokens: tuple[int, ...]
+    left_out: int = 0  # shared batches made without it since its last one
+
+
+def compose(candidates: Sequence[Candidate], token_budget: int) -> Mapping[str, int]:
+    """Choose how many micro-batches each adapter puts into the next shared batch.
+
+    The candidates come in the scheduler's order; each batch that an adapter is left out of moves it up one place, so
+    that none starves. In a first round everyone in turn puts in one micro-batch if it still fits. What room
+    is left then goes to further micro-batches of the same optimizer steps. Micro-batches are never split here, and
+    one that is larger than the whole budget goes alone.
+
+    Args:
+        candidates: Adapters with at least one micro-batch left, in the scheduler's order.
+        token_budget: Most tokens of the shared batch.
+
+    Returns:
+        Micro-batches to take, by job id; adapters that are left out do not appear. The mapping's order is that of
+        the candidates, so that equal sets of adapters are always packed alike.
+    """
+    if not candidates:
+        return {}
+    queue = sorted(enumerate(candidates), key=lambda pair: (pair[0] - pair[1].left_out, pair[0]))
+    chosen: dict[str, int] = {}
+    room = token_budget
+    for _, candidate in queue:
+        tokens = candidate.micro_batch_tokens[0]
+        if tokens <= room or not chosen:
+            chosen[candidate.job_id] = 1
+            room -= tokens
+    for _, candidate in queue:
+        if candidate.job_id not in chosen:
+            continue
+        for tokens in candidate.micro_batch_tokens[1:]:
+            if tokens > room:
+                break
+            chosen[candidate.job_id] += 1
+            room -= tokens
+    return {candidate.job_id: chosen[candidate.job_id] for candidate in candidates if candidate.job_id in chosen}

@@ -1,0 +1,60 @@
+"""What an actor tells the orchestrator: plain data, so that it travels through Ray without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class TenantState(str, Enum):
+    """Where one adapter stands on its actor."""
+
+    PREPARING = "preparing"  # data and start weights are being loaded
+    TRAINING = "training"
+    SUCCEEDED = "succeeded"  # the adapter is whole in its output folder
+    FAILED = "failed"  # `reason` says why
+    DETACHED = "detached"  # paused or moved away: a checkpoint of this very step is on disk
+    CANCELLED = "cancelled"  # given up on request
+
+
+@dataclass(frozen=True)
+class TenantReport:
+    """Progress of one adapter. Counters are totals since the job's first step, restarts included."""
+
+    job_id: str
+    attempt: int
+    state: TenantState
+    step: int = 0
+    total_steps: int = 0  # 0 until the data are loaded
+    epoch: float = 0.0
+    loss: float | None = None
+    eval_loss: float | None = None
+    learning_rate: float | None = None
+    tokens: int = 0  # real tokens trained on
+    tokens_per_s: float = 0.0  # of this adapter, over the last seconds
+    eta_s: float | None = None
+    samples: int = 0  # training samples in use
+    truncated: int = 0  # samples cut at cutoff_len
+    dropped: int = 0  # samples without any token to learn after the cut
+    reason: str | None = None  # of FAILED: what went wrong and what to do
+
+
+@dataclass(frozen=True)
+class ActorReport:
+    """State of one actor and of every adapter on it."""
+
+    name: str
+    boot_id: str
+    state: str  # "loading" | "ready" | "failed"
+    reason: str | None = None  # of "failed", or a remark (a base that cannot be packed)
+    base_model: str = ""
+    device: str = ""
+    memory_limit: int = 0  # bytes the actor may use
+    memory_used: int = 0  # bytes in use now (resident set on CPU, allocated on CUDA)
+    memory_peak: int = 0  # highest use so far
+    base_bytes: int = 0  # the base model's weights
+    step_seconds: float = 0.0  # mean duration of the latest shared steps
+    tokens_per_s: float = 0.0  # real tokens of all adapters together, over the last seconds
+    batch_tokens: int = 0  # tokens in the latest shared batch
+    batch_adapters: int = 0  # adapters in the latest shared batch
+    tenants: tuple[TenantReport, ...] = field(default_factory=tuple)

@@ -1,0 +1,238 @@
+"""The training loop over shared batches: one base model, many tenants. No Ray, no threads."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+
+from gpu_actor.adapter import Tenant
+from gpu_actor.base_model import BaseModel
+from gpu_actor.batch import MicroBatch, pack
+from gpu_actor.composer import Candidate, compose
+from gpu_actor.errors import LorayError, OutOfMemoryError
+from gpu_actor.inspect_base import one_line
+from gpu_actor.objectives import supervised_losses
+from gpu_actor.report import TenantReport, TenantState
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_TOKEN_BUDGET = {"cpu": 1024, "cuda": 8192}
+_SPEED_WINDOW = 20  # shared batches over which the actor's speed is averaged
+
+
+class CoTrainer:
+    """Trains every attached tenant, some of them in each shared batch.
+
+    Attributes:
+        base: The base model that all tenants share.
+        token_budget: Most tokens of a shared batch; a larger micro-batch goes alone.
+    """
+
+    def __init__(self, base: BaseModel, token_budget: int | None = None) -> None:
+        self.base = base
+        self.token_budget = token_budget or DEFAULT_TOKEN_BUDGET.get(base.device.type, 8192)
+        self.batch_tokens = 0
+        self.batch_adapters = 0
+        self._tenants: dict[str, Tenant] = {}
+        self._order: list[str] = []
+        self._ended: dict[str, TenantReport] = {}
+        self._speed: deque[tuple[float, int]] = deque(maxlen=_SPEED_WINDOW)
+
+    # -- tenants -------------------------------------------------------------------------------------------------
+
+    def attach(self, tenant: Tenant) -> None:
+        """Let a tenant take part from the next shared batch on."""
+        job_id = tenant.spec.job_id
+        self._ended.pop(job_id, None)
+        self._tenants[job_id] = tenant
+        if tenant.finished:  # it was killed between its last step and the record of its end
+            self._finish(tenant)
+
+    def detach(self, job_id: str, *, keep: bool) -> None:
+        """Drop a tenant between two shared batches.
+
+        Args:
+            job_id: Whose; unknown ones are ignored.
+            keep: Write a checkpoint of its last complete optimizer step (the step in work is made again later);
+                False removes its checkpoints instead.
+        """
+        tenant = self._tenants.get(job_id)
+        if tenant is None:
+            return
+        try:
+            if keep:
+                tenant.save_checkpoint()
+            else:
+                tenant.discard()
+        except Exception as error:
+            self._fail(tenant, error)
+        else:
+            self._end(tenant, TenantState.DETACHED if keep else TenantState.CANCELLED)
+
+    def forget(self, job_id: str) -> None:
+        """Stop reporting a tenant that has ended."""
+        self._ended.pop(job_id, None)
+
+    def set_order(self, job_ids: Sequence[str]) -> None:
+        """The scheduler's order of the tenants, first comes first into a batch."""
+        self._order = list(job_ids)
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to train."""
+        return not self._tenants
+
+    def tenant_ids(self) -> list[str]:
+        """The tenants in training."""
+        return list(self._tenants)
+
+    def reports(self) -> list[TenantReport]:
+        """Progress of all tenants, those included that have ended and are not yet forgotten."""
+        training = [tenant.report(TenantState.TRAINING) for tenant in self._tenants.values()]
+        return [*training, *self._ended.values()]
+
+    # -- one shared batch ----------------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """Make one shared batch: compose, forward, backward; then finish the optimizer steps that are complete."""
+        chosen = self._choose()
+        if not chosen:
+            return
+        started = time.monotonic()
+        ran = self._run_or_isolate(chosen)
+        for tenant in self._tenants.values():
+            tenant.left_out += 1
+        for tenant in ran:
+            tenant.left_out = 0
+            if not tenant.pending:
+                self._complete(tenant)
+        self._speed.append((time.monotonic() - started, self.batch_tokens))
+
+    def _choose(self) -> list[tuple[Tenant, int]]:
+        rank = {job_id: place for place, job_id in enumerate(self._order)}
+        tenants = sorted(self._tenants.values(), key=lambda t: rank.get(t.spec.job_id, len(rank)))
+        candidates = [
+            Candidate(t.spec.job_id, tuple(micro_batch.tokens for micro_batch in t.pending), t.left_out)
+            for t in tenants
+        ]
+        return [(self._tenants[job_id], count) for job_id, count in compose(candidates, self.token_budget).items()]
+
+    def _run_or_isolate(self, chosen: list[tuple[Tenant, int]]) -> list[Tenant]:
+        """Run a shared batch; when it raises, begin everyone's optimizer step anew, alone.
+
+        So the adapter whose micro-batch raises is found, and ends alone.
+        """
+        try:
+            self._run(chosen)
+        except Exception as error:
+            if len(chosen) == 1 and chosen[0][1] == 1:
+                return self._recover(chosen[0][0], error)
+            if is_out_of_memory(error):
+                self._lower_budget(chosen)
+            for tenant, _ in chosen:
+                tenant.rewind_step()
+            return [ran for tenant, _ in chosen for ran in self._run_or_isolate([(tenant, 1)])]
+        return [tenant for tenant, _ in chosen]
+
+    def _recover(self, tenant: Tenant, error: Exception) -> list[Tenant]:
+        """A lone micro-batch raised: out of memory runs it in smaller parts, anything else ends the job."""
+        if not is_out_of_memory(error):
+            self._fail(tenant, error)
+            return []
+        self._lower_budget([(tenant, 1)])
+        if max(len(micro_batch.sequences) for micro_batch in tenant.pending) > 1:
+            tenant.rewind_step(split=tenant.split * 2)
+            return self._run_or_isolate([(tenant, 1)])
+        longest = max(micro_batch.tokens for micro_batch in tenant.pending)
+        reason = (
+            f"one sample of {longest} tokens does not fit into the actor's memory; lower training.cutoff_len or "
+            f"lora.r, or use an actor with more memory"
+        )
+        self._fail(tenant, OutOfMemoryError(reason))
+        return []
+
+    def _lower_budget(self, chosen: list[tuple[Tenant, int]]) -> None:
+        """This many tokens were too many: compose smaller shared batches from now on."""
+        tokens = sum(micro_batch.tokens for tenant, count in chosen for micro_batch in tenant.pending[:count])
+        self.token_budget = min(self.token_budget, max(1, tokens // 2))
+        logger.warning("out of memory at %d tokens; shared batches now hold at most %d", tokens, self.token_budget)
+        if self.base.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _run(self, chosen: list[tuple[Tenant, int]]) -> None:
+        """One forward and one backward for all chosen micro-batches."""
+        micro_batches = [micro_batch for tenant, count in chosen for micro_batch in tenant.pending[:count]]
+        batch = pack(micro_batches, self.base.device)
+        losses = supervised_losses(self.base.hidden(batch), batch, self.base.head)
+        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+        self.batch_tokens, self.batch_adapters = batch.tokens, len(chosen)
+        place = 0
+        for tenant, count in chosen:
+            tenant.ran(losses[place : place + count])
+            place += count
+
+    def _complete(self, tenant: Tenant) -> None:
+        """All micro-batches of a tenant's optimizer step have run."""
+        try:
+            tenant.finish_step()
+            if tenant.wants_evaluation:
+                tenant.evaluated(self._evaluate(tenant.evaluation_batches()))
+            if tenant.finished:
+                self._finish(tenant)
+            elif tenant.wants_checkpoint:
+                tenant.save_checkpoint()
+        except Exception as error:
+            self._fail(tenant, error)
+
+    def _evaluate(self, micro_batches: Sequence[MicroBatch]) -> float:
+        """Sum of the scaled losses, each micro-batch in a forward of its own."""
+        total = 0.0
+        with torch.no_grad():
+            for micro_batch in micro_batches:
+                batch = pack([micro_batch], self.base.device)
+                total += float(supervised_losses(self.base.hidden(batch), batch, self.base.head)[0])
+        return total
+
+    # -- ends ----------------------------------------------------------------------------------------------------
+
+    def _finish(self, tenant: Tenant) -> None:
+        try:
+            tenant.export()
+        except Exception as error:
+            self._fail(tenant, error)
+        else:
+            self._end(tenant, TenantState.SUCCEEDED)
+
+    def _fail(self, tenant: Tenant, error: Exception) -> None:
+        self._end(tenant, TenantState.FAILED, reason_of(error))
+
+    def _end(self, tenant: Tenant, state: TenantState, reason: str | None = None) -> None:
+        self._ended[tenant.spec.job_id] = tenant.report(state, reason)
+        del self._tenants[tenant.spec.job_id]
+
+    # -- speed ---------------------------------------------------------------------------------------------------
+
+    @property
+    def step_seconds(self) -> float:
+        """Mean duration of the latest shared batches; 0 before the first."""
+        return sum(seconds for seconds, _ in self._speed) / len(self._speed) if self._speed else 0.0
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Real tokens per second of all tenants together, over the latest shared batches."""
+        seconds = sum(seconds for seconds, _ in self._speed)
+        return sum(tokens for _, tokens in self._speed) / seconds if seconds > 0 else 0.0
+
+
+def reason_of(error: Exception) -> str:
+    """A failure in words: Loray's own errors as they are, others with their type."""
+    return str(error) if isinstance(error, LorayError) else f"{type(error).__name__}: {one_line(error)}"
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error of torch means that memory ran out, on an accelerator or on the CPU."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in str(error)

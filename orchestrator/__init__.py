@@ -1,0 +1,74 @@
+"""The part of Loray that decides: jobs, queue, placement. It knows Ray and never imports torch.
+
+    from orchestrator import submit_job
+
+    job = submit_job("configs/jobs/demo.yaml")
+    job.wait()
+
+Importing this package is cheap: Ray is imported when a cluster is joined.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from gpu_actor.errors import (
+    AdapterError,
+    BaseModelError,
+    ClusterUnavailableError,
+    DataError,
+    IllegalTransitionError,
+    InvalidJobError,
+    JobFailedError,
+    JobNotFoundError,
+    LorayError,
+    OutOfMemoryError,
+    TrainingError,
+    WaitTimeoutError,
+)
+
+if TYPE_CHECKING:
+    from orchestrator.client import Client, Job, submit_job
+    from orchestrator.job import JobFileError, JobSpec, JobState
+    from orchestrator.job_file import load_jobs
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "submit_job",
+    "Client",
+    "Job",
+    "JobSpec",
+    "JobState",
+    "load_jobs",
+    "LorayError",
+    "AdapterError",
+    "BaseModelError",
+    "ClusterUnavailableError",
+    "DataError",
+    "IllegalTransitionError",
+    "InvalidJobError",
+    "JobFailedError",
+    "JobFileError",
+    "JobNotFoundError",
+    "OutOfMemoryError",
+    "TrainingError",
+    "WaitTimeoutError",
+]
+
+_HOMES = {
+    "submit_job": "orchestrator.client",
+    "Client": "orchestrator.client",
+    "Job": "orchestrator.client",
+    "JobFileError": "orchestrator.job",
+    "JobSpec": "orchestrator.job",
+    "JobState": "orchestrator.job",
+    "load_jobs": "orchestrator.job_file",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

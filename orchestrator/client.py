@@ -1,0 +1,314 @@
+"""How Python programs talk to a running orchestrator."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+from gpu_actor.errors import ClusterUnavailableError, InvalidJobError, JobFailedError, LorayError, WaitTimeoutError
+from orchestrator import connection, words
+from orchestrator.job import TERMINAL, JobFileError, JobSpec, JobState, Problem
+from orchestrator.job_file import jobs_from_mapping, load_jobs
+from orchestrator.preflight import check_files
+from orchestrator.staging import stage_jobs
+
+if TYPE_CHECKING:
+    import ray
+
+JobSource: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | JobSpec"
+JobView: TypeAlias = dict[str, Any]
+
+CALL_SECONDS = 60.0
+# Describing a base model that is new to the orchestrator can take a while on a slow disk.
+SUBMIT_SECONDS = 300.0
+RETRY_SECONDS = 30.0
+POLL_SECONDS = 0.5
+
+logger = logging.getLogger("loray")
+
+
+def submit_job(job: JobSource, address: str | None = None) -> Job:
+    """Submits one job to a running orchestrator.
+
+    Args:
+        job: Path of a job file, its content as a dict (relative paths start in the current folder), or a JobSpec.
+        address: `host:port` of the Ray cluster; None looks at `RAY_ADDRESS`, then for one started on this machine.
+
+    Raises:
+        InvalidJobError: The job cannot be accepted; every problem is named.
+        ClusterUnavailableError: No orchestrator answers.
+    """
+    spec = _the_only(job)  # a mistake in the job is told even when no cluster runs
+    return Client(address).submit_job(spec)
+
+
+def read_jobs(source: JobSource | Sequence[JobSource]) -> list[JobSpec]:
+    """Reads and checks jobs without a cluster: every problem of every source is in one error.
+
+    Args:
+        source: A path, a mapping or a JobSpec, or several of them.
+
+    Raises:
+        JobFileError: With every problem.
+    """
+    several = isinstance(source, Sequence) and not isinstance(source, str)
+    sources = cast("Sequence[JobSource]", source) if several else [cast("JobSource", source)]
+    specs: list[JobSpec] = []
+    problems: list[Problem] = []
+    for number, one in enumerate(sources, start=1):
+        try:
+            specs += _read_one(one, f"job {number}" if len(sources) > 1 else "job")
+        except JobFileError as error:
+            problems += error.problems
+    problems = problems or check_files(specs)
+    if problems:
+        raise JobFileError(problems)
+    return specs
+
+
+def _the_only(source: JobSource) -> JobSpec:
+    specs = read_jobs(source)
+    if len(specs) != 1:
+        name = os.fspath(source) if isinstance(source, str | os.PathLike) else "the mapping"
+        raise InvalidJobError(
+            f"{name} holds {len(specs)} jobs and submit_job takes one; use Client().submit(...), which returns a list"
+        )
+    return specs[0]
+
+
+def _read_one(source: JobSource, name: str) -> list[JobSpec]:
+    if isinstance(source, JobSpec):
+        return [source]
+    if isinstance(source, Mapping):
+        return jobs_from_mapping(source, name, Path.cwd())
+    if isinstance(source, str | os.PathLike):
+        return load_jobs([Path(source)])
+    raise InvalidJobError(f"{name} is a {type(source).__name__}; give a path, a dict or a JobSpec")
+
+
+class Client:
+    """Talks to the orchestrator of one cluster.
+
+    Args:
+        address: `host:port` of the Ray cluster; None looks at `RAY_ADDRESS`, then for one started on this machine.
+
+    Raises:
+        ClusterUnavailableError: No orchestrator answers.
+    """
+
+    def __init__(self, address: str | None = None) -> None:
+        self.connection = connection.connect(address)
+        self._controller = connection.controller()
+
+    def __repr__(self) -> str:
+        return f"Client({self.connection.address!r})"
+
+    def submit(self, jobs: JobSource | Sequence[JobSource]) -> list[Job]:
+        """Submits jobs: all of them, or none when one has a problem.
+
+        Args:
+            jobs: A path, a mapping or a JobSpec, or several of them. A file may hold many jobs.
+
+        Raises:
+            InvalidJobError: The jobs cannot be accepted; every problem is named.
+        """
+        accepted, remarks = self.accept(read_jobs(jobs))
+        for remark in remarks:
+            logger.warning(remark)
+        return accepted
+
+    def submit_job(self, job: JobSource) -> Job:
+        """Submits one job."""
+        return self.submit(_the_only(job))[0]
+
+    def accept(self, specs: Sequence[JobSpec]) -> tuple[list[Job], list[str]]:
+        """Hands checked jobs to the orchestrator.
+
+        Args:
+            specs: What `read_jobs` returned.
+
+        Returns:
+            The jobs, and what a person should know about how they were changed.
+
+        Raises:
+            JobFileError: The orchestrator refuses them; every problem is named.
+        """
+        specs, remarks = stage_jobs(specs, Path(self.ping()["storage"]))
+        documents = [spec.model_dump(mode="json") for spec in specs]
+        # The same id again, when the answer got lost on its way, finds the jobs that were accepted before.
+        answer = self._call("submit", documents, uuid.uuid4().hex, timeout=SUBMIT_SECONDS, again=True)
+        if answer["problems"]:
+            raise JobFileError([Problem(**problem) for problem in answer["problems"]])
+        return [Job(self, view["id"], view["name"]) for view in answer["accepted"]], remarks
+
+    def list_jobs(self) -> list[JobView]:
+        """Every job that the orchestrator knows, in the order of submission."""
+        return cast("list[JobView]", self._call("list_jobs", again=True))
+
+    def job(self, ref: str) -> Job:
+        """A job by its id, or the newest one of a name.
+
+        Raises:
+            JobNotFoundError: There is none.
+        """
+        view = self.get_job(ref)
+        return Job(self, view["id"], view["name"])
+
+    def get_job(self, ref: str) -> JobView:
+        """Everything about a job, by its id or name."""
+        return cast("JobView", self._call("get_job", ref, again=True))
+
+    def get_jobs(self, ids: Sequence[str]) -> list[JobView]:
+        """Everything about several jobs, asked for at once."""
+        return cast("list[JobView]", self._call_each("get_job", [(ref,) for ref in ids], CALL_SECONDS, again=True))
+
+    def cancel(self, ref: str) -> JobView:
+        """Ends a job for good, and drops its checkpoints."""
+        return cast("JobView", self._call("cancel", ref))
+
+    def pause(self, ref: str) -> JobView:
+        """Takes a job from its actor, or out of the queue, with a checkpoint of where it stands."""
+        return cast("JobView", self._call("pause", ref))
+
+    def resume(self, ref: str) -> JobView:
+        """Puts a paused job back into the queue."""
+        return cast("JobView", self._call("resume", ref))
+
+    def retry(self, ref: str) -> JobView:
+        """Puts a failed or cancelled job back into the queue."""
+        return cast("JobView", self._call("retry", ref))
+
+    def metrics(self, ref: str, skip: int = 0) -> list[dict[str, Any]]:
+        """The rows of a job's `metrics.jsonl`, without the first `skip`."""
+        return cast("list[dict[str, Any]]", self._call("metrics", ref, skip, again=True))
+
+    def events(self, ref: str, after: int = 0) -> list[dict[str, Any]]:
+        """What happened to a job: `seq`, `time` (Unix seconds) and `message`, from the `seq` after `after`."""
+        return cast("list[dict[str, Any]]", self._call("events", ref, after, again=True))
+
+    def cluster(self) -> dict[str, Any]:
+        """The orchestrator, its actors, and how many jobs are in which state."""
+        return cast("dict[str, Any]", self._call("cluster", again=True))
+
+    def ping(self) -> dict[str, Any]:
+        """Who answers: version, storage folder, process id and node of the orchestrator."""
+        return cast("dict[str, Any]", self._call("ping", again=True))
+
+    def _call(self, method: str, *arguments: Any, timeout: float = CALL_SECONDS, again: bool = False) -> Any:
+        return self._call_each(method, [arguments], timeout, again=again)[0]
+
+    def _call_each(self, method: str, calls: Sequence[tuple[Any, ...]], timeout: float, *, again: bool) -> list[Any]:
+        """Calls a method of the orchestrator once for each tuple of arguments.
+
+        Args:
+            method: Its name.
+            calls: The arguments of each call.
+            timeout: Seconds to wait for all answers.
+            again: The call may be repeated when the orchestrator dies before it answers.
+        """
+        import ray
+
+        deadline = time.monotonic() + RETRY_SECONDS
+        while True:
+            try:
+                refs = [getattr(self._controller, method).remote(*arguments) for arguments in calls]
+                return cast("list[Any]", ray.get(refs, timeout=timeout))
+            except ray.exceptions.RayTaskError as error:
+                raise _own_error(error) from None
+            except ray.exceptions.GetTimeoutError:
+                raise ClusterUnavailableError(
+                    f"the orchestrator did not answer within {timeout:.0f} s; `ray status` and the Ray dashboard "
+                    "show whether its node is alive"
+                ) from None
+            except ray.exceptions.RayError as error:
+                if not again or time.monotonic() > deadline:
+                    raise ClusterUnavailableError(f"the orchestrator is gone: {error}") from None
+                time.sleep(POLL_SECONDS)
+                self._controller = connection.controller()
+
+
+def _own_error(error: ray.exceptions.RayTaskError) -> LorayError:
+    """The error that the orchestrator raised, out of Ray's wrapping."""
+    cause = error.cause
+    if isinstance(cause, LorayError):
+        return cause
+    return LorayError(f"the orchestrator failed on this request ({cause!r}); its log in the Ray dashboard has more")
+
+
+class Job:
+    """One submitted job. Every method asks the orchestrator, so that the answer is never stale."""
+
+    def __init__(self, client: Client, id: str, name: str) -> None:
+        self.client = client
+        self.id = id
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"Job(id={self.id!r}, name={self.name!r})"
+
+    def status(self) -> JobState:
+        """The state: QUEUED, RUNNING, PAUSED, SUCCEEDED, FAILED or CANCELLED."""
+        return JobState(self.info()["state"])
+
+    def info(self) -> JobView:
+        """Everything about the job: state, progress, speed, why it waits, why it ended."""
+        return self.client.get_job(self.id)
+
+    def wait(self, timeout: float | None = None) -> JobView:
+        """Waits for the end of the job and returns its info.
+
+        Args:
+            timeout: Seconds to wait; None waits for ever.
+
+        Raises:
+            JobFailedError: It ended FAILED or CANCELLED.
+            WaitTimeoutError: It is still going on after `timeout` seconds.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            view = self.info()
+            state = JobState(view["state"])
+            if state is JobState.SUCCEEDED:
+                return view
+            if state in TERMINAL:
+                raise JobFailedError(f"job {self.name!r} ended {state.value}: {view['reason'] or 'no reason given'}")
+            left = POLL_SECONDS if deadline is None else deadline - time.monotonic()
+            if left <= 0:
+                raise WaitTimeoutError(
+                    f"job {self.name!r} is {state.value} after {timeout:g} s; it goes on, and can be waited for again"
+                )
+            time.sleep(min(left, POLL_SECONDS))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of the job's `metrics.jsonl`."""
+        return self.client.metrics(self.id)
+
+    def events(self) -> list[dict[str, Any]]:
+        """What happened to the job: `seq`, `time` (Unix seconds) and `message`."""
+        return self.client.events(self.id)
+
+    def logs(self) -> str:
+        """Events and metrics as lines of text, in the order in which they happened."""
+        entries = sorted(self.events() + self.metrics(), key=lambda entry: entry.get("time") or 0.0)
+        return "".join(f"{words.log_line(entry)}\n" for entry in entries)
+
+    def cancel(self) -> JobView:
+        """Ends the job for good, and drops its checkpoints."""
+        return self.client.cancel(self.id)
+
+    def pause(self) -> JobView:
+        """Takes the job from its actor, or out of the queue, with a checkpoint of where it stands."""
+        return self.client.pause(self.id)
+
+    def resume(self) -> JobView:
+        """Puts the paused job back into the queue."""
+        return self.client.resume(self.id)
+
+    def retry(self) -> JobView:
+        """Puts the failed or cancelled job back into the queue."""
+        return self.client.retry(self.id)

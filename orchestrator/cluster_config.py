@@ -1,0 +1,188 @@
+"""The cluster file: where state lives, which actors there are, and how the scheduler works."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+
+from gpu_actor.config import Strict
+from gpu_actor.model_store import looks_like_path, loray_home
+from orchestrator.field_errors import Problem, ProblemsError, explain, show
+from orchestrator.field_index import dotted
+from orchestrator.yaml_file import read_document
+
+_UNITS = {"": 1, "B": 1} | {
+    unit: base**power
+    for base, infix in ((1000, ""), (1024, "i"))
+    for power, unit in enumerate((f"{prefix}{infix}B" for prefix in "kMGT"), start=1)
+}
+_UNITS |= {"KB": 1000, "KiB": 1024}
+_OTHER_NAMES = {"gpus": "actors[].num_gpus", "memory": "actors[].memory_limit", "db": "database"}
+
+
+def parse_size(value: Any) -> Any:
+    """Bytes from a size in words such as `8GiB` or `500MB`; anything but text is returned as it is.
+
+    Raises:
+        ValueError: The text is no size.
+    """
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*([A-Za-z]*)\s*", value)
+    size = int(float(match[1]) * _UNITS.get(match[2], 0)) if match else 0
+    if size < 1:
+        raise ValueError("is not a size; allowed: bytes, or a number with kB, MB, GB, TB, KiB, MiB, GiB or TiB")
+    return size
+
+
+Size = Annotated[int, BeforeValidator(parse_size)]
+
+
+class ActorConfig(Strict):
+    """One actor: one base model on one device."""
+
+    base_model: str | None = Field(
+        default=None, min_length=1, description="The base model it starts with; null: that of the first job."
+    )
+    num_gpus: float = Field(default=0, ge=0, le=1, description="Share of a GPU that Ray sets aside for it; 0: CPU.")
+    device: str | None = Field(
+        default=None,
+        pattern=r"^(cpu|cuda(:[0-9]{1,3})?)$",
+        description="`cpu`, `cuda` or `cuda:<n>`; null: `cuda` when num_gpus is above 0, else `cpu`.",
+    )
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = Field(
+        default="float32", description="Number format of the base model."
+    )
+    memory_limit: Size | None = Field(
+        default=None,
+        gt=0,
+        description="Bytes it may use, or a size such as 8GiB; null: all that the device has.",
+    )
+    token_budget: int | None = Field(
+        default=None, gt=0, description="Most tokens in one shared batch; null: the default of the engine."
+    )
+    cpu_threads: int | None = Field(default=None, ge=1, description="Threads of a CPU actor; null: one per core.")
+    gradient_checkpointing: bool = Field(default=False, description="Less memory for activations, slower steps.")
+
+    @model_validator(mode="after")
+    def _device_fits(self) -> ActorConfig:
+        if self.device and (self.device != "cpu") != (self.num_gpus > 0):
+            raise ValueError(
+                f"device {self.device} does not go with num_gpus {self.num_gpus:g}; "
+                "a cuda device needs num_gpus above 0, and cpu needs 0"
+            )
+        return self
+
+    @property
+    def resolved_device(self) -> str:
+        """The device, chosen by num_gpus where none is given."""
+        return self.device or ("cuda" if self.num_gpus else "cpu")
+
+
+class SchedulerConfig(Strict):
+    """How jobs are placed."""
+
+    policy: Literal["priority"] = Field(default="priority", description="`priority`: higher first, then by arrival.")
+    tick_seconds: float = Field(default=0.5, gt=0, le=60, description="Seconds between two looks at the cluster.")
+
+
+class ClusterConfig(Strict):
+    """The whole cluster file; every field has a default."""
+
+    storage: str = Field(
+        default_factory=lambda: str(loray_home()),
+        min_length=1,
+        description="Folder of Loray's state; the default is $LORAY_HOME, else ~/.loray.",
+    )
+    database: str | None = Field(
+        default=None,
+        description="SQLAlchemy URL of the job table, sqlite or postgresql; null: SQLite in storage.",
+    )
+    actors: Literal["auto"] | list[ActorConfig] = Field(
+        default="auto",
+        description="`auto` (one actor per GPU, one CPU actor where there is none), or a list of actors.",
+    )
+    scheduler: SchedulerConfig = Field(default_factory=SchedulerConfig, description="How jobs are placed.")
+    allowed_roots: list[str] = Field(
+        default_factory=list,
+        description="Folders below which data sets, outputs, start adapters and base model folders must lie; "
+        "none: anywhere.",
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="Whether Python code that comes with a base model may run on the actors."
+    )
+
+    @field_validator("database")
+    @classmethod
+    def _database(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"(sqlite|postgresql)(\+\w+)?://.*/.", value):
+            raise ValueError("is not a URL of a database; allowed: sqlite:////folder/file.db, postgresql://host/name")
+        return value
+
+    @field_validator("actors")
+    @classmethod
+    def _some_actor(cls, value: str | list[ActorConfig]) -> str | list[ActorConfig]:
+        if not value:
+            raise ValueError("names no actor; give at least one, or auto")
+        return value
+
+    @property
+    def database_url(self) -> str:
+        """The URL of the job table."""
+        return self.database or f"sqlite:///{Path(self.storage) / 'loray.db'}"
+
+
+class ClusterFileError(ProblemsError):
+    """A cluster file that cannot be used; its text has one line for each problem."""
+
+
+def load_cluster_config(path: Path | None) -> ClusterConfig:
+    """The settings of a cluster file, its paths absolute; without a file, the defaults.
+
+    Raises:
+        ClusterFileError: With every problem of the file.
+    """
+    if path is None:
+        return ClusterConfig()
+    source = str(path)
+    try:
+        data, problems = read_document(Path(path))
+    except ProblemsError as error:
+        raise ClusterFileError(error.problems) from None
+    if not isinstance(data, Mapping):
+        words = f"{show(data)} is not a cluster file; give a mapping of fields such as storage and actors"
+        raise ClusterFileError([*problems, Problem(source, "", words)])
+    try:
+        config = ClusterConfig.model_validate(data)
+    except ValidationError as error:
+        found = explain(error, data, ClusterConfig, _OTHER_NAMES)
+        problems += [Problem(source, dotted(field), message) for field, message in found]
+    if problems:
+        raise ClusterFileError(problems)
+    return _with_absolute_paths(config, Path(path).parent)
+
+
+def _with_absolute_paths(config: ClusterConfig, folder: Path) -> ClusterConfig:
+    def absolute(value: str) -> str:
+        return os.path.abspath(folder / os.path.expanduser(value))
+
+    actors = config.actors
+    if not isinstance(actors, str):
+        actors = [
+            actor.model_copy(update={"base_model": absolute(actor.base_model)})
+            if actor.base_model and (looks_like_path(actor.base_model) or os.path.isdir(absolute(actor.base_model)))
+            else actor
+            for actor in actors
+        ]
+    return config.model_copy(
+        update={
+            "storage": absolute(config.storage),
+            "allowed_roots": [absolute(root) for root in config.allowed_roots],
+            "actors": actors,
+        }
+    )

@@ -1,0 +1,372 @@
+"""The orchestrator: a detached actor on the head node that keeps the job table and drives the cluster once a tick.
+
+It is an asynchronous actor: every method runs in one event loop, between whose awaits nothing else happens. Ray
+restarts it when it dies and repeats the calls that were under way, so each call that changes something may be repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from gpu_actor.errors import ClusterUnavailableError, JobFailedError
+from gpu_actor.model_store import loray_home
+from orchestrator import __version__, verbs
+from orchestrator.bases import BaseCatalog
+from orchestrator.cluster_config import ClusterConfig
+from orchestrator.connection import CONTROLLER, NAMESPACE
+from orchestrator.field_errors import Problem
+from orchestrator.fleet import Fleet, one_line, short_name
+from orchestrator.job import TERMINAL, JobState
+from orchestrator.job_folder import make_folders, read_metrics, write_job_file
+from orchestrator.job_view import actor_view, job_view
+from orchestrator.metrics import Metrics
+from orchestrator.reconcile import Reconciler
+from orchestrator.slots import HEAD
+from orchestrator.storage_lock import hold
+from orchestrator.store import JobRecord, LiveJobError, Store
+from orchestrator.submission import Admission
+
+logger = logging.getLogger("loray.controller")
+
+_START_SECONDS = 90.0
+_MOST_WATCHED = 100_000
+# What of the starting process's environment the actors must share, so that all find the same models.
+_SHARED_ENVIRONMENT = ("LORAY_HOME", "HF_HOME", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+
+JobDict = dict[str, Any]
+
+
+class Controller:
+    """The orchestrator. Plain class; `start_or_attach_controller` makes the Ray actor of it."""
+
+    def __init__(self, config: ClusterConfig) -> None:
+        """Open the store and start looking after the cluster. Must be called in a running event loop.
+
+        Args:
+            config: The cluster file.
+
+        Raises:
+            StoreError: Another orchestrator uses the storage, or the job table cannot be opened.
+        """
+        self._config = config
+        self._lock = hold(Path(config.storage))
+        self._store = Store(config.database_url)
+        env_vars = {name: os.environ[name] for name in _SHARED_ENVIRONMENT if name in os.environ}
+        self._fleet = Fleet(config, self._store, env_vars)
+        self._bases = BaseCatalog(env_vars, config.trust_remote_code)
+        self._admission = Admission(self._store, self._fleet, self._bases, config.allowed_roots)
+        self._reconciler = Reconciler(self._store, self._fleet, self._bases, self._started, self._over)
+        self._metrics = Metrics()
+        self._since = time.time()
+        self._trouble: str | None = None
+        self._adopted = False
+        self._wake = asyncio.Event()
+        self._over_events: dict[str, asyncio.Event] = {}
+        self._rows: dict[str, asyncio.Task[None]] = {}
+        self._ending: asyncio.Task[None] | None = None
+        self._leaving: asyncio.Task[None] | None = None
+        self._ticking = asyncio.get_running_loop().create_task(self._run())
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while True:
+            started = time.monotonic()
+            self._wake.clear()
+            try:
+                await self._tick()
+                self._trouble = None
+            except Exception as error:
+                self._trouble = f"{type(error).__name__}: {one_line(error)}"
+                logger.exception("a look at the cluster failed")
+            self._metrics.tick(time.monotonic() - started)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), self._config.scheduler.tick_seconds)
+
+    async def _tick(self) -> None:
+        if not self._adopted:
+            self._take_over()
+        for loss in await self._reconciler.tick():
+            self._metrics.actor_lost(loss.kind.value)
+        self._metrics.jobs(self._store.counts())
+        members = self._fleet.members.values()
+        self._metrics.actors((member.slot.id, member.report) for member in members if member.report)
+
+    def _take_over(self) -> None:
+        """Go on where an earlier process stopped, and start what the cluster file wants to be hosted from the start."""
+        self._fleet.discover()
+        self._fleet.adopt()
+        for slot in self._fleet.slots.values():
+            if slot.settings.base_model and self._fleet.at(slot.id) is None:
+                self._fleet.start(slot.id, slot.settings.base_model)
+        for job in self._store.jobs([state for state in JobState if state not in TERMINAL]):
+            if job.attempt:
+                self._started(job)
+        self._adopted = True
+
+    # -- one row per job in the Ray dashboard --------------------------------------------------------------------
+
+    def _started(self, job: JobRecord) -> None:
+        """Give a job that was given to an actor its row, once."""
+        if job.id not in self._rows:
+            self._rows[job.id] = asyncio.get_running_loop().create_task(self._show(job))
+
+    async def _show(self, job: JobRecord) -> None:
+        spec = job.spec
+        row = f"lora[{spec.name}] {short_name(spec.base_model)} r={spec.lora.r}"
+        itself = ray.get_actor(CONTROLLER, namespace=NAMESPACE)
+        try:
+            await itself.watch.options(name=row, concurrency_group="watch").remote(job.id)
+        except ray.exceptions.RayError as error:
+            logger.info("%s: %s", row, one_line(error))
+        finally:
+            del self._rows[job.id]
+
+    def _over(self, job: JobRecord) -> None:
+        """Tell those who watch a job that it is over."""
+        event = self._over_events.pop(job.id, None)
+        if event is not None:
+            event.set()
+        if job.state is JobState.SUCCEEDED and job.finished_at is not None:
+            self._metrics.succeeded(job.finished_at - job.submitted_at)
+
+    async def watch(self, job_id: str) -> str:
+        """Wait for the end of a job; returns its state.
+
+        Raises:
+            JobNotFoundError: No job has that id.
+            JobFailedError: It failed; the message is its reason.
+        """
+        job = self._store.get(job_id)
+        while job.state not in TERMINAL:
+            await self._over_events.setdefault(job_id, asyncio.Event()).wait()
+            job = self._store.get(job_id)
+        if job.state is JobState.FAILED:
+            raise JobFailedError(f"job {job.name}: {job.reason}")
+        state: str = job.state.value
+        return state
+
+    # -- asking --------------------------------------------------------------------------------------------------
+
+    async def ping(self) -> dict[str, Any]:
+        """Who this is and where its state lives."""
+        return {
+            "version": __version__,
+            "storage": self._config.storage,
+            "pid": os.getpid(),
+            "node_id": ray.get_runtime_context().get_node_id(),
+        }
+
+    async def list_jobs(self) -> list[JobDict]:
+        """All jobs in the order of arrival."""
+        return [self._view(job) for job in self._store.jobs()]
+
+    async def get_job(self, ref: str) -> JobDict:
+        """One job by id or name (the newest of that name).
+
+        Raises:
+            JobNotFoundError: No job has that id or name.
+        """
+        return self._view(self._store.find(ref))
+
+    async def metrics(self, ref: str, skip: int = 0) -> list[dict[str, Any]]:
+        """The rows of a job's `metrics.jsonl` after the first `skip`.
+
+        Raises:
+            JobNotFoundError: No job has that id or name.
+        """
+        return await asyncio.to_thread(read_metrics, self._store.find(ref).output_dir, skip)
+
+    async def events(self, ref: str, after: int = 0) -> list[dict[str, Any]]:
+        """What happened to a job: `seq`, `time` and `message` of each event after number `after`.
+
+        Raises:
+            JobNotFoundError: No job has that id or name.
+        """
+        return self._store.events(self._store.find(ref).id, after)
+
+    async def cluster(self) -> dict[str, Any]:
+        """The orchestrator, its actors, and the number of jobs by state."""
+        running = self._store.jobs([JobState.RUNNING])
+        actors = []
+        for place in self._fleet.views():
+            member = self._fleet.at(place.id)
+            names = [job.name for job in running if member and job.actor == member.name]
+            actors.append(actor_view(place, member, names))
+        return {
+            "controller": {
+                **await self.ping(),
+                "since": self._since,
+                "trouble": self._trouble,
+                "tick_seconds": self._config.scheduler.tick_seconds,
+                "policy": self._config.scheduler.policy,
+            },
+            "actors": actors,
+            "jobs": {state.value: count for state, count in self._store.counts().items()},
+        }
+
+    def _view(self, job: JobRecord) -> JobDict:
+        return job_view(job, self._reconciler.live.get(job.id))
+
+    # -- submitting ----------------------------------------------------------------------------------------------
+
+    async def check(self, jobs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+        """What keeps jobs from being accepted; nothing is accepted.
+
+        Args:
+            jobs: Fields of `JobSpec`, paths absolute.
+        """
+        _, problems = await self._admission.check(jobs)
+        return [asdict(problem) for problem in problems]
+
+    async def submit(self, jobs: Sequence[Mapping[str, Any]], request_id: str) -> dict[str, Any]:
+        """Accept jobs, all or none.
+
+        Args:
+            jobs: Fields of `JobSpec`, paths absolute.
+            request_id: Chosen by the client; the same request again returns the jobs that it made before.
+
+        Returns:
+            `accepted` (the jobs) and `problems`; one of them is empty.
+        """
+        self._refuse_at_the_end()
+        accepted = self._store.request(request_id)
+        if accepted is None:
+            specs, problems = await self._admission.check(jobs)
+            accepted = self._store.request(request_id)  # the same request may have come twice at a time
+        if accepted is None:
+            problems = problems or await asyncio.to_thread(make_folders, specs)
+            if problems:
+                return _refused(problems)
+            try:
+                accepted = self._store.add(specs, request_id)
+            except LiveJobError as error:
+                return _refused([Problem(f"job {error.job}", error.field, error.message)])
+        for job in accepted:
+            if job.state not in TERMINAL:
+                await asyncio.to_thread(write_job_file, job.spec)
+        self._wake.set()
+        return {"accepted": [self._view(job) for job in accepted], "problems": []}
+
+    # -- changing ------------------------------------------------------------------------------------------------
+
+    async def cancel(self, ref: str) -> JobDict:
+        """Give a job up and remove its checkpoints. A running one ends at its next step boundary.
+
+        Raises:
+            JobNotFoundError: No job has that id or name.
+            IllegalTransitionError: It is over.
+        """
+        job = verbs.cancel(self._store, self._find(ref))
+        if job.state in TERMINAL:
+            self._over(job)
+        return self._changed(job)
+
+    async def pause(self, ref: str) -> JobDict:
+        """Take a job off its actor, with a checkpoint, and hold it until `resume`.
+
+        Raises:
+            JobNotFoundError: No job has that id or name.
+            IllegalTransitionError: It is over, or is being cancelled.
+        """
+        return self._changed(verbs.pause(self._store, self._find(ref)))
+
+    async def resume(self, ref: str) -> JobDict:
+        """Put a paused job back into the queue.
+
+        Raises:
+            JobNotFoundError: No job has that id or name.
+            IllegalTransitionError: It is over, or is being cancelled.
+        """
+        return self._changed(verbs.resume(self._store, self._find(ref)))
+
+    async def retry(self, ref: str) -> JobDict:
+        """Start a failed or cancelled job over, under its own id.
+
+        Raises:
+            JobNotFoundError: No job has that id or name.
+            IllegalTransitionError: It neither failed nor was cancelled, or a live job has its name or folder.
+        """
+        return self._changed(verbs.retry(self._store, self._find(ref)))
+
+    def _find(self, ref: str) -> JobRecord:
+        self._refuse_at_the_end()
+        return self._store.find(ref)
+
+    def _changed(self, job: JobRecord) -> JobDict:
+        self._wake.set()
+        return self._view(job)
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    async def shutdown(self) -> None:
+        """Stop the actors, which write checkpoints, leave unfinished jobs in the queue, and end."""
+        if self._ending is None:
+            self._ending = asyncio.get_running_loop().create_task(self._end())
+        await asyncio.shield(self._ending)
+        self._leaving = asyncio.get_running_loop().create_task(_leave())
+
+    async def _end(self) -> None:
+        self._ticking.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._ticking
+        self._reconciler.settle(await self._fleet.stop())
+        self._store.close()
+
+    def _refuse_at_the_end(self) -> None:
+        if self._ending is not None:
+            raise ClusterUnavailableError("the orchestrator is being shut down; start it again with `loray serve`")
+
+
+def start_or_attach_controller(config: ClusterConfig) -> Any:
+    """The handle of the orchestrator on the connected cluster, which is started if none runs.
+
+    Args:
+        config: The cluster file of one that has to be started; one that runs keeps its own.
+
+    Raises:
+        ClusterUnavailableError: It could not be started; the message says why.
+    """
+    remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, concurrency_groups={"watch": _MOST_WATCHED})(
+        Controller
+    )
+    env_vars = {name: os.environ[name] for name in _SHARED_ENVIRONMENT if name in os.environ}
+    handle = remote.options(
+        name=CONTROLLER,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        resources={HEAD: 0.001},
+        runtime_env={"env_vars": {**env_vars, "LORAY_HOME": str(loray_home())}},
+    ).remote(config)
+    try:
+        ray.get(handle.ping.remote(), timeout=_START_SECONDS)
+    except ray.exceptions.RayActorError as error:
+        last = [line for line in str(error).splitlines() if line.strip()][-1]
+        raise ClusterUnavailableError(f"the orchestrator cannot start: {last.rpartition('Error: ')[2]}") from None
+    except ray.exceptions.GetTimeoutError:
+        raise ClusterUnavailableError(
+            f"the orchestrator did not start within {_START_SECONDS:.0f} s; `ray status` and its log "
+            f"(`ray logs actor`) show why"
+        ) from None
+    return handle
+
+
+async def _leave() -> None:
+    """End this actor for good, a moment after its last answer has left."""
+    await asyncio.sleep(0.2)
+    ray.kill(ray.get_actor(CONTROLLER, namespace=NAMESPACE), no_restart=True)
+
+
+def _refused(problems: Sequence[Problem]) -> dict[str, Any]:
+    return {"accepted": [], "problems": [asdict(problem) for problem in problems]}

@@ -1,0 +1,119 @@
+"""The places where actors can be: found on the cluster's nodes, or listed in the cluster file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gpu_actor.config import ActorOptions
+from gpu_actor.footprint import DTYPE_BYTES
+from gpu_actor.memory import memory_limit
+from orchestrator.cluster_config import ActorConfig
+from orchestrator.scheduler.estimate import DEFAULT_TOKEN_BUDGET, device_kind
+from orchestrator.scheduler.view import ActorShape
+
+HEAD = "node:__internal_head__"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place for one actor.
+
+    Attributes:
+        id: Unique in the cluster, and the same after a restart: `cpu:0`, `cuda:1`, `3f9a12/cuda:0`.
+        node_id: The node it is on; None where Ray chooses.
+        settings: What the cluster file says of it, or the defaults.
+        memory_limit: Bytes its actor may use; None: all that the device has.
+        cpu_threads: Threads of its actor; None: one per core.
+    """
+
+    id: str
+    node_id: str | None
+    settings: ActorConfig
+    memory_limit: int | None = None
+    cpu_threads: int | None = None
+
+    @property
+    def device(self) -> str:
+        """As `ActorOptions` names it."""
+        return self.settings.resolved_device
+
+    @property
+    def token_budget(self) -> int:
+        """Most tokens in one shared batch."""
+        return self.settings.token_budget or DEFAULT_TOKEN_BUDGET[device_kind(self.device)]
+
+    @property
+    def shape(self) -> ActorShape:
+        """What memory predictions need to know of it."""
+        return ActorShape(
+            self.device,
+            self.token_budget,
+            DTYPE_BYTES[self.settings.dtype],
+            self.settings.gradient_checkpointing,
+        )
+
+    def options(self, name: str, base_model: str, trust_remote_code: bool) -> ActorOptions:
+        """The options of an actor here.
+
+        Args:
+            name: Of the actor.
+            base_model: What it hosts.
+            trust_remote_code: Whether Python code that comes with the base model may run.
+        """
+        return ActorOptions(
+            name=name,
+            base_model=base_model,
+            device=self.device,
+            dtype=self.settings.dtype,
+            memory_limit=self.memory_limit,
+            token_budget=self.token_budget,
+            cpu_threads=self.cpu_threads,
+            gradient_checkpointing=self.settings.gradient_checkpointing,
+            trust_remote_code=trust_remote_code,
+        )
+
+
+def find_slots(nodes: Sequence[Mapping[str, Any]]) -> list[Slot]:
+    """One place per GPU of the cluster, or one on the head node's CPU where there is no GPU.
+
+    Args:
+        nodes: As `ray.nodes()` gives them.
+    """
+    alive = sorted((node for node in nodes if node["Alive"]), key=_head_first)
+    slots = []
+    for node in alive:
+        prefix = "" if HEAD in node["Resources"] else f"{node['NodeID'][:6]}/"
+        for number in range(int(node["Resources"].get("GPU", 0))):
+            slots.append(Slot(f"{prefix}cuda:{number}", node["NodeID"], ActorConfig(num_gpus=1)))
+    if slots:
+        return slots
+    return listed_slots([ActorConfig()], nodes)
+
+
+def listed_slots(actors: Sequence[ActorConfig], nodes: Sequence[Mapping[str, Any]]) -> list[Slot]:
+    """The places of a cluster file. Those on a CPU are on the head node and share its memory and cores evenly.
+
+    Args:
+        actors: The cluster file's list.
+        nodes: As `ray.nodes()` gives them.
+    """
+    head = next((node["NodeID"] for node in nodes if node["Alive"] and HEAD in node["Resources"]), None)
+    on_cpu = sum(not actor.num_gpus for actor in actors)
+    threads = max(1, (os.cpu_count() or 1) // on_cpu) if on_cpu > 1 else None
+    slots: list[Slot] = []
+    for actor in actors:
+        device = device_kind(actor.resolved_device)
+        slot_id = f"{device}:{sum(device_kind(slot.device) == device for slot in slots)}"
+        if actor.num_gpus:
+            slots.append(Slot(slot_id, None, actor, actor.memory_limit))
+        else:
+            limit = actor.memory_limit or memory_limit("cpu") // on_cpu
+            slots.append(Slot(slot_id, head, actor, limit, actor.cpu_threads or threads))
+    return slots
+
+
+def _head_first(node: Mapping[str, Any]) -> tuple[bool, str]:
+    return (HEAD not in node["Resources"], node["NodeID"])

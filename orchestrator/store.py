@@ -1,0 +1,391 @@
+"""The durable job table: what was accepted stays accepted, whatever dies.
+
+SQLite by default (WAL, flushed at every commit), PostgreSQL by URL. Every method is one transaction. One orchestrator
+at a time writes to a store; `orchestrator.controller` sees to that.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from gpu_actor.errors import InvalidJobError, JobNotFoundError, LorayError
+from orchestrator import tables
+from orchestrator.job import TERMINAL, JobSpec, JobState, check_transition
+
+_DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
+_CHUNK = 500  # names in one IN (...)
+
+
+class StoreError(LorayError, RuntimeError):
+    """The job table cannot be used."""
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """One row of the job table.
+
+    Attributes:
+        attempt: Number of the latest assignment to an actor; raised before the actor hears of it.
+        retries: Assignments that ended with the death of an actor.
+        wish: What a person wants of a running job and the actor has not done yet: `cancel` or `pause`.
+        queued_at: When it joined the queue for the last time.
+    """
+
+    seq: int
+    id: str
+    name: str
+    state: JobState
+    spec: JobSpec
+    attempt: int
+    retries: int
+    wish: str | None
+    actor: str | None
+    boot_id: str | None
+    progress: dict[str, Any]
+    reason: str | None
+    waiting_for: str | None
+    output_dir: str
+    submitted_at: float
+    queued_at: float
+    started_at: float | None
+    finished_at: float | None
+    request_id: str
+
+
+@dataclass(frozen=True)
+class ActorRecord:
+    """An actor that was started: written before it exists, so that none can be forgotten."""
+
+    name: str
+    slot: str
+    base_model: str
+
+
+class LiveJobError(InvalidJobError):
+    """A live job has that name or that output folder.
+
+    Attributes:
+        job: Name of the refused job.
+        field: `name` or `output_dir`.
+        message: The reason in words, without the job's name.
+    """
+
+    def __init__(self, job: str, field: str, message: str) -> None:
+        super().__init__(job, field, message)
+        self.job, self.field, self.message = job, field, message
+
+    def __str__(self) -> str:
+        return f"job {self.job}: {self.field}: {self.message}"
+
+
+class Store:
+    """The job table behind one URL."""
+
+    def __init__(self, url: str) -> None:
+        """Open the table, and make it if it is not there.
+
+        Raises:
+            StoreError: The database cannot be opened, or a newer Loray wrote it.
+        """
+        try:
+            shown = sa.make_url(url).render_as_string(hide_password=True)
+            if url.startswith("sqlite"):
+                Path(sa.make_url(url).database or ".").parent.mkdir(parents=True, exist_ok=True)
+            self._engine = sa.create_engine(url, pool_pre_ping=True)
+            if self._engine.dialect.name == "sqlite":
+                sa.event.listen(self._engine, "connect", _durable)
+            self._open(shown)
+        except ImportError as error:
+            raise StoreError(f"database {shown}: its driver is missing ({error}); install loray[postgres]") from None
+        except (sa.exc.SQLAlchemyError, OSError) as error:
+            reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+            raise StoreError(f"the job table cannot be opened: {reason}; check `database` and `storage`") from None
+        self._last_ms = 0
+        self._specs: dict[str, JobSpec] = {}  # a job's spec never changes, and reading it is slow
+
+    def _open(self, shown: str) -> None:
+        with self._engine.begin() as connection:
+            if sa.inspect(connection).has_table(tables.versions.name):
+                found = connection.scalar(sa.select(sa.func.max(tables.versions.c.version))) or 0
+                if found > tables.SCHEMA_VERSION:
+                    raise StoreError(
+                        f"the job table {shown} has schema {found}, this Loray knows up to {tables.SCHEMA_VERSION}; "
+                        f"use the Loray that wrote it, or give another `storage`"
+                    )
+                return
+            tables.metadata.create_all(connection)
+            connection.execute(tables.versions.insert().values(version=tables.SCHEMA_VERSION))
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._engine.dispose()
+
+    # -- submitting ----------------------------------------------------------------------------------------------
+
+    def request(self, request_id: str) -> list[JobRecord] | None:
+        """The jobs that a request was answered with, or None if it is new."""
+        with self._engine.begin() as connection:
+            ids = connection.scalar(
+                sa.select(tables.requests.c.job_ids).where(tables.requests.c.request_id == request_id)
+            )
+        return None if ids is None else [self.get(job_id) for job_id in ids]
+
+    def live_conflicts(self, specs: Sequence[JobSpec]) -> list[LiveJobError]:
+        """Which jobs have the name or the output folder of a live job."""
+        with self._engine.begin() as connection:
+            return self._conflicts(connection, specs)
+
+    def _conflicts(
+        self, connection: Connection, specs: Sequence[JobSpec], leave_out: str | None = None
+    ) -> list[LiveJobError]:
+        found = []
+        for field in ("name", "output_dir"):
+            column = tables.jobs.c[field]
+            wanted = [getattr(spec, field) for spec in specs]
+            taken: dict[str, Any] = {}
+            for start in range(0, len(wanted), _CHUNK):
+                query = sa.select(column, tables.jobs.c.name, tables.jobs.c.id, tables.jobs.c.state).where(
+                    tables.is_live, column.in_(wanted[start : start + _CHUNK]), tables.jobs.c.id != (leave_out or "")
+                )
+                taken |= {row[0]: row for row in connection.execute(query)}
+            for spec in specs:
+                row = taken.get(getattr(spec, field))
+                if row is not None:
+                    found.append(LiveJobError(spec.name, field, _conflict_words(field, row)))
+        return found
+
+    def add(self, specs: Sequence[JobSpec], request_id: str) -> list[JobRecord]:
+        """Accept jobs, all or none. A request that was accepted before returns its jobs as they are now.
+
+        Raises:
+            LiveJobError: A live job has that name or output folder.
+        """
+        earlier = self.request(request_id)
+        if earlier is not None:
+            return earlier
+        now = time.time()
+        ids = [self._new_id() for _ in specs]
+        with self._engine.begin() as connection:
+            conflicts = self._conflicts(connection, specs)
+            if conflicts:
+                raise conflicts[0]
+            for job_id, spec in zip(ids, specs, strict=True):
+                values = _new_row(job_id, spec, request_id, now)
+                connection.execute(tables.jobs.insert().values(**values))
+                self._log(connection, job_id, "accepted")
+            connection.execute(tables.requests.insert().values(request_id=request_id, job_ids=ids))
+        return [self.get(job_id) for job_id in ids]
+
+    def _new_id(self) -> str:
+        """Short, sortable by time (9 digits count milliseconds), unique (15 random bits)."""
+        self._last_ms = max(int(time.time() * 1000), self._last_ms + 1)
+        number = self._last_ms << 15 | secrets.randbits(15)
+        digits = []
+        for _ in range(12):
+            number, digit = divmod(number, 32)
+            digits.append(_DIGITS[digit])
+        return "".join(reversed(digits))
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def get(self, job_id: str) -> JobRecord:
+        """One job by its id.
+
+        Raises:
+            JobNotFoundError: No job has that id.
+        """
+        with self._engine.begin() as connection:
+            return self._get(connection, job_id)
+
+    def find(self, ref: str) -> JobRecord:
+        """One job by its id or its name (the newest of that name).
+
+        Raises:
+            JobNotFoundError: No job has that id or name.
+        """
+        by_id = sa.case((tables.jobs.c.id == ref, 0), else_=1)
+        query = sa.select(tables.jobs).where(sa.or_(tables.jobs.c.id == ref, tables.jobs.c.name == ref))
+        with self._engine.begin() as connection:
+            row = connection.execute(query.order_by(by_id, tables.jobs.c.seq.desc()).limit(1)).first()
+        if row is None:
+            raise JobNotFoundError(f"no job has the id or name {ref!r}; `loray list` shows all")
+        return self._record(row)
+
+    def jobs(self, states: Iterable[JobState] | None = None) -> list[JobRecord]:
+        """Jobs in the order of arrival; all, or those in some states."""
+        query = sa.select(tables.jobs).order_by(tables.jobs.c.seq)
+        if states is not None:
+            query = query.where(tables.jobs.c.state.in_([state.value for state in states]))
+        with self._engine.begin() as connection:
+            return [self._record(row) for row in connection.execute(query)]
+
+    def counts(self) -> dict[JobState, int]:
+        """Number of jobs by state, every state included."""
+        query = sa.select(tables.jobs.c.state, sa.func.count()).group_by(tables.jobs.c.state)
+        with self._engine.begin() as connection:
+            found = {row[0]: row[1] for row in connection.execute(query)}
+        return {state: found.get(state.value, 0) for state in JobState}
+
+    def events(self, job_id: str, after: int = 0) -> list[dict[str, Any]]:
+        """What happened to a job, oldest first: `seq`, `time`, `message` of each event after number `after`."""
+        query = sa.select(tables.events.c.seq, tables.events.c.time, tables.events.c.message).where(
+            tables.events.c.job_id == job_id, tables.events.c.seq > after
+        )
+        with self._engine.begin() as connection:
+            return [dict(row._mapping) for row in connection.execute(query.order_by(tables.events.c.seq))]
+
+    # -- changing ------------------------------------------------------------------------------------------------
+
+    def move(self, job_id: str, state: JobState, message: str, **changes: Any) -> JobRecord:
+        """Bring a job into another state, with its event.
+
+        Args:
+            job_id: Which job.
+            state: The new state; wish and waiting reason of the old one end with it.
+            message: The event, in words.
+            **changes: Further columns.
+
+        Raises:
+            IllegalTransitionError: The job cannot go there from where it is.
+            LiveJobError: It would come back to life beside a live job of its name or output folder.
+        """
+        now = time.time()
+        defaults: dict[str, Any] = {"wish": None, "waiting_for": None}
+        if state is JobState.QUEUED:
+            defaults |= {"queued_at": now, "finished_at": None}
+        if state is not JobState.RUNNING:
+            defaults |= {"actor": None, "boot_id": None}
+        if state in TERMINAL:
+            defaults["finished_at"] = now
+        with self._engine.begin() as connection:
+            job = self._get(connection, job_id)
+            check_transition(job.state, state)
+            if job.state in TERMINAL:
+                conflicts = self._conflicts(connection, [job.spec], leave_out=job_id)
+                if conflicts:
+                    raise conflicts[0]
+            self._set(connection, job_id, {**defaults, **changes, "state": state.value})
+            self._log(connection, job_id, message)
+            return self._get(connection, job_id)
+
+    def assign(self, job_id: str, actor: str, boot_id: str) -> JobRecord | None:
+        """Give a queued job to an actor under a new attempt number; None if it is not queued any more."""
+        with self._engine.begin() as connection:
+            job = self._get(connection, job_id)
+            if job.state is not JobState.QUEUED:
+                return None
+            changes = {
+                "state": JobState.RUNNING.value,
+                "attempt": job.attempt + 1,
+                "actor": actor,
+                "boot_id": boot_id,
+                "waiting_for": None,
+                "started_at": job.started_at or time.time(),
+            }
+            self._set(connection, job_id, changes)
+            self._log(connection, job_id, f"assigned to {actor} (attempt {job.attempt + 1})")
+            return self._get(connection, job_id)
+
+    def wish(self, job_id: str, wish: str | None, message: str) -> JobRecord:
+        """Note what a person wants of a running job, with its event."""
+        with self._engine.begin() as connection:
+            self._set(connection, job_id, {"wish": wish})
+            self._log(connection, job_id, message)
+            return self._get(connection, job_id)
+
+    def set_progress(self, progress: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write the progress of several jobs."""
+        with self._engine.begin() as connection:
+            for job_id, values in progress.items():
+                self._set(connection, job_id, {"progress": dict(values)})
+
+    def set_waiting(self, reasons: Mapping[str, str]) -> None:
+        """Write why several jobs wait."""
+        with self._engine.begin() as connection:
+            for job_id, reason in reasons.items():
+                self._set(connection, job_id, {"waiting_for": reason})
+
+    def log(self, job_id: str, message: str) -> None:
+        """Add an event."""
+        with self._engine.begin() as connection:
+            self._log(connection, job_id, message)
+
+    # -- actors --------------------------------------------------------------------------------------------------
+
+    def actors(self) -> list[ActorRecord]:
+        """The actors that were started and not removed."""
+        with self._engine.begin() as connection:
+            rows = connection.execute(sa.select(tables.actors).order_by(tables.actors.c.name))
+            return [ActorRecord(**row._mapping) for row in rows]
+
+    def add_actor(self, actor: ActorRecord) -> None:
+        """Note an actor that is about to be started."""
+        with self._engine.begin() as connection:
+            values = {"name": actor.name, "slot": actor.slot, "base_model": actor.base_model}
+            connection.execute(tables.actors.insert().values(**values))
+
+    def remove_actor(self, name: str) -> None:
+        """Forget an actor that is gone."""
+        with self._engine.begin() as connection:
+            connection.execute(tables.actors.delete().where(tables.actors.c.name == name))
+
+    def _record(self, row: sa.Row[Any]) -> JobRecord:
+        values = dict(row._mapping)
+        spec = self._specs.get(row.id)
+        if spec is None:
+            spec = self._specs[row.id] = JobSpec.model_validate(values["spec"])
+        return JobRecord(**{**values, "state": JobState(row.state), "spec": spec})
+
+    # -- inside a transaction ------------------------------------------------------------------------------------
+
+    def _get(self, connection: Connection, job_id: str) -> JobRecord:
+        row = connection.execute(sa.select(tables.jobs).where(tables.jobs.c.id == job_id)).first()
+        if row is None:
+            raise JobNotFoundError(f"no job has the id {job_id!r}; `loray list` shows all")
+        return self._record(row)
+
+    @staticmethod
+    def _set(connection: Connection, job_id: str, changes: Mapping[str, Any]) -> None:
+        connection.execute(tables.jobs.update().where(tables.jobs.c.id == job_id).values(**changes))
+
+    @staticmethod
+    def _log(connection: Connection, job_id: str, message: str) -> None:
+        connection.execute(tables.events.insert().values(job_id=job_id, time=time.time(), message=message))
+
+
+def _durable(connection: Any, _: Any) -> None:
+    """A commit is on the disk when it returns; readers never wait for the writer."""
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _new_row(job_id: str, spec: JobSpec, request_id: str, now: float) -> dict[str, Any]:
+    return {
+        "id": job_id,
+        "name": spec.name,
+        "state": JobState.QUEUED.value,
+        "spec": spec.model_dump(mode="json"),
+        "progress": {},
+        "waiting_for": "the next look at the cluster",
+        "output_dir": spec.output_dir,
+        "submitted_at": now,
+        "queued_at": now,
+        "request_id": request_id,
+    }
+
+
+def _conflict_words(field: str, row: Any) -> str:
+    _, name, job_id, state = row
+    if field == "name":
+        return f"{name!r} is the name of a live job ({job_id}, {state}); choose another name, or cancel that job"
+    return f"the output folder belongs to the live job {name!r} ({job_id}, {state}); choose another folder"

@@ -1,0 +1,71 @@
+"""What a person can ask of one job. Asking twice changes nothing more, because Ray may repeat a call.
+
+The state of a running job changes only when its actor has let go of it: until then the job carries the wish.
+"""
+
+from __future__ import annotations
+
+from gpu_actor.errors import IllegalTransitionError
+from orchestrator.job import TERMINAL, JobState
+from orchestrator.job_folder import discard_checkpoints, discard_run
+from orchestrator.store import JobRecord, Store
+
+
+def cancel(store: Store, job: JobRecord) -> JobRecord:
+    """Give a job up and remove its checkpoints."""
+    if job.state is JobState.CANCELLED or job.wish == "cancel":
+        return job
+    if job.state is JobState.RUNNING:
+        return store.wish(job.id, "cancel", "asked to cancel")
+    job = store.move(job.id, JobState.CANCELLED, "cancelled")
+    discard_checkpoints(job.output_dir)
+    return job
+
+
+def pause(store: Store, job: JobRecord) -> JobRecord:
+    """Take a job off its actor, with a checkpoint, and hold it."""
+    if job.state is JobState.PAUSED or job.wish == "pause":
+        return job
+    if job.state is JobState.RUNNING:
+        _refuse_if_cancelling(job)
+        return store.wish(job.id, "pause", "asked to pause")
+    return store.move(job.id, JobState.PAUSED, "paused", waiting_for=paused_words(job))
+
+
+def resume(store: Store, job: JobRecord) -> JobRecord:
+    """Let a paused job go on."""
+    if job.state in TERMINAL:
+        remedy = "submit it again" if job.state is JobState.SUCCEEDED else "`loray retry` starts it over"
+        raise IllegalTransitionError(f"job {job.name} is {job.state.value} and cannot be resumed; {remedy}")
+    _refuse_if_cancelling(job)
+    if job.wish is not None:
+        return store.wish(job.id, None, "asked to go on")
+    if job.state is JobState.PAUSED:
+        return store.move(job.id, JobState.QUEUED, "resumed")
+    return job
+
+
+def retry(store: Store, job: JobRecord) -> JobRecord:
+    """Start a failed or cancelled job over, under its own id; nothing of the old run is used."""
+    if job.state is JobState.QUEUED:
+        return job
+    if job.state not in (JobState.FAILED, JobState.CANCELLED):
+        raise IllegalTransitionError(
+            f"job {job.name} is {job.state.value}; only a job that is FAILED or CANCELLED can be retried"
+        )
+    for conflict in store.live_conflicts([job.spec]):
+        raise IllegalTransitionError(f"job {job.name} cannot be retried: {conflict.message}")
+    discard_run(job.output_dir)
+    return store.move(
+        job.id, JobState.QUEUED, "retried: it starts over", retries=0, progress={}, reason=None, started_at=None
+    )
+
+
+def paused_words(job: JobRecord) -> str:
+    """What a paused job waits for."""
+    return f"somebody to let it go on (`loray resume {job.name}`)"
+
+
+def _refuse_if_cancelling(job: JobRecord) -> None:
+    if job.wish == "cancel":
+        raise IllegalTransitionError(f"job {job.name} is being cancelled; wait for it, then `loray retry` it")

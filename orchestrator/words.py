@@ -1,0 +1,150 @@
+"""Jobs and numbers in words: what a person reads on a terminal, without colour or layout."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+View = Mapping[str, Any]
+"""A job or an actor as the controller shows it: plain values by name."""
+
+LIVE_STATES = ("RUNNING", "QUEUED", "PAUSED")
+"""The states of a job that is not over, in the order in which they are shown."""
+
+NONE = "-"
+
+
+def duration(seconds: float | None) -> str:
+    """A span of time in its two largest units: `8s`, `3m 05s`, `2h 10m`, `4d 3h`."""
+    if seconds is None or seconds < 0:
+        return NONE
+    if seconds < 9.95:
+        return f"{seconds:.1f}s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d {whole % 86400 // 3600}h"
+
+
+def size(count: float | None) -> str:
+    """A number of bytes in binary units: `1.5 GiB`."""
+    if count is None:
+        return NONE
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit in ("B", "KiB") else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def amount(count: float | None) -> str:
+    """A count in short form: `812`, `12.3k`, `4.5M`."""
+    if count is None:
+        return NONE
+    if count < 10_000:
+        return f"{count:.0f}"
+    return f"{count / 1000:.1f}k" if count < 999_950 else f"{count / 1e6:.1f}M"
+
+
+def loss(value: float | None) -> str:
+    """A loss with four decimals."""
+    return NONE if value is None else f"{value:.4f}"
+
+
+def clock(seconds: float | None) -> str:
+    """A moment in local time."""
+    return NONE if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 job`, `2 jobs`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def steps(view: View) -> str:
+    """The steps made out of those to make: `12/300`."""
+    return f"{view['step']}/{view['total_steps'] or '?'}"
+
+
+def base(view: View) -> str:
+    """A base model's hub id, or the name of its folder."""
+    return (
+        str(view["base_model"]).rstrip("/").rpartition("/")[2]
+        if view["base_model"][:1] in "./~"
+        else view["base_model"]
+    )
+
+
+def share(view: View) -> float:
+    """How much of a job is done, from 0 to 1."""
+    total = view["total_steps"]
+    return min(1.0, view["step"] / total) if total else float(view["state"] == "SUCCEEDED")
+
+
+def seconds_run(view: View) -> float | None:
+    """Seconds from a job's first start to its end, or to now."""
+    if view["started_at"] is None:
+        return None
+    end: float = view["finished_at"] if view["finished_at"] is not None else time.time()
+    return end - float(view["started_at"])
+
+
+def remark(view: View) -> str:
+    """What a person should know beside a job's state: why it waits, why it ended, what was left out of its data."""
+    if view["state"] in ("QUEUED", "PAUSED"):
+        return view["waiting_for"] or view["reason"] or ""
+    if view["state"] != "RUNNING":
+        return view["reason"] or ""
+    notes = []
+    if view["truncated"]:
+        notes.append(f"{plural(view['truncated'], 'sample')} cut")
+    if view["dropped"]:
+        notes.append(f"{plural(view['dropped'], 'sample')} dropped")
+    return ", ".join(notes)
+
+
+def progress_line(view: View) -> str:
+    """One plain line about one job, for logs and pipes."""
+    parts = [view["name"], view["state"]]
+    if view["state"] == "RUNNING" or view["step"]:
+        parts.append(f"step {steps(view)} ({share(view):.0%})")
+    if view["loss"] is not None:
+        parts.append(f"loss {loss(view['loss'])}")
+    if view["state"] == "RUNNING":
+        parts += [f"{amount(view['tokens_per_s'])} tokens/s", f"ETA {duration(view['eta_s'])}"]
+    if view["state"] == "SUCCEEDED":
+        parts += [f"{duration(seconds_run(view))}", view["output_dir"]]
+    parts.append(remark(view))
+    return "  ".join(part for part in parts if part)
+
+
+def by_liveliness(views: Iterable[View]) -> list[View]:
+    """Jobs that run first, then those that wait, then those that are over, each in the order of submission."""
+    return sorted(views, key=lambda view: (*LIVE_STATES, view["state"]).index(view["state"]))
+
+
+def log_line(entry: Mapping[str, Any]) -> str:
+    """One event, or one row of a job's metrics, as a line."""
+    parts = [clock(entry.get("time"))]
+    if "message" in entry:
+        return "  ".join([*parts, str(entry["message"])])
+    if "step" in entry:
+        parts.append(f"step {entry['step']}")
+    if entry.get("epoch") is not None:
+        parts.append(f"epoch {entry['epoch']:.2f}")
+    for key, words, form in (
+        ("loss", "loss", ".4f"),
+        ("eval_loss", "eval loss", ".4f"),
+        ("learning_rate", "lr", ".3g"),
+        ("grad_norm", "grad norm", ".3g"),
+        ("tokens", "tokens", ".0f"),
+    ):
+        if entry.get(key) is not None:
+            parts.append(f"{words} {entry[key]:{form}}")
+    return "  ".join(parts)

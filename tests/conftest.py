@@ -1,0 +1,20 @@
+"""Shared by all tests: small thread counts, no network, a tiny random base model on disk."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory):
+    """Folder of a tiny random LLaMA model in fp32 safetensors."""
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    from support.tiny import tiny_model
+
+    tiny_model().save_pretrained(folder)
+    return str(folder)

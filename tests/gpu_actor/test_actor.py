@@ -1,0 +1,134 @@
+"""The actor as Ray drives it, without Ray: control returns at once, training goes on in its thread."""
+
+import time
+
+import pytest
+
+from gpu_actor.actor import GpuActor
+from gpu_actor.report import TenantState
+from support.engine import make_spec
+from support.oracle import metric_rows
+from support.tiny import token_rows
+
+LONG = {"max_steps": 100_000, "per_device_train_batch_size": 2}
+SHORT = {"max_steps": 5, "per_device_train_batch_size": 2}
+
+
+@pytest.fixture
+def actor(tiny_base):
+    running = GpuActor({"name": "a", "base_model": tiny_base, "device": "cpu", "cpu_threads": 1})
+    yield running
+    running.stop()
+
+
+def wait_for(actor, condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        report = actor.report()
+        tenants = {tenant.job_id: tenant for tenant in report.tenants}
+        if condition(report, tenants):
+            return tenants
+        time.sleep(0.02)
+    raise AssertionError(f"not within {seconds} s: {actor.report()}")
+
+
+def has(job_id, *states):
+    return lambda _, tenants: job_id in tenants and tenants[job_id].state in states
+
+
+def test_a_job_from_attach_to_forget(tmp_path, actor):
+    spec = make_spec(tmp_path, "one", token_rows(10), {"r": 4}, {**SHORT, "cutoff_len": 20}, {"val_size": 2})
+    actor.attach(spec.model_dump(), 1)
+    report = wait_for(actor, has("one", TenantState.SUCCEEDED))["one"]
+    assert (report.step, report.total_steps, report.samples, report.attempt) == (5, 5, 8, 1)
+    assert report.truncated > 0
+    assert report.eval_loss is not None
+    assert report.loss == metric_rows(spec.output_dir)[-1]["loss"]
+    assert report.tokens == sum(row["tokens"] for row in metric_rows(spec.output_dir))
+    actor.forget("one")
+    wait_for(actor, lambda _, tenants: not tenants)
+    state = actor.report()
+    assert state.state == "ready"
+    assert state.memory_used > 0
+    assert state.memory_peak >= state.memory_used * 0.5
+    assert state.base_bytes > 0
+    assert repr(actor).endswith("@cpu")
+
+
+def test_a_broken_line_ends_its_job_alone_with_the_line(tmp_path, actor):
+    good = make_spec(tmp_path, "good", token_rows(10), {"r": 4}, SHORT)
+    bad = make_spec(tmp_path, "bad", token_rows(3), {"r": 4}, SHORT)
+    with open(bad.dataset.path, "a") as file:
+        file.write('{"input_ids": [5, 6\n')
+    actor.attach(good.model_dump(), 1)
+    actor.attach(bad.model_dump(), 1)
+    tenants = wait_for(actor, lambda _, t: {r.state for r in t.values()} == {TenantState.SUCCEEDED, TenantState.FAILED})
+    assert "data.jsonl:4" in tenants["bad"].reason
+    assert tenants["good"].state is TenantState.SUCCEEDED
+
+
+def test_detach_keeps_a_checkpoint_or_gives_up(tmp_path, actor):
+    specs = [make_spec(tmp_path, name, token_rows(10), {"r": 4}, LONG) for name in ("kept", "dropped")]
+    for spec in specs:
+        actor.attach(spec.model_dump(), 1)
+    wait_for(actor, lambda _, t: len(t) == 2 and all(r.step > 3 for r in t.values()))
+    started = time.monotonic()
+    actor.detach("kept", keep=True)
+    actor.detach("dropped", keep=False)
+    actor.detach("unknown", keep=True)
+    assert time.monotonic() - started < 1.0
+    tenants = wait_for(actor, has("dropped", TenantState.CANCELLED))
+    assert tenants["kept"].state is TenantState.DETACHED
+    (kept,) = (tmp_path / "kept" / "out").glob("checkpoint-*")
+    assert kept.name == f"checkpoint-{tenants['kept'].step}"
+    assert not list((tmp_path / "dropped" / "out").glob("*checkpoint*"))
+
+    actor.forget("kept")
+    actor.attach(specs[0].model_dump(), 2)
+    again = wait_for(actor, lambda _, t: "kept" in t and t["kept"].step > tenants["kept"].step)["kept"]
+    assert again.attempt == 2
+
+
+def test_detach_while_still_preparing(tmp_path, tiny_base):
+    """The base is still loading when the job is given up."""
+    actor = GpuActor({"name": "a", "base_model": tiny_base, "device": "cpu", "cpu_threads": 1})
+    try:
+        actor.attach(make_spec(tmp_path, "early", token_rows(10), {"r": 4}, LONG).model_dump(), 1)
+        actor.detach("early", keep=False)
+        assert wait_for(actor, has("early", TenantState.CANCELLED))["early"].step <= 1
+    finally:
+        actor.stop()
+
+
+def test_an_attempt_that_was_seen_changes_nothing(tmp_path, actor):
+    spec = make_spec(tmp_path, "twice", token_rows(10), {"r": 4}, SHORT)
+    for _ in range(3):
+        actor.attach(spec.model_dump(), 1)
+    wait_for(actor, has("twice", TenantState.SUCCEEDED))
+    actor.attach(spec.model_dump(), 1)
+    time.sleep(0.5)
+    assert [r.state for r in actor.report().tenants] == [TenantState.SUCCEEDED]
+    assert len(metric_rows(spec.output_dir)) == 5
+
+
+def test_stop_writes_a_checkpoint_of_everyone(tmp_path, tiny_base):
+    actor = GpuActor({"name": "a", "base_model": tiny_base, "device": "cpu", "cpu_threads": 1})
+    actor.attach(make_spec(tmp_path, "job", token_rows(10), {"r": 4}, LONG).model_dump(), 1)
+    wait_for(actor, lambda _, t: "job" in t and t["job"].step > 2)
+    actor.stop()
+    (report,) = actor.report().tenants
+    assert report.state is TenantState.DETACHED
+    assert (tmp_path / "job" / "out" / f"checkpoint-{report.step}").is_dir()
+
+
+def test_a_base_that_cannot_be_loaded_is_said_and_fails_its_jobs(tmp_path):
+    (tmp_path / "empty").mkdir()
+    actor = GpuActor({"name": "a", "base_model": str(tmp_path / "empty"), "device": "cpu"})
+    try:
+        actor.attach(make_spec(tmp_path, "job", token_rows(3), {"r": 4}, SHORT).model_dump(), 1)
+        tenants = wait_for(actor, has("job", TenantState.FAILED))
+        assert "no usable model there" in tenants["job"].reason
+        assert actor.report().state == "failed"
+        assert "config.json" in actor.report().reason
+    finally:
+        actor.stop()

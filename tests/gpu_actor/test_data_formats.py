@@ -1,0 +1,215 @@
+import pytest
+
+from gpu_actor.data_formats import Chat, Plain, Tokens, detect_format, read_sample
+from gpu_actor.errors import DataError
+
+VOCAB = 100
+
+
+def user(content):
+    return {"role": "user", "content": content}
+
+
+def assistant(content):
+    return {"role": "assistant", "content": content}
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"instruction": "a", "output": "b"}, "alpaca"),
+        (
+            {"instruction": "a", "input": "", "output": "b", "text": "the original Alpaca has this too"},
+            "alpaca",
+        ),
+        ({"messages": []}, "messages"),
+        ({"prompt": "a", "prompt_id": "7", "messages": []}, "messages"),
+        ({"prompt": "a", "completion": "b"}, "prompt_completion"),
+        ({"text": "a", "id": 3}, "text"),
+        ({"input_ids": [1], "labels": [1]}, "tokens"),
+    ],
+)
+def test_format_is_known_by_the_fields(record, expected):
+    assert detect_format(record) == expected
+
+
+def test_unknown_fields_are_listed_with_the_formats():
+    with pytest.raises(DataError, match=r"'question', 'answer'.*alpaca: instruction, output.*text: text"):
+        detect_format({"question": "a", "answer": "b"})
+
+
+@pytest.mark.parametrize("extra", [{}, {"input": ""}, {"input": None}, {"input": " \n"}, {"id": 7, "system": ""}])
+def test_alpaca_without_input(extra):
+    sample = read_sample({"instruction": "Say hi", "output": "Hi", **extra}, "alpaca", VOCAB)
+    assert sample == Chat(
+        (user("Say hi"), assistant("Hi")),
+        (1,),
+        Plain(
+            "Below is an instruction that describes a task. Write a response that appropriately completes "
+            "the request.\n\n### Instruction:\nSay hi\n\n### Response:\n",
+            "Hi",
+        ),
+    )
+
+
+def test_alpaca_with_input():
+    sample = read_sample({"instruction": "Translate", "input": "oui", "output": "yes"}, "alpaca", VOCAB)
+    assert sample.messages == (user("Translate\noui"), assistant("yes"))
+    assert sample.fallback.prompt.endswith("### Instruction:\nTranslate\n\n### Input:\noui\n\n### Response:\n")
+    assert "paired with an input" in sample.fallback.prompt
+
+
+def test_messages_learn_every_assistant_turn():
+    turns = [{"role": "system", "content": "s"}, user("a"), assistant("b"), user("c"), assistant("d")]
+    assert read_sample({"messages": turns}, "messages", VOCAB) == Chat(tuple(turns), (2, 4))
+
+
+def test_empty_extras_of_exported_messages_are_allowed():
+    turns = [{**user("a"), "name": None}, {**assistant("b"), "tool_calls": None}]
+    assert read_sample({"messages": turns}, "messages", VOCAB).messages == (user("a"), assistant("b"))
+
+
+def test_prompt_completion_strings_stay_as_they_are():
+    assert read_sample({"prompt": " a ", "completion": " b"}, "prompt_completion", VOCAB) == Plain(" a ", " b")
+
+
+def test_prompt_completion_messages_learn_the_completion_alone():
+    record = {"prompt": [user("a"), assistant("b"), user("c")], "completion": [assistant("d")]}
+    sample = read_sample(record, "prompt_completion", VOCAB)
+    assert sample == Chat((user("a"), assistant("b"), user("c"), assistant("d")), (3,))
+
+
+def test_text_and_tokens():
+    assert read_sample({"text": "a b"}, "text", VOCAB) == Plain("", "a b")
+    assert read_sample({"input_ids": [0, 99]}, "tokens", VOCAB) == Tokens([0, 99], None)
+    assert read_sample({"input_ids": [0, 99], "labels": None}, "tokens", VOCAB) == Tokens([0, 99], None)
+    assert read_sample({"input_ids": [0, 1], "labels": [-100, 9]}, "tokens", VOCAB) == Tokens([0, 1], [-100, 9])
+
+
+@pytest.mark.parametrize(
+    ("data_format", "record", "message"),
+    [
+        (
+            "alpaca",
+            {"instruction": "a"},
+            r"output: missing; .* needs instruction and output, this one has \['instr",
+        ),
+        ("alpaca", {"instruction": "a", "ouput": "b"}, r"output: missing; .* did you mean it by 'ouput'\?"),
+        (
+            "alpaca",
+            {"instruction": "", "output": "b"},
+            r"instruction: is empty \(''\); give some text or remove",
+        ),
+        ("alpaca", {"instruction": "a", "output": " \n"}, r"output: is empty \(' \\n'\)"),
+        ("alpaca", {"instruction": "a", "output": 42}, r"output: must be a string, not 42"),
+        ("alpaca", {"instruction": "a", "output": None}, r"output: must be a string, not None"),
+        ("alpaca", {"instruction": "a", "input": 5, "output": "b"}, r"input: must be a string, not 5"),
+        (
+            "alpaca",
+            {"instruction": "a", "inputs": "x", "output": "b"},
+            r"'inputs': unknown field; .* calls it input",
+        ),
+        (
+            "alpaca",
+            {"instruction": "a", "output": "b", "system": "x"},
+            r"system: not supported .* format messages",
+        ),
+        ("alpaca", {"instruction": "a", "output": "b", "history": [["x", "y"]]}, r"history: not supported"),
+        ("messages", {"messages": "hello"}, r"messages: must be a list of at least one message, not 'hello'"),
+        ("messages", {"messages": []}, r"messages: must be a list of at least one message, not \[\]"),
+        ("messages", {"message": []}, r"messages: missing; .* did you mean it by 'message'\?"),
+        ("messages", {"messages": ["a"]}, r"messages\[0\]: must be an object with role and content, not 'a'"),
+        (
+            "messages",
+            {"messages": [{"role": "user"}]},
+            r"messages\[0\]\.content: missing; the message has \['role'\]",
+        ),
+        ("messages", {"messages": [{"from": "a", "value": "b"}]}, r"messages\[0\]\.role: missing"),
+        (
+            "messages",
+            {"messages": [user("a"), {"role": "asistant", "content": "b"}]},
+            r"messages\[1\]\.role: 'asistant' is no role; use one of system, developer, user, assistant, tool",
+        ),
+        (
+            "messages",
+            {"messages": [{"role": ["user"], "content": "b"}]},
+            r"messages\[0\]\.role: \['user'\] is no",
+        ),
+        ("messages", {"messages": [user(None)]}, r"messages\[0\]\.content: must be a string, not None"),
+        (
+            "messages",
+            {"messages": [user([{"type": "text"}])]},
+            r"messages\[0\]\.content: must be a string, not \[",
+        ),
+        ("messages", {"messages": [user("a"), assistant("")]}, r"messages\[1\]\.content: is empty"),
+        ("messages", {"messages": [user("a")]}, r"messages: holds no message of the role assistant"),
+        (
+            "messages",
+            {"messages": [{**assistant("a"), "weight": 0}]},
+            r"messages\[0\]: the field 'weight' is not supported",
+        ),
+        (
+            "messages",
+            {"messages": [assistant("a")], "tools": [{}]},
+            r"tools: not supported in the format messages",
+        ),
+        ("prompt_completion", {"prompt": "a"}, r"completion: missing"),
+        ("prompt_completion", {"prompt": "a", "completion": ""}, r"completion: is empty"),
+        ("prompt_completion", {"prompt": "", "completion": "b"}, r"prompt: is empty"),
+        (
+            "prompt_completion",
+            {"prompt": "a", "completion": [assistant("b")]},
+            r"completion: .* must both be strings",
+        ),
+        (
+            "prompt_completion",
+            {"prompt": [user("a")], "completion": [user("b")]},
+            r"completion: holds no message of",
+        ),
+        ("prompt_completion", {"prompt": [user("a")], "completion": [{}]}, r"completion\[0\]\.role: missing"),
+        ("text", {"txt": "a"}, r"text: missing; .* did you mean it by 'txt'\?"),
+        ("text", {"text": ["a"]}, r"text: must be a string, not \['a'\]"),
+        ("text", {"text": "a\ud800b"}, r"text: holds half of a surrogate pair \('\\ud800'\)"),
+        ("text", {"text": True}, r"text: must be a string, not True"),
+        ("tokens", {"input_ids": []}, r"input_ids: must be a list of at least one token id, not \[\]"),
+        ("tokens", {"input_ids": "12"}, r"input_ids: must be a list of at least one token id, not '12'"),
+        (
+            "tokens",
+            {"input_ids": [1, 100]},
+            r"input_ids\[1\]: 100 is no token .* whole numbers from 0 to 99$",
+        ),
+        ("tokens", {"input_ids": [-1]}, r"input_ids\[0\]: -1 is no token"),
+        ("tokens", {"input_ids": [1, True]}, r"input_ids\[1\]: True is no token"),
+        ("tokens", {"input_ids": [1.0]}, r"input_ids\[0\]: 1\.0 is no token"),
+        ("tokens", {"input_ids": [-100]}, r"input_ids\[0\]: -100 is no token"),
+        ("tokens", {"input_ids": [10**30]}, r"input_ids\[0\]: 10+ is no token"),
+        (
+            "tokens",
+            {"input_ids": [1, 2], "labels": [1]},
+            r"labels: 1 labels for 2 input_ids; give one label per token",
+        ),
+        ("tokens", {"input_ids": [1], "labels": [-1]}, r"labels\[0\]: -1 is no token .* to 99, or -100$"),
+        (
+            "tokens",
+            {"input_ids": [1], "label": [1]},
+            r"'label': unknown field; the format tokens calls it labels",
+        ),
+        (
+            "tokens",
+            {"input_ids": [1], "attention_mask": [1]},
+            r"attention_mask: not supported .* without padding",
+        ),
+    ],
+)
+def test_bad_records_are_refused_in_words(data_format, record, message):
+    with pytest.raises(DataError, match=message):
+        read_sample(record, data_format, VOCAB)
+
+
+def test_values_are_shortened():
+    with pytest.raises(DataError) as caught:
+        read_sample({"text": list(range(10_000))}, "text", VOCAB)
+    assert len(str(caught.value)) < 100
+    with pytest.raises(DataError) as caught:
+        read_sample({f"key{i}" * 50: 1 for i in range(1000)}, "text", VOCAB)
+    assert len(str(caught.value)) < 500

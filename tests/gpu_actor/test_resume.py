@@ -1,0 +1,212 @@
+"""A job that was interrupted anywhere gives the bytes, the metrics and the samples of one that was not."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from gpu_actor import checkpoint
+from gpu_actor.errors import AdapterError
+from gpu_actor.trainer import CoTrainer
+from support.engine import flat, make_spec, make_tenant, run_all, tiny_hooked
+from support.oracle import metric_rows, same_bytes
+from support.tiny import token_rows
+
+TRAINING = {
+    "learning_rate": 3e-3,
+    "num_train_epochs": 3,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 3,
+    "save_steps": 2,
+    "logging_steps": 3,
+}
+
+
+def spec_in(folder, **training):
+    return make_spec(
+        folder,
+        "job",
+        token_rows(14, seed=8),
+        {"r": 4, "lora_dropout": 0.1},
+        {**TRAINING, **training},
+        dataset={"val_size": 3},
+    )
+
+
+def uninterrupted(base, folder):
+    tenant = make_tenant(base, spec_in(folder))
+    run_all(base, [tenant])
+    return tenant
+
+
+def without_time(output_dir):
+    lines = (output_dir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "time"} for line in lines]
+
+
+@pytest.mark.parametrize("killed_after", [1, 2, 5, 7])
+def test_killed_and_restarted_equals_uninterrupted(tmp_path, killed_after):
+    """Killed in the middle of an optimizer step: what ran since the last checkpoint is made again, and only that."""
+    base = tiny_hooked()
+    expected = uninterrupted(base, tmp_path / "whole")
+    first = make_tenant(base, spec_in(tmp_path))
+    trainer = CoTrainer(base, 20)  # one micro-batch per shared batch, so that steps are open in between
+    trainer.attach(first)
+    while first.progress.step < killed_after or len(first.pending) != 1:
+        trainer.step()
+    with (first.output_dir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99, "lo')  # the torn line of a process that died while writing
+    del first, trainer
+
+    second = make_tenant(base, spec_in(tmp_path), attempt=2)
+    assert second.progress.step == killed_after - killed_after % 2
+    run_all(base, [second])
+    assert same_bytes(flat(second), flat(expected))
+    assert without_time(second.output_dir) == without_time(expected.output_dir)
+
+
+def test_samples_are_read_once_each_without_a_gap(tmp_path):
+    """The log of sample numbers over an interruption is that of an uninterrupted run."""
+    base = tiny_hooked()
+
+    def record(tenant, log):
+        read = tenant.cursor.step
+
+        def step(number):
+            plan = read(number)
+            log[number] = plan.micro_batches
+            return plan
+
+        tenant.cursor.step = step
+        tenant.rewind_step()
+
+    whole, parts = {}, {}
+    tenant = make_tenant(base, spec_in(tmp_path / "whole"))
+    record(tenant, whole)
+    run_all(base, [tenant])
+    tenant = make_tenant(base, spec_in(tmp_path))
+    record(tenant, parts)
+    trainer = CoTrainer(base, 256)
+    trainer.attach(tenant)
+    while tenant.progress.step < 5:
+        trainer.step()
+    tenant = make_tenant(base, spec_in(tmp_path), attempt=2)
+    again = {}
+    record(tenant, again)
+    run_all(base, [tenant])
+    assert min(again) == 4
+    assert {**parts, **again} == whole
+    for epoch in range(3):
+        seen = [i for step in range(3 * epoch, 3 * epoch + 3) for group in whole[step] for i in group]
+        assert sorted(seen) == list(range(11))
+
+
+def test_detached_and_attached_elsewhere_equals_uninterrupted(tmp_path):
+    base = tiny_hooked()
+    expected = uninterrupted(base, tmp_path / "whole")
+    tenant = make_tenant(base, spec_in(tmp_path, save_steps=1000))
+    trainer = CoTrainer(base, 20)
+    trainer.attach(tenant)
+    while tenant.progress.step < 5 or len(tenant.pending) != 1:
+        trainer.step()
+    trainer.detach("job", keep=True)
+    assert trainer.idle
+    elsewhere = tiny_hooked()  # another process would load the base anew
+    moved = make_tenant(elsewhere, spec_in(tmp_path, save_steps=1000), attempt=2)
+    assert moved.progress.step == 5
+    run_all(elsewhere, [moved])
+    assert same_bytes(flat(moved), flat(expected))
+
+
+def test_paused_before_its_first_step(tmp_path):
+    base = tiny_hooked()
+    expected = uninterrupted(base, tmp_path / "whole")
+    trainer = CoTrainer(base)
+    trainer.attach(make_tenant(base, spec_in(tmp_path)))
+    trainer.detach("job", keep=True)
+    again = make_tenant(base, spec_in(tmp_path), attempt=2)
+    run_all(base, [again])
+    assert same_bytes(flat(again), flat(expected))
+
+
+def test_a_checkpoint_appears_whole_and_older_ones_go(tmp_path, monkeypatch):
+    base = tiny_hooked()
+    tenant = make_tenant(base, spec_in(tmp_path))
+    trainer = CoTrainer(base)
+    trainer.attach(tenant)
+    while tenant.progress.step < 2:
+        trainer.step()
+    (kept,) = tenant.output_dir.glob("*checkpoint-*")
+    assert kept.name == "checkpoint-2"
+
+    def dies(*_):
+        raise KeyboardInterrupt  # the process ends while the next checkpoint is half written
+
+    monkeypatch.setattr(checkpoint, "_write_json", dies)
+    with pytest.raises(KeyboardInterrupt):
+        tenant.save_checkpoint()
+    monkeypatch.undo()
+    again = make_tenant(base, spec_in(tmp_path), attempt=2)
+    assert again.progress.step == 2
+    run_all(base, [again])
+    assert not list(tenant.output_dir.glob("*checkpoint*")), "a finished job leaves no checkpoint, whole or half"
+
+
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "optimizer.safetensors", "trainer_state.json"])
+def test_a_damaged_checkpoint_is_named(tmp_path, file):
+    base = tiny_hooked()
+    tenant = make_tenant(base, spec_in(tmp_path))
+    tenant.save_checkpoint()
+    path = tenant.output_dir / "checkpoint-0" / file
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(AdapterError, match=file):
+        make_tenant(base, spec_in(tmp_path), attempt=2)
+
+
+def test_a_job_killed_between_its_last_step_and_its_export_finishes(tmp_path):
+    base = tiny_hooked()
+    expected = uninterrupted(base, tmp_path / "whole")
+    tenant = make_tenant(base, spec_in(tmp_path))
+    trainer = CoTrainer(base)
+    trainer.attach(tenant)
+    tenant.export = lambda: (_ for _ in ()).throw(OSError("disk full"))
+    while not trainer.idle:
+        trainer.step()
+    assert "disk full" in trainer.reports()[0].reason
+    again = make_tenant(base, spec_in(tmp_path), attempt=2)
+    run_all(base, [again])
+    assert same_bytes(flat(again), flat(expected))
+    assert (again.output_dir / "adapter_model.safetensors").exists()
+
+
+def test_evaluation_changes_nothing_and_is_the_mean_token_loss(tmp_path):
+    base = tiny_hooked()
+    with_eval = make_tenant(base, spec_in(tmp_path / "a"))
+    often = make_tenant(base, spec_in(tmp_path / "b", eval_steps=1))
+    run_all(base, [with_eval])
+    run_all(base, [often])
+    assert same_bytes(flat(with_eval), flat(often))
+    rows = [row for row in without_time(often.output_dir) if "eval_loss" in row]
+    assert [row["step"] for row in rows] == list(range(1, 10))
+    by_epoch = [row["step"] for row in without_time(with_eval.output_dir) if "eval_loss" in row]
+    assert by_epoch == [3, 6, 9]
+    total = count = 0.0
+    for ids, labels in (often.data.val[i] for i in range(len(often.data.val))):
+        from gpu_actor.batch import MicroBatch, pack
+
+        logits = base.logits(pack([MicroBatch(often.weights, [ids], [labels])], torch.device("cpu")))
+        targets = torch.from_numpy(labels[1:].astype("int64"))
+        total += float(torch.nn.functional.cross_entropy(logits[:-1], targets, ignore_index=-100, reduction="sum"))
+        count += int((targets != -100).sum())
+    assert rows[-1]["eval_loss"] == pytest.approx(total / count, rel=1e-5)
+    assert metric_rows(often.output_dir)[-1]["step"] == 9
+
+
+def test_a_second_run_after_removal_starts_over(tmp_path):
+    base = tiny_hooked()
+    first = uninterrupted(base, tmp_path)
+    shutil.rmtree(first.output_dir)
+    assert same_bytes(flat(uninterrupted(base, tmp_path)), flat(first))
