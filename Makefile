@@ -26,7 +26,8 @@ model: $(READY)  ## Convert SmolLM2-135M-Instruct to safetensors, once (half a m
 demo: model  ## Co-train the demo's adapters, then ask each of them the same question
 	rm -rf out/demo
 	$(BIN)/loray run configs/jobs/demo.yaml
-	@$(BIN)/python -m gpu_actor.ask --base-model $(DEMO_BASE) --question "What is the capital of France?" out/demo/*
+	@$(BIN)/python -m gpu_actor.ask --base-model $(DEMO_BASE) --question "What is the sun?" \
+		$$(find out/demo -name adapter_model.safetensors -printf '%h\n' | sort)
 
 test: $(READY)  ## Run all tests
 	$(BIN)/python -m pytest

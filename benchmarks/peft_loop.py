@@ -11,13 +11,22 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import get_scheduler
-
+from transformers import AutoModelForCausalLM, get_scheduler
 from workload import Job, Run
 
+from gpu_actor.model_store import resolve_base_model
 
-def peft_model(model: Any, job: Job, start: Mapping[tuple[str, str], torch.Tensor]) -> Any:
-    """The base model with a PEFT adapter that has the given start values; `unload()` gives the base back."""
+Start = Mapping[tuple[str, str], torch.Tensor]  # by (module name, "A" or "B")
+
+
+def load_plain(base: str) -> Any:
+    """The base model in fp32, as transformers loads it."""
+    model = AutoModelForCausalLM.from_pretrained(resolve_base_model(base), dtype=torch.float32)
+    return model.requires_grad_(False)
+
+
+def peft_model(model: Any, job: Job, start: Start | None = None) -> Any:
+    """The base model with a PEFT adapter, from start values if given; `unload()` gives the base back."""
     lora = job.spec.lora
     config = LoraConfig(
         r=lora.r,
@@ -27,20 +36,18 @@ def peft_model(model: Any, job: Job, start: Mapping[tuple[str, str], torch.Tenso
         task_type="CAUSAL_LM",
     )
     wrapped = get_peft_model(model, config)
-    for (name, which), values in start.items():
+    for (name, which), values in (start or {}).items():
         wrapped.get_parameter(f"base_model.model.{name}.lora_{which}.default.weight").data.copy_(values)
     return wrapped
 
 
-def train_alone(model: Any, job: Job, start: Mapping[tuple[str, str], torch.Tensor]) -> Run:
+def train_alone(model: Any, job: Job, start: Start | None = None) -> Run:
     """Train one job; the base model is the same before and after."""
     wrapped = peft_model(model, job, start)
     wrapped.train()
     training = job.spec.training
     trainable = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trainable, lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
-    )
+    optimizer = torch.optim.AdamW(trainable, lr=training.learning_rate, weight_decay=training.weight_decay, fused=True)
     scheduler = get_scheduler(training.lr_scheduler_type, optimizer, 0, training.max_steps)
     losses: list[float] = []
     started = time.perf_counter()

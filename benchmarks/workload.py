@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
-import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs without an installation
 
 import torch
+import transformers
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from gpu_actor.adapter import Tenant
-from gpu_actor.base_model import BaseModel
 from gpu_actor.config import AdapterSpec, DatasetConfig, LoraConfig, TrainingConfig
-from gpu_actor.dataset import load_dataset
-from gpu_actor.report import TenantState
-from gpu_actor.trainer import CoTrainer
 
 DEMO_BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 BATCH_SIZE = 4
@@ -75,9 +74,24 @@ class Run:
         return self.tokens / self.seconds
 
 
-def make_jobs(folder: Path, vocabulary: int, count: int, steps: int, dropout: float = 0.0) -> list[Job]:
-    """The first `count` jobs, `steps` optimizer steps each; data files and outputs lie below `folder`."""
-    return [_make_job(folder / f"job-{number}", vocabulary, number, steps, dropout) for number in range(count)]
+def tiny_base(folder: Path) -> str:
+    """Write a tiny random model, for a benchmark that only has to work."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "tiny")
+    return str(folder / "tiny")
+
+
+def make_jobs(folder: Path, vocabulary: int, numbers: Iterable[int], steps: int, dropout: float = 0.0) -> list[Job]:
+    """The jobs of these numbers, `steps` optimizer steps each; data files and outputs lie below `folder`."""
+    return [_make_job(folder / f"job-{number}", vocabulary, number, steps, dropout) for number in numbers]
 
 
 def _make_job(folder: Path, vocabulary: int, number: int, steps: int, dropout: float) -> Job:
@@ -107,11 +121,15 @@ def _make_job(folder: Path, vocabulary: int, number: int, steps: int, dropout: f
 
 
 def _samples(number: int, vocabulary: int, count: int) -> list[tuple[list[int], list[int]]]:
+    """Lengths are evenly spaced quantiles of the distribution, shuffled: few samples, yet no luck of the draw."""
     random = np.random.default_rng([_SEED, number])
-    lengths = np.clip(random.lognormal(np.log(_MEDIAN_LENGTH), _SPREAD, count), _SHORTEST, _LONGEST).astype(int)
+    normal = NormalDist(math.log(_MEDIAN_LENGTH), _SPREAD)
+    lengths = [math.exp(normal.inv_cdf((place + 0.5) / count)) for place in range(count)]
+    random.shuffle(lengths)
     words = random.integers(3, vocabulary, _JOB_WORDS)
     samples = []
-    for length in lengths.tolist():
+    for wanted in lengths:
+        length = min(max(round(wanted), _SHORTEST), _LONGEST)
         ids = random.choice(words, length).tolist()
         prompt = round(length * _PROMPT_SHARE)
         samples.append((ids, [-100] * prompt + ids[prompt:]))
@@ -124,43 +142,14 @@ def padding_share(jobs: Sequence[Job]) -> float:
     return 1 - sum(job.tokens for job in jobs) / padded
 
 
-def start_adapter(base: BaseModel, job: Job) -> dict[tuple[str, str], torch.Tensor]:
-    """The values that a job's adapter starts from, by (module name, "A" or "B")."""
-    weights = base.new_adapter(job.spec.lora)
-    weights.initialise(job.spec.training.seed)
-    return {
-        (weights.names[index], which): tensor
-        for index, pair in weights.layers.items()
-        for which, tensor in zip("AB", pair, strict=True)
-    }
-
-
-def co_train(base: BaseModel, jobs: Sequence[Job]) -> Run:
-    """Train all jobs together with Loray's engine, to their ends."""
-    trainer = CoTrainer(base)
-    for job in jobs:
-        data = load_dataset(job.spec.dataset, job.spec.training, _no_tokenizer, base.description.vocab_size)
-        trainer.attach(Tenant(job.spec, 1, base.new_adapter(job.spec.lora), data))
-    started = time.perf_counter()
-    while not trainer.idle:
-        trainer.step()
-    seconds = time.perf_counter() - started
-    for report in trainer.reports():
-        if report.state is not TenantState.SUCCEEDED:
-            raise RuntimeError(f"{report.job_id} ended as {report.state.value}: {report.reason}")
-    return Run(seconds, sum(job.tokens for job in jobs), [_logged_losses(job) for job in jobs])
-
-
-def _logged_losses(job: Job) -> list[float]:
-    rows = Path(job.spec.output_dir, "metrics.jsonl").read_text("utf-8").splitlines()
-    return [json.loads(row)["loss"] for row in rows]
-
-
-def _no_tokenizer() -> None:
-    raise RuntimeError("the samples are tokens already")
-
-
 def set_threads(threads: int | None = None) -> int:
     """Use so many CPU threads, by default one per core; returns the number."""
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     return torch.get_num_threads()
+
+
+def quiet() -> None:
+    """No progress bars and no warnings between the results."""
+    warnings.filterwarnings("ignore")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()

@@ -96,12 +96,19 @@ def _stop_tokens(base: BaseModel, tokenizer: Any) -> set[int]:
     return {int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None}
 
 
+def _labels(folders: Sequence[Path]) -> list[str]:
+    """Short distinct names for output folders: their paths below what they have in common."""
+    parents = {folder.absolute().parent for folder in folders}
+    common = os.path.commonpath(parents) if parents else ""
+    return [os.path.relpath(folder.absolute(), common) for folder in folders]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the answers one under the other."""
     parser = argparse.ArgumentParser(prog="python -m gpu_actor.ask", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--base-model", required=True, help="folder or hub id")
     parser.add_argument("--question", action="append", required=True, help="may be given several times")
-    parser.add_argument("--max-tokens", type=int, default=48, help="longest answer, in tokens")
+    parser.add_argument("--max-tokens", type=int, default=40, help="longest answer, in tokens")
     parser.add_argument("adapters", nargs="*", type=Path, metavar="OUTPUT_DIR", help="output folders of finished jobs")
     options = parser.parse_args(arguments)
     from transformers import AutoTokenizer
@@ -122,9 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         table = Table(title=f"Question: {escape(question)}", title_justify="left", show_lines=True)
         table.add_column("who", no_wrap=True)
         table.add_column("answer")
-        for folder, tokens in zip([None, *options.adapters], found, strict=True):
-            text = tokenizer.decode(tokens, skip_special_tokens=True).strip()
-            table.add_row("base model" if folder is None else escape(folder.name), escape(text))
+        for name, tokens in zip(["base model", *_labels(options.adapters)], found, strict=True):
+            table.add_row(escape(name), escape(tokenizer.decode(tokens, skip_special_tokens=True).strip()))
         console.print(table)
     return 0
 

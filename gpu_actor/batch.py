@@ -9,9 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from gpu_actor.data_formats import IGNORE_INDEX
 from gpu_actor.lora import AdapterWeights
-
-IGNORED_LABEL = -100
 
 Tokens = npt.NDArray[np.int32]
 
@@ -114,7 +113,7 @@ def _loss_positions(micro_batch: MicroBatch, start: int) -> tuple[torch.Tensor, 
     targets: list[Tokens] = []
     for labels in micro_batch.labels:
         shifted = labels[1:]
-        found = np.flatnonzero(shifted != IGNORED_LABEL)
+        found = np.flatnonzero(shifted != IGNORE_INDEX)
         rows.append(found + start)
         targets.append(shifted[found])
         start += len(labels)
@@ -123,4 +122,4 @@ def _loss_positions(micro_batch: MicroBatch, start: int) -> tuple[torch.Tensor, 
 
 def count_loss_tokens(labels: Sequence[Tokens]) -> int:
     """Tokens that carry loss: the first of a sequence cannot be predicted and never counts."""
-    return sum(int(np.count_nonzero(row[1:] != IGNORED_LABEL)) for row in labels)
+    return sum(int(np.count_nonzero(row[1:] != IGNORE_INDEX)) for row in labels)

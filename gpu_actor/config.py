@@ -156,7 +156,7 @@ class ActorOptions(Strict):
 
     name: str
     base_model: str = Field(description="Folder, or hub id, as the jobs name it.")
-    device: str = Field("cpu", description="`cpu`, `cuda` or `cuda:<n>`.")
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="`cpu`, `cuda` or `cuda:<n>`.")
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     memory_limit: int | None = Field(None, gt=0, description="Bytes the actor may use; null: all that the device has.")
     token_budget: int | None = Field(

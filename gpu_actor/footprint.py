@@ -18,6 +18,8 @@ from gpu_actor.errors import AdapterError, InvalidJobError
 
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 ADAPTER_DTYPE_BYTES = 4  # adapters, their gradients and moments are fp32 whatever the base is
+# Tokens of a shared batch: more of them no longer raise the speed much, only the memory.
+DEFAULT_TOKEN_BUDGET = {"cpu": 1024, "cuda": 8192}
 LOSS_CHUNK = 256  # positions whose logits exist at one time
 _SHOWN_NAMES = 12
 

@@ -14,13 +14,13 @@ from gpu_actor.base_model import BaseModel
 from gpu_actor.batch import MicroBatch, pack
 from gpu_actor.composer import Candidate, compose
 from gpu_actor.errors import LorayError, OutOfMemoryError
+from gpu_actor.footprint import DEFAULT_TOKEN_BUDGET
 from gpu_actor.inspect_base import one_line
 from gpu_actor.objectives import supervised_losses
 from gpu_actor.report import TenantReport, TenantState
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_TOKEN_BUDGET = {"cpu": 1024, "cuda": 8192}
 _SPEED_WINDOW = 20  # shared batches over which the actor's speed is averaged
 
 
@@ -34,7 +34,7 @@ class CoTrainer:
 
     def __init__(self, base: BaseModel, token_budget: int | None = None) -> None:
         self.base = base
-        self.token_budget = token_budget or DEFAULT_TOKEN_BUDGET.get(base.device.type, 8192)
+        self.token_budget = token_budget or DEFAULT_TOKEN_BUDGET[base.device.type]
         self.batch_tokens = 0
         self.batch_adapters = 0
         self._tenants: dict[str, Tenant] = {}

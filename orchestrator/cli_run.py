@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from gpu_actor.model_store import loray_home
 from orchestrator import connection, display, progress, words
 from orchestrator.address import CLUSTER_FILE, find_address
 from orchestrator.client import Client, Job, JobView, read_jobs
-from orchestrator.cluster_config import ClusterConfig, load_cluster_config
+from orchestrator.cluster_config import load_cluster_config
 from orchestrator.job import JobSpec, JobState
 
 JobFiles = Annotated[
@@ -96,18 +97,43 @@ def run(job_files: JobFiles, cluster: ClusterFile = None, address: Address = Non
     if find_address(address, Path(config.storage)) is None:
         console.print("starting Ray on this machine ...")
     with connection.join_or_start(address, config) as link, stop_signals():
-        where = "Ray started" if link.started else f"joined Ray at {link.address}"
-        say(console, where + (f"; dashboard {link.dashboard}" if link.dashboard else ""))
-        if cluster and not link.started:
-            say(console, f"{cluster} does not count where an orchestrator runs already")
+        say(console, "Ray started" if link.started else f"joined Ray at {link.address}")
+        if link.dashboard:
+            say(console, _dashboard(link))
+        _warn_of_unused(cluster, link)
         client = Client()
-        if before := _unfinished(client):
-            say(console, f"{words.plural(before, 'job')} in the queue already; trained as well")
+        before = _live_jobs(client)
+        if before:
+            say(console, f"{words.plural(len(before), 'job')} in the queue already; trained as well")
         jobs = _submit(client, specs, console)
         views = _follow_to_end(client, jobs, as_json=as_json, ours=link.started)
-        if link.started and (left := _unfinished(client)):
-            say(console, f"{words.plural(left, 'job')} left in the queue; `loray serve` goes on with them")
+        if link.started:
+            _wait_for_guests(client, before | {job.id for job in jobs}, console, as_json=as_json)
+            if left := _live_jobs(client):
+                say(console, f"{words.plural(len(left), 'job')} left in the queue; `loray serve` goes on with them")
     raise typer.Exit(exit_code(views))
+
+
+def _warn_of_unused(cluster: Path | None, link: connection.Connection) -> None:
+    if cluster and not link.orchestrator_started:
+        note = display.make_console(stderr=True)
+        say(note, f"{cluster} is not used: the orchestrator runs already, with the settings that it was started with")
+
+
+def _live_jobs(client: Client, but: str | None = None) -> set[str]:
+    states = set(words.LIVE_STATES) - {but}
+    return {view["id"] for view in client.list_jobs() if view["state"] in states}
+
+
+def _wait_for_guests(client: Client, known: set[str], console: Console, *, as_json: bool) -> None:
+    """Keeps our cluster alive for jobs that others have submitted to it in the meantime."""
+    try:
+        while guests := _live_jobs(client, but="PAUSED") - known:
+            count = words.plural(len(guests), "job")
+            say(console, f"waiting for {count} that others submitted (Ctrl-C leaves them in the queue)")
+            progress.follow(client, sorted(guests), progress.make_reporter(as_json=as_json))
+    except KeyboardInterrupt:
+        return
 
 
 def _submit(client: Client, specs: Sequence[JobSpec], console: Console) -> list[Job]:
@@ -116,11 +142,6 @@ def _submit(client: Client, specs: Sequence[JobSpec], console: Console) -> list[
         say(console, remark)
     say(console, f"submitted {words.plural(len(jobs), 'job')}: {', '.join(job.name for job in jobs)}")
     return jobs
-
-
-def _unfinished(client: Client) -> int:
-    counts: dict[str, int] = client.cluster()["jobs"]
-    return sum(counts.get(state, 0) for state in words.LIVE_STATES)
 
 
 def _follow_to_end(client: Client, jobs: Sequence[Job], *, as_json: bool, ours: bool) -> list[JobView]:
@@ -189,32 +210,39 @@ def serve(cluster: ClusterFile = None, address: Address = None, as_json: AsJson 
         )
     if found:
         with connection.join_or_start(address, config) as link:
-            _announce(link, config, as_json=as_json)
+            _warn_of_unused(cluster, link)
+            _announce(link, as_json=as_json)
         return
     if not as_json:
         print("starting Ray on this machine ...", flush=True)
     with connection.start_local(config) as link, stop_signals():
-        _announce(link, config, as_json=as_json)
+        _announce(link, as_json=as_json)
         client = Client()
         try:
             while True:
                 time.sleep(PING_SECONDS)
                 client.ping()
         except KeyboardInterrupt:
-            say(
-                display.make_console(stderr=True), "stopping: running jobs write a checkpoint and stay in the queue ..."
-            )
+            note = display.make_console(stderr=True)
+            say(note, "stopping: running jobs write a checkpoint and stay in the queue ...")
 
 
-def _announce(link: connection.Connection, config: ClusterConfig, *, as_json: bool) -> None:
+def _announce(link: connection.Connection, *, as_json: bool) -> None:
+    storage = Client().ping()["storage"]
     if as_json:
-        document = {"address": link.address, "dashboard": link.dashboard, "storage": config.storage}
-        progress.print_json_line(document)
+        progress.print_json_line({"address": link.address, "dashboard": link.dashboard, "storage": storage})
         return
-    option = "" if Path(config.storage) == loray_home() else f" --address {link.address}"
-    print(f"Loray runs at {link.address}; jobs and their states are kept in {config.storage}")
+    console = display.make_console()
+    say(console, f"Loray runs at {link.address}; jobs and their states are kept in {storage}")
     if link.dashboard:
-        print(f"dashboard: {link.dashboard}")
-    print(f"submit with: loray submit{option} JOB.yaml", flush=True)
+        say(console, _dashboard(link))
+    option = "" if Path(storage) == loray_home() else f" --address {link.address}"
+    say(console, f"submit with: loray submit{option} JOB.yaml")
     if link.started:
-        print("Ctrl-C stops it", flush=True)
+        say(console, "Ctrl-C stops it")
+
+
+def _dashboard(link: connection.Connection) -> str:
+    locked = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+    hint = " (it asks for the token that `ray get-auth-token` prints)" if locked else ""
+    return f"dashboard: {link.dashboard}{hint}"

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,11 +51,13 @@ class Connection:
         address: Host and port of the cluster.
         dashboard: URL of the Ray dashboard, or None when it has none.
         started: Whether this process started the cluster, and so ends it.
+        orchestrator_started: Whether this process started the orchestrator on it, with its own settings.
     """
 
     address: str
     dashboard: str | None
-    started: bool
+    started: bool = False
+    orchestrator_started: bool = False
 
 
 class AlreadyRunningError(LorayError, RuntimeError):
@@ -76,7 +78,7 @@ def connect(address: str | None = None) -> Connection:
         current: str = ray.get_runtime_context().gcs_address
         if address not in (None, "auto"):
             _check_same(checked(address, "the given address"), current)
-        return Connection(current, None, started=False)
+        return Connection(current, None)
     found = find_address(address)
     if found is None:
         raise ClusterUnavailableError(f"no Loray cluster is running here. {HOW_TO_START}")
@@ -105,9 +107,9 @@ def _join(found: Found) -> Connection:
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         if isinstance(error, LorayError):
             raise
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ClusterUnavailableError(f"cannot join the Ray cluster at {where}: {reason}") from None
-    return _connection(context, started=False)
+    return _connection(context)
 
 
 def _resolved(address: str) -> str:
@@ -117,30 +119,26 @@ def _resolved(address: str) -> str:
     return str(services.canonicalize_bootstrap_address(address))
 
 
-def _connection(context: Any, *, started: bool) -> Connection:
+def _connection(context: Any) -> Connection:
     url = context.dashboard_url
-    return Connection(context.address_info["gcs_address"], f"http://{url}" if url else None, started)
+    return Connection(context.address_info["gcs_address"], f"http://{url}" if url else None)
 
 
 def _use_auth_mode(address: str, where: str) -> None:
-    """Finds out what the cluster speaks, and sets `RAY_AUTH_MODE` to it unless the environment decides.
+    """Finds out whether the cluster wants a token, and sets `RAY_AUTH_MODE` to that unless the environment decides.
 
     Ray itself takes 20 to 80 seconds, and many lines on stderr, to find out that it cannot join.
     """
     if os.environ.get("RAY_USE_TLS") == "1":
         return
-    raylet: Any = importlib.import_module("ray._raylet")
-    mode = os.environ.get("RAY_AUTH_MODE")
-    locked = not _lets_in(address, None, where)
-    if mode is None:
-        os.environ["RAY_AUTH_MODE"] = "token" if locked else "disabled"
-        raylet.Config.initialize("")  # Ray reads the variable when it is imported, maybe long before this
-    if not locked:
+    if _lets_in(address, None, where):
         return
+    mode = os.environ.get("RAY_AUTH_MODE")
     if mode is not None and mode.lower() != "token":
         raise ClusterUnavailableError(
             f"the Ray cluster at {where} wants a token, but RAY_AUTH_MODE is {mode!r}; unset it, or set it to token"
         )
+    raylet: Any = importlib.import_module("ray._raylet")
     token = raylet.AuthenticationTokenLoader.instance().get_raw_token(ignore_auth_mode=True)
     if not token or not _lets_in(address, token, where):
         fault = "refuses the token that is set here" if token else "wants a token, and none is set here"
@@ -148,6 +146,8 @@ def _use_auth_mode(address: str, where: str) -> None:
             f"the Ray cluster at {where} {fault}; copy ~/.ray/auth_token from where the cluster was started, or set "
             "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
         )
+    os.environ["RAY_AUTH_MODE"] = "token"
+    raylet.Config.initialize("")  # Ray reads the variable when it is imported, maybe long before this
 
 
 def _lets_in(address: str, token: str | None, where: str) -> bool:
@@ -232,17 +232,17 @@ def _start_ray() -> Connection:
         logging_level=logging.ERROR,
         object_store_memory=OBJECT_STORE_BYTES,
     )
-    return _connection(context, started=True)
+    return replace(_connection(context), started=True, orchestrator_started=True)
 
 
 def _stop(connection: Connection, storage: Path) -> None:
     import ray
 
+    remove_cluster_file(storage)  # first, so that nobody joins what is about to end
     try:
         with contextlib.suppress(ray.exceptions.RayError, ClusterUnavailableError):
             _shut_down_controller(connection)
     finally:
-        remove_cluster_file(storage)
         ray.shutdown()
 
 
@@ -292,6 +292,7 @@ def join_or_start(address: str | None, config: ClusterConfig) -> Iterator[Connec
             if found:
                 connection = _join(found)
                 if start_controller(config):
+                    connection = replace(connection, orchestrator_started=True)
                     write_cluster_file(storage, connection.address, connection.dashboard, None)
                 break
             try:

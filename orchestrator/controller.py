@@ -39,7 +39,7 @@ from orchestrator.submission import Admission
 logger = logging.getLogger("loray.controller")
 
 _START_SECONDS = 90.0
-_MOST_WATCHED = 100_000
+_MOST_CALLS = 100_000  # under way at a time; every job that runs holds one
 # What of the starting process's environment the actors must share, so that all find the same models.
 _SHARED_ENVIRONMENT = ("LORAY_HOME", "HF_HOME", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
@@ -126,7 +126,7 @@ class Controller:
         row = f"lora[{spec.name}] {short_name(spec.base_model)} r={spec.lora.r}"
         itself = ray.get_actor(CONTROLLER, namespace=NAMESPACE)
         try:
-            await itself.watch.options(name=row, concurrency_group="watch").remote(job.id)
+            await itself.watch.options(name=row).remote(job.id)
         except ray.exceptions.RayError as error:
             logger.info("%s: %s", row, one_line(error))
         finally:
@@ -337,9 +337,8 @@ def start_or_attach_controller(config: ClusterConfig) -> Any:
     Raises:
         ClusterUnavailableError: It could not be started; the message says why.
     """
-    remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, concurrency_groups={"watch": _MOST_WATCHED})(
-        Controller
-    )
+    # Not by concurrency groups: Ray runs each in a thread with an event loop of its own.
+    remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=_MOST_CALLS)(Controller)
     env_vars = {name: os.environ[name] for name in _SHARED_ENVIRONMENT if name in os.environ}
     handle = remote.options(
         name=CONTROLLER,

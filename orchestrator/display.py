@@ -65,11 +65,12 @@ def state_text(state: str) -> Text:
 def actor_line(actor: View) -> Text:
     """One line about one actor: memory and speed."""
     text = Text.assemble(str(actor["name"]), " ", state_text(actor["state"]), overflow="ellipsis", no_wrap=True)
+    if actor["state"] == "ready":
+        text.append(f"  {amount(actor['tokens_per_s'])} tokens/s in all")
     if actor["memory_used"]:
         limit = f" of {size(actor['memory_limit'])}" if actor["memory_limit"] else ""
         text.append(f"  memory {size(actor['memory_used'])}{limit} (peak {size(actor['memory_peak'])})")
-    if actor["state"] == "ready":
-        text.append(f"  {amount(actor['tokens_per_s'])} tokens/s in all")
+    if actor["jobs"]:
         text.append(f"  {plural(len(actor['jobs']), 'job')}")
     if actor["reason"]:
         text.append(f"  {actor['reason']}", style="red" if actor["state"] in ("failed", "lost") else "")

@@ -224,6 +224,8 @@ class Fleet:
         return members
 
     async def _stop(self, member: Member) -> None:
+        if not member.ready:
+            return  # it has nothing to write yet
         try:
             await asyncio.wait_for(member.handle.stop.remote(), STOP_SECONDS)
             member.report = await asyncio.wait_for(member.handle.report.remote(), _CALL_SECONDS)

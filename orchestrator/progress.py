@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -112,24 +113,31 @@ def brief(view: View) -> dict[str, Any]:
 
 def print_json(document: Any) -> None:
     """Prints one JSON document, for people as well."""
-    print(json.dumps(document, ensure_ascii=False, indent=2), flush=True)
+    print(json.dumps(_finite(document), ensure_ascii=False, indent=2), flush=True)
 
 
 def print_json_line(document: Mapping[str, Any]) -> None:
     """Prints one JSON document on one line, at once."""
-    print(json.dumps(document, ensure_ascii=False), flush=True)
+    print(json.dumps(_finite(document), ensure_ascii=False), flush=True)
 
 
-def follow(client: Client, ids: Sequence[str], reporter: Reporter, *, seconds: float | None = None) -> list[JobView]:
+def _finite(value: Any) -> Any:
+    """The same document with null for NaN and infinity, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def follow(client: Client, ids: Sequence[str], reporter: Reporter) -> list[JobView]:
     """Shows jobs until all of them are over, and returns their last state.
 
     Args:
         client: Whom to ask.
         ids: The jobs.
         reporter: Where to show them.
-        seconds: Longest time to follow; None follows to the end.
     """
-    deadline = None if seconds is None else time.monotonic() + seconds
     last: dict[str, JobView] = {}
     with reporter:
         while True:
@@ -138,7 +146,5 @@ def follow(client: Client, ids: Sequence[str], reporter: Reporter, *, seconds: f
             views = [last[one] for one in ids]
             reporter.update(views, client.cluster()["actors"])
             if not any(view["state"] in LIVE_STATES for view in views):
-                return views
-            if deadline is not None and time.monotonic() > deadline:
                 return views
             time.sleep(POLL_SECONDS)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpu_actor.config import ActorOptions
-from gpu_actor.footprint import DTYPE_BYTES
+from gpu_actor.footprint import DEFAULT_TOKEN_BUDGET, DTYPE_BYTES
 from gpu_actor.memory import memory_limit
 from orchestrator.cluster_config import ActorConfig
-from orchestrator.scheduler.estimate import DEFAULT_TOKEN_BUDGET, device_kind
+from orchestrator.scheduler.estimate import device_kind
 from orchestrator.scheduler.view import ActorShape
 
 HEAD = "node:__internal_head__"

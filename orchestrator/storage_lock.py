@@ -11,7 +11,7 @@ from typing import TextIO
 from orchestrator.store import StoreError
 
 LOCK_FILE = "controller.lock"
-_PATIENCE_S = 10.0  # for a predecessor that is just dying
+_PATIENCE_S = 5.0  # for a predecessor that is just dying
 
 
 def hold(storage: Path) -> TextIO:

@@ -43,9 +43,10 @@ class Admission:
         specs, problems = _read(jobs)
         if not problems and not specs:
             problems = [Problem("request", "", "holds no job; give at least one")]
-        problems += check_roots(specs, self._roots)
-        if not problems:  # outside the allowed folders nothing is even looked at
-            problems += await asyncio.to_thread(check_files, specs)
+        outside = check_roots(specs, self._roots)
+        if outside:  # nothing there is even looked at
+            return specs, problems + outside
+        problems += await asyncio.to_thread(check_files, specs)
         problems += self._taken(specs)
         if not any(problem.field == "base_model" for problem in problems):
             problems += await self._check_bases(specs)

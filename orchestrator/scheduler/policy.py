@@ -188,12 +188,14 @@ class _Planner:
             place
             for place in self._places
             if place.kept_for is None
-            and place.state is not ActorState.BLOCKED
+            and (place.state in (ActorState.EMPTY, ActorState.READY) or place.hosts == job.base_model)
             and place.may_host(job.base_model)
             and place.fits_alone(job)
         ]
         if places:
-            best = min(places, key=lambda p: (not p.idle, p.hosts != job.base_model, len(p.jobs), p.id))
+            best = min(
+                places, key=lambda p: (not p.idle, p.hosts != job.base_model, p.pinned is None, len(p.jobs), p.id)
+            )
             best.kept_for = job
 
     # -- which base model where ----------------------------------------------------------------------------------
@@ -218,14 +220,10 @@ class _Planner:
         places = [
             place
             for place in self._places
-            if place.idle
-            and place.kept_for is None
-            and place.base != job.base_model
-            and place.may_host(job.base_model)
-            and place.fits_alone(job)
+            if place.idle and place.base != job.base_model and place.may_host(job.base_model) and place.fits_alone(job)
         ]
         if places:
-            self._rehost(min(places, key=lambda p: (p.base is not None, p.id)), job.base_model)
+            self._rehost(min(places, key=lambda p: (p.pinned is None, p.base is not None, p.id)), job.base_model)
 
     def _rehost(self, place: _Place, base: str) -> None:
         self._rehosts[place.id] = base

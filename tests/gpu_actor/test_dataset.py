@@ -1,5 +1,6 @@
 import json
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from gpu_actor.errors import DataError, LorayError
 
 TOKENIZER = byte_level_tokenizer(CHATML)
 VOCAB = len(TOKENIZER)
+DEMO_DATA = Path(__file__).parents[2] / "configs" / "data"
 GOOD = {"instruction": "Hello", "output": "Hi"}
 
 
@@ -130,6 +132,22 @@ def test_template_error_names_the_line(tmp_path):
     )
     with pytest.raises(DataError, match=r"data\.jsonl:2: the chat template refuses .*only user and assistant roles"):
         load(path, lambda: byte_level_tokenizer(LLAMA2))
+
+
+# --- the demo's data ---
+
+
+@pytest.mark.parametrize("path", sorted(DEMO_DATA.glob("*.jsonl")), ids=lambda path: path.stem)
+def test_demo_data_loads_whole(path):
+    tokenizer = byte_level_tokenizer(CHATML, eos="<|im_end|>")
+    loaded = load(path, lambda: tokenizer)
+    assert 40 <= len(loaded.train) <= 60
+    assert (loaded.truncated, loaded.dropped) == (0, 0)
+    for ids, _ in loaded.train:
+        text = tokenizer.decode(ids)
+        assert text.rstrip().endswith("<|im_end|>")
+        # The demo asks this at the end; an adapter must not just recite it.
+        assert "capital of France" not in text
 
 
 # --- files ---

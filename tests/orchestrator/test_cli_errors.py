@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+
 from support.command import ROOT, Home
 
 SECONDS = 2.0  # a typo is answered in less
@@ -126,7 +127,7 @@ def test_a_stale_cluster_file_is_removed(home):
     home.storage.mkdir()
     path = home.storage / "cluster.json"
     with socket.create_server(("127.0.0.1", 0)) as alive:
-        address = "127.0.0.1:%d" % alive.getsockname()[1]
+        address = f"127.0.0.1:{alive.getsockname()[1]}"
         path.write_text(json.dumps({"address": address, "pid": gone.pid, "dashboard": None}))
         assert "no Loray cluster is running" in refused(home.run("list"), code=3)
     assert not path.exists()

@@ -1,11 +1,12 @@
 """What a person reads: words, lines and tables, at every width."""
 
 import io
+import json
 
 import pytest
 from rich.console import Console
 
-from orchestrator import display, words
+from orchestrator import display, progress, words
 
 
 def view(**changes):
@@ -21,57 +22,57 @@ def view(**changes):
             "seed": 7,
         },
     }
-    job = dict(
-        id="j-1",
-        name="alpaca-r8",
-        state="RUNNING",
-        base_model="org/model",
-        priority=0,
-        submitted_at=1000.0,
-        started_at=1010.0,
-        finished_at=None,
-        actor="model@cpu",
-        attempt=1,
-        retries=0,
-        reason=None,
-        waiting_for=None,
-        step=12,
-        total_steps=300,
-        epoch=0.5,
-        loss=1.23456,
-        eval_loss=None,
-        learning_rate=1e-4,
-        tokens=12345,
-        tokens_per_s=812.4,
-        eta_s=190.0,
-        samples=40,
-        truncated=0,
-        dropped=0,
-        output_dir="/out/alpaca-r8",
-        spec=spec,
-    )
+    job = {
+        "id": "j-1",
+        "name": "alpaca-r8",
+        "state": "RUNNING",
+        "base_model": "org/model",
+        "priority": 0,
+        "submitted_at": 1000.0,
+        "started_at": 1010.0,
+        "finished_at": None,
+        "actor": "model@cpu",
+        "attempt": 1,
+        "retries": 0,
+        "reason": None,
+        "waiting_for": None,
+        "step": 12,
+        "total_steps": 300,
+        "epoch": 0.5,
+        "loss": 1.23456,
+        "eval_loss": None,
+        "learning_rate": 1e-4,
+        "tokens": 12345,
+        "tokens_per_s": 812.4,
+        "eta_s": 190.0,
+        "samples": 40,
+        "truncated": 0,
+        "dropped": 0,
+        "output_dir": "/out/alpaca-r8",
+        "spec": spec,
+    }
     return {**job, **changes}
 
 
 def actor(**changes):
     """A ready actor as the controller shows it."""
-    base = dict(
-        name="model@cpu",
-        state="ready",
-        base_model="org/model",
-        device="cpu",
-        node_id="n",
-        memory_limit=4 * 2**30,
-        memory_used=2**30,
-        memory_peak=2 * 2**30,
-        base_bytes=1,
-        tokens_per_s=1500.0,
-        step_seconds=0.1,
-        batch_tokens=512,
-        batch_adapters=3,
-        jobs=["alpaca-r8", "b"],
-        reason=None,
-    )
+    base = {
+        "name": "model@cpu",
+        "state": "ready",
+        "base_model": "org/model",
+        "device": "cpu",
+        "node_id": "n",
+        "memory_limit": 4 * 2**30,
+        "memory_used": 2**30,
+        "memory_peak": 2 * 2**30,
+        "base_bytes": 1,
+        "tokens_per_s": 1500.0,
+        "step_seconds": 0.1,
+        "batch_tokens": 512,
+        "batch_adapters": 3,
+        "jobs": ["alpaca-r8", "b"],
+        "reason": None,
+    }
     return {**base, **changes}
 
 
@@ -221,3 +222,34 @@ def test_log_lines_of_events_and_rows():
     assert event.endswith("  started on model@cpu")
     assert row.endswith("  step 3  epoch 0.25  loss 1.5000  lr 0.0001  tokens 90")
     assert evaluation.endswith("  step 3  eval loss 1.2500")
+
+
+def test_what_is_not_a_number_is_null_in_json(capsys):
+    progress.print_json_line({"job": {"loss": float("nan"), "rows": [1.5, float("inf")]}})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
+        "job": {"loss": None, "rows": [1.5, None]}
+    }
+
+
+def test_lines_come_at_each_change_of_state_and_not_at_each_step(capsys):
+    reporter = progress.LineReporter(as_json=False)
+    reporter.update([view(state="QUEUED", step=0, waiting_for="an actor")], [])
+    for step in range(1, 50):
+        reporter.update([view(step=step)], [actor()])
+    reporter.update([view(state="SUCCEEDED", step=50)], [])
+    states = [line.split()[2] for line in capsys.readouterr().out.splitlines()]
+    assert states == ["QUEUED", "RUNNING", "SUCCEEDED"]
+
+
+def test_a_moving_job_gets_a_line_every_ten_seconds(capsys, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    reporter = progress.LineReporter(as_json=False)
+    for step in range(1, 41):
+        reporter.update([view(step=step), view(id="j-2", name="still", step=7)], [actor()])
+        now[0] += 1.0
+    lines = capsys.readouterr().out.splitlines()
+    steps = [line.split("step ")[1].split("/")[0] for line in lines if "alpaca-r8  RUNNING" in line]
+    assert steps == ["1", "11", "21", "31"]
+    assert sum("still" in line for line in lines) == 1
+    assert sum("memory 1.0 GiB" in line for line in lines) == 3

@@ -96,7 +96,8 @@ def test_the_table_itself_refuses_a_second_live_name(store, tmp_path):
     store.add([spec("a")], "r1")
     with sqlite3.connect(tmp_path / "deep/loray.db") as connection, pytest.raises(sqlite3.IntegrityError):
         connection.execute(
-            "INSERT INTO jobs (id, name, state, spec, attempt, retries, progress, output_dir, submitted_at, queued_at, request_id)"
+            "INSERT INTO jobs (id, name, state, spec, attempt, retries, progress, output_dir, submitted_at, "
+            "queued_at, request_id)"
             " VALUES ('x', 'a', 'RUNNING', '{}', 0, 0, '{}', '/else', 0, 0, 'r')"
         )
 

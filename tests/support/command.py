@@ -3,12 +3,15 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from support.tiny import write_rows
 
 ROOT = Path(__file__).parents[2]
 LORAY = [sys.executable, "-m", "orchestrator"]
@@ -19,11 +22,11 @@ class Home:
     """A short HOME and LORAY_HOME under /tmp; on leaving, every process started here is ended with its children."""
 
     def __init__(self, **variables):
-        self._folder = tempfile.TemporaryDirectory(prefix="lo", dir="/tmp")
-        self.path = Path(self._folder.name)
+        self.path = Path(tempfile.mkdtemp(prefix="lo", dir="/tmp"))
         self.storage = self.path / "s"
         clean = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
         self.env = {**clean, "HOME": str(self.path), "LORAY_HOME": str(self.storage), "OMP_NUM_THREADS": "1"}
+        self.env["RAY_TMPDIR"] = str(self.path)
         self.env |= {"RAY_USAGE_STATS_ENABLED": "0", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1", **variables}
         self._started = []
 
@@ -33,7 +36,7 @@ class Home:
     def __exit__(self, *_):
         for process in self._started:
             end(process)
-        self._folder.cleanup()
+        shutil.rmtree(self.path, ignore_errors=True)  # a killed process may still write its last line
 
     def run(self, *arguments, timeout=120, cwd=ROOT, **variables):
         """Runs `loray ...` to its end; returns the finished process with its output."""
@@ -45,6 +48,17 @@ class Home:
             text=True,
             timeout=timeout,
         )
+
+    def python(self, script, timeout=120, cwd=ROOT, **variables):
+        """Runs a Python script that imports Loray; returns what it printed."""
+        path = self.path / "script.py"
+        path.write_text(script)
+        variables["PYTHONPATH"] = str(ROOT)
+        done = subprocess.run(
+            [sys.executable, path], env=self.env | variables, cwd=cwd, capture_output=True, text=True, timeout=timeout
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def json(self, *arguments, **options):
         """The document that `loray ... --json` prints."""
@@ -79,20 +93,32 @@ class Home:
 
 
 def end(process):
-    """Ends a process and whatever it started: asks first, then kills the group."""
+    """Kills a process and whatever it started; the orderly ways out are for tests to show."""
     with contextlib.suppress(ProcessLookupError):
-        if process.poll() is None:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(30)
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(10)
 
 
-def until(condition, timeout=60, every=0.2):
-    """Waits until a condition holds, and returns what it gave."""
-    deadline = time.monotonic() + timeout
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {timeout} s"
-        time.sleep(every)
-    return value
+class JobFiles:
+    """Writes job files on one tiny base model and one data set, in a folder of their own."""
+
+    def __init__(self, folder, base, rows):
+        self.folder, self.base = folder, base
+        write_rows(folder / "data.jsonl", rows)
+
+    def spec(self, name, **changes):
+        """The fields of a job; `max_steps` and the like go into `training`."""
+        training = {"max_steps": 20, "learning_rate": 1e-3, "per_device_train_batch_size": 4, "save_steps": 10}
+        return {
+            "name": name,
+            "base_model": self.base,
+            "dataset": {"path": changes.pop("data", "data.jsonl"), "format": "tokens"},
+            "output_dir": f"out/{name}",
+            "training": training | changes,
+        }
+
+    def write(self, name, **changes):
+        """Writes a job file and returns its path."""
+        path = self.folder / f"{name}.json"
+        path.write_text(json.dumps(self.spec(name, **changes)))
+        return path

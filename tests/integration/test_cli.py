@@ -1,0 +1,229 @@
+"""The command line with real training on a real cluster: `serve` and its verbs, then `run` on its own."""
+
+import json
+import os
+import pty
+import signal
+import sys
+import time
+
+import pytest
+
+from support.command import LORAY, ROOT, Home, JobFiles
+from support.tiny import token_rows
+
+pytestmark = pytest.mark.cluster
+
+LONG = 1_000_000  # steps that no test lives to see
+
+
+@pytest.fixture(scope="module")
+def home():
+    with Home() as home:
+        yield home
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, tiny_base):
+    return JobFiles(tmp_path_factory.mktemp("cli"), tiny_base, token_rows(24))
+
+
+@pytest.fixture(scope="module")
+def served(home):
+    process = home.start(*LORAY, "serve", log="serve")
+    home.wait_for("Ctrl-C stops it", process, log="serve")
+    return process
+
+
+def state(home, ref):
+    return home.json("show", ref)["state"]
+
+
+def wait_until(home, ref, condition):
+    """Waits, in one process, until a condition on a job's `view` holds; returns the view."""
+    script = f"""
+import json, time
+from orchestrator import Client
+client, end = Client(), time.monotonic() + 90
+while True:
+    view = client.get_job({ref!r})
+    if {condition}:
+        break
+    assert time.monotonic() < end, view
+    time.sleep(0.1)
+print(json.dumps(view))
+"""
+    return json.loads(home.python(script))
+
+
+def test_serve_says_how_to_go_on(home, served):
+    said = home.wait_for("Ctrl-C stops it", served, log="serve")
+    known = json.loads((home.storage / "cluster.json").read_text())
+    assert known["pid"] == served.pid
+    assert known["address"] in said
+    assert known["dashboard"] in said
+    assert "loray submit JOB.yaml" in said
+    assert (home.path / ".ray" / "auth_token").exists()  # the token mode is on unless the environment says otherwise
+
+
+def test_a_second_one_is_refused(home, served):
+    done = home.run("serve")
+    assert done.returncode == 2
+    assert "runs already" in done.stderr
+
+
+def test_submit_waits_and_exits_by_the_outcome(home, served, files):
+    done = home.run("submit", "--wait", files.write("first", max_steps=12, logging_steps=1))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "first  SUCCEEDED  step 12/12" in done.stdout
+    assert str(files.folder / "out" / "first") in done.stdout
+    assert (files.folder / "out" / "first" / "adapter_model.safetensors").exists()
+
+
+def test_logs_hold_events_and_metrics_in_order(home, served, files):
+    done = home.run("logs", "first")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert sum("  step " in line and "  loss " in line for line in lines) == 12
+    assert lines == sorted(lines, key=lambda line: line[:19])
+    entries = [json.loads(line) for line in home.run("logs", "first", "--json").stdout.splitlines()]
+    assert [entry["step"] for entry in entries if "loss" in entry] == list(range(1, 13))
+    assert any("message" in entry for entry in entries)
+
+
+def test_a_job_is_steered_by_name_and_by_id(home, served, files):
+    (job,) = home.json("submit", files.write("steered", max_steps=LONG))
+    assert job["name"] == "steered"
+    wait_until(home, job["id"], "view['step'] > 0")
+    assert home.run("pause", "steered").returncode == 0
+    paused = wait_until(home, "steered", "view['state'] == 'PAUSED'")
+    assert home.json("resume", job["id"])[0]["state"] == "QUEUED"
+    wait_until(home, job["id"], f"view['step'] > {paused['step']}")
+    assert [view["name"] for view in home.json("list", "--state", "running")] == ["steered"]
+    follower = home.start(*LORAY, "logs", "-f", "steered", log="follow")
+    home.wait_for("loss", follower, log="follow")
+    assert "cancel requested" in home.run("cancel", job["id"]).stdout
+    assert follower.wait(60) == 0
+    assert "cancel" in (home.path / "follow").read_text()
+    assert state(home, "steered") == "CANCELLED"
+    assert home.json("retry", "steered")[0]["state"] == "QUEUED"
+
+
+def test_refusals_name_the_job_and_what_is_wrong(home, served, files):
+    for arguments, words in (
+        (["show", "nobody"], "nobody"),
+        (["pause", "first"], "SUCCEEDED"),
+        (["submit", files.write("first")], "output_dir"),
+        (
+            ["submit", files.write("odd", max_steps=3), files.write("odd2", warmup_ratio=2)],
+            "odd2.json: training.warmup_ratio",
+        ),
+    ):
+        done = home.run(*arguments)
+        assert done.returncode == 2
+        assert done.stdout == ""
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr
+    assert "odd" not in [view["name"] for view in home.json("list", "--all")]
+
+
+def test_several_at_once_and_one_that_is_unknown(home, served, files):
+    home.run("submit", files.write("other", max_steps=LONG))
+    done = home.run("cancel", "steered", "nobody", "other")
+    assert done.returncode == 2
+    assert "steered  cancel requested" in done.stdout
+    assert "other  cancel requested" in done.stdout
+    assert "nobody" in done.stderr
+    for name in ("steered", "other"):
+        wait_until(home, name, "view['state'] == 'CANCELLED'")
+
+
+def test_top_shows_actors_and_counts(home, served):
+    done = home.run("top")
+    assert done.returncode == 0, done.stderr
+    assert "SUCCEEDED" in done.stdout
+    assert "ready" in done.stdout
+    assert home.json("top")["actors"][0]["memory_used"] > 0
+
+
+def test_run_joins_and_ctrl_c_leaves_the_jobs_alone(home, served, files):
+    process = home.start(*LORAY, "run", files.write("joined", max_steps=LONG), log="joined")
+    home.wait_for("joined  RUNNING", process, log="joined")
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(30) == 130
+    said = (home.path / "joined").read_text()
+    assert "joined Ray at" in said
+    assert "go on in the cluster" in said
+    assert "Traceback" not in said
+    assert state(home, "joined") == "RUNNING"
+
+
+def test_a_terminal_gets_a_live_picture(home, served, files):
+    path = files.write("live", max_steps=20)
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        os.execve(sys.executable, [*LORAY, "run", str(path)], {**home.env, "TERM": "xterm", "COLUMNS": "110"})
+    shown = b""
+    with os.fdopen(terminal, "rb", buffering=0) as screen:
+        try:
+            while piece := screen.read(65536):
+                shown += piece
+        except OSError:  # the end of a pseudo terminal
+            pass
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    text = shown.decode()
+    assert "\x1b[1A\x1b[2K" in text  # drawn again in place
+    assert "tokens/s in all" in text
+    assert "memory" in text
+    assert "SUCCEEDED" in text.rpartition("\x1b[2K")[2]
+
+
+def test_sigterm_ends_serve_in_order_and_keeps_the_queue(home, served, files):
+    start = time.monotonic()
+    served.send_signal(signal.SIGTERM)
+    assert served.wait(60) == 0
+    assert time.monotonic() - start < 30
+    assert "Traceback" not in (home.path / "serve").read_text()
+    assert not (home.storage / "cluster.json").exists()
+    assert list((files.folder / "out" / "joined").glob("checkpoint-*"))
+    assert home.run("list").returncode == 3
+
+
+def test_run_starts_its_own_and_fails_with_a_job(home, served, files):
+    """Goes on with what is in the queue of the cluster before, and ends when its own jobs are over."""
+    rows = token_rows(3)
+    broken = files.folder / "broken.jsonl"
+    broken.write_text("\n".join([json.dumps(rows[0]), "{oops", json.dumps(rows[1])]) + "\n")
+    good, bad = files.write("good", max_steps=15), files.write("bad", data="broken.jsonl")
+    process = home.start(*LORAY, "run", good, bad, log="run")
+    home.wait_for("submitted 2 jobs", process, log="run")
+    assert home.run("submit", files.write("guest", max_steps=40)).returncode == 0
+    assert process.wait(90) == 1
+    first, *lines, last = (home.path / "run").read_text().splitlines()
+    assert first == "starting Ray on this machine ..."  # none of Ray's own noise
+    assert any("1 job in the queue already" in line for line in lines)
+    assert last == "1 job left in the queue; `loray serve` goes on with them"
+    good_row, bad_row = [line for line in lines if line.startswith(("good ", "bad "))]
+    assert good_row.split()[:2] == ["good", "SUCCEEDED"]
+    assert bad_row.split()[:2] == ["bad", "FAILED"]
+    assert "broken.jsonl:2:" in bad_row
+    for name in ("good", "guest"):
+        assert (files.folder / "out" / name / "adapter_model.safetensors").exists()
+    assert not (home.storage / "cluster.json").exists()
+
+
+def test_ctrl_c_cancels_in_a_cluster_of_our_own(files):
+    with Home() as home:
+        process = home.start(*LORAY, "run", "--json", files.write("stopped", max_steps=LONG), log="own")
+        home.wait_for('"state": "RUNNING"', process, log="own")
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to Ray's processes as well
+        assert process.wait(60) == 130
+        *lines, last = [
+            line for line in (home.path / "own").read_text().splitlines() if not line.startswith("cancelling")
+        ]
+        events = [json.loads(line) for line in lines]
+        assert {event["event"] for event in events} <= {"state", "progress"}
+        assert [job["state"] for job in json.loads(last)["jobs"]] == ["CANCELLED"]
+        assert not list((files.folder / "out" / "stopped").glob("checkpoint-*"))

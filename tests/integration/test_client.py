@@ -1,0 +1,173 @@
+"""Python programs that did not start the cluster: real processes, a real orchestrator, real training."""
+
+import json
+
+import pytest
+
+from support.command import LORAY, Home, JobFiles
+from support.tiny import token_rows
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(scope="module")
+def home():
+    with Home() as home:
+        process = home.start(*LORAY, "serve", log="serve")
+        home.wait_for("Ctrl-C stops it", process, log="serve")
+        yield home
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, tiny_base):
+    return JobFiles(tmp_path_factory.mktemp("client"), tiny_base, token_rows(24))
+
+
+def script(home, files, body, **variables):
+    """Runs a script in the folder of the data, with some job files at hand; returns the JSON that it printed."""
+    head = "import json, ray\nfrom orchestrator import *\n"
+    return json.loads(home.python(head + body, cwd=files.folder, **variables).splitlines()[-1])
+
+
+def test_a_dict_becomes_an_adapter(home, files):
+    job = files.spec("from-dict", max_steps=10, logging_steps=1)
+    seen = script(
+        home,
+        files,
+        f"""
+job = submit_job({job!r})
+done = job.wait(timeout=90)
+print(json.dumps([done, job.status().value, job.metrics(), job.events(), job.logs(), repr(job)]))
+""",
+    )
+    done, status, metrics, events, logs, text = seen
+    assert status == done["state"] == "SUCCEEDED"
+    assert done["output_dir"] == str(files.folder / "out" / "from-dict")  # relative to the current folder
+    assert (files.folder / "out" / "from-dict" / "adapter_model.safetensors").exists()
+    assert [row["step"] for row in metrics] == list(range(1, 11))
+    assert len(logs.splitlines()) == len(metrics) + len(events)
+    assert "from-dict" in text
+
+
+def test_every_error_is_one_of_ours(home, files):
+    long = files.spec("long", max_steps=1_000_000)
+    broken = files.folder / "broken.jsonl"
+    broken.write_text("{oops\n")
+    several = files.folder / "several.json"
+    both = [files.spec("x"), files.spec("y")]
+    several.write_text(json.dumps({"jobs": both}))
+    seen = script(
+        home,
+        files,
+        f"""
+from pathlib import Path
+seen = {{}}
+def trial(name, call):
+    try:
+        call()
+    except LorayError as error:
+        seen[name] = [type(error).__name__, str(error), [base.__name__ for base in type(error).__mro__]]
+client = Client()
+job = client.submit_job({long!r})
+bad = client.submit_job({files.spec("bad", data="broken.jsonl")!r})
+trial("unknown", lambda: client.job("nobody"))
+trial("double", lambda: submit_job({long!r}))
+trial("invalid", lambda: submit_job({{"name": "a b"}}))
+trial("several", lambda: submit_job(Path("several.json")))
+trial("slow", lambda: job.wait(timeout=0.3))
+trial("failed", lambda: bad.wait(timeout=90))
+trial("early", lambda: job.retry())
+trial("elsewhere", lambda: Client("127.0.0.1:1"))
+job.cancel()
+trial("cancelled", lambda: job.wait(timeout=90))
+seen["left"] = [job["name"] for job in client.list_jobs()]
+print(json.dumps(seen))
+""",
+    )
+    kinds = {name: value[0] for name, value in seen.items() if name != "left"}
+    assert kinds == {
+        "unknown": "JobNotFoundError",
+        "double": "JobFileError",
+        "invalid": "JobFileError",
+        "several": "InvalidJobError",
+        "slow": "WaitTimeoutError",
+        "failed": "JobFailedError",
+        "early": "IllegalTransitionError",
+        "elsewhere": "ClusterUnavailableError",
+        "cancelled": "JobFailedError",
+    }
+    assert {"LookupError", "LorayError"} <= set(seen["unknown"][2])
+    assert "TimeoutError" in seen["slow"][2]
+    assert "Client().submit" in seen["several"][1]
+    assert "broken.jsonl:1" in seen["failed"][1]
+    assert not {"x", "y", "a b"} & set(seen["left"])
+    assert all(
+        "Traceback" not in value[1] and "ray::" not in value[1] for value in seen.values() if value != seen["left"]
+    )
+
+
+def test_a_repeated_submit_adds_nothing(home, files):
+    """The answer to a submit is lost after the orchestrator has accepted the job; the client asks again."""
+    job = files.spec("once", max_steps=5)
+    seen = script(
+        home,
+        files,
+        f"""
+client = Client()
+real, lost = ray.get, []
+def losing(refs, **options):
+    answer = real(refs, **options)
+    if isinstance(answer[0], dict) and answer[0].get("accepted") and not lost:
+        lost.append(answer[0]["accepted"][0]["id"])
+        raise ray.exceptions.ActorUnavailableError("the connection broke", b"0" * 16)
+    return answer
+ray.get = losing
+job = client.submit_job({job!r})
+job.wait(timeout=90)
+print(json.dumps([lost, job.id, [view["name"] for view in client.list_jobs()]]))
+""",
+    )
+    lost, job_id, names = seen
+    assert lost == [job_id]
+    assert names.count("once") == 1
+
+
+def test_in_a_process_that_is_connected_to_ray_already(home, files):
+    address = json.loads((home.storage / "cluster.json").read_text())["address"]
+    seen = script(
+        home,
+        files,
+        f"""
+import os
+ray.init(address={address!r}, namespace="another", log_to_driver=False)
+@ray.remote(runtime_env={{"env_vars": {{"PYTHONPATH": os.environ["PYTHONPATH"]}}}})
+def inside():
+    return len(Client().list_jobs())
+counts = [len(Client().list_jobs()), ray.get(inside.remote())]
+try:
+    Client("127.0.0.1:1")
+except ClusterUnavailableError as error:
+    print(json.dumps([counts, str(error)]))
+""",
+        RAY_AUTH_MODE="token",
+    )
+    counts, refusal = seen
+    assert counts[0] == counts[1] > 0
+    assert "already" in refusal
+
+
+def test_a_killed_orchestrator_is_waited_for(home, files):
+    seen = script(
+        home,
+        files,
+        """
+import os, signal
+client = Client()
+before = client.ping()["pid"]
+names = [view["name"] for view in client.list_jobs()]
+os.kill(before, signal.SIGKILL)
+after = [view["name"] for view in client.list_jobs()]
+print(json.dumps([before != client.ping()["pid"], names == after, client.cluster()["actors"][0]["state"]]))
+""",
+    )
+    assert seen[:2] == [True, True]

@@ -1,0 +1,96 @@
+"""`ray job submit` against a `ray start --head` that nobody prepared for Loray, with and without a token."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support.command import ROOT, Home, JobFiles
+from support.tiny import tiny_model, token_rows
+
+pytestmark = pytest.mark.cluster
+
+RAY = Path(sys.executable).with_name("ray")
+
+
+def free_port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+def start_head(home, **variables):
+    """`ray start --head`, all ports chosen here or by Ray; returns its address and the URL of its dashboard."""
+    process = home.start(
+        RAY,
+        *("start", "--head", "--block", "--num-cpus=2", "--port=0", "--dashboard-port=0"),
+        *(f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}"),
+        *(f"--temp-dir={home.path / 't'}", f"--object-store-memory={100 * 2**20}"),
+        log="head",
+        PATH=f"{RAY.parent}{os.pathsep}{os.environ['PATH']}",
+        **variables,
+    )
+    said = home.wait_for("--block", process, log="head")
+    return re.search(r"--address='([^']+)'", said)[1], re.search(r"http://[0-9.:]+", said)[0]
+
+
+@pytest.fixture
+def home():
+    with Home() as home:
+        yield home
+
+
+def test_ray_job_submit_with_a_token(home, tmp_path):
+    """The job's files lie in a folder that Ray deletes, so they are copied, and the adapter is put elsewhere."""
+    tiny_model().save_pretrained(home.storage / "models" / "test" / "tiny")
+    checkout = tmp_path / "checkout"
+    for package in ("orchestrator", "gpu_actor"):
+        shutil.copytree(ROOT / package, checkout / package, ignore=shutil.ignore_patterns("__pycache__"))
+    (checkout / "jobs").mkdir()
+    files = JobFiles(checkout / "jobs", "test/tiny", token_rows(12))
+    files.write("door", max_steps=10)
+    subprocess.run([RAY, "get-auth-token", "--generate"], env=home.env, check=True, capture_output=True)
+    _, dashboard = start_head(home, RAY_AUTH_MODE="token")
+    done = subprocess.run(
+        [RAY, "job", "submit", "--working-dir", ".", "--", "python", "-m", "orchestrator", "run", "jobs/door.json"],
+        env=home.env | {"RAY_AUTH_MODE": "token", "RAY_API_SERVER_ADDRESS": dashboard},
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    output = home.storage / "outputs" / "jobs" / "out" / "door"
+    assert f"adapters go below {home.storage / 'outputs'}" in said
+    assert str(output) in said
+    assert (output / "adapter_model.safetensors").exists()
+    (copy,) = (home.storage / "uploads").glob("*/data.jsonl")
+    assert copy.read_bytes() == (checkout / "jobs" / "data.jsonl").read_bytes()
+    assert not (checkout / "jobs" / "out").exists()
+    # Whoever comes later finds the cluster without being told.
+    (job,) = home.json("list")
+    assert (job["name"], job["state"]) == ("door", "SUCCEEDED")
+    assert job["spec"]["dataset"]["path"] == str(copy)
+
+
+def test_a_head_without_a_token(home, tmp_path, tiny_base):
+    """`loray serve --address` puts the orchestrator there and returns; the mode is found out."""
+    files = JobFiles(tmp_path, tiny_base, token_rows(12))
+    address, _ = start_head(home)
+    missing = home.run("list", "--address", address)
+    assert missing.returncode == 3
+    assert f"loray serve --address {address}" in missing.stderr
+    done = home.run("serve", "--address", address, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["address"] == address
+    assert json.loads((home.storage / "cluster.json").read_text())["pid"] is None
+    done = home.run("submit", "--wait", files.write("plain", max_steps=5))
+    assert done.returncode == 0, done.stderr
+    assert "plain  SUCCEEDED" in done.stdout
