@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
 import tempfile
@@ -50,7 +51,7 @@ class Plan:
     side_by_side: int
 
 
-FULL = Plan(steps=3, rounds=3, job_counts=(1, 2, 4, 8), side_by_side=4)
+FULL = Plan(steps=2, rounds=3, job_counts=(1, 2, 4, 8), side_by_side=4)
 QUICK = Plan(steps=2, rounds=1, job_counts=(2,), side_by_side=2)
 
 
@@ -77,17 +78,22 @@ def main() -> int:
 
 def _measure(base: str, plan: Plan, console: Console) -> dict[str, Any]:
     threads = workload.set_threads()
+    load = os.getloadavg()[0]
     machine = {
         "processor": _processor(),
+        "cores": os.cpu_count(),
         "threads": threads,
+        "load_before": load,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
     }
     console.print(
-        f"{base}, fp32, {machine['processor']}, {threads} threads, torch {torch.__version__}, "
+        f"{base}, fp32, {machine['processor']}, {os.cpu_count()} cores, {threads} threads, torch {torch.__version__}, "
         f"transformers {transformers.__version__}"
     )
+    if load > 0.25 * threads:
+        console.print(f"Other programs keep this machine busy (load {load:.1f}): take the speeds with care.")
     test = SpeedTest(base, plan.job_counts, plan.side_by_side, plan.steps)
     for stage in test.run(plan.rounds):
         console.print(f"speed: {stage}", style="dim")

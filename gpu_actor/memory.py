@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import resource
-from pathlib import Path
+import sys
 
-_PAGE = resource.getpagesize()
+import psutil
+
+_MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 def memory_used(device: str) -> tuple[int, int]:
@@ -17,8 +19,9 @@ def memory_used(device: str) -> tuple[int, int]:
         import torch
 
         return torch.cuda.memory_reserved(device), torch.cuda.max_memory_reserved(device)
-    pages = int(Path("/proc/self/statm").read_text().split()[1]) if Path("/proc/self/statm").exists() else 0
-    return pages * _PAGE, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    used = psutil.Process().memory_info().rss
+    # the kernel keeps its own peak in coarser steps, so that it can lag behind
+    return used, max(used, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT)
 
 
 def memory_limit(device: str) -> int:
@@ -27,6 +30,4 @@ def memory_limit(device: str) -> int:
         import torch
 
         return int(torch.cuda.get_device_properties(device).total_memory)
-    import psutil
-
     return int(psutil.virtual_memory().total * 0.8)

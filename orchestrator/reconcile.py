@@ -72,7 +72,7 @@ class Reconciler:
         losses = await self._fleet.poll()
         for loss in losses:
             self._actor_lost(loss)
-        calls = self._read_reports()
+        calls = self.observe()
         calls += self._act(self._plan())
         await asyncio.gather(*(self._fleet.tell(*call) for call in calls))
         return losses
@@ -99,7 +99,8 @@ class Reconciler:
             found[job.actor or ""][job.id] = job
         return found
 
-    def _read_reports(self) -> list[Call]:
+    def observe(self) -> list[Call]:
+        """Record what the latest reports say of running jobs; returns the calls that follow from it."""
         running = self._running()
         calls: list[Call] = []
         for member in self._fleet.members.values():

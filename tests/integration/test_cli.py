@@ -35,6 +35,29 @@ def served(home):
     return process
 
 
+@pytest.fixture(scope="module")
+def trained(home, served, files):
+    """`loray submit --wait` of a job named `first`, at its end."""
+    return home.run("submit", "--wait", files.write("first", max_steps=12, logging_steps=1))
+
+
+@pytest.fixture(scope="module")
+def abandoned(home, served, files):
+    """Exit code and output of a `loray run` that joined and was left with Ctrl-C; its job `joined` goes on."""
+    process = home.start(*LORAY, "run", files.write("joined", max_steps=LONG), log="joined")
+    home.wait_for("joined  RUNNING", process, log="joined")
+    os.killpg(process.pid, signal.SIGINT)
+    return process.wait(30), (home.path / "joined").read_text()
+
+
+@pytest.fixture(scope="module")
+def stopped(home, served, abandoned):
+    """Exit code and seconds of a `loray serve` that was asked to end; no test of a running one may follow."""
+    start = time.monotonic()
+    served.send_signal(signal.SIGTERM)
+    return served.wait(60), time.monotonic() - start
+
+
 def state(home, ref):
     return home.json("show", ref)["state"]
 
@@ -72,16 +95,15 @@ def test_a_second_one_is_refused(home, served):
     assert "runs already" in done.stderr
 
 
-def test_submit_waits_and_exits_by_the_outcome(home, served, files):
-    done = home.run("submit", "--wait", files.write("first", max_steps=12, logging_steps=1))
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    assert "first  SUCCEEDED  step 12/12" in done.stdout
-    assert str(files.folder / "out" / "first") in done.stdout
+def test_submit_waits_and_exits_by_the_outcome(trained, files):
+    assert trained.returncode == 0, trained.stderr
+    assert trained.stderr == ""
+    assert "first  SUCCEEDED  step 12/12" in trained.stdout
+    assert str(files.folder / "out" / "first") in trained.stdout
     assert (files.folder / "out" / "first" / "adapter_model.safetensors").exists()
 
 
-def test_logs_hold_events_and_metrics_in_order(home, served, files):
+def test_logs_hold_events_and_metrics_in_order(home, trained):
     done = home.run("logs", "first")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -108,9 +130,11 @@ def test_a_job_is_steered_by_name_and_by_id(home, served, files):
     assert "cancel" in (home.path / "follow").read_text()
     assert state(home, "steered") == "CANCELLED"
     assert home.json("retry", "steered")[0]["state"] == "QUEUED"
+    wait_until(home, "steered", "view['step'] > 0")
+    home.run("cancel", "steered")
 
 
-def test_refusals_name_the_job_and_what_is_wrong(home, served, files):
+def test_refusals_name_the_job_and_what_is_wrong(home, trained, files):
     for arguments, words in (
         (["show", "nobody"], "nobody"),
         (["pause", "first"], "SUCCEEDED"),
@@ -129,17 +153,17 @@ def test_refusals_name_the_job_and_what_is_wrong(home, served, files):
 
 
 def test_several_at_once_and_one_that_is_unknown(home, served, files):
-    home.run("submit", files.write("other", max_steps=LONG))
-    done = home.run("cancel", "steered", "nobody", "other")
+    assert home.run("submit", *(files.write(name, max_steps=LONG) for name in ("one", "two"))).returncode == 0
+    done = home.run("cancel", "one", "nobody", "two")
     assert done.returncode == 2
-    assert "steered  cancel requested" in done.stdout
-    assert "other  cancel requested" in done.stdout
+    assert "one  cancel requested" in done.stdout
+    assert "two  cancel requested" in done.stdout
     assert "nobody" in done.stderr
-    for name in ("steered", "other"):
+    for name in ("one", "two"):
         wait_until(home, name, "view['state'] == 'CANCELLED'")
 
 
-def test_top_shows_actors_and_counts(home, served):
+def test_top_shows_actors_and_counts(home, trained):
     done = home.run("top")
     assert done.returncode == 0, done.stderr
     assert "SUCCEEDED" in done.stdout
@@ -147,12 +171,9 @@ def test_top_shows_actors_and_counts(home, served):
     assert home.json("top")["actors"][0]["memory_used"] > 0
 
 
-def test_run_joins_and_ctrl_c_leaves_the_jobs_alone(home, served, files):
-    process = home.start(*LORAY, "run", files.write("joined", max_steps=LONG), log="joined")
-    home.wait_for("joined  RUNNING", process, log="joined")
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(30) == 130
-    said = (home.path / "joined").read_text()
+def test_run_joins_and_ctrl_c_leaves_the_jobs_alone(home, abandoned):
+    code, said = abandoned
+    assert code == 130
     assert "joined Ray at" in said
     assert "go on in the cluster" in said
     assert "Traceback" not in said
@@ -180,18 +201,17 @@ def test_a_terminal_gets_a_live_picture(home, served, files):
     assert "SUCCEEDED" in text.rpartition("\x1b[2K")[2]
 
 
-def test_sigterm_ends_serve_in_order_and_keeps_the_queue(home, served, files):
-    start = time.monotonic()
-    served.send_signal(signal.SIGTERM)
-    assert served.wait(60) == 0
-    assert time.monotonic() - start < 30
+def test_sigterm_ends_serve_in_order_and_keeps_the_queue(home, stopped, files):
+    code, seconds = stopped
+    assert code == 0
+    assert seconds < 30
     assert "Traceback" not in (home.path / "serve").read_text()
     assert not (home.storage / "cluster.json").exists()
     assert list((files.folder / "out" / "joined").glob("checkpoint-*"))
     assert home.run("list").returncode == 3
 
 
-def test_run_starts_its_own_and_fails_with_a_job(home, served, files):
+def test_run_starts_its_own_and_fails_with_a_job(home, stopped, files):
     """Goes on with what is in the queue of the cluster before, and ends when its own jobs are over."""
     rows = token_rows(3)
     broken = files.folder / "broken.jsonl"

@@ -1,0 +1,172 @@
+"""What the orchestrator makes of the reports of its actors: real store, reports written by hand, no Ray."""
+
+import pytest
+
+from gpu_actor.config import DatasetConfig
+from gpu_actor.report import ActorReport, TenantReport, TenantState
+from orchestrator.bases import BaseCatalog
+from orchestrator.cluster_config import ClusterConfig
+from orchestrator.fleet import Fleet, Member
+from orchestrator.job import JobSpec, JobState, QueueConfig
+from orchestrator.reconcile import Reconciler
+from orchestrator.slots import listed_slots
+from orchestrator.store import Store
+
+ACTOR = "tiny@cpu:0#0000"
+NODES = [{"NodeID": "a" * 8, "Alive": True, "Resources": {"node:__internal_head__": 1.0}}]
+
+
+class House:
+    """A store, one actor that has job `a` under attempt 1, and the reconciler between them."""
+
+    def __init__(self, folder, max_retries=1):
+        config = ClusterConfig(storage=str(folder), actors=[{}])
+        self.store = Store(config.database_url)
+        self.fleet = Fleet(config, self.store, {})
+        (slot,) = listed_slots(config.actors, NODES)
+        self.fleet.slots[slot.id] = slot
+        self.fleet.members[ACTOR] = Member(ACTOR, slot, "/models/tiny", handle=None)
+        self.over = []
+        self.reconciler = Reconciler(self.store, self.fleet, BaseCatalog({}), lambda job: None, self.over.append)
+        self.folder = folder / "out"
+        spec = JobSpec(
+            name="a",
+            base_model="/models/tiny",
+            dataset=DatasetConfig(path="/data/a.jsonl"),
+            queue=QueueConfig(max_retries=max_retries),
+            output_dir=str(self.folder),
+        )
+        self.id = self.store.add([spec], "r1")[0].id
+        self.store.assign(self.id, ACTOR, "boot")
+        (self.folder / "checkpoint-5").mkdir(parents=True)
+
+    def hear(self, state=None, attempt=1, boot="boot", **fields):
+        """The actor reports its job in a state (None: it does not know it); returns the calls that follow."""
+        tenants = () if state is None else (TenantReport(self.id, attempt, state, **fields),)
+        member = self.fleet.members[ACTOR]
+        member.report, member.fresh = ActorReport(ACTOR, boot, "ready", tenants=tenants), True
+        return self.reconciler.observe()
+
+    @property
+    def job(self):
+        return self.store.get(self.id)
+
+
+@pytest.fixture
+def house(tmp_path):
+    return House(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("wish", "reported", "state", "kept"),
+    [
+        (None, TenantState.SUCCEEDED, JobState.SUCCEEDED, True),
+        (None, TenantState.FAILED, JobState.FAILED, True),
+        (None, TenantState.DETACHED, JobState.QUEUED, True),
+        (None, TenantState.CANCELLED, JobState.CANCELLED, False),
+        ("pause", TenantState.SUCCEEDED, JobState.SUCCEEDED, True),
+        ("pause", TenantState.FAILED, JobState.FAILED, True),
+        ("pause", TenantState.DETACHED, JobState.PAUSED, True),
+        ("cancel", TenantState.SUCCEEDED, JobState.SUCCEEDED, True),
+        ("cancel", TenantState.FAILED, JobState.CANCELLED, False),
+        ("cancel", TenantState.DETACHED, JobState.CANCELLED, False),
+        ("cancel", TenantState.CANCELLED, JobState.CANCELLED, False),
+    ],
+)
+def test_how_a_job_leaves_its_actor(house, wish, reported, state, kept):
+    house.store.wish(house.id, wish, "asked")
+    assert house.hear(reported, step=7, total_steps=9, reason="why") == [(ACTOR, "forget", house.id)]
+    assert house.job.state is state
+    assert house.job.progress["step"] == 7
+    assert house.job.reason == ("why" if state is JobState.FAILED else None)
+    assert (house.folder / "checkpoint-5").exists() == kept
+    assert [job.id for job in house.over] == ([] if state in (JobState.QUEUED, JobState.PAUSED) else [house.id])
+    assert house.hear(reported, step=7, total_steps=9) == [(ACTOR, "forget", house.id)]  # told again, changes nothing
+    assert house.job.state is state
+
+
+def test_an_old_attempt_says_nothing_about_the_new_one(house):
+    house.hear(TenantState.DETACHED)
+    house.store.assign(house.id, ACTOR, "boot")
+    for state in (TenantState.SUCCEEDED, TenantState.FAILED, TenantState.TRAINING):
+        calls = house.hear(state, attempt=1)
+        assert house.job.state is JobState.RUNNING
+        assert calls[-1][:2] == (ACTOR, "attach")
+        assert calls[-1][3] == 2
+    house.hear(TenantState.SUCCEEDED, attempt=2)
+    assert house.job.state is JobState.SUCCEEDED
+
+
+def test_another_process_under_the_same_name_has_not_got_the_job(house):
+    house.hear(TenantState.SUCCEEDED, boot="another")
+    assert house.job.state is JobState.QUEUED
+    assert house.job.retries == 1
+
+
+def test_a_job_that_the_actor_does_not_know_is_given_to_it_again(house):
+    ((actor, method, spec, attempt),) = house.hear()
+    assert (actor, method, attempt) == (ACTOR, "attach", 1)
+    assert spec["job_id"] == house.id
+    assert house.job.state is JobState.RUNNING
+
+
+def test_an_adapter_that_belongs_elsewhere_is_put_away_with_a_checkpoint(house):
+    house.hear(TenantState.DETACHED)
+    assert house.hear(TenantState.TRAINING) == [(ACTOR, "detach", house.id, True)]
+    assert house.job.state is JobState.QUEUED
+
+
+@pytest.mark.parametrize(("wish", "keep"), [("pause", True), ("cancel", False)])
+def test_a_wish_is_passed_on_until_it_is_done(house, wish, keep):
+    house.store.wish(house.id, wish, "asked")
+    for state in (TenantState.PREPARING, TenantState.TRAINING):
+        assert house.hear(state) == [(ACTOR, "detach", house.id, keep)]
+        assert house.job.state is JobState.RUNNING
+
+
+def test_lost_actors_are_forgiven_as_often_as_the_job_says(house):
+    for retries in (1, 2):
+        house.fleet.members.clear()
+        house.reconciler.observe()
+        if retries == 1:
+            assert (house.job.state, house.job.retries) == (JobState.QUEUED, 1)
+            house.store.assign(house.id, ACTOR, "boot")
+    assert house.job.state is JobState.FAILED
+    assert "lost its actor 2 times, queue.max_retries is 1" in house.job.reason
+    assert (house.folder / "checkpoint-5").exists()
+
+
+@pytest.mark.parametrize(("wish", "state"), [("pause", JobState.PAUSED), ("cancel", JobState.CANCELLED)])
+def test_a_wish_wins_over_the_death_of_the_actor(tmp_path, wish, state):
+    house = House(tmp_path, max_retries=0)
+    house.store.wish(house.id, wish, "asked")
+    house.fleet.members.clear()
+    house.reconciler.observe()
+    assert house.job.state is state
+
+
+def test_progress_is_live_at_once_and_in_the_store_soon(house):
+    house.hear(TenantState.TRAINING, step=3, total_steps=9)
+    house.hear(TenantState.TRAINING, step=4, total_steps=9)
+    assert house.reconciler.live[house.id]["step"] == 4
+    assert house.job.progress["step"] == 3  # at most one write a second
+    house.hear(TenantState.PREPARING)
+    assert house.reconciler.live[house.id]["step"] == 4
+
+
+@pytest.mark.parametrize(
+    ("last", "state"),
+    [
+        (TenantState.SUCCEEDED, JobState.SUCCEEDED),
+        (TenantState.FAILED, JobState.FAILED),
+        (TenantState.DETACHED, JobState.QUEUED),
+        (TenantState.PREPARING, JobState.QUEUED),
+        (None, JobState.QUEUED),
+    ],
+)
+def test_a_shutdown_keeps_what_was_done_and_blames_nobody(house, last, state):
+    member = house.fleet.members[ACTOR]
+    tenants = () if last is None else (TenantReport(house.id, 1, last),)
+    member.report = ActorReport(ACTOR, "boot", "ready", tenants=tenants)
+    house.reconciler.settle([member])
+    assert (house.job.state, house.job.retries) == (state, 0)

@@ -1,0 +1,58 @@
+"""The benchmark itself works: it runs, both sides do equal work, and its report is whole. No timing is judged here."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def quick_run(tmp_path_factory):
+    file = tmp_path_factory.mktemp("benchmark") / "result.json"
+    command = [sys.executable, "benchmarks/cotrain.py", "--quick", "--json", str(file)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, json.loads(file.read_text())
+
+
+def test_speed_is_reported_for_both_sides(quick_run):
+    printed, result = quick_run
+    plain, dropped = result["speed"]
+    assert (plain["jobs"], plain["dropout"]) == (2, 0.0)
+    assert (dropped["jobs"], dropped["dropout"]) == (2, 0.05)
+    for row in result["speed"]:
+        assert len(row["loray"]) == len(row["peft"]) == len(row["ratios"]) == result["rounds"]
+        assert row["ratio"] == row["loray"][0] / row["peft"][0] > 0
+        assert 0.2 < row["padding"] < 0.6
+    assert "Real (unpadded) training tokens per second" in printed
+
+
+def test_memory_counts_processes_side_by_side(quick_run):
+    printed, result = quick_run
+    rows = {(row["side"], row["processes"]): row for row in result["memory"]}
+    assert rows.keys() == {("loray", 1), ("peft", 1), ("peft", 2)}
+    one, two = rows["peft", 1], rows["peft", 2]
+    assert one["peak"] < two["peak"] < two["resident"]  # two of them, but the mapped files once
+    assert one["peak"] > 100 * 2**20  # torch alone takes more
+    assert result["memory_ratio"] == rows["loray", 1]["peak"] / two["peak"]
+    assert "Peak memory in MiB" in printed
+
+
+def test_both_sides_did_equal_work(quick_run):
+    printed, result = quick_run
+    equal = result["equal_work"]
+    assert equal["ok"]
+    assert 0 <= equal["largest_loss_difference"] <= equal["tolerance"] == 1e-3
+    assert "Equal work: the losses of all optimizer steps differ by at most" in printed
+
+
+def test_a_base_model_that_is_not_there_is_named():
+    command = [sys.executable, "benchmarks/cotrain.py", "--quick", "--base", "./no-such-model"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "no-such-model" in done.stdout
+    assert "make model" in done.stdout
