@@ -47,7 +47,9 @@ class ActorConfig(Strict):
     """One actor: one base model on one device."""
 
     base_model: str | None = Field(
-        default=None, min_length=1, description="The base model it starts with; null: that of the first job."
+        default=None,
+        min_length=1,
+        description="The only base model it hosts; null: whichever the waiting jobs call for.",
     )
     num_gpus: float = Field(default=0, ge=0, le=1, description="Share of a GPU that Ray sets aside for it; 0: CPU.")
     device: str | None = Field(

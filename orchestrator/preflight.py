@@ -15,7 +15,8 @@ from orchestrator.field_errors import Problem, show
 from orchestrator.job import JobSpec
 
 _DATA_SUFFIXES = (".jsonl", ".json")
-_WEIGHTS = ("*.safetensors", "*.gguf")
+_WEIGHTS = ("*.safetensors",)
+_GGUF = ("*.gguf",)
 _PICKLES = ("*.bin", "*.pt", "*.pth")
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _LARGEST_JSON = 64 * 2**20
@@ -186,7 +187,12 @@ def _weights_words(folder: Path) -> str:
             f"{shown} has pickled weights only ({pickles[0].name}), which can run code when read; convert "
             "them: load the model where you trust it and save_pretrained() writes safetensors"
         )
-    return f"{shown} is no model: it lacks weights ({' or '.join(_WEIGHTS)}); fetch the model again"
+    if ggufs := _matches(folder, _GGUF):
+        return (
+            f"{shown} has GGUF weights only ({ggufs[0].name}); convert them: transformers loads them with gguf_file=..., "
+            "and save_pretrained() writes safetensors"
+        )
+    return f"{shown} is no model: it lacks weights ({_WEIGHTS[0]}); fetch the model again"
 
 
 def _matches(folder: Path, patterns: Iterable[str]) -> list[Path]:

@@ -123,7 +123,7 @@ def folder_of(kind: str, folder: Path) -> None:
         ("broken config", "config.json' cannot be read as JSON"),
         ("list", "is not a JSON object"),
         ("adapter", "give it as lora.init_adapter"),
-        ("no weights", "lacks weights (*.safetensors or *.gguf)"),
+        ("no weights", "lacks weights (*.safetensors)"),
         ("adapter weights", "lacks weights"),
         ("pickle", "has pickled weights only (pytorch_model.bin), which can run code"),
         ("shard", "lacks model-2.safetensors"),
@@ -137,8 +137,9 @@ def test_a_folder_that_is_no_model(make: Make, tmp_path: Path, kind: str, words:
     assert words in message
 
 
-def test_gguf_weights_are_weights(make: Make, tmp_path: Path):
-    assert check_files([make(base_model=str(model(tmp_path / "m", "model.gguf")))]) == []
+def test_gguf_weights_are_to_be_converted(make: Make, tmp_path: Path):
+    _, message = only([make(base_model=str(model(tmp_path / "m", "model.gguf")))])
+    assert "has GGUF weights only (model.gguf); convert them" in message
 
 
 def test_a_hub_id_is_left_to_the_hub_unless_it_is_cut_off(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
