@@ -189,8 +189,8 @@ def _weights_words(folder: Path) -> str:
         )
     if ggufs := _matches(folder, _GGUF):
         return (
-            f"{shown} has GGUF weights only ({ggufs[0].name}); convert them: transformers loads them with gguf_file=..., "
-            "and save_pretrained() writes safetensors"
+            f"{shown} has GGUF weights only ({ggufs[0].name}); convert them: transformers loads them with "
+            "gguf_file=..., and save_pretrained() writes safetensors"
         )
     return f"{shown} is no model: it lacks weights ({_WEIGHTS[0]}); fetch the model again"
 
