@@ -9,7 +9,8 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 
-from support.command import LORAY, Home, until
+from support.cluster import wait_until
+from support.command import LORAY, Home
 from support.engine import make_spec, tiny_hooked
 from support.jobs import JOBS
 from support.oracle import adapter_tensors, largest_difference, metric_rows, train_alone
@@ -124,8 +125,8 @@ def test_jobs_that_fail_end_alone_and_the_others_are_bit_identical(tmp_path, tin
         file.write('{"input_ids": [5, 6\n')
 
     running = home.start(*LORAY, "run", write_jobs(tmp_path, [*bad, *good]), log="run")
-    until(lambda: (tmp_path / "out" / "endless" / "metrics.jsonl").exists(), timeout=120)
-    until(lambda: len(metric_rows(tmp_path / "out" / "endless")) > 5, timeout=60)
+    wait_until(lambda: (tmp_path / "out" / "endless" / "metrics.jsonl").exists(), timeout=120)
+    wait_until(lambda: len(metric_rows(tmp_path / "out" / "endless")) > 5, timeout=60)
     done = home.run("cancel", "endless")
     assert done.returncode == 0, done.stderr
     output = home.wait_for("/out/two", running, log="run", timeout=180)

@@ -1,0 +1,84 @@
+"""An orchestrator of its own on the Ray cluster of a test module."""
+
+import os
+import time
+
+import pytest
+
+
+class Orchestrator:
+    """An orchestrator under test, and short words for what is asked of it."""
+
+    def __init__(self, handle, config):
+        self.handle, self.config = handle, config
+
+    def call(self, method, *arguments, timeout=60):
+        import ray
+
+        return ray.get(getattr(self.handle, method).remote(*arguments), timeout=timeout)
+
+    def submit(self, *jobs, request_id=None):
+        """Submit `JobSpec`s; returns the ids."""
+        answer = self.call("submit", [job.model_dump(mode="json") for job in jobs], request_id or os.urandom(8).hex())
+        assert answer["problems"] == []
+        return [job["id"] for job in answer["accepted"]]
+
+    def wait(self, ref, *states, timeout=60, until=None):
+        """The job once it is in one of the states and `until(job)` holds."""
+        deadline = time.monotonic() + timeout
+        while True:
+            job = self.call("get_job", ref)
+            if (not states or job["state"] in states) and (until is None or until(job)):
+                return job
+            over = ("SUCCEEDED", "FAILED", "CANCELLED")
+            gone_wrong = job["state"] in over and states and not set(states) & {job["state"]}
+            if gone_wrong or time.monotonic() > deadline:
+                events = [event["message"] for event in self.call("events", ref)]
+                pytest.fail(f"waited for {states}, but the job is {job}; events: {events}; {self.call('cluster')}")
+            time.sleep(0.05)
+
+    def events(self, ref):
+        return [event["message"] for event in self.call("events", ref)]
+
+    def actors(self):
+        return [actor for actor in self.call("cluster")["actors"] if actor["state"] != "empty"]
+
+    def clear(self):
+        """Cancel every live job, and wait until none is left."""
+        for job in self.live():
+            self.call("cancel", job["id"])
+        wait_until(lambda: not self.live())
+
+    def live(self):
+        return [job for job in self.call("list_jobs") if job["state"] in ("QUEUED", "RUNNING", "PAUSED")]
+
+
+def wait_until(condition, timeout=60.0):
+    """Wait for a condition to become true, and return its value."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"{condition} did not come true within {timeout} s"
+        time.sleep(0.05)
+    return value
+
+
+def stop_orchestrator():
+    """End the orchestrator, if there is one, and wait until its name is free."""
+    import ray
+
+    try:
+        handle = ray.get_actor("loray-controller", namespace="loray")
+    except ValueError:
+        return
+    ray.get(handle.shutdown.remote(), timeout=90)
+    wait_until(lambda: not [a for a in ray.util.list_named_actors(all_namespaces=True) if a["namespace"] == "loray"])
+
+
+def start_orchestrator(storage, **fields):
+    """Start an orchestrator, or attach to the one that runs."""
+    from orchestrator.cluster_config import ClusterConfig
+    from orchestrator.controller import start_or_attach_controller
+
+    fields = {"storage": str(storage), "scheduler": {"tick_seconds": 0.1}, **fields}
+    config = ClusterConfig.model_validate(fields)
+    return Orchestrator(start_or_attach_controller(config), config)
