@@ -46,7 +46,8 @@ def test_both_sides_did_equal_work(quick_run):
     printed, result = quick_run
     equal = result["equal_work"]
     assert equal["ok"]
-    assert 0 <= equal["largest_loss_difference"] <= equal["tolerance"] == 1e-3
+    assert equal["tolerance"] == 1e-3
+    assert 0 <= equal["largest_loss_difference"] < 2e-5  # a tiny model: a wrong learning rate shows in the fifth digit
     assert "Equal work: the losses of all optimizer steps differ by at most" in printed
 
 

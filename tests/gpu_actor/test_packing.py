@@ -61,7 +61,7 @@ def test_loss_counts_labelled_tokens_and_nothing_else():
     ids = [np.array([5, 6, 7, 8, 9], dtype=np.int32), np.array([11, 12, 13], dtype=np.int32)]
     labels = [np.array([5, -100, 7, -100, 9], dtype=np.int32), np.array([-100, -100, 13], dtype=np.int32)]
     batch = pack([micro_batch(None, [20], 3), MicroBatch(None, ids, labels, loss_scale=0.5)], CPU)
-    loss = float(supervised_losses(base.hidden(batch), batch, base.head)[1])
+    loss = float(supervised_losses(base.hidden(batch), batch, base.head)[1].detach())
     stock = tiny_model(dtype=torch.float64)
     expected = 0.0
     for sequence, wanted in ((ids[0], [2, 4]), (ids[1], [2])):

@@ -1,7 +1,6 @@
 """The main job through the real command line on real Ray: the adapters equal those trained alone, whoever fails."""
 
 import json
-import os
 
 import pytest
 import torch
@@ -150,33 +149,3 @@ def test_jobs_that_fail_end_alone_and_the_others_are_bit_identical(tmp_path, tin
             [{k: v for k, v in row.items() if k != "time"} for row in metric_rows(p.parent)] for p in (alone, company)
         ]
         assert rows[0] == rows[1]
-
-
-def test_two_base_models_on_two_actors_at_once(tmp_path, tiny_base, home):
-    """An actor per base, as the cluster file wants; both train at the same time."""
-    other = tmp_path / "other-base"
-    tiny_model("qwen2", seed=1).save_pretrained(other)
-    actors = [{"base_model": base, "cpu_threads": 1} for base in (tiny_base, str(other))]
-    (tmp_path / "cluster.yaml").write_text(json.dumps({"storage": str(home.storage), "actors": actors}))
-    entries = [
-        job(tmp_path, base, f"job{i}", token_rows(8, seed=i), training={**TRAINING, "max_steps": 400})
-        for i, base in enumerate((tiny_base, str(other)))
-    ]
-    done = home.run("run", "--cluster", tmp_path / "cluster.yaml", write_jobs(tmp_path, entries), timeout=200)
-    assert done.returncode == 0, done.stdout + done.stderr
-    spans = [
-        (rows[0]["time"], rows[-1]["time"]) for rows in (metric_rows(tmp_path / "out" / f"job{i}") for i in (0, 1))
-    ]
-    assert max(spans[0][0], spans[1][0]) < min(spans[0][1], spans[1][1]), "they did not overlap"
-
-
-def test_one_actor_serves_two_base_models_one_after_the_other(tmp_path, tiny_base, home):
-    other = tmp_path / "other-base"
-    tiny_model("mistral", seed=1).save_pretrained(other)
-    entries = [
-        job(tmp_path, base, f"job{i}", token_rows(8, seed=i), training=TRAINING)
-        for i, base in enumerate((tiny_base, str(other), tiny_base))
-    ]
-    done = home.run("run", write_jobs(tmp_path, entries), timeout=200)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert all(os.path.exists(tmp_path / "out" / f"job{i}" / "adapter_model.safetensors") for i in range(3))
