@@ -76,6 +76,7 @@ class Home:
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=listen_to_ctrl_c,
             )
         self._started.append(process)
         return process
@@ -90,6 +91,11 @@ class Home:
             assert process.poll() is None, f"ended with {process.returncode}:\n{text}"
             assert time.monotonic() < deadline, f"no {words!r} within {timeout} s in:\n{text}"
             time.sleep(0.1)
+
+
+def listen_to_ctrl_c():
+    """Undo what a shell does to background commands: tests that run in one would start processes deaf to SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def end(process):
