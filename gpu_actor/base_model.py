@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from gpu_actor.attention import register_packed_attention
@@ -22,9 +21,10 @@ from gpu_actor.batch import MicroBatch, SharedBatch, pack
 from gpu_actor.config import LoraConfig
 from gpu_actor.errors import BaseModelError
 from gpu_actor.footprint import match_names
-from gpu_actor.inspect_base import adaptable_linears, describe_model, linear_sizes, load_config, one_line
-from gpu_actor.lora import AdapterWeights, MultiAdapterLinear, Routing, SegmentwiseActivation
-from gpu_actor.model_store import resolve_base_model
+from gpu_actor.inspect_base import adaptable_linears, describe_model, linear_sizes, one_line
+from gpu_actor.load_base import load_model
+from gpu_actor.lora import AdapterWeights, MultiAdapterLinear
+from gpu_actor.routing import Routing, SegmentwiseActivation
 
 _instances = itertools.count()
 _PROBE_LENGTHS = (19, 24)
@@ -76,17 +76,7 @@ class BaseModel:
         Raises:
             BaseModelError: It cannot be loaded, or not be served; the message says why.
         """
-        config = load_config(ref, trust_remote_code)
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                resolve_base_model(ref),
-                config=config,
-                dtype=getattr(torch, dtype),
-                use_safetensors=True,
-                trust_remote_code=trust_remote_code,
-            ).to(device)
-        except Exception as error:
-            raise BaseModelError(f"base_model: {ref}: cannot be loaded ({one_line(error)})") from error
+        model = load_model(ref, device, dtype, trust_remote_code=trust_remote_code)
         return cls(ref, model, gradient_checkpointing=gradient_checkpointing)
 
     def new_adapter(self, lora: LoraConfig, dtype: torch.dtype | None = None) -> AdapterWeights:

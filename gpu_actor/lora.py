@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from gpu_actor.base_linear import base_product, base_product_backward, is_transposed
 from gpu_actor.config import LoraConfig
+from gpu_actor.routing import Routing
 
 if TYPE_CHECKING:
     from gpu_actor.batch import Segment
@@ -101,28 +103,6 @@ def _aligned(values: int) -> int:
     return -(-values // _ALIGNMENT) * _ALIGNMENT
 
 
-class Routing:
-    """Which segments the forward that is running serves; shared by all hooked layers of one base model.
-
-    Attributes:
-        segments: The segments of the current shared batch.
-        anchor: A scalar that requires gradients: it makes autograd visit the hooked layers although neither base
-            weights nor token ids do.
-        by_segment: Make base products and activations segment by segment (CPU).
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.segments: tuple[Segment, ...] = ()
-        self.anchor = torch.zeros((), device=device, requires_grad=True)
-        self.by_segment = device.type == "cpu"
-
-    def spans(self, rows: int) -> list[tuple[int, int]]:
-        """The row ranges that are multiplied with the base weights in one product each."""
-        if self.by_segment and self.segments:
-            return [(segment.start, segment.end) for segment in self.segments]
-        return [(0, rows)]
-
-
 class MultiAdapterLinear(nn.Module):
     """A frozen linear layer of the base model (`nn.Linear` or GPT-2's `Conv1D`) that serves many adapters."""
 
@@ -131,7 +111,7 @@ class MultiAdapterLinear(nn.Module):
         self.base = base
         self.index = index
         self.routing = routing
-        self.transposed = not isinstance(base, nn.Linear)  # Conv1D keeps [in, out]
+        self.transposed = is_transposed(base)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -149,28 +129,6 @@ class MultiAdapterLinear(nn.Module):
         return _MultiAdapterLinear.apply(x, routing.anchor, self, routing.segments)  # type: ignore[no-any-return, no-untyped-call]
 
 
-class SegmentwiseActivation(nn.Module):
-    """An activation function applied segment by segment.
-
-    Vectorised CPU kernels finish the odd end of a tensor with scalar code that may round differently, so the value
-    of an element can depend on how many rows follow it. Per segment it cannot.
-    """
-
-    def __init__(self, base: nn.Module, routing: Routing) -> None:
-        super().__init__()
-        self.base = base
-        self.routing = routing
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x [1, T, n] or [T, n] -> the same shape."""
-        rows = x.shape[-2]
-        spans = self.routing.spans(rows)
-        if len(spans) == 1 or spans[-1][1] != rows:
-            return self.base(x)  # type: ignore[no-any-return]
-        parts = x.split([end - start for start, end in spans], dim=-2)
-        return torch.cat([self.base(part.contiguous()) for part in parts], dim=-2)
-
-
 class _MultiAdapterLinear(torch.autograd.Function):
     """Forward and backward of the operator.
 
@@ -184,7 +142,7 @@ class _MultiAdapterLinear(torch.autograd.Function):
     ) -> torch.Tensor:
         rows = x.reshape(-1, x.shape[-1])
         spans = layer.routing.spans(rows.shape[0])
-        out = _base_product(rows, layer, spans)
+        out = base_product(rows, layer.base, spans)
         updates = [
             _Update(segment, segment.weights, layer.index)
             for segment in segments
@@ -199,33 +157,12 @@ class _MultiAdapterLinear(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None]:
         layer: MultiAdapterLinear = ctx.layer
         grad = grads[0].reshape(-1, grads[0].shape[-1])
-        into = _base_product_backward(grad, layer, ctx.spans) if ctx.needs_input_grad[0] else None
+        into = base_product_backward(grad, layer.base, ctx.spans) if ctx.needs_input_grad[0] else None
         if ctx.updates:
             rows, *saved = ctx.saved_tensors
             for update, low, mask in zip(ctx.updates, saved[::2], saved[1::2], strict=True):
                 update.backward(rows, grad, low, mask, into)
         return (None if into is None else into.view(ctx.shape)), None, None, None
-
-
-def _base_product(rows: torch.Tensor, layer: MultiAdapterLinear, spans: list[tuple[int, int]]) -> torch.Tensor:
-    """rows [T, in] -> [T, out], one matrix product per span."""
-    weight = layer.weight if layer.transposed else layer.weight.t()
-    out = rows.new_empty(rows.shape[0], weight.shape[1])
-    for start, end in spans:
-        if layer.bias is None:
-            torch.mm(rows[start:end], weight, out=out[start:end])
-        else:
-            torch.addmm(layer.bias, rows[start:end], weight, out=out[start:end])
-    return out
-
-
-def _base_product_backward(grad: torch.Tensor, layer: MultiAdapterLinear, spans: list[tuple[int, int]]) -> torch.Tensor:
-    """grad [T, out] -> [T, in]; the frozen weight gets none."""
-    weight = layer.weight.t() if layer.transposed else layer.weight
-    into = grad.new_empty(grad.shape[0], weight.shape[1])
-    for start, end in spans:
-        torch.mm(grad[start:end], weight, out=into[start:end])
-    return into
 
 
 class _Update:

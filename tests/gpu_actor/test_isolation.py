@@ -215,7 +215,7 @@ def test_a_backward_that_breaks_off_half_way_leaves_no_gradient_behind(tmp_path,
 
     base = tiny_hooked()
     expected = alone(base, tmp_path / "alone")
-    original, calls = lora._base_product_backward, []
+    original, calls = lora.base_product_backward, []
 
     def breaks_once(grad, layer, spans):
         if layer.index == 5:
@@ -224,7 +224,7 @@ def test_a_backward_that_breaks_off_half_way_leaves_no_gradient_behind(tmp_path,
                 raise torch.OutOfMemoryError("once")
         return original(grad, layer, spans)
 
-    monkeypatch.setattr(lora, "_base_product_backward", breaks_once)
+    monkeypatch.setattr(lora, "base_product_backward", breaks_once)
     mine, other = make_tenant(base, mine_spec(tmp_path)), make_tenant(base, neighbour_spec(tmp_path))
     trainer = run_all(base, [mine, other], token_budget=2000)
     assert calls[2] > 1, "the break must hit a shared batch"

@@ -10,8 +10,9 @@ from transformers.pytorch_utils import Conv1D
 from gpu_actor.batch import pack
 from gpu_actor.config import LoraConfig
 from gpu_actor.errors import InvalidJobError
-from gpu_actor.lora import AdapterWeights, MultiAdapterLinear, Routing, dropout_mask, dropped_share
+from gpu_actor.lora import AdapterWeights, MultiAdapterLinear, dropout_mask, dropped_share
 from gpu_actor.objectives import supervised_losses
+from gpu_actor.routing import Routing
 from support.engine import micro_batch, tiny_hooked
 from support.oracle import adapter_tensors, peft_model, peft_tensor
 from support.tiny import tiny_model

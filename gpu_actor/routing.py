@@ -1,0 +1,55 @@
+"""Which adapters the forward that is running serves, and what must be computed segment by segment for them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from gpu_actor.batch import Segment
+
+
+class Routing:
+    """Which segments the forward that is running serves; shared by all hooked layers of one base model.
+
+    Attributes:
+        segments: The segments of the current shared batch.
+        anchor: A scalar that requires gradients: it makes autograd visit the hooked layers although neither base
+            weights nor token ids do.
+        by_segment: Make base products and activations segment by segment (CPU).
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.segments: tuple[Segment, ...] = ()
+        self.anchor = torch.zeros((), device=device, requires_grad=True)
+        self.by_segment = device.type == "cpu"
+
+    def spans(self, rows: int) -> list[tuple[int, int]]:
+        """The row ranges that are multiplied with the base weights in one product each."""
+        if self.by_segment and self.segments:
+            return [(segment.start, segment.end) for segment in self.segments]
+        return [(0, rows)]
+
+
+class SegmentwiseActivation(nn.Module):
+    """An activation function applied segment by segment.
+
+    Vectorised CPU kernels finish the odd end of a tensor with scalar code that may round differently, so the value
+    of an element can depend on how many rows follow it. Per segment it cannot.
+    """
+
+    def __init__(self, base: nn.Module, routing: Routing) -> None:
+        super().__init__()
+        self.base = base
+        self.routing = routing
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [1, T, n] or [T, n] -> the same shape."""
+        rows = x.shape[-2]
+        spans = self.routing.spans(rows)
+        if len(spans) == 1 or spans[-1][1] != rows:
+            return self.base(x)  # type: ignore[no-any-return]
+        parts = x.split([end - start for start, end in spans], dim=-2)
+        return torch.cat([self.base(part.contiguous()) for part in parts], dim=-2)
