@@ -37,3 +37,8 @@ def _in_out(base: nn.Module) -> torch.Tensor:
     """The weight of a linear layer as [in, out]."""
     weight: torch.Tensor = base.weight  # type: ignore[assignment]
     return weight if is_transposed(base) else weight.t()
+
+
+def dense_weight(base: nn.Module) -> torch.Tensor:
+    """The weight of a linear layer as [out, in], in a floating dtype; a view of the layer's own where there is one."""
+    return _in_out(base).t()
