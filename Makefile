@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 DEMO_BASE := HuggingFaceTB/SmolLM2-135M-Instruct
 
-.PHONY: help setup model demo test lint bench clean
+.PHONY: help setup model demo test families lint bench clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -31,6 +31,9 @@ demo: model  ## Co-train the demo's adapters, then ask each of them the same que
 
 test: $(READY)  ## Run all tests
 	$(BIN)/python -m pytest
+
+families: $(READY)  ## Test every model family and write docs/families.md
+	$(BIN)/python -m pytest tests/gpu_actor/test_families.py --families-table docs/families.md
 
 lint: $(READY)  ## Check style and types
 	$(BIN)/ruff check .

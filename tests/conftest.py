@@ -18,3 +18,15 @@ def tiny_base(tmp_path_factory):
 
     tiny_model().save_pretrained(folder)
     return str(folder)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--families-table", metavar="FILE", help="write the table of model families that the tests fill")
+
+
+def pytest_sessionfinish(session):
+    path = session.config.getoption("--families-table")
+    if path:
+        from support.family_table import write_table
+
+        write_table(path)
