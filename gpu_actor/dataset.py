@@ -184,13 +184,13 @@ class _RecordReader:
             )
         if not pairs and objective != "sft":
             raise _UnfitError(
-                f"{where}: holds samples of the format {self._format}, but training.objective is {objective}, which learns "
-                "from preference pairs; give pairs (chosen and rejected), or set the objective to sft"
+                f"{where}: holds samples of the format {self._format}, but training.objective is {objective}, which "
+                "learns from preference pairs; give pairs (chosen and rejected), or set the objective to sft"
             )
         if pairs and self._training.train_on_inputs:
             raise _UnfitError(
-                f"{where}: holds preference pairs, which are scored by their answers alone, but training.train_on_inputs is "
-                "true; set it to false"
+                f"{where}: holds preference pairs, which are scored by their answers alone, but "
+                "training.train_on_inputs is true; set it to false"
             )
 
     def _encode(self, sample: Single) -> Labelled:
