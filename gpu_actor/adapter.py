@@ -24,6 +24,7 @@ from gpu_actor.cursor import DataCursor, StepPlan
 from gpu_actor.errors import TrainingError
 from gpu_actor.lora import AdapterWeights, mix_seed
 from gpu_actor.report import TenantReport, TenantState
+from gpu_actor.samples import PairSet, SampleSet
 
 if TYPE_CHECKING:
     from gpu_actor.dataset import LoadedDataset
@@ -93,7 +94,8 @@ class Tenant:
         self._step_tokens = sum(micro_batch.tokens for micro_batch in self._pending)
 
     def _micro_batches(self, plan: StepPlan) -> list[MicroBatch]:
-        samples = [[self.data.train[i] for i in numbers] for numbers in plan.micro_batches]
+        train = _samples(self.data.train)
+        samples = [[train[i] for i in numbers] for numbers in plan.micro_batches]
         loss_tokens = count_loss_tokens([labels for group in samples for _, labels in group])
         found = []
         for place, group in enumerate(samples):
@@ -191,7 +193,8 @@ class Tenant:
 
     def evaluation_batches(self) -> list[MicroBatch]:
         """The held-out samples as micro-batches without dropout, whose losses add up to the mean token loss."""
-        samples = [self.data.val[i] for i in range(len(self.data.val))]
+        val = _samples(self.data.val)
+        samples = [val[i] for i in range(len(val))]
         loss_tokens = count_loss_tokens([labels for _, labels in samples])
         size = self.spec.training.per_device_train_batch_size
         groups = [samples[i : i + size] for i in range(0, len(samples), size)]
@@ -260,6 +263,12 @@ class Tenant:
             dropped=self.data.dropped,
             reason=reason,
         )
+
+
+def _samples(data: SampleSet | PairSet) -> SampleSet:
+    if isinstance(data, SampleSet):
+        return data
+    raise TrainingError("preference pairs cannot be trained on yet; set training.objective to sft and give samples")
 
 
 def make_optimizer(weights: AdapterWeights, training: TrainingConfig) -> torch.optim.Optimizer:

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gpu_actor.data_formats import IGNORE_INDEX
 from gpu_actor.lora import AdapterWeights
+from gpu_actor.samples import IGNORE_INDEX
 
 Tokens = npt.NDArray[np.int32]
 

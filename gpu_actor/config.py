@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-DatasetFormat = Literal["auto", "alpaca", "messages", "prompt_completion", "text", "tokens"]
+DatasetFormat = Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion", "text", "tokens", "preference"]
 SchedulerName = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 
 
@@ -83,6 +83,9 @@ class LoraConfig(Strict):
 class TrainingConfig(Strict):
     """How one adapter is trained, in the words of `transformers.TrainingArguments`."""
 
+    objective: Literal["sft", "dpo", "cpo", "orpo"] = Field(
+        "sft", description="What is learned: `sft` from samples; `dpo`, `cpo` and `orpo` from preference pairs."
+    )
     learning_rate: float = Field(5e-5, gt=0, le=10, description="Peak learning rate of AdamW.")
     num_train_epochs: float = Field(
         3.0, gt=0, le=10**6, description="Passes over the data; ignored when max_steps is set."

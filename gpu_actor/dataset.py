@@ -2,61 +2,30 @@
 
 from __future__ import annotations
 
-from array import array
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
-from gpu_actor.config import DatasetConfig, DatasetFormat, TrainingConfig
+from gpu_actor.config import DatasetConfig, TrainingConfig
 from gpu_actor.data_files import Record, read_records
-from gpu_actor.data_formats import IGNORE_INDEX, Tokens, detect_format, read_sample
+from gpu_actor.data_formats import detect_format, read_sample
 from gpu_actor.errors import DataError
+from gpu_actor.record_types import Pair, Sample, Single, Tokens
+from gpu_actor.samples import NO_ANSWER, Collector, Labelled, PairSet, SampleSet
 from gpu_actor.tokenize import SampleEncoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+__all__ = ["LoadedDataset", "PairSet", "SampleSet", "load_dataset"]
+
+logger = logging.getLogger(__name__)
+
 SHOWN_PROBLEMS = 5
-
-
-@dataclass(frozen=True, eq=False)
-class SampleSet:
-    """Samples in flat arrays: a million of them are three arrays, not Python objects.
-
-    Attributes:
-        input_ids: The token ids of all samples, one after the other.
-        labels: Their labels, unshifted as in transformers; -100 where no loss is taken.
-        offsets: Where each sample starts, and the end of the last one.
-    """
-
-    input_ids: npt.NDArray[np.int32]
-    labels: npt.NDArray[np.int32]
-    offsets: npt.NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, index: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        start, end = self.offsets[index], self.offsets[index + 1]
-        return self.input_ids[start:end], self.labels[start:end]
-
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """Tokens of each sample."""
-        return np.diff(self.offsets)
-
-    def select(self, indices: npt.NDArray[np.int64]) -> SampleSet:
-        """A copy of some samples, in the given order."""
-        lengths = self.lengths()[indices]
-        offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
-        # Source position of each token: where its sample starts, plus how far it is into that sample.
-        sources = np.repeat(self.offsets[indices] - offsets[:-1], lengths) + np.arange(offsets[-1])
-        return SampleSet(self.input_ids[sources], self.labels[sources], offsets)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,11 +37,12 @@ class LoadedDataset:
         val: Samples held out for evaluation, in the order of the file; may be empty.
         truncated: Samples of the whole file that were cut to `cutoff_len`.
         dropped: Samples of the whole file that were left out, because no token in them carries loss (not
-            counting the first one, which nothing predicts).
+            counting the first one, which nothing predicts), and pairs of which a side has none, or whose sides
+            are the same.
     """
 
-    train: SampleSet
-    val: SampleSet
+    train: SampleSet | PairSet
+    val: SampleSet | PairSet
     truncated: int
     dropped: int
 
@@ -96,8 +66,8 @@ def load_dataset(
             are named by line), or leaves nothing to train on.
     """
     path = Path(config.path)
-    reader = _RecordReader(config.format, training, tokenizer, vocab_size)
-    collected = _Collector(training.cutoff_len)
+    reader = _RecordReader(config, training, tokenizer, vocab_size)
+    collected = Collector(training.cutoff_len)
     problems: list[str] = []
     records = bad = 0
     for line, record in read_records(path):
@@ -106,6 +76,8 @@ def load_dataset(
             if isinstance(record, DataError):
                 raise record
             collected.add(*reader.encode(record))
+        except _UnfitError:
+            raise
         except DataError as error:
             bad += 1
             if len(problems) < SHOWN_PROBLEMS:
@@ -117,6 +89,10 @@ def load_dataset(
     return _finish(path, collected, records, config, training)
 
 
+class _UnfitError(DataError):
+    """The data set as a whole is not what the job needs, so that no other record is worth a look."""
+
+
 def _list_problems(path: Path, problems: Sequence[str], bad: int, records: int) -> str:
     if bad == 1:
         return problems[0]
@@ -125,19 +101,32 @@ def _list_problems(path: Path, problems: Sequence[str], bad: int, records: int) 
 
 
 def _finish(
-    path: Path, collected: _Collector, records: int, config: DatasetConfig, training: TrainingConfig
+    path: Path, collected: Collector, records: int, config: DatasetConfig, training: TrainingConfig
 ) -> LoadedDataset:
-    samples = collected.samples()
-    if not len(samples):
-        raise DataError(
-            f"{path}: nothing to train on: all {records} samples were dropped, as none has a token with loss "
-            f"within its first {training.cutoff_len} tokens; raise training.cutoff_len, or check the labels"
-        )
+    samples = collected.collected()
+    if samples is None:
+        raise DataError(_nothing_left(path, collected, records, training.cutoff_len))
     train, val = _split(path, samples, config.val_size, training.seed)
-    return LoadedDataset(train, val, collected.truncated, collected.dropped)
+    dropped = collected.dropped.total()
+    if dropped:
+        reasons = ", ".join(f"{count}: {reason}" for reason, count in collected.dropped.items())
+        logger.info("%s: %d of %d samples were dropped (%s)", path, dropped, records, reasons)
+    return LoadedDataset(train, val, collected.truncated, dropped)
 
 
-def _split(path: Path, samples: SampleSet, val_size: float, seed: int) -> tuple[SampleSet, SampleSet]:
+def _nothing_left(path: Path, collected: Collector, records: int, cutoff_len: int) -> str:
+    if set(collected.dropped) == {NO_ANSWER}:
+        return (
+            f"{path}: nothing to train on: all {records} samples were dropped, as none has a token with loss "
+            f"within its first {cutoff_len} tokens; raise training.cutoff_len, or check the labels"
+        )
+    reasons = ", ".join(f"{count}: {reason}" for reason, count in collected.dropped.items())
+    return f"{path}: nothing to train on: all {records} pairs were dropped ({reasons}); check them"
+
+
+def _split(
+    path: Path, samples: SampleSet | PairSet, val_size: float, seed: int
+) -> tuple[SampleSet | PairSet, SampleSet | PairSet]:
     """Hold out a seeded choice of samples; both parts keep the order of the file."""
     total = len(samples)
     held = int(val_size) if val_size >= 1 else round(val_size * total)
@@ -161,26 +150,50 @@ class _RecordReader:
 
     def __init__(
         self,
-        data_format: DatasetFormat,
+        config: DatasetConfig,
         training: TrainingConfig,
         tokenizer: Callable[[], PreTrainedTokenizerBase],
         vocab_size: int,
     ) -> None:
-        self._format = data_format
+        self._path = config.path
+        self._format = config.format
         self._training = training
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._encoder: SampleEncoder | None = None
+        if config.format != "auto":
+            self._check_objective()
 
-    def encode(self, record: Record) -> tuple[Sequence[int], Sequence[int]]:
-        """Token ids and labels of a record.
+    def encode(self, record: Record) -> tuple[Labelled, ...]:
+        """Token ids and labels of a record: of the sample, or of both sides of a pair.
 
         Raises:
             DataError: The record is not of the format.
         """
         if self._format == "auto":
-            self._format = detect_format(record)
-        sample = read_sample(record, self._format, self._vocab_size)
+            self._format = detect_format(record, pairs=self._training.objective != "sft")
+            self._check_objective()
+        return tuple(map(self._encode, _sides(read_sample(record, self._format, self._vocab_size))))
+
+    def _check_objective(self) -> None:
+        where, objective, pairs = self._path, self._training.objective, self._format == "preference"
+        if pairs and objective == "sft":
+            raise _UnfitError(
+                f"{where}: holds preference pairs, but training.objective is sft, which learns from samples; set the "
+                "objective to dpo, cpo or orpo, or give samples"
+            )
+        if not pairs and objective != "sft":
+            raise _UnfitError(
+                f"{where}: holds samples of the format {self._format}, but training.objective is {objective}, which "
+                "learns from preference pairs; give pairs (chosen and rejected), or set the objective to sft"
+            )
+        if pairs and self._training.train_on_inputs:
+            raise _UnfitError(
+                f"{where}: holds preference pairs, which are scored by their answers alone, but "
+                "training.train_on_inputs is true; set it to false"
+            )
+
+    def _encode(self, sample: Single) -> Labelled:
         if isinstance(sample, Tokens):
             return self._labelled(sample)
         if self._encoder is None:
@@ -191,45 +204,19 @@ class _RecordReader:
                 f"the tokenizer gives token {ids.max()}, but the base model knows only tokens below "
                 f"{self._vocab_size}; the tokenizer does not belong to this model"
             )
-        return ids.tolist(), labels.tolist()
+        return ids, labels
 
-    def _labelled(self, sample: Tokens) -> tuple[list[int], list[int]]:
+    def _labelled(self, sample: Tokens) -> Labelled:
+        ids = np.asarray(sample.input_ids, dtype=np.int32)
         if sample.labels is None:
-            return sample.input_ids, sample.input_ids
+            return ids, ids
         if self._training.train_on_inputs:
             raise DataError(
                 "labels: training.train_on_inputs is true, but the labels already say where loss is taken; "
                 "remove one of the two"
             )
-        return sample.input_ids, sample.labels
+        return ids, np.asarray(sample.labels, dtype=np.int32)
 
 
-class _Collector:
-    """Cuts samples, counts what is lost, and keeps the rest in flat arrays."""
-
-    def __init__(self, cutoff_len: int) -> None:
-        self._cutoff_len = cutoff_len
-        self._input_ids, self._labels, self._offsets = array("i"), array("i"), array("q", [0])
-        self.truncated = 0
-        self.dropped = 0
-
-    def add(self, input_ids: Sequence[int], labels: Sequence[int]) -> None:
-        """Keep a sample, unless no loss is left in it."""
-        if len(input_ids) > self._cutoff_len:
-            self.truncated += 1
-            input_ids, labels = input_ids[: self._cutoff_len], labels[: self._cutoff_len]
-        # Nothing predicts the first token, so its label is worth nothing.
-        if all(label == IGNORE_INDEX for label in labels[1:]):
-            self.dropped += 1
-            return
-        self._input_ids.extend(input_ids)
-        self._labels.extend(labels)
-        self._offsets.append(len(self._input_ids))
-
-    def samples(self) -> SampleSet:
-        """All that was kept."""
-        return SampleSet(
-            np.frombuffer(self._input_ids, dtype=np.int32),
-            np.frombuffer(self._labels, dtype=np.int32),
-            np.frombuffer(self._offsets, dtype=np.int64),
-        )
+def _sides(sample: Sample) -> tuple[Single, ...]:
+    return (sample.chosen, sample.rejected) if isinstance(sample, Pair) else (sample,)

@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpu_actor.data_formats import IGNORE_INDEX, Chat, Plain
 from gpu_actor.errors import DataError
+from gpu_actor.record_types import Chat, Plain
+from gpu_actor.samples import IGNORE_INDEX, IdArray
 
-IdArray = npt.NDArray[np.int32]
 _OWN_DATA = "check the chat template, or give the samples in the format prompt_completion or tokens"
 
 

@@ -1,7 +1,8 @@
 import pytest
 
-from gpu_actor.data_formats import Chat, Plain, Tokens, detect_format, read_sample
+from gpu_actor.data_formats import detect_format, read_sample
 from gpu_actor.errors import DataError
+from gpu_actor.record_types import Chat, Plain, Tokens
 
 VOCAB = 100
 
@@ -109,12 +110,10 @@ def test_text_and_tokens():
             {"instruction": "a", "inputs": "x", "output": "b"},
             r"'inputs': unknown field; .* calls it input",
         ),
-        (
-            "alpaca",
-            {"instruction": "a", "output": "b", "system": "x"},
-            r"system: not supported .* format messages",
-        ),
-        ("alpaca", {"instruction": "a", "output": "b", "history": [["x", "y"]]}, r"history: not supported"),
+        ("alpaca", {"instruction": "a", "output": "b", "system": 1}, r"system: must be a string, not 1"),
+        ("alpaca", {"instruction": "a", "output": "b", "history": "x"}, r"history: must be a list of \[question"),
+        ("alpaca", {"instruction": "a", "output": "b", "history": [["x"]]}, r"history\[0\]: must be \[question"),
+        ("alpaca", {"instruction": "a", "output": "b", "history": [["x", ""]]}, r"history\[0\]\[1\]: is empty"),
         ("messages", {"messages": "hello"}, r"messages: must be a list of at least one message, not 'hello'"),
         ("messages", {"messages": []}, r"messages: must be a list of at least one message, not \[\]"),
         ("messages", {"message": []}, r"messages: missing; .* did you mean it by 'message'\?"),
@@ -150,8 +149,8 @@ def test_text_and_tokens():
         ),
         (
             "messages",
-            {"messages": [assistant("a")], "tools": [{}]},
-            r"tools: not supported in the format messages",
+            {"messages": [assistant("a")], "tools": [1]},
+            r"tools: must be a list of tool definitions",
         ),
         ("prompt_completion", {"prompt": "a"}, r"completion: missing"),
         ("prompt_completion", {"prompt": "a", "completion": ""}, r"completion: is empty"),

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from sample_tokenizers import BARE, CHATML, CHATML_MARKED, LLAMA2, PHI3, TWINS, WithoutOffsets, byte_level_tokenizer
 from transformers import ByT5Tokenizer
 
-from gpu_actor.data_formats import Chat, Plain
 from gpu_actor.errors import DataError
+from gpu_actor.record_types import Chat, Plain
 from gpu_actor.tokenize import SampleEncoder
 
 CONVERSATIONS = {

@@ -1,0 +1,155 @@
+"""Conversations of a record: OpenAI's messages, ShareGPT's turns, tool calls and tool definitions."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from gpu_actor.data_files import shorten
+from gpu_actor.errors import DataError
+from gpu_actor.record_types import Message
+from gpu_actor.values import read_optional_text, read_text
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+_EXTRAS = {"assistant": ("tool_calls", "name"), "tool": ("tool_call_id", "name")}
+# The tags of LLaMA-Factory's ShareGPT files, and those of files that use the names of OpenAI's roles.
+_TAGS = {
+    "human": "user",
+    "gpt": "assistant",
+    "system": "system",
+    "observation": "tool",
+    "function_call": "assistant",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+}
+
+
+def read_messages(value: Any, field: str) -> tuple[Message, ...]:
+    """A list of messages with role and content, as OpenAI's API has them."""
+    _check_list(value, field, "message")
+    return tuple(read_message(message, f"{field}[{index}]") for index, message in enumerate(value))
+
+
+def read_message(message: Any, field: str) -> Message:
+    """One message; an assistant that calls tools may leave its content empty."""
+    if not isinstance(message, dict):
+        raise DataError(f"{field}: must be an object with role and content, not {shorten(message)}")
+    calls = message.get("tool_calls")
+    for name in ("role",) if calls else ("role", "content"):
+        if name not in message:
+            raise DataError(f"{field}.{name}: missing; the message has {shorten(list(message))}")
+    role = message["role"]
+    if not isinstance(role, str) or role not in ROLES:
+        raise DataError(f"{field}.role: {shorten(role)} is no role; use one of {', '.join(ROLES)}")
+    allowed = ("role", "content", *_EXTRAS.get(role, ("name",)))
+    for name, given in message.items():
+        if name not in allowed and given not in (None, []):
+            raise DataError(
+                f"{field}: the field {shorten(name)} is not supported; a message of the role {role} has "
+                f"{', '.join(allowed)}"
+            )
+    content = message.get("content")
+    read = read_optional_text if calls else read_text
+    found: Message = {"role": role, "content": read(content, f"{field}.content") or ""}
+    if calls:
+        found["tool_calls"] = _read_calls(calls, f"{field}.tool_calls")
+    for name in ("name", "tool_call_id"):
+        if message.get(name) is not None:
+            found[name] = read_text(message[name], f"{field}.{name}")
+    return found
+
+
+def read_sharegpt(value: Any, field: str, system: Any = None) -> tuple[Message, ...]:
+    """A list of turns with from and value, and the record's `system` before them."""
+    _check_list(value, field, "turn")
+    messages = tuple(read_turn(turn, f"{field}[{index}]") for index, turn in enumerate(value))
+    text = read_optional_text(system, "system")
+    if text is None:
+        return messages
+    if messages[0]["role"] == "system":
+        raise DataError(f"system: given twice, here and as {field}[0]; remove one")
+    return ({"role": "system", "content": text}, *messages)
+
+
+def read_turn(turn: Any, field: str) -> Message:
+    """One turn of ShareGPT as a message; the value of a `function_call` becomes tool calls."""
+    if not isinstance(turn, dict):
+        raise DataError(f"{field}: must be an object with from and value, not {shorten(turn)}")
+    for name in ("from", "value"):
+        if name not in turn:
+            raise DataError(f"{field}.{name}: missing; the turn has {shorten(list(turn))}")
+    tag = turn["from"]
+    if not isinstance(tag, str) or tag not in _TAGS:
+        raise DataError(f"{field}.from: {shorten(tag)} is no tag; use one of {', '.join(_TAGS)}")
+    text = read_text(turn["value"], f"{field}.value")
+    if tag != "function_call":
+        return {"role": _TAGS[tag], "content": text}
+    calls = _parse(text, f"{field}.value")
+    calls = calls if isinstance(calls, list) else [calls]
+    return {"role": "assistant", "content": "", "tool_calls": _read_calls(calls, f"{field}.value")}
+
+
+def assistant_turns(messages: tuple[Message, ...], field: str, start: int = 0) -> tuple[int, ...]:
+    """The places of the assistant's messages, from `start` on."""
+    turns = tuple(i for i in range(start, len(messages)) if messages[i]["role"] == "assistant")
+    if not turns:
+        raise DataError(f"{field}: holds no message of the role assistant, so there is nothing to learn")
+    return turns
+
+
+def read_tools(value: Any) -> tuple[dict[str, Any], ...] | None:
+    """Definitions of tools: a list of JSON schemas, or that list as text (ShareGPT's way).
+
+    A bare function is wrapped as `{"type": "function", "function": ...}`, the form that chat templates expect.
+    """
+    if isinstance(value, str):
+        value = _parse(value, "tools") if value.strip() else None
+    if value is None or value == []:
+        return None
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        raise DataError(f"tools: must be a list of tool definitions, not {shorten(value)}")
+    _check_plain(value, "tools")
+    return tuple(tool if "function" in tool else {"type": "function", "function": tool} for tool in value)
+
+
+def _read_calls(calls: Any, field: str) -> list[dict[str, Any]]:
+    _check_list(calls, field, "tool call")
+    return [_read_call(call, f"{field}[{index}]") for index, call in enumerate(calls)]
+
+
+def _read_call(call: Any, field: str) -> dict[str, Any]:
+    """A tool call in OpenAI's form, its arguments as an object: chat templates write them as JSON themselves."""
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or "arguments" not in function:
+        raise DataError(f"{field}: must be an object with name and arguments, not {shorten(call)}")
+    arguments = function["arguments"]
+    if isinstance(arguments, str):
+        arguments = _parse(arguments, f"{field}.arguments") if arguments.strip() else {}
+    if not isinstance(arguments, dict):
+        raise DataError(f"{field}.arguments: must be a JSON object, not {shorten(arguments)}")
+    _check_plain(arguments, f"{field}.arguments")
+    found: dict[str, Any] = {"type": "function"}
+    if call.get("id") is not None:
+        found["id"] = read_text(call["id"], f"{field}.id")
+    return {**found, "function": {"name": read_text(function["name"], f"{field}.name"), "arguments": arguments}}
+
+
+def _check_list(value: Any, field: str, item: str) -> None:
+    if not isinstance(value, list) or not value:
+        raise DataError(f"{field}: must be a list of at least one {item}, not {shorten(value)}")
+
+
+def _parse(text: str, field: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{field}: is not valid JSON ({shorten(text)}): {str(error)[:80]}") from None
+
+
+def _check_plain(value: Any, field: str) -> None:
+    """Refuse what a chat template could not write as JSON text: NaN, infinities, broken Unicode."""
+    try:
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DataError(f"{field}: cannot be written as JSON: {str(error)[:80]}") from None

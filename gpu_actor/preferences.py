@@ -1,0 +1,130 @@
+"""Records of the format preference: a prompt, a chosen answer, and a rejected one.
+
+The layouts are those of TRL (prompt and answers as text or messages, or whole conversations that share their
+beginning), of LLaMA-Factory (ShareGPT turns or an alpaca instruction, and two answers), and token ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gpu_actor.alpaca import alpaca_fallback, alpaca_prompt
+from gpu_actor.conversations import assistant_turns, read_message, read_messages, read_sharegpt, read_tools, read_turn
+from gpu_actor.data_files import Record, shorten
+from gpu_actor.errors import DataError
+from gpu_actor.record_types import Chat, Message, Pair, Plain
+from gpu_actor.values import read_text, read_tokens
+
+SIDES = ("chosen", "rejected")
+PAIR_COLUMNS = (SIDES, ("chosen_input_ids", "rejected_input_ids"))
+
+
+def read_pair(record: Record, vocab_size: int) -> Pair:
+    """Read one preference pair, whatever its layout.
+
+    Raises:
+        DataError: It has no layout that is known, or a field cannot be used; its name comes first.
+    """
+    if "chosen_input_ids" in record or "rejected_input_ids" in record:
+        return _read_token_pair(record, vocab_size)
+    for field in SIDES:
+        if field not in record:
+            raise DataError(
+                f"{field}: missing; a preference pair has chosen and rejected, this one has {shorten(list(record))}"
+            )
+    chosen, rejected = record["chosen"], record["rejected"]
+    if type(chosen) is not type(rejected):
+        raise DataError(
+            f"rejected: chosen and rejected must be of one kind, not {shorten(chosen)} and {shorten(rejected)}"
+        )
+    if "conversations" in record:
+        before = read_sharegpt(record["conversations"], "conversations", record.get("system"))
+        return _answers(record, before, _single(read_turn))
+    if "messages" in record and isinstance(chosen, dict):
+        return _answers(record, read_messages(record["messages"], "messages"), _single(read_message))
+    if "instruction" in record:
+        return _read_alpaca_pair(record)
+    if isinstance(record.get("prompt"), list):
+        return _answers(record, read_messages(record["prompt"], "prompt"), _one_or_many)
+    if isinstance(chosen, list):  # a prompt beside them that is text repeats what they begin with
+        return _read_conversations(record)
+    return _read_texts(record)
+
+
+def _read_token_pair(record: Record, vocab_size: int) -> Pair:
+    for side in SIDES:
+        for field in (f"{side}_input_ids", f"{side}_labels"):
+            if field not in record:
+                raise DataError(
+                    f"{field}: missing; a tokenised pair has input_ids and labels for both sides "
+                    "(labels unshifted, -100 on the prompt)"
+                )
+    return Pair(*(read_tokens(record, vocab_size, f"{side}_") for side in SIDES))
+
+
+Reader = Callable[[Any, str], Sequence[Message]]
+
+
+def _single(read: Callable[[Any, str], Message]) -> Reader:
+    return lambda value, field: (read(value, field),)
+
+
+def _one_or_many(value: Any, field: str) -> Sequence[Message]:
+    return (read_message(value, field),) if isinstance(value, dict) else read_messages(value, field)
+
+
+def _answers(record: Record, before: Sequence[Message], read: Reader) -> Pair:
+    """A prompt of messages, and both answers as messages."""
+    return _pair_of_chats(record, before, *(read(record[side], side) for side in SIDES))
+
+
+def _pair_of_chats(record: Record, before: Sequence[Message], *answers: Sequence[Message]) -> Pair:
+    tools = read_tools(record.get("tools"))
+    chats = []
+    for side, answer in zip(SIDES, answers, strict=True):
+        messages = (*before, *answer)
+        chats.append(Chat(messages, assistant_turns(messages, side, len(before)), tools=tools))
+    return Pair(*chats)
+
+
+def _read_conversations(record: Record) -> Pair:
+    """Two whole conversations: the prompt is what they have in common at the beginning."""
+    sides = [read_messages(record[side], side) for side in SIDES]
+    shared = _common(*sides)
+    if not shared:
+        raise DataError(
+            "rejected: does not begin with the messages that chosen begins with; give the prompt as a field of its own"
+        )
+    if shared == max(map(len, sides)):  # the same conversation twice: it is counted and left out later
+        shared = max(i for i in range(shared) if i == 0 or sides[0][i]["role"] == "assistant")
+    return _pair_of_chats(record, sides[0][:shared], *(side[shared:] for side in sides))
+
+
+def _read_alpaca_pair(record: Record) -> Pair:
+    before = alpaca_prompt(record)
+    chats = []
+    for side in SIDES:
+        answer = read_text(record[side], side)
+        messages = (*before, {"role": "assistant", "content": answer})
+        chats.append(Chat(messages, (len(before),), alpaca_fallback(record, before, answer)))
+    return Pair(*chats)
+
+
+def _read_texts(record: Record) -> Pair:
+    chosen, rejected = (read_text(record[side], side) for side in SIDES)
+    if record.get("prompt") is not None:
+        prompt = read_text(record["prompt"], "prompt")
+        return Pair(Plain(prompt, chosen), Plain(prompt, rejected))
+    shared = _common(chosen, rejected)
+    if shared and chosen[shared - 1] == " ":  # as in TRL: the blank belongs to the answers
+        shared -= 1
+    if not chosen[:shared].strip():
+        raise DataError("prompt: missing, and chosen and rejected do not begin alike; give the prompt as a field")
+    return Pair(*(Plain(side[:shared], side[shared:]) for side in (chosen, rejected)))
+
+
+def _common(left: Sequence[Any], right: Sequence[Any]) -> int:
+    """How many items two sequences have in common at their beginning."""
+    size = min(len(left), len(right))
+    return next((i for i in range(size) if left[i] != right[i]), size)

@@ -1,0 +1,136 @@
+"""Tokenised samples in flat arrays, and how they are gathered: a million of them are a few arrays, not objects."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+IGNORE_INDEX = -100
+IdArray = npt.NDArray[np.int32]
+Labelled = tuple[IdArray, IdArray]
+"""Token ids and unshifted labels of one sequence."""
+
+NO_ANSWER = "no token with loss is left"
+EQUAL_SIDES = "both sides of the pair are the same"
+
+
+@dataclass(frozen=True, eq=False)
+class SampleSet:
+    """Samples one behind the other in flat arrays.
+
+    Attributes:
+        input_ids: The token ids of all samples, one after the other.
+        labels: Their labels, unshifted as in transformers; -100 where no loss is taken.
+        offsets: Where each sample starts, and the end of the last one.
+        order: Which of these samples the set holds, in order; None holds all. A part of a set shares its arrays.
+    """
+
+    input_ids: IdArray
+    labels: IdArray
+    offsets: npt.NDArray[np.int64]
+    order: npt.NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1 if self.order is None else len(self.order)
+
+    def __getitem__(self, index: int) -> Labelled:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        place = index if self.order is None else int(self.order[index])
+        start, end = self.offsets[place], self.offsets[place + 1]
+        return self.input_ids[start:end], self.labels[start:end]
+
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each sample, int64 [n]."""
+        lengths = np.diff(self.offsets)
+        return lengths if self.order is None else lengths[self.order]
+
+    def select(self, indices: npt.NDArray[np.int64]) -> SampleSet:
+        """Some samples in the given order; no token is copied."""
+        order = indices if self.order is None else self.order[indices]
+        return SampleSet(self.input_ids, self.labels, self.offsets, order)
+
+
+@dataclass(frozen=True, eq=False)
+class PairSet:
+    """Preference pairs: sample i is (chosen[i], rejected[i]).
+
+    Both sides include the prompt, and the labels are -100 on it.
+    """
+
+    chosen: SampleSet
+    rejected: SampleSet
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int) -> tuple[Labelled, Labelled]:
+        return self.chosen[index], self.rejected[index]
+
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of both sides together, int64 [n]."""
+        return self.chosen.lengths() + self.rejected.lengths()
+
+    def select(self, indices: npt.NDArray[np.int64]) -> PairSet:
+        """Some pairs in the given order; no token is copied."""
+        return PairSet(self.chosen.select(indices), self.rejected.select(indices))
+
+
+class Collector:
+    """Cuts samples or pairs, counts what is lost, and keeps the rest in flat arrays.
+
+    Attributes:
+        truncated: Samples (or pairs) that were cut.
+        dropped: Samples (or pairs) that were left out, by reason.
+    """
+
+    def __init__(self, cutoff_len: int) -> None:
+        self._cutoff_len = cutoff_len
+        self._sides: list[_Growing] = []
+        self.truncated = 0
+        self.dropped: Counter[str] = Counter()
+
+    def add(self, *sides: Labelled) -> None:
+        """Keep a sample (one side) or a pair (two), unless nothing can be learned from it."""
+        cut = [(ids[: self._cutoff_len], labels[: self._cutoff_len]) for ids, labels in sides]
+        self.truncated += any(len(ids) > self._cutoff_len for ids, _ in sides)
+        # Nothing predicts the first token, so its label is worth nothing.
+        if any((labels[1:] == IGNORE_INDEX).all() for _, labels in cut):
+            self.dropped[NO_ANSWER] += 1
+        elif len(cut) == 2 and all(map(np.array_equal, *cut)):
+            self.dropped[EQUAL_SIDES] += 1
+        else:
+            self._sides = self._sides or [_Growing() for _ in cut]
+            for side, (ids, labels) in zip(self._sides, cut, strict=True):
+                side.add(ids, labels)
+
+    def collected(self) -> SampleSet | PairSet | None:
+        """All that was kept, or None where that is nothing."""
+        sets = [side.samples() for side in self._sides]
+        if not sets:
+            return None
+        return sets[0] if len(sets) == 1 else PairSet(*sets)
+
+
+class _Growing:
+    """One side of the samples, in arrays that grow in place."""
+
+    def __init__(self) -> None:
+        self._input_ids, self._labels, self._offsets = array("i"), array("i"), array("q", [0])
+
+    def add(self, input_ids: IdArray, labels: IdArray) -> None:
+        self._input_ids.frombytes(input_ids.tobytes())
+        self._labels.frombytes(labels.tobytes())
+        self._offsets.append(len(self._input_ids))
+
+    def samples(self) -> SampleSet:
+        """The samples; they share the memory of the arrays."""
+        return SampleSet(
+            np.frombuffer(self._input_ids, dtype=np.int32),
+            np.frombuffer(self._labels, dtype=np.int32),
+            np.frombuffer(self._offsets, dtype=np.int64),
+        )
