@@ -241,7 +241,6 @@ class Reconciler:
         jobs: list[JobView] = []
         held: dict[str, str] = {}
         unsure: dict[str, str] = {}  # place -> why nobody knows how much memory is free there
-        now = time.time()
         for job in self._store.jobs([JobState.QUEUED, JobState.RUNNING]):
             place = self._place_of(job)
             if job.state is JobState.RUNNING and place is None:
@@ -250,7 +249,7 @@ class Reconciler:
             try:
                 if isinstance(found, str):
                     raise LorayError(found)
-                jobs.append(scheduling_view(job.id, job.spec, found, job.seq, now - job.queued_at, place))
+                jobs.append(scheduling_view(job.id, job.spec, found, job.seq, job.queued_at, place))
                 bases[job.spec.base_model] = found
             except LorayError as error:
                 (held if place is None else unsure)[place or job.id] = str(error)
@@ -258,7 +257,7 @@ class Reconciler:
             replace(place, state=ActorState.BLOCKED, reason=unsure[place.id]) if place.id in unsure else place
             for place in self._fleet.views()
         )
-        return ClusterView(tuple(jobs), places, bases), held
+        return ClusterView(tuple(jobs), places, bases, now=time.time()), held
 
     def _place_of(self, job: JobRecord) -> str | None:
         member = self._fleet.members.get(job.actor or "")

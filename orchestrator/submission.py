@@ -78,7 +78,12 @@ class Admission:
 
 
 def scheduling_view(
-    job_id: str, spec: JobSpec, base: BaseDescription, arrival: int = 0, waited_s: float = 0.0, actor: str | None = None
+    job_id: str,
+    spec: JobSpec,
+    base: BaseDescription,
+    arrival: int = 0,
+    queued_at: float = 0.0,
+    actor: str | None = None,
 ) -> JobView:
     """A job as the scheduler sees it.
 
@@ -87,7 +92,7 @@ def scheduling_view(
         spec: What it is.
         base: Its base model.
         arrival: Rank by submission.
-        waited_s: Seconds since it joined the queue.
+        queued_at: When it joined the queue (Unix time).
         actor: The place where it runs.
     """
     return JobView(
@@ -97,7 +102,7 @@ def scheduling_view(
         arrival=arrival,
         adapter_bytes=adapter_bytes(base, spec.lora),
         worst_tokens=worst_micro_batch_tokens(spec.training),
-        waited_s=waited_s,
+        queued_at=queued_at,
         actor=actor,
     )
 

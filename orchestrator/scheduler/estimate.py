@@ -1,18 +1,166 @@
-"""Bytes that jobs and actors need, predicted from configurations alone.
+"""Bytes and seconds, guessed from configurations, and corrected by what was measured.
 
-An actor needs its base model, the activations of a shared batch at its token budget, and a reserve. A job adds its
-adapter, and the further activations of its worst micro-batch where that is larger than the budget: such a micro-batch
-goes alone, so of several such jobs on one actor only the largest excess counts.
+A guess (`prior_memory`, `prior_speed`) comes from shapes and sizes alone. `SpeedFit` and `MemoryFit` take in one
+measurement after another by recursive least squares and start from the guess, so that they are never without an answer.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
 from gpu_actor import footprint
-from gpu_actor.footprint import BaseDescription
-from orchestrator.scheduler.view import ActorShape
+from gpu_actor.footprint import LOSS_CHUNK, BaseDescription
+from orchestrator.scheduler.view import ActorShape, MemoryModel, SpeedModel
 
 # Interpreter and libraries on a CPU; context, kernels and fragmentation on an accelerator.
 RESERVE_BYTES = {"cpu": 640 * 2**20, "cuda": 1024 * 2**20}
+
+_FORGET = 0.995  # per measurement: a few hundred of them are remembered
+_NOISE = 0.03**2  # variance of one relative error
+_MOST_SPREAD = 4.0  # of a coefficient, in squares of its guess
+
+
+@dataclass(frozen=True)
+class _Device:
+    """Sustained speed of a kind of device; only for guesses."""
+
+    flops: float
+    bytes_per_second: float
+    layer_seconds: float  # launches and Python, per layer and pass
+    adapter_seconds: float
+
+
+_DEVICES = {
+    "cpu": _Device(1e11, 1e10, 5e-4, 5e-3),
+    "cuda": _Device(1.2e14, 1.5e12, 4e-4, 2e-3),
+}
+
+
+def prior_memory(base: BaseDescription, shape: ActorShape) -> MemoryModel:
+    """The memory of an actor, guessed from the shapes of its base model."""
+    tokens = 2 * LOSS_CHUNK  # past it the logits no longer grow
+    at, twice = (_activations(base, n, shape) for n in (tokens, 2 * tokens))
+    per_token = (twice - at) / tokens
+    fixed = footprint.base_bytes(base, shape.dtype_bytes) + RESERVE_BYTES[device_kind(shape.device)]
+    return MemoryModel(fixed + at - per_token * tokens, per_token, shape.token_budget)
+
+
+def prior_speed(base: BaseDescription, shape: ActorShape) -> SpeedModel:
+    """The speed of an actor, guessed: a frozen weight costs 2 operations a token forward and 2 backward."""
+    device = _DEVICES[device_kind(shape.device)]
+    read = 2 * footprint.base_bytes(base, shape.dtype_bytes) / device.bytes_per_second
+    flops = (6 if shape.checkpointing else 4) * base.parameters * shape.dtype_bytes / 2
+    return SpeedModel(
+        step_seconds=read + 2 * base.num_layers * device.layer_seconds,
+        token_seconds=flops / device.flops,
+        adapter_seconds=device.adapter_seconds,
+    )
+
+
+def saturation_tokens(speed: SpeedModel, *, overhead: float = 0.1) -> int:
+    """Tokens of a shared batch at which its fixed cost is down to `overhead` of its time: more of them gain less.
+
+    Args:
+        speed: As fitted.
+        overhead: Share of the fixed cost that is accepted.
+    """
+    wanted = speed.step_seconds * (1 - overhead) / overhead
+    return max(1, math.ceil(wanted / max(speed.token_seconds, 1e-12)))
+
+
+class _LeastSquares:
+    """Recursive least squares for y = x @ theta with positive theta, scaled by its first guess."""
+
+    def __init__(self, guess: Sequence[float], trust: Sequence[float]) -> None:
+        self._scale = np.array([max(value, 1e-12) for value in guess])
+        self._theta = np.ones(len(guess))
+        self._spread: NDArray[np.float64] = np.diag(np.square(trust))
+
+    def observe(self, inputs: Sequence[float], measured: float) -> None:
+        """Take in one measurement. Its relative error counts, so that long steps weigh no more than short ones."""
+        row = np.array(inputs) * self._scale / measured
+        spread = self._spread @ row
+        gain = spread / (_NOISE + row @ spread)
+        self._theta = np.maximum(self._theta + gain * (1.0 - row @ self._theta), 1e-6)
+        known = self._spread - np.outer(gain, spread)
+        forgotten = (known + known.T) / (2 * _FORGET)
+        self._spread = forgotten if np.trace(forgotten) < _MOST_SPREAD * len(row) else known
+
+    @property
+    def values(self) -> list[float]:
+        """The coefficients."""
+        return [float(value) for value in self._theta * self._scale]
+
+
+class SpeedFit:
+    """a, b and c of one device with one base model, corrected by every measured step."""
+
+    def __init__(self, prior: SpeedModel) -> None:
+        """Starts from a guess, which may be wrong by a factor of several."""
+        self._fit = _LeastSquares((prior.step_seconds, prior.token_seconds, prior.adapter_seconds), (2.0, 2.0, 2.0))
+        self.observed = 0
+
+    def observe(self, tokens: float, adapters: int, seconds: float, steps: int = 1) -> SpeedModel:
+        """Take in the mean of some measured shared batches; returns the model after it.
+
+        Args:
+            tokens: Real tokens of a batch.
+            adapters: Adapters in it.
+            seconds: Its duration.
+            steps: Over how many batches the mean was taken.
+        """
+        if seconds > 0 and tokens > 0:
+            self.observed += steps
+            self._fit.observe((1.0, tokens, adapters), seconds)
+        return self.model
+
+    @property
+    def model(self) -> SpeedModel:
+        """The speed by what is known now."""
+        return SpeedModel(*self._fit.values)
+
+
+class MemoryFit:
+    """The memory model of one device with one base model, corrected by measured peaks."""
+
+    def __init__(self, prior: MemoryModel) -> None:
+        """Starts from a guess."""
+        self._prior = prior
+        self._fit = _LeastSquares((prior.fixed_bytes, prior.bytes_per_token), (0.2, 0.5))
+        self.observed = 0
+        self._worst = 0.0
+
+    def observe(self, tokens: float, adapter_bytes: float, peak_bytes: float) -> MemoryModel:
+        """Take in the measured peak of shared batches; returns the model after it.
+
+        Args:
+            tokens: Of the largest shared batch while the peak was measured.
+            adapter_bytes: Weights, gradients and moments of the adapters that were there.
+            peak_bytes: As the device reported it.
+        """
+        net = peak_bytes - adapter_bytes
+        if net > 0:
+            self.observed += 1
+            self._fit.observe((1.0, tokens), net)
+            fixed, per_token = self._fit.values
+            self._worst = max(0.9 * self._worst, net - fixed - per_token * tokens)
+        return self.model
+
+    @property
+    def model(self) -> MemoryModel:
+        """The memory by what is known now."""
+        fixed, per_token = self._fit.values
+        return replace(self._prior, fixed_bytes=fixed, bytes_per_token=per_token)
+
+    @property
+    def margin(self) -> float:
+        """Bytes by which the latest measurements have gone above the model."""
+        return max(0.0, self._worst)
 
 
 def fixed_bytes(base: BaseDescription, shape: ActorShape) -> int:
@@ -36,7 +184,7 @@ def device_kind(device: str) -> str:
     return device.partition(":")[0]
 
 
-def in_words(size: int) -> str:
+def in_words(size: float) -> str:
     """Bytes as a person reads them."""
     if size >= 100 * 2**20:
         return f"{size / 2**30:.1f} GiB"

@@ -116,6 +116,7 @@ class _Sizes:
 class _Planner:
     def __init__(self, view: ClusterView) -> None:
         sizes = _Sizes(view)
+        self._now = view.now
         self._places = [_Place(actor, sizes) for actor in sorted(view.actors, key=lambda actor: actor.id)]
         by_id = {place.id: place for place in self._places}
         for job in view.jobs:
@@ -160,7 +161,7 @@ class _Planner:
             if best.state is ActorState.READY:
                 self._placements[job.id] = best.id
                 return
-        elif job.waited_s >= PATIENCE_S:
+        elif self._now - job.queued_at >= PATIENCE_S:
             self._keep(job)
         self._waiting.append(job)
 

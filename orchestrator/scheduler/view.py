@@ -1,4 +1,8 @@
-"""What the scheduler sees, and what it decides: immutable values, free of Ray, torch and clocks."""
+"""What the scheduler sees, and what it decides: immutable values, free of Ray, torch and clocks.
+
+Whoever builds a view gives points in time as seconds on one clock of his choice (Unix time on a cluster, simulated
+time in the simulator), so that the view of a job that waits stays the same value from one look to the next.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from gpu_actor.footprint import BaseDescription
+
+UNKNOWN_STEPS = 1000  # of a job whose data nobody has counted yet
+MAX_CLASS = 10  # priorities beyond it weigh no more
 
 
 class ActorState(str, Enum):
@@ -20,7 +27,11 @@ class ActorState(str, Enum):
 
 @dataclass(frozen=True)
 class ActorShape:
-    """What the memory need of an actor depends on, beside its base model."""
+    """What the memory need of an actor depends on, beside its base model.
+
+    Attributes:
+        token_budget: Most tokens in one shared batch; an optimizer step with more takes several.
+    """
 
     device: str
     token_budget: int
@@ -29,15 +40,63 @@ class ActorShape:
 
 
 @dataclass(frozen=True)
+class SpeedModel:
+    """How long a shared step of a set S of adapters takes: T(S) = a + sum over j in S of v_j.
+
+    v_j = b * tokens_j + c + (m_j - 1) * a, where m_j is the number of shared batches for one optimizer step of j.
+
+    Attributes:
+        step_seconds: a, the fixed cost of a shared batch.
+        token_seconds: b, per real token.
+        adapter_seconds: c, per adapter in the batch.
+    """
+
+    step_seconds: float
+    token_seconds: float
+    adapter_seconds: float
+
+    def added(self, tokens: float, token_budget: int) -> float:
+        """v: the seconds that one optimizer step of `tokens` adds to a shared step."""
+        batches = max(1, -int(-tokens // token_budget))
+        return self.token_seconds * tokens + self.adapter_seconds + (batches - 1) * self.step_seconds
+
+
+@dataclass(frozen=True)
+class MemoryModel:
+    """The peak bytes of an actor: fixed + its adapters' bytes + bytes_per_token * activation tokens.
+
+    With a `token_cap` the batcher never makes a shared batch of more tokens, so the activation tokens are the cap,
+    or the largest micro-batch where that alone is larger. Without one, each adapter brings its own largest micro-batch
+    and they add up.
+
+    Attributes:
+        fixed_bytes: Base weights, reserve, and what else does not grow with tokens.
+        bytes_per_token: Activations of one token of a shared batch.
+        token_cap: Most tokens of a shared batch, enforced by the batcher; None: their sum is not limited.
+    """
+
+    fixed_bytes: float
+    bytes_per_token: float
+    token_cap: int | None = None
+
+
+@dataclass(frozen=True)
 class JobView:
     """A queued or running job.
 
     Attributes:
+        priority: Its class; each step up doubles its weight.
         arrival: Rank by submission; smaller came earlier.
-        adapter_bytes: Weights, gradients and moments of its adapter.
+        adapter_bytes: Weights, gradients and moments of its adapter, and the tensors it keeps frozen.
         worst_tokens: Most tokens that one of its micro-batches can have.
-        waited_s: Seconds since it joined the queue.
-        actor: Where it runs; None for a queued job.
+        actor: The place where it is attached now (it may still be preparing there); None for a queued job.
+        steps_left: Optimizer steps still to do, by the best guess.
+        steps_total: All its optimizer steps; None: `steps_left`.
+        tokens_per_step: Mean real tokens of one optimizer step; None: `worst_tokens`.
+        submitted_at: When it was submitted, on the clock of `ClusterView.now`.
+        queued_at: When it last joined the queue.
+        movable: Whether it may be taken off its actor now, with a checkpoint. False while it is preparing, while a
+            person's wish for it is under way, and for some time after it was last moved.
     """
 
     id: str
@@ -46,8 +105,23 @@ class JobView:
     arrival: int
     adapter_bytes: int
     worst_tokens: int
-    waited_s: float = 0.0
     actor: str | None = None
+    steps_left: int = UNKNOWN_STEPS
+    steps_total: int | None = None
+    tokens_per_step: float | None = None
+    submitted_at: float = 0.0
+    queued_at: float = 0.0
+    movable: bool = False
+
+    @property
+    def tokens(self) -> float:
+        """Mean real tokens of one optimizer step."""
+        return self.worst_tokens if self.tokens_per_step is None else self.tokens_per_step
+
+    @property
+    def weight(self) -> float:
+        """Of its class in the mean turnaround."""
+        return float(2.0 ** max(-MAX_CLASS, min(MAX_CLASS, self.priority)))
 
 
 @dataclass(frozen=True)
@@ -61,6 +135,11 @@ class ActorView:
         pinned: The only base model that it may host, by the cluster file.
         memory_limit: Bytes the actor may use; None as long as nobody knows.
         reason: Why it is blocked.
+        speeds: Base model -> how fast this place trains on it, where that was measured.
+        memories: Base model -> the memory it takes here, where that was measured. What is missing in either is
+            guessed from `ClusterView.bases` (`estimate.prior_speed`, `estimate.prior_memory`).
+        load_seconds: To load a base model here.
+        swap_seconds: To take an adapter off an actor, or to go on with one from its checkpoint.
     """
 
     id: str
@@ -71,23 +150,43 @@ class ActorView:
     pinned: str | None = None
     memory_limit: int | None = None
     reason: str | None = None
+    speeds: Mapping[str, SpeedModel] = field(default_factory=dict)
+    memories: Mapping[str, MemoryModel] = field(default_factory=dict)
+    load_seconds: float = 60.0
+    swap_seconds: float = 2.0
 
 
 @dataclass(frozen=True)
 class ClusterView:
-    """One look at the cluster. `bases` describes every base model that a job here or an actor here names."""
+    """One look at the cluster.
+
+    Attributes:
+        bases: Describes every base model that a job here or an actor here names, as far as actors have no models
+            of their own for it.
+        now: The time of the look, on the clock of `JobView.submitted_at`.
+    """
 
     jobs: tuple[JobView, ...]
     actors: tuple[ActorView, ...]
     bases: Mapping[str, BaseDescription]
+    now: float = 0.0
 
 
 @dataclass(frozen=True)
 class Plan:
     """What to do. Every queued job is in exactly one of `placements`, `waiting` and `rejections`.
 
+    A plan may be carried out whole or in part, and again: `placements` fit while everything that is attached now is
+    still attached. Once the jobs of `preemptions` and `moves` are off, the next plan places those of `after`
+    just so. No job is both placed and taken off, and jobs that are not `movable` are never taken off.
+
     Attributes:
         placements: Queued job -> place where it starts now.
+        preemptions: Running job -> why, in words. It is taken off with a checkpoint and joins the queue.
+        moves: Running job -> place where it goes on. It is taken off with a checkpoint, joins the queue, and the next
+            plan places it there.
+        after: Job -> place where it starts as soon as those who leave (`preemptions`, `moves`) are off; queued jobs
+            that are also in `waiting`, and those of `moves`.
         waiting: Queued job -> why it waits, in words.
         rejections: Queued job -> why it can never run here, in words.
         rehosts: Place -> base model to host there from now on; it has no active job.
@@ -95,6 +194,9 @@ class Plan:
     """
 
     placements: Mapping[str, str] = field(default_factory=dict)
+    preemptions: Mapping[str, str] = field(default_factory=dict)
+    moves: Mapping[str, str] = field(default_factory=dict)
+    after: Mapping[str, str] = field(default_factory=dict)
     waiting: Mapping[str, str] = field(default_factory=dict)
     rejections: Mapping[str, str] = field(default_factory=dict)
     rehosts: Mapping[str, str] = field(default_factory=dict)

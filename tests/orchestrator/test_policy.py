@@ -26,7 +26,7 @@ FIXED = estimate.fixed_bytes(BASES["A"], SHAPE)  # of A and of B
 
 
 def job(name, ref="A", *, size=10, priority=0, arrival=0, waited=0.0, actor=None, tokens=8):
-    return JobView(name, ref, priority, arrival, size * MIB, tokens, waited, actor)
+    return JobView(name, ref, priority, arrival, size * MIB, tokens, actor, queued_at=-waited)
 
 
 def actor(name, hosts="A", *, room=100, state=ActorState.READY, pinned=None, reason=None):
@@ -168,7 +168,7 @@ def test_a_rare_base_gets_its_turn_in_a_stream_of_jobs_for_another():
     jobs, base_model, ends = [job("b", "B", arrival=0)], "A", {}
     for now in range(30):
         jobs.append(job(f"a{now}", arrival=now + 1))
-        jobs = [replace(j, waited_s=now * 10.0) if j.actor is None else j for j in jobs if ends.get(j.id) != now]
+        jobs = [replace(j, queued_at=-now * 10.0) if j.actor is None else j for j in jobs if ends.get(j.id) != now]
         plan = decide(view(jobs, [actor("x", base_model)]))
         if plan.placements.get("b"):
             break
@@ -293,7 +293,7 @@ def test_every_job_gets_its_turn(seen):
         )
         for a in seen.actors
     ]
-    seen = view([replace(j, waited_s=PATIENCE_S) for j in seen.jobs], actors)
+    seen = view([replace(j, queued_at=-PATIENCE_S) for j in seen.jobs], actors)
     for _ in range(60):
         plan = decide(seen)
         seen = carry_out(seen, plan)
