@@ -238,8 +238,8 @@ def test_missing_file_folder_and_wrong_name(tmp_path):
     (tmp_path / "folder.json").mkdir()
     with pytest.raises(DataError, match=r"folder\.json: no such file"):
         load(tmp_path / "folder.json")
-    with pytest.raises(DataError, match=r"data\.csv: the name must end in \.jsonl \(.*\) or \.json \("):
-        load(write(tmp_path, GOOD, name="data.csv"))
+    with pytest.raises(DataError, match=r"data\.txt: the name must end in \.jsonl .*, \.csv or \.parquet"):
+        load(write(tmp_path, GOOD, name="data.txt"))
 
 
 JSON = st.recursive(
