@@ -29,7 +29,7 @@ def read_csv(path: Path) -> Iterator[tuple[int, Record | DataError]]:
                     yield line, _record(header or [], row)
                 line = rows.line_num + 1
         except DataError as error:
-            yield rows.line_num + 1, error
+            yield rows.line_num + 1 if header else line, error
         except csv.Error as error:
             yield line, DataError(f"not valid CSV: {error}; check the quotes (one inside a value is doubled)")
 

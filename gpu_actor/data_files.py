@@ -77,16 +77,17 @@ def _read_file(path: Path, config: DatasetConfig) -> Numbered:
 
 def _renamed(rows: Iterable[tuple[int, Record | DataError]], config: DatasetConfig) -> Numbered:
     """The records with the columns of `dataset.columns` under their new names."""
-    unseen = set(config.columns.values())
-    whole = True  # whether every record could be read
+    unseen = {column for ours, column in config.columns.items() if ours in _OPTIONAL}
+    bad = good = 0
     for number, record in rows:
         if isinstance(record, DataError):
-            whole = False
-        elif config.columns:
+            bad += 1
+        else:
+            good += 1
             unseen -= record.keys()
-            record = _rename(record, config.columns)
+            record = _rename(record, config.columns) if config.columns else record
         yield number, record
-    if unseen and whole and config.columns:
+    if unseen and good and not bad:
         ours = next(name for name, column in config.columns.items() if column in unseen)
         raise DataError(f"{config.path}: dataset.columns.{ours}: no record has a column {shorten(min(unseen))}")
 

@@ -27,7 +27,7 @@ def read_parquet(path: Path) -> Rows:
                 for row in batch.to_pylist():
                     number += 1
                     yield number, _without_nulls(row)
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         yield number + 1, DataError(f"the parquet file cannot be read on: {_first_line(error)}")
 
 
