@@ -123,7 +123,7 @@ class _Window:
         self._text = ""
         self._file = file
         self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
-        self._line, self._column = 1, 1  # of the first character in memory
+        self._counted, self._line, self._column = 0, 1, 1  # a position in this part, and where in the file it is
         self._ended = False
 
     def peek(self) -> str:
@@ -156,11 +156,17 @@ class _Window:
             return line, value
 
     def place(self, position: int | None = None) -> tuple[int, int]:
-        """Line and column of a position in this part, by default of where the reading stands."""
-        end = self.at if position is None else position
-        lines = self._text.count("\n", 0, end)
-        column = end - self._text.rfind("\n", 0, end) if lines else self._column + end
-        return self._line + lines, column
+        """Line and column of a position from `at` on, by default of `at` itself."""
+        if self.at > self._counted:
+            self._line, self._column = self._count(self.at)
+            self._counted = self.at
+        return self._count(self.at if position is None else position)
+
+    def _count(self, position: int) -> tuple[int, int]:
+        lines = self._text.count("\n", self._counted, position)
+        if not lines:
+            return self._line, self._column + position - self._counted
+        return self._line + lines, position - self._text.rfind("\n", self._counted, position)
 
     def broken(self, words: str, position: int | None = None) -> _BrokenError:
         """What to raise where the text is no JSON."""
@@ -171,8 +177,8 @@ class _Window:
         """Forget what is behind, and read at least as much as is left; False at the end of the file."""
         if self._ended:
             return False
-        self._line, self._column = self.place()
-        self._text, self.at = self._text[self.at :], 0
+        self.place()
+        self._text, self.at, self._counted = self._text[self.at :], 0, 0
         if len(self._text) > LONGEST_RECORD:
             raise _BrokenError(self._line, DataError(_TOO_LONG))
         chunk = self._file.read(max(_CHUNK, len(self._text)))
