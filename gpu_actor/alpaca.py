@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpu_actor.data_files import Record, shorten
 from gpu_actor.errors import DataError
-from gpu_actor.record_types import Chat, Message, Plain
+from gpu_actor.record_types import Chat, Message, Plain, Record, shorten
 from gpu_actor.values import read_optional_text, read_text
 
 _WITH_INPUT = (

@@ -6,14 +6,23 @@ description says otherwise.
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 DatasetFormat = Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion", "text", "tokens", "preference"]
 SchedulerName = Literal["constant", "constant_with_warmup", "linear", "cosine"]
+
+
+DATA_FIELDS = (
+    *("instruction", "input", "output", "system", "history"),
+    *("messages", "conversations", "tools", "prompt", "completion", "text", "input_ids", "labels"),
+    *("chosen", "rejected", "chosen_input_ids", "chosen_labels", "rejected_input_ids", "rejected_labels"),
+)
+"""The columns that data formats know, and that `dataset.columns` can rename."""
 
 
 class Strict(BaseModel):
@@ -25,9 +34,26 @@ class Strict(BaseModel):
 class DatasetConfig(Strict):
     """Where the samples of one adapter come from and how they are split."""
 
-    path: str = Field(min_length=1, description="A .jsonl or .json file; relative paths start at the job file.")
+    path: str = Field(
+        min_length=1,
+        description="A .jsonl, .json, .csv or .parquet file, a folder of `datasets.save_to_disk`, or the hub id of a "
+        "data set; relative paths start at the job file.",
+    )
     format: DatasetFormat = Field(
         "auto", description="How a record is read; `auto` decides by the keys of the first record."
+    )
+    name: str | None = Field(None, min_length=1, description="Configuration of a data set of the hub.")
+    split: str | None = Field(
+        None, min_length=1, description="Split of a data set of the hub or of a saved folder; null is `train`."
+    )
+    columns: dict[str, str] = Field(
+        {}, description="From a field of the format to the data set's own column, such as {instruction: question}."
+    )
+    chat_template: str | None = Field(
+        None,
+        min_length=1,
+        description="Template that renders conversations, instead of the tokenizer's own: Jinja text, or the path of a "
+        ".jinja file.",
     )
     val_size: float | int = Field(
         0.0, ge=0, le=10**9, description="Samples held out for evaluation: a share below 1, or a count from 1 up."
@@ -39,6 +65,25 @@ class DatasetConfig(Strict):
         if value >= 1 and value != int(value):
             raise ValueError("must be a share below 1 or a whole number of samples")
         return value
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _known_columns(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise ValueError("is not a mapping from fields to columns, such as {instruction: question}")
+        for field, column in value.items():
+            if field not in DATA_FIELDS:
+                close = difflib.get_close_matches(str(field)[:80], DATA_FIELDS, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"allowed: {', '.join(DATA_FIELDS)}"
+                raise ValueError(f"{str(field)[:80]!r} is no field of a data format; {hint}")
+            if not isinstance(column, str) or not column:
+                raise ValueError(f"{field}: {str(column)[:80]!r} is no name of a column")
+        return value
+
+
+def is_template_path(chat_template: str) -> bool:
+    """Whether a `chat_template` is the path of a .jinja file: a template itself writes something in braces."""
+    return "{" not in chat_template and chat_template.endswith(".jinja")
 
 
 class LoraConfig(Strict):

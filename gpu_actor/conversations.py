@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from gpu_actor.data_files import shorten
 from gpu_actor.errors import DataError
-from gpu_actor.record_types import Message
+from gpu_actor.record_types import Message, shorten
 from gpu_actor.values import read_optional_text, read_text
 
 ROLES = ("system", "developer", "user", "assistant", "tool")

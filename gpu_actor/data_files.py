@@ -1,133 +1,104 @@
-"""The records of a data file with their line numbers, or what is wrong with them. Free of torch."""
+"""The records of a data set one after the other, each with its place, or what is wrong with them. Free of torch.
+
+No reader holds more than one record, one chunk or one batch of rows at a time.
+"""
 
 from __future__ import annotations
 
-import json
-import re
-import reprlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from gpu_actor.csv_file import read_csv
 from gpu_actor.errors import DataError
+from gpu_actor.json_files import read_json, read_jsonl
+from gpu_actor.model_store import is_hub_id
+from gpu_actor.record_types import Record, shorten
+from gpu_actor.tables import is_saved_dataset, read_hub_dataset, read_parquet, read_saved_dataset
 
-Record = dict[str, Any]
-_BOM = b"\xef\xbb\xbf"
-_BLANK = re.compile(r"[ \t\r\n]*")
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = 60
-_short.maxlist = _short.maxdict = 4
-_short.maxlevel = 3
+if TYPE_CHECKING:
+    from gpu_actor.config import DatasetConfig
+
+Numbered = Iterator[tuple[int, Record | DataError]]
+_READERS: dict[str, Callable[[Path], Numbered]] = {
+    ".jsonl": read_jsonl,
+    ".json": read_json,
+    ".csv": read_csv,
+    ".parquet": read_parquet,
+}
+DATA_SUFFIXES = tuple(_READERS)
+_KINDS = ".jsonl (one object per line), .json (a list of objects), .csv or .parquet"
+# A record may lack these; every other column that dataset.columns names must be in each record.
+_OPTIONAL = ("input", "system", "history", "tools", "labels")
 
 
-def shorten(value: Any) -> str:
-    """A value as it appears in an error message."""
-    return _short.repr(value)
+def is_hub_dataset(ref: str) -> bool:
+    """Whether a data set's path has the form of a hub id, `organisation/name`, and is no name of a data file."""
+    return "/" in ref and is_hub_id(ref) and Path(ref).suffix.lower() not in DATA_SUFFIXES
 
 
-def read_records(path: Path) -> Iterator[tuple[int, Record | DataError]]:
-    """Stream the records of a .jsonl or .json file.
+def read_records(config: DatasetConfig) -> Iterator[tuple[str, Record | DataError]]:
+    """Stream the records of a data set, their columns under the names that Loray knows.
 
     Yields:
-        The number of the line on which a record starts, and the record, or what is wrong with that line.
+        Where a record is (`file:line`, or the row of a table), and the record or what is wrong with it.
 
     Raises:
-        DataError: The file cannot be opened or has another extension.
+        DataError: The data set cannot be opened, or lacks a column that `columns` names.
     """
-    readers = {".jsonl": _read_jsonl, ".json": _read_json}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise DataError(f"{path}: the name must end in .jsonl (one object per line) or .json (a list of objects)")
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; give the path of a .jsonl or .json file")
+    path = Path(config.path)
+    if is_hub_dataset(config.path):
+        rows: Numbered = read_hub_dataset(config.path, config.name, config.split or "train")
+    elif is_saved_dataset(path):
+        rows = read_saved_dataset(path, config.name, config.split)
+    else:
+        rows = _read_file(path, config)
+    separator = ":" if path.suffix.lower() in (".jsonl", ".json", ".csv") else ": row "
     try:
-        yield from reader(path)
+        for number, record in _renamed(rows, config):
+            yield f"{path}{separator}{number}", record
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[int, Record | DataError]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if number == 1:
-                line = line.removeprefix(_BOM)
-            if line.strip():
-                yield number, _parse_line(line)
+def _read_file(path: Path, config: DatasetConfig) -> Numbered:
+    for field in ("split", "name"):
+        if getattr(config, field) is not None:
+            raise DataError(
+                f"{path}: dataset.{field} is for data sets of the hub and folders that datasets saved; remove it"
+            )
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{path}: the name must end in {_KINDS}")
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; give the path of a {_KINDS} file")
+    return reader(path)
 
 
-def _parse_line(line: bytes) -> Record | DataError:
-    try:
-        value = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return _bad_utf8(error)
-    except json.JSONDecodeError as error:
-        return DataError(f"not valid JSON: {error.msg} (column {error.colno}); each line must hold one whole object")
-    except (RecursionError, ValueError) as error:
-        return DataError(f"not valid JSON: {_reason(error)}")
-    return _as_record(value)
+def _renamed(rows: Iterable[tuple[int, Record | DataError]], config: DatasetConfig) -> Numbered:
+    """The records with the columns of `dataset.columns` under their new names."""
+    unseen = {column for ours, column in config.columns.items() if ours in _OPTIONAL}
+    bad = good = 0
+    for number, record in rows:
+        if isinstance(record, DataError):
+            bad += 1
+        else:
+            good += 1
+            unseen -= record.keys()
+            record = _rename(record, config.columns) if config.columns else record
+        yield number, record
+    if unseen and good and not bad:
+        ours = next(name for name, column in config.columns.items() if column in unseen)
+        raise DataError(f"{config.path}: dataset.columns.{ours}: no record has a column {shorten(min(unseen))}")
 
 
-def _read_json(path: Path) -> Iterator[tuple[int, Record | DataError]]:
-    try:
-        text = path.read_bytes().removeprefix(_BOM).decode("utf-8")
-    except UnicodeDecodeError as error:
-        yield error.object.count(b"\n", 0, error.start) + 1, _bad_utf8(error)
-        return
-    start = _skip_blank(text, 0)
-    if start == len(text):
-        return
-    if text[start] != "[":
-        yield (
-            text.count("\n", 0, start) + 1,
-            DataError("a .json file must hold one list of objects; a file with one object per line is called .jsonl"),
-        )
-        return
-    yield from _read_list(text, start + 1)
-
-
-def _read_list(text: str, position: int) -> Iterator[tuple[int, Record | DataError]]:
-    """The items of the JSON list whose opening bracket lies before `position`, one at a time."""
-    decoder, line, counted = json.JSONDecoder(), 1, 0
-    position = _skip_blank(text, position)
-    more = text[position : position + 1] != "]"
-    while True:
-        line, counted = line + text.count("\n", counted, position), position
-        try:
-            if not more:
-                if text[position : position + 1] != "]":
-                    raise json.JSONDecodeError("Expecting ',' or ']'", text, position)
-                if _skip_blank(text, position + 1) != len(text):
-                    raise json.JSONDecodeError("Extra data after the list", text, position + 1)
-                return
-            value, position = decoder.raw_decode(text, position)
-        except json.JSONDecodeError as error:
-            yield error.lineno, DataError(f"not valid JSON: {error.msg} (column {error.colno})")
-            return
-        except (RecursionError, ValueError) as error:
-            yield line, DataError(f"not valid JSON: {_reason(error)}")
-            return
-        yield line, _as_record(value)
-        position = _skip_blank(text, position)
-        more = text[position : position + 1] == ","
-        position = _skip_blank(text, position + 1) if more else position
-
-
-def _skip_blank(text: str, position: int) -> int:
-    match = _BLANK.match(text, position)
-    return match.end() if match else position
-
-
-def _as_record(value: Any) -> Record | DataError:
-    if isinstance(value, dict):
-        return value
-    return DataError(f"a record must be a JSON object, not {shorten(value)}")
-
-
-def _bad_utf8(error: UnicodeDecodeError) -> DataError:
-    column = error.start - error.object.rfind(b"\n", 0, error.start)
-    byte = error.object[error.start]
-    return DataError(f"not UTF-8: byte 0x{byte:02x} (column {column}); save the file as UTF-8")
-
-
-def _reason(error: Exception) -> str:
-    return "nested too deeply" if isinstance(error, RecursionError) else str(error).split(";")[0]
+def _rename(record: Record, columns: dict[str, str]) -> Record | DataError:
+    for ours, column in columns.items():
+        if column not in record and ours not in _OPTIONAL:
+            return DataError(
+                f"{ours}: dataset.columns takes it from {shorten(column)}, which is not there; "
+                f"this record has {shorten(list(record))}"
+            )
+    taken = set(columns.values()) | set(columns)
+    kept = {name: value for name, value in record.items() if name not in taken}
+    return kept | {ours: record[column] for ours, column in columns.items() if column in record}

@@ -12,10 +12,9 @@ from collections.abc import Callable, Mapping
 from gpu_actor.alpaca import read_alpaca
 from gpu_actor.config import DatasetFormat
 from gpu_actor.conversations import assistant_turns, read_messages, read_sharegpt, read_tools
-from gpu_actor.data_files import Record, shorten
 from gpu_actor.errors import DataError
 from gpu_actor.preferences import PAIR_COLUMNS, read_pair
-from gpu_actor.record_types import Chat, Plain, Sample
+from gpu_actor.record_types import Chat, Plain, Record, Sample, shorten
 from gpu_actor.values import read_text, read_tokens
 
 # In the order in which `auto` tries them: the first format whose columns are all there is taken.

@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gpu_actor.config import DatasetConfig, TrainingConfig
-from gpu_actor.data_files import Record, read_records
+from gpu_actor.data_files import read_records
 from gpu_actor.data_formats import detect_format, read_sample
-from gpu_actor.errors import DataError
-from gpu_actor.record_types import Pair, Sample, Single, Tokens
+from gpu_actor.errors import DataError, UnfitDataError
+from gpu_actor.record_types import Chat, Pair, Record, Sample, Single, Tokens
 from gpu_actor.samples import NO_ANSWER, Collector, Labelled, PairSet, SampleSet
 from gpu_actor.tokenize import SampleEncoder
 
@@ -65,23 +64,23 @@ def load_dataset(
         DataError: The file cannot be read, has records that cannot be used (all are counted, the first ones
             are named by line), or leaves nothing to train on.
     """
-    path = Path(config.path)
+    path = config.path
     reader = _RecordReader(config, training, tokenizer, vocab_size)
     collected = Collector(training.cutoff_len)
     problems: list[str] = []
     records = bad = 0
-    for line, record in read_records(path):
+    for place, record in read_records(config):
         records += 1
         try:
             if isinstance(record, DataError):
                 raise record
             collected.add(*reader.encode(record))
-        except _UnfitError:
-            raise
+        except UnfitDataError as error:
+            raise UnfitDataError(f"{place}: {error}") from None
         except DataError as error:
             bad += 1
             if len(problems) < SHOWN_PROBLEMS:
-                problems.append(f"{path}:{line}: {error}")
+                problems.append(f"{place}: {error}")
     if bad:
         raise DataError(_list_problems(path, problems, bad, records))
     if not records:
@@ -89,11 +88,7 @@ def load_dataset(
     return _finish(path, collected, records, config, training)
 
 
-class _UnfitError(DataError):
-    """The data set as a whole is not what the job needs, so that no other record is worth a look."""
-
-
-def _list_problems(path: Path, problems: Sequence[str], bad: int, records: int) -> str:
+def _list_problems(path: str, problems: Sequence[str], bad: int, records: int) -> str:
     if bad == 1:
         return problems[0]
     more = [f"... and {bad - len(problems)} more"] if bad > len(problems) else []
@@ -101,7 +96,7 @@ def _list_problems(path: Path, problems: Sequence[str], bad: int, records: int) 
 
 
 def _finish(
-    path: Path, collected: Collector, records: int, config: DatasetConfig, training: TrainingConfig
+    path: str, collected: Collector, records: int, config: DatasetConfig, training: TrainingConfig
 ) -> LoadedDataset:
     samples = collected.collected()
     if samples is None:
@@ -114,7 +109,7 @@ def _finish(
     return LoadedDataset(train, val, collected.truncated, dropped)
 
 
-def _nothing_left(path: Path, collected: Collector, records: int, cutoff_len: int) -> str:
+def _nothing_left(path: str, collected: Collector, records: int, cutoff_len: int) -> str:
     if set(collected.dropped) == {NO_ANSWER}:
         return (
             f"{path}: nothing to train on: all {records} samples were dropped, as none has a token with loss "
@@ -125,7 +120,7 @@ def _nothing_left(path: Path, collected: Collector, records: int, cutoff_len: in
 
 
 def _split(
-    path: Path, samples: SampleSet | PairSet, val_size: float, seed: int
+    path: str, samples: SampleSet | PairSet, val_size: float, seed: int
 ) -> tuple[SampleSet | PairSet, SampleSet | PairSet]:
     """Hold out a seeded choice of samples; both parts keep the order of the file."""
     total = len(samples)
@@ -155,14 +150,12 @@ class _RecordReader:
         tokenizer: Callable[[], PreTrainedTokenizerBase],
         vocab_size: int,
     ) -> None:
-        self._path = config.path
         self._format = config.format
+        self._template = config.chat_template
         self._training = training
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._encoder: SampleEncoder | None = None
-        if config.format != "auto":
-            self._check_objective()
 
     def encode(self, record: Record) -> tuple[Labelled, ...]:
         """Token ids and labels of a record: of the sample, or of both sides of a pair.
@@ -172,32 +165,37 @@ class _RecordReader:
         """
         if self._format == "auto":
             self._format = detect_format(record, pairs=self._training.objective != "sft")
-            self._check_objective()
+        self._check_objective()
         return tuple(map(self._encode, _sides(read_sample(record, self._format, self._vocab_size))))
 
     def _check_objective(self) -> None:
-        where, objective, pairs = self._path, self._training.objective, self._format == "preference"
+        objective, pairs = self._training.objective, self._format == "preference"
         if pairs and objective == "sft":
-            raise _UnfitError(
-                f"{where}: holds preference pairs, but training.objective is sft, which learns from samples; set the "
+            raise UnfitDataError(
+                "holds preference pairs, but training.objective is sft, which learns from samples; set the "
                 "objective to dpo, cpo or orpo, or give samples"
             )
         if not pairs and objective != "sft":
-            raise _UnfitError(
-                f"{where}: holds samples of the format {self._format}, but training.objective is {objective}, which "
+            raise UnfitDataError(
+                f"holds samples of the format {self._format}, but training.objective is {objective}, which "
                 "learns from preference pairs; give pairs (chosen and rejected), or set the objective to sft"
             )
         if pairs and self._training.train_on_inputs:
-            raise _UnfitError(
-                f"{where}: holds preference pairs, which are scored by their answers alone, but "
+            raise UnfitDataError(
+                "holds preference pairs, which are scored by their answers alone, but "
                 "training.train_on_inputs is true; set it to false"
             )
 
     def _encode(self, sample: Single) -> Labelled:
+        if self._template is not None and not isinstance(sample, Chat):
+            raise UnfitDataError(
+                "dataset.chat_template is given, but these samples are no conversations; remove it, or write them as "
+                "messages"
+            )
         if isinstance(sample, Tokens):
             return self._labelled(sample)
         if self._encoder is None:
-            self._encoder = SampleEncoder(self._tokenizer(), self._training.train_on_inputs)
+            self._encoder = SampleEncoder(self._tokenizer(), self._training.train_on_inputs, self._template)
         ids, labels = self._encoder.encode(sample)
         if len(ids) and ids.max() >= self._vocab_size:
             raise DataError(

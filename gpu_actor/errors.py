@@ -18,6 +18,10 @@ class DataError(LorayError, ValueError):
     """A data set cannot be read or holds nothing to train on; the message names file and line."""
 
 
+class UnfitDataError(DataError):
+    """A data set as a whole is not what its job needs, so that no other record is worth a look."""
+
+
 class BaseModelError(LorayError, ValueError):
     """A base model cannot be loaded, hooked or packed."""
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from gpu_actor.alpaca import alpaca_fallback, alpaca_prompt
 from gpu_actor.conversations import assistant_turns, read_message, read_messages, read_sharegpt, read_tools, read_turn
-from gpu_actor.data_files import Record, shorten
 from gpu_actor.errors import DataError
-from gpu_actor.record_types import Chat, Message, Pair, Plain
+from gpu_actor.record_types import Chat, Message, Pair, Plain, Record, shorten
+from gpu_actor.turns import common_length
 from gpu_actor.values import read_text, read_tokens
 
 SIDES = ("chosen", "rejected")
@@ -91,7 +91,7 @@ def _pair_of_chats(record: Record, before: Sequence[Message], *answers: Sequence
 def _read_conversations(record: Record) -> Pair:
     """Two whole conversations: the prompt is what they have in common at the beginning."""
     sides = [read_messages(record[side], side) for side in SIDES]
-    shared = _common(*sides)
+    shared = common_length(*sides)
     if not shared:
         raise DataError(
             "rejected: does not begin with the messages that chosen begins with; give the prompt as a field of its own"
@@ -116,15 +116,9 @@ def _read_texts(record: Record) -> Pair:
     if record.get("prompt") is not None:
         prompt = read_text(record["prompt"], "prompt")
         return Pair(Plain(prompt, chosen), Plain(prompt, rejected))
-    shared = _common(chosen, rejected)
+    shared = common_length(chosen, rejected)
     if shared and chosen[shared - 1] == " ":  # as in TRL: the blank belongs to the answers
         shared -= 1
     if not chosen[:shared].strip():
         raise DataError("prompt: missing, and chosen and rejected do not begin alike; give the prompt as a field")
     return Pair(*(Plain(side[:shared], side[shared:]) for side in (chosen, rejected)))
-
-
-def _common(left: Sequence[Any], right: Sequence[Any]) -> int:
-    """How many items two sequences have in common at their beginning."""
-    size = min(len(left), len(right))
-    return next((i for i in range(size) if left[i] != right[i]), size)

@@ -1,9 +1,13 @@
-"""What a record of a data file is once it is read: plain text, a chat, token ids, or a pair of them."""
+"""What a record of a data set is: columns as they are in the file, then text, a chat, token ids, or a pair."""
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass
 from typing import Any
+
+Record = dict[str, Any]
+"""The columns of one record by name."""
 
 Message = dict[str, Any]
 """`role` and `content`; where the file has them, `name`, `tool_calls` and `tool_call_id`."""
@@ -54,3 +58,14 @@ class Pair:
 
 
 Sample = Single | Pair
+
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 60
+_short.maxlist = _short.maxdict = 4
+_short.maxlevel = 3
+
+
+def shorten(value: Any) -> str:
+    """A value as it appears in an error message."""
+    return _short.repr(value)

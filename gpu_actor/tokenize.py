@@ -1,149 +1,84 @@
-"""Samples to token ids and labels: chat template, which tokens carry loss, and the end of an answer.
+"""Samples to token ids and labels: which tokens carry loss, and the end of an answer.
 
-A conversation is rendered by the tokenizer's own chat template (in transformers' sandbox) and tokenised once
-as a whole. What an assistant turn covers is found by rendering, so no `{% generation %}` marks are needed:
-
-- It starts where the template's generation prompt ends, so that all the model has to write itself is learned
-  (Qwen3's empty `<think>` block, say). If a template has no generation prompt, or writes another one before a
-  finished turn, it starts where the content starts.
-- It ends after the text that closes a turn: `<|im_end|>`, `<|eot_id|>`, `</s>`. Blank text after that (the
-  newline of ChatML) belongs to the template and is not learned, as in the training templates of TRL. If a
-  template closes inner turns in another way than the last one, inner turns learn what both have in common.
-
-A token across the start of an answer belongs to the answer.
+A conversation is rendered by its chat template and tokenised once as a whole. `turns.py` says which of its
+characters are learned; a token across the start of an answer belongs to the answer.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from gpu_actor.chat_template import ChatTemplate
 from gpu_actor.errors import DataError
 from gpu_actor.record_types import Chat, Plain
-from gpu_actor.samples import IGNORE_INDEX, IdArray
-
-_OWN_DATA = "check the chat template, or give the samples in the format prompt_completion or tokens"
-
-
-@dataclass(frozen=True)
-class _Span:
-    """Characters of the rendered text that are learned: an answer, and what closes it."""
-
-    start: int
-    content_end: int
-    end: int
+from gpu_actor.samples import IGNORE_INDEX, IdArray, Labelled
+from gpu_actor.turns import Conversation, Span, common_length
 
 
 class SampleEncoder:
     """Turns samples into token ids and labels with one tokenizer."""
 
-    def __init__(self, tokenizer: Any, train_on_inputs: bool) -> None:
-        """Keep the tokenizer and read its chat template.
+    def __init__(self, tokenizer: Any, train_on_inputs: bool, chat_template: str | None = None) -> None:
+        """Keep the tokenizer and find the chat template.
 
         Args:
             tokenizer: A tokenizer of transformers, fast or slow.
             train_on_inputs: Take loss on every token.
+            chat_template: Takes the place of the tokenizer's own template: text, or the path of a .jinja file.
+
+        Raises:
+            UnfitDataError: The template's file cannot be read.
         """
         self._tokenizer = tokenizer
         self._train_on_inputs = train_on_inputs
         self._eos = tokenizer.eos_token_id
-        try:
-            self._template = tokenizer.get_chat_template() if tokenizer.chat_template else None
-        except ValueError:  # several templates, none of them the default
-            self._template = None
+        self._template = ChatTemplate(tokenizer, chat_template)
 
-    def encode(self, sample: Plain | Chat) -> tuple[IdArray, IdArray]:
+    def encode(self, sample: Plain | Chat) -> Labelled:
         """Token ids and unshifted labels of one sample, -100 where no loss is taken.
 
         Raises:
             DataError: There is no chat template, or it cannot render the sample.
         """
         if isinstance(sample, Chat):
-            if self._template is not None:
-                return self._encode_chat(sample)
+            source = self._template.source(sample.tools)
+            if source is not None:
+                return self._encode_chat(sample, source)
             if sample.fallback is None:
                 raise DataError(
-                    "the base model's tokenizer has no chat template; use a chat model, "
+                    "the base model's tokenizer has no chat template; use a chat model, give dataset.chat_template, "
                     "or give the samples as strings in the format prompt_completion or text"
                 )
             sample = sample.fallback
         return self._encode_plain(sample)
 
-    def _encode_plain(self, sample: Plain) -> tuple[IdArray, IdArray]:
+    def _encode_plain(self, sample: Plain) -> Labelled:
         text = sample.prompt + sample.answer
-        span = _Span(len(sample.prompt), len(text), len(text))
+        span = Span(len(sample.prompt), len(text), len(text))
         # Whole-text loss takes in what the tokenizer adds by itself, such as a start token.
         whole = not sample.prompt
         return self._tokenise(text, [span], add_special_tokens=True, learn_all=whole, close=True)
 
-    def _encode_chat(self, sample: Chat) -> tuple[IdArray, IdArray]:
-        messages = list(sample.messages)
-        text = self._render(messages)
-        spans = [self._find_turn(messages, index, text) for index in sample.learned]
+    def _encode_chat(self, sample: Chat, source: str) -> Labelled:
+        if sample.tools and "tools" not in source:
+            raise DataError("tools: the chat template writes no tools; remove them, or give dataset.chat_template")
+        conversation = Conversation(
+            sample.messages,
+            lambda messages, prompt: self._template.render(messages, sample.tools, prompt),
+            has_generation_prompt="add_generation_prompt" in source,
+        )
+        text, spans = conversation.text, [conversation.find_turn(index) for index in sample.learned]
         # A template that writes nothing behind the last answer would never teach the model to stop.
-        close = sample.learned[-1] == len(messages) - 1 and not text[spans[-1].content_end :].strip()
+        last = sample.learned[-1] == len(sample.messages) - 1
+        close = last and not text[spans[-1].content_end :].strip()
         return self._tokenise(text, spans, add_special_tokens=False, learn_all=False, close=close)
 
-    def _find_turn(self, messages: list[dict[str, str]], index: int, text: str) -> _Span:
-        """What message `index` covers in the rendered text."""
-        head, tail = self._around(messages, index, text)
-        content_end = len(text) - len(tail)
-        # The head may differ from the text near its end: Qwen3 moves an answer's own <think> block.
-        start = _common_length(head, text)
-        if not text.endswith(tail) or content_end < start:
-            raise DataError(f"the chat template does not write message {index} in one piece; {_OWN_DATA}")
-        prompt = self._generation_prompt(messages[:index])
-        if prompt is not None and len(prompt) <= start and text.startswith(prompt):
-            start = len(prompt)
-        closing = tail
-        if index + 1 < len(messages):
-            alone = self._around(messages[: index + 1], index, text)[1]
-            closing = tail[: _common_length(alone, tail)]
-            if len(closing) < len(alone):  # the next marker may begin as the closing one does: "<|"
-                closing = re.sub(r"(?<=\s)\S+$", "", closing)
-        return _Span(start, content_end, content_end + len(closing.rstrip() or closing))
-
-    def _around(self, messages: list[dict[str, str]], index: int, text: str) -> tuple[str, str]:
-        """The rendered text before and after the content of message `index`, found with a stand-in for it."""
-        stand_in = "LorayStandIn"
-        while stand_in in text:
-            stand_in += "0"
-        replaced = [*messages[:index], {**messages[index], "content": stand_in}, *messages[index + 1 :]]
-        parts = self._render(replaced).split(stand_in)
-        if len(parts) != 2:
-            raise DataError(
-                f"the chat template writes the content of message {index} (role {messages[index]['role']}) "
-                f"{len(parts) - 1} times, where once is needed; {_OWN_DATA}"
-            )
-        return parts[0], parts[1]
-
-    def _generation_prompt(self, messages: list[dict[str, str]]) -> str | None:
-        """The conversation up to the point where the model takes over, if the template can write it."""
-        if not messages or "add_generation_prompt" not in str(self._template):
-            return None
-        try:
-            return self._render(messages, add_generation_prompt=True)
-        except DataError:  # the template refuses the beginning of a conversation that it accepts as a whole
-            return None
-
-    def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool = False) -> str:
-        try:
-            text = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        except Exception as error:  # a template is a program of strangers and raises what it likes
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise DataError(f"the chat template refuses the conversation: {reason}") from None
-        return str(text)
-
     def _tokenise(
-        self, text: str, spans: list[_Span], *, add_special_tokens: bool, learn_all: bool, close: bool
-    ) -> tuple[IdArray, IdArray]:
+        self, text: str, spans: list[Span], *, add_special_tokens: bool, learn_all: bool, close: bool
+    ) -> Labelled:
         """Tokenise the text, label the spans, and with `close` end on a learned end-of-text token."""
         ids, starts, ends = self._tokens_and_offsets(text, spans, add_special_tokens)
         learned = np.full(len(ids), learn_all)
@@ -164,7 +99,7 @@ class SampleEncoder:
         return ids, np.where(learned, ids, np.int32(IGNORE_INDEX))
 
     def _tokens_and_offsets(
-        self, text: str, spans: list[_Span], add_special_tokens: bool
+        self, text: str, spans: list[Span], add_special_tokens: bool
     ) -> tuple[IdArray, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Token ids, and the first and last character of each token."""
         fast = bool(self._tokenizer.is_fast)
@@ -178,7 +113,7 @@ class SampleEncoder:
         return ids, *self._slow_offsets(text, ids, spans, add_special_tokens)
 
     def _slow_offsets(
-        self, text: str, ids: IdArray, spans: list[_Span], add_special_tokens: bool
+        self, text: str, ids: IdArray, spans: list[Span], add_special_tokens: bool
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Offsets that hold at the bounds of the spans, from the tokens of the text up to each bound.
 
@@ -190,15 +125,7 @@ class SampleEncoder:
         ends = np.full(len(ids), len(text), dtype=np.int64)
         for bound in bounds[1:-1]:
             prefix = self._tokenizer(text[:bound], add_special_tokens=add_special_tokens, verbose=False)
-            count = _common_length(prefix["input_ids"], ids.tolist())
+            count = common_length(prefix["input_ids"], ids.tolist())
             ends[:count] = np.minimum(ends[:count], bound)
             starts[count:] = np.maximum(starts[count:], bound)
         return starts, ends
-
-
-def _common_length(left: Sequence[Any], right: Sequence[Any]) -> int:
-    """How many items two sequences have in common at their beginning."""
-    size = min(len(left), len(right))
-    if left[:size] == right[:size]:  # the usual case, without a loop
-        return size
-    return next((i for i in range(size) if left[i] != right[i]), size)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpu_actor.data_files import Record, shorten
 from gpu_actor.errors import DataError
-from gpu_actor.record_types import Tokens
+from gpu_actor.record_types import Record, Tokens, shorten
 from gpu_actor.samples import IGNORE_INDEX
 
 

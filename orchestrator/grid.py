@@ -132,7 +132,7 @@ def _label(value: Any, is_path: bool) -> str:
         text = str(value)
     if is_path:
         text = text.rstrip("/").rpartition("/")[2]
-        text = re.sub(r"\.jsonl?$", "", text)
+        text = re.sub(r"\.(jsonl?|csv|parquet)$", "", text)
     text = re.sub(r"[^A-Za-z0-9._-]+", "-", text.replace("+", ""))
     text = text if isinstance(value, int | float) else text.strip("-._")
     return text if len(text) <= _LONGEST_LABEL else ""

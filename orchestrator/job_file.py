@@ -14,6 +14,8 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
+from gpu_actor.config import is_template_path
+from gpu_actor.data_files import is_hub_dataset
 from gpu_actor.model_store import looks_like_path
 from orchestrator.field_errors import Problem, ProblemsError, explain, show
 from orchestrator.field_index import FieldPath, dotted, field_index
@@ -53,6 +55,13 @@ _OTHER_NAMES = {
     "lr_scheduler": "training.lr_scheduler_type",
     "retries": "queue.max_retries",
 }
+_PATHS = (
+    ("dataset", "path"),
+    ("dataset", "chat_template"),
+    ("lora", "init_adapter"),
+    ("output_dir",),
+    ("base_model",),
+)
 _FORMS = "a single job with its fields, or `jobs` (a list) with or without `defaults`"
 
 
@@ -255,13 +264,17 @@ def _with(fields: Mapping[str, Any], path: tuple[str, ...], value: Any) -> Mappi
 
 
 def _with_absolute_paths(fields: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
-    for path in (("dataset", "path"), ("lora", "init_adapter"), ("output_dir",), ("base_model",)):
+    for path in _PATHS:
         value: Any = fields
         for part in path:
             value = value.get(part) if isinstance(value, Mapping) else None
         if isinstance(value, str | Path) and str(value):
+            if path == ("dataset", "chat_template") and not is_template_path(str(value)):
+                continue  # the template itself
             absolute = os.path.abspath(folder / os.path.expanduser(value))
             if path == ("base_model",) and not looks_like_path(str(value)) and not os.path.isdir(absolute):
                 continue  # a hub id
+            if path == ("dataset", "path") and is_hub_dataset(str(value)) and not os.path.exists(absolute):
+                continue
             fields = _with(fields, path, absolute)
     return fields

@@ -9,12 +9,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from gpu_actor.config import is_template_path
+from gpu_actor.data_files import is_hub_dataset
 from gpu_actor.errors import BaseModelError
 from gpu_actor.model_store import is_hub_id, loray_home, resolve_base_model
+from orchestrator.data_checks import dataset_words, objective_words, split_words, template_words
 from orchestrator.field_errors import Problem, show
 from orchestrator.job import JobSpec
 
-_DATA_SUFFIXES = (".jsonl", ".json")
 _WEIGHTS = ("*.safetensors",)
 _GGUF = ("*.gguf",)
 _PICKLES = ("*.bin", "*.pt", "*.pth")
@@ -68,7 +70,8 @@ class _Checks:
     """The checks of one submission; a file that many jobs share is looked at once."""
 
     def __init__(self) -> None:
-        self._dataset = cache(_told(_dataset_words))
+        self._dataset = cache(_told(dataset_words))
+        self._template = cache(_told(template_words))
         self._base_model = cache(_told(_base_model_words))
         self._adapter_config = cache(_read_adapter)
         self._output = cache(_told(_output_words))
@@ -78,11 +81,16 @@ class _Checks:
         relative = [(field, value) for field, value in _paths(job) if not os.path.isabs(value)]
         if relative:
             return [(field, f"{show(value)} is not an absolute path; give it from '/' on") for field, value in relative]
+        data = job.dataset
         found = [
-            ("dataset.path", self._dataset(job.dataset.path)),
+            ("dataset.path", self._dataset(data.path)),
+            ("dataset", split_words(data)),
+            ("dataset.format", objective_words(data, job.training)),
             ("base_model", self._base_model(job.base_model)),
             ("output_dir", self._output(job.output_dir)),
         ]
+        if data.chat_template is not None and is_template_path(data.chat_template):
+            found.append(("dataset.chat_template", self._template(data.chat_template)))
         if job.lora.init_adapter is not None:
             config, words = self._adapter_config(job.lora.init_adapter)
             found.append(("lora.init_adapter", words))
@@ -93,7 +101,11 @@ class _Checks:
 
 
 def _paths(job: JobSpec) -> list[tuple[str, str]]:
-    paths = [("dataset.path", job.dataset.path), ("output_dir", job.output_dir)]
+    paths = [("output_dir", job.output_dir)]
+    if not is_hub_dataset(job.dataset.path):
+        paths.insert(0, ("dataset.path", job.dataset.path))
+    if job.dataset.chat_template is not None and is_template_path(job.dataset.chat_template):
+        paths.append(("dataset.chat_template", job.dataset.chat_template))
     if job.lora.init_adapter is not None:
         paths.append(("lora.init_adapter", job.lora.init_adapter))
     if not is_hub_id(job.base_model):
@@ -115,23 +127,6 @@ def _told(check: Callable[[str], str]) -> Callable[[str], str]:
 
 def _reason(error: Exception) -> str:
     return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-
-
-def _dataset_words(value: str) -> str:
-    path = Path(value)
-    if not path.exists():
-        return f"{show(value)} does not exist; relative paths start at the job file"
-    if path.is_dir():
-        return f"{show(value)} is a folder; give one {' or '.join(_DATA_SUFFIXES)} file"
-    if not path.is_file():
-        return f"{show(value)} is a device or a pipe; give a file"
-    if path.suffix.lower() not in _DATA_SUFFIXES:
-        return f"{show(value)} ends in {show(path.suffix)}; allowed: {', '.join(_DATA_SUFFIXES)}"
-    if not os.access(path, os.R_OK):
-        return f"{show(value)} may not be read by this user; change its permissions"
-    if path.stat().st_size == 0:
-        return f"{show(value)} is empty; give a file with at least one sample"
-    return ""
 
 
 def _base_model_words(ref: str) -> str:

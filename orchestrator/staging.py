@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gpu_actor.config import is_template_path
 from gpu_actor.errors import InvalidJobError
 from gpu_actor.model_store import looks_like_path
 from orchestrator.job import JobSpec
@@ -67,7 +68,10 @@ def _stage(job: JobSpec, storage: Path, copies: dict[str, str]) -> JobSpec:
         return copies[path]
 
     changes: dict[str, Any] = {}
-    changes["dataset"] = job.dataset.model_copy(update={"path": copied(job.dataset.path)})
+    data = {"path": copied(job.dataset.path)}  # a hub id is no path in a package
+    if job.dataset.chat_template is not None and is_template_path(job.dataset.chat_template):
+        data["chat_template"] = copied(job.dataset.chat_template)
+    changes["dataset"] = job.dataset.model_copy(update=data)
     if job.lora.init_adapter is not None:
         changes["lora"] = job.lora.model_copy(update={"init_adapter": copied(job.lora.init_adapter)})
     if looks_like_path(job.base_model):

@@ -205,6 +205,144 @@ def test_bad_records_are_refused_in_words(data_format, record, message):
         read_sample(record, data_format, VOCAB)
 
 
+HUMAN, GPT = {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}
+CALL = {"id": "x1", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+
+
+def test_sharegpt_turns_become_messages():
+    turns = [
+        HUMAN,
+        {"from": "function_call", "value": '[{"name": "f", "arguments": {"a": 1}}, {"name": "g", "arguments": {}}]'},
+        {"from": "observation", "value": "1"},
+        GPT,
+    ]
+    record = {"conversations": turns, "system": "s", "tools": '[{"name": "f"}]'}
+    calls = [{"type": "function", "function": {"name": n, "arguments": a}} for n, a in (("f", {"a": 1}), ("g", {}))]
+    assert read_sample(record, "sharegpt", VOCAB) == Chat(
+        (
+            {"role": "system", "content": "s"},
+            user("a"),
+            {"role": "assistant", "content": "", "tool_calls": calls},
+            {"role": "tool", "content": "1"},
+            assistant("b"),
+        ),
+        (2, 4),
+        tools=({"type": "function", "function": {"name": "f"}},),
+    )
+
+
+def test_tool_messages_keep_what_templates_read():
+    messages = [
+        user("a"),
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "content": "1", "tool_call_id": "x1", "name": "f"},
+        assistant("b"),
+    ]
+    found = read_sample({"messages": messages}, "messages", VOCAB).messages
+    assert found == (messages[0], {**messages[1], "content": ""}, *messages[2:])
+
+
+def test_alpaca_with_system_and_history():
+    record = {"instruction": "c", "output": "d", "system": "s", "history": [["a", "b"]]}
+    turns = ({"role": "system", "content": "s"}, user("a"), assistant("b"), user("c"), assistant("d"))
+    assert read_sample(record, "alpaca", VOCAB) == Chat(turns, (2, 4))  # and no text for models without a template
+
+
+@pytest.mark.parametrize(
+    ("record", "pairs", "expected"),
+    [
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, False, "preference"),
+        ({"chosen_input_ids": [], "rejected_input_ids": []}, False, "preference"),
+        ({"conversations": [], "chosen": {}, "rejected": {}}, False, "preference"),
+        ({"messages": [], "chosen": {}, "rejected": {}}, False, "preference"),
+        # As in ultrafeedback_binarized: a data set that serves both.
+        ({"messages": [], "chosen": [], "rejected": []}, False, "messages"),
+        ({"messages": [], "chosen": [], "rejected": []}, True, "preference"),
+        ({"conversations": []}, True, "sharegpt"),
+    ],
+)
+def test_pairs_are_found_where_they_are_wanted(record, pairs, expected):
+    assert detect_format(record, pairs) == expected
+
+
+def test_a_conversation_that_both_sides_begin_with_is_the_prompt():
+    record = {"chosen": [user("a"), assistant("b")], "rejected": [user("a"), assistant("c"), user("d"), assistant("e")]}
+    pair = read_sample({**record, "prompt": "a"}, "preference", VOCAB)
+    assert (pair.chosen.learned, pair.rejected.learned) == ((1,), (1, 3))
+
+
+@pytest.mark.parametrize(
+    ("data_format", "record", "message"),
+    [
+        ("sharegpt", {"conversations": [{"from": "human"}]}, r"conversations\[0\]\.value: missing; the turn has"),
+        ("sharegpt", {"conversations": [{"from": "bot", "value": "a"}]}, r"conversations\[0\]\.from: 'bot' is no tag"),
+        ("sharegpt", {"conversations": [HUMAN]}, r"conversations: holds no message of the role assistant"),
+        ("sharegpt", {"conversations": []}, r"conversations: must be a list of at least one turn"),
+        (
+            "sharegpt",
+            {"conversations": [HUMAN, {"from": "function_call", "value": "f(1)"}]},
+            r"conversations\[1\]\.value: is not valid JSON \('f\(1\)'\)",
+        ),
+        (
+            "sharegpt",
+            {"conversations": [{"from": "system", "value": "a"}, HUMAN, GPT], "system": "b"},
+            r"system: given twice",
+        ),
+        ("sharegpt", {"conversations": [HUMAN, GPT], "tools": "f"}, r"tools: is not valid JSON"),
+        ("sharegpt", {"conversations": [HUMAN, GPT], "tool": []}, r"'tool': unknown field; .* calls it tools"),
+        ("messages", {"messages": [{**user("a"), "tool_calls": [CALL]}]}, r"'tool_calls' is not supported"),
+        (
+            "messages",
+            {"messages": [{**assistant("a"), "tool_calls": [{"name": "f"}]}]},
+            r"tool_calls\[0\]: must be an object with name and arguments",
+        ),
+        (
+            "messages",
+            {"messages": [{**assistant("a"), "tool_calls": [{"name": "f", "arguments": "[1]"}]}]},
+            r"tool_calls\[0\]\.arguments: must be a JSON object, not \[1\]",
+        ),
+        (
+            "messages",
+            {"messages": [{**assistant("a"), "tool_calls": [{"name": "f", "arguments": {"x": float("nan")}}]}]},
+            r"tool_calls\[0\]\.arguments: cannot be written as JSON",
+        ),
+        ("messages", {"messages": [assistant("a")], "chat_template_kwargs": {"x": 1}}, r"chat_template_kwargs: not"),
+        ("preference", {"prompt": "a", "chosen": "b"}, r"rejected: missing; a preference pair has chosen and rejected"),
+        ("preference", {"prompt": "a", "chosen": "b", "rejected": [user("a")]}, r"rejected: .* must be of one kind"),
+        ("preference", {"chosen": "b", "rejected": "c"}, r"prompt: missing, and chosen and rejected do not begin"),
+        ("preference", {"prompt": "a", "chosen": "", "rejected": "c"}, r"chosen: is empty"),
+        (
+            "preference",
+            {"chosen": [user("a"), assistant("b")], "rejected": [user("x"), assistant("b")]},
+            r"rejected: does not begin with the messages that chosen begins with",
+        ),
+        (
+            "preference",
+            {"prompt": [user("a")], "chosen": [user("b")], "rejected": [assistant("b")]},
+            r"chosen: holds no message of the role assistant",
+        ),
+        (
+            "preference",
+            {"conversations": [HUMAN], "chosen": GPT, "rejected": {"from": "gpt"}},
+            r"rejected\.value: missing",
+        ),
+        (
+            "preference",
+            {"chosen_input_ids": [1], "chosen_labels": [1]},
+            r"rejected_input_ids: missing",
+        ),
+        (
+            "preference",
+            {"chosen_input_ids": [1], "chosen_labels": [1], "rejected_input_ids": [500], "rejected_labels": [1]},
+            r"rejected_input_ids\[0\]: 500 is no token",
+        ),
+    ],
+)
+def test_bad_conversations_and_pairs_are_refused_in_words(data_format, record, message):
+    with pytest.raises(DataError, match=message):
+        read_sample(record, data_format, VOCAB)
+
+
 def test_values_are_shortened():
     with pytest.raises(DataError) as caught:
         read_sample({"text": list(range(10_000))}, "text", VOCAB)

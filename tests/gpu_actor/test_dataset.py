@@ -238,8 +238,8 @@ def test_missing_file_folder_and_wrong_name(tmp_path):
     (tmp_path / "folder.json").mkdir()
     with pytest.raises(DataError, match=r"folder\.json: no such file"):
         load(tmp_path / "folder.json")
-    with pytest.raises(DataError, match=r"data\.csv: the name must end in \.jsonl \(.*\) or \.json \("):
-        load(write(tmp_path, GOOD, name="data.csv"))
+    with pytest.raises(DataError, match=r"data\.txt: the name must end in \.jsonl .*, \.csv or \.parquet"):
+        load(write(tmp_path, GOOD, name="data.txt"))
 
 
 JSON = st.recursive(
@@ -247,7 +247,10 @@ JSON = st.recursive(
     lambda children: (
         st.lists(children, max_size=3)
         | st.dictionaries(
-            st.sampled_from(["role", "content", "messages", "text", "labels"]) | st.text(max_size=3),
+            st.sampled_from(
+                ["role", "content", "messages", "text", "labels", "from", "value", "tool_calls", "function"]
+            )
+            | st.text(max_size=3),
             children,
             max_size=3,
         )
@@ -256,7 +259,8 @@ JSON = st.recursive(
 )
 FIELDS = [
     *("instruction", "input", "output", "messages", "prompt", "completion"),
-    *("text", "input_ids", "labels", "system", "label"),
+    *("text", "input_ids", "labels", "system", "label", "history", "tools", "conversations"),
+    *("chosen", "rejected", "chosen_input_ids", "chosen_labels", "rejected_input_ids", "rejected_labels"),
 ]
 HOSTILE = st.one_of(
     st.binary(max_size=30),
@@ -275,20 +279,23 @@ HOSTILE = st.one_of(
     lines=st.lists(HOSTILE, max_size=4),
     good=st.booleans(),
     name=st.sampled_from(["d.jsonl", "d.json"]),
-    data_format=st.sampled_from(["auto", "alpaca", "messages", "prompt_completion", "text", "tokens"]),
+    data_format=st.sampled_from(
+        ["auto", "alpaca", "messages", "prompt_completion", "text", "tokens", "sharegpt", "preference"]
+    ),
+    objective=st.sampled_from(["sft", "dpo"]),
 )
-def test_hostile_files_raise_nothing_but_loray_errors(tmp_path_factory, lines, good, name, data_format):
+def test_hostile_files_raise_nothing_but_loray_errors(tmp_path_factory, lines, good, name, data_format, objective):
     path = tmp_path_factory.mktemp("hostile") / name
     lines = [json.dumps(GOOD).encode(), *lines] if good else lines
     path.write_bytes(b"\n".join(lines) if name.endswith("l") else b"[" + b",".join(lines) + b"]")
     try:
-        loaded = load(path, data_format=data_format)
+        loaded = load(path, data_format=data_format, objective=objective)
     except LorayError as error:
         str(error).encode("utf-8")  # can be printed
     else:
         assert len(loaded.train) > 0
-        assert loaded.train.input_ids.min() >= 0
-        assert loaded.train.input_ids.max() < VOCAB
+        sides = [loaded.train.chosen, loaded.train.rejected] if objective == "dpo" else [loaded.train]
+        assert all(side.input_ids.min() >= 0 and side.input_ids.max() < VOCAB for side in sides)
 
 
 # --- truncation ---
@@ -323,6 +330,148 @@ def test_counts_are_those_of_the_whole_file(tmp_path):
     path = write(tmp_path, *tokens(9, 9, 9, 9, 1, 1))
     loaded = load(path, no_tokenizer, cutoff_len=5, val_size=0.5)
     assert (len(loaded.train), len(loaded.val), loaded.truncated, loaded.dropped) == (2, 2, 4, 2)
+
+
+# --- preference pairs ---
+
+
+def pair(chosen, rejected, prompt=(1, 2)):
+    """A tokenised pair."""
+    record = {}
+    for side, ids in (("chosen", chosen), ("rejected", rejected)):
+        record[f"{side}_input_ids"] = [*prompt, *ids]
+        record[f"{side}_labels"] = [-100] * len(prompt) + list(ids)
+    return record
+
+
+def test_pairs_are_held_side_by_side(tmp_path):
+    path = write(tmp_path, *[pair([3, 4], [5 + i]) for i in range(5)])
+    loaded = load(path, no_tokenizer, objective="dpo", val_size=2)
+    both = [p for part in (loaded.train, loaded.val) for p in (part[i] for i in range(len(part)))]
+    assert (len(loaded.train), len(loaded.val)) == (3, 2)
+    assert loaded.train.lengths().tolist() == [7, 7, 7]
+    assert sorted(rejected[0][2] for _, rejected in both) == [5, 6, 7, 8, 9]
+    (ids, labels), (other_ids, other_labels) = loaded.train[0]
+    assert (ids.tolist(), labels.tolist()) == ([1, 2, 3, 4], [-100, -100, 3, 4])
+    assert other_ids.tolist()[:2] == [1, 2]
+    assert other_labels.tolist() == [-100, -100, other_ids[2]]
+    assert load(path, no_tokenizer, objective="cpo").train.select(np.array([4, 0]))[0][1][0].tolist() == [1, 2, 9]
+
+
+def test_equal_and_cut_pairs_are_dropped_and_counted(tmp_path):
+    path = write(
+        tmp_path,
+        pair([3, 4], [3, 4]),  # equal
+        pair([3, 4, 5, 6], [3, 4, 5, 7]),  # equal once they are cut
+        pair([3, 4, 5, 6], [3]),  # cut
+        pair([3], [4], prompt=[1] * 9),  # no answer is left
+        pair([3], [4]),
+    )
+    loaded = load(path, no_tokenizer, objective="orpo", cutoff_len=5)
+    assert (len(loaded.train), loaded.truncated, loaded.dropped) == (2, 3, 3)
+
+
+def test_only_equal_pairs(tmp_path):
+    message = r"all 2 pairs were dropped \(2: both sides of the pair are the same\); check them"
+    with pytest.raises(DataError, match=message):
+        load(write(tmp_path, pair([3], [3]), pair([4], [4])), no_tokenizer, objective="dpo")
+    same = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    with pytest.raises(DataError, match="both sides of the pair are the same"):
+        load(write(tmp_path, {"chosen": same, "rejected": same}), objective="dpo")
+
+
+@pytest.mark.parametrize("data_format", ["auto", "preference"])
+def test_pairs_for_a_supervised_job(tmp_path, data_format):
+    path = write(tmp_path, *[{"prompt": "a", "chosen": "b", "rejected": "c"}] * 3)
+    with pytest.raises(DataError) as caught:
+        load(path, data_format=data_format)
+    assert str(caught.value) == (
+        f"{path}:1: holds preference pairs, but training.objective is sft, which learns from samples; set the "
+        "objective to dpo, cpo or orpo, or give samples"
+    )
+
+
+def test_samples_for_a_preference_job(tmp_path):
+    message = r"holds samples of the format alpaca, but training\.objective is dpo, which learns from preference pairs"
+    with pytest.raises(DataError, match=message):
+        load(write(tmp_path, GOOD), objective="dpo")
+
+
+def test_pairs_with_train_on_inputs(tmp_path):
+    with pytest.raises(DataError, match=r"training\.train_on_inputs is true; set it to false"):
+        load(write(tmp_path, pair([3], [4])), no_tokenizer, objective="dpo", train_on_inputs=True)
+
+
+# --- chat template of the job ---
+
+
+def load_with_template(path, template):
+    config = DatasetConfig(path=str(path), chat_template=template)
+    return load_dataset(config, TrainingConfig(), lambda: TOKENIZER, VOCAB)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{% macro f() %}{% for a in range(99999) %}x{% endfor %}{% endmacro %}"
+        "{% for a in range(99999) %}{{ f() }}{% endfor %}",
+    ],
+)
+def test_a_template_that_loops_is_stopped(tmp_path, template):
+    path = write(tmp_path, *[GOOD] * 3)
+    with pytest.raises(DataError, match=r"data\.jsonl:1: the chat template made more than 1,000,000 steps"):
+        load_with_template(path, template)
+
+
+def test_a_template_with_macros_may_not_recurse_for_ever(tmp_path):
+    template = "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"
+    with pytest.raises(DataError, match="the chat template refuses the conversation: maximum recursion depth"):
+        load_with_template(write(tmp_path, GOOD), template)
+
+
+def test_a_template_that_raises_for_some_samples_is_counted(tmp_path):
+    template = "{% for m in messages %}{% if m.content == 'bad' %}{{ raise_exception('no') }}{% endif %}"
+    template += "{{ m.role + m.content }}{% endfor %}"
+    path = write(tmp_path, GOOD, {**GOOD, "instruction": "bad"}, GOOD, {**GOOD, "output": "bad"})
+    with pytest.raises(DataError) as caught:
+        load_with_template(path, template)
+    assert str(caught.value).splitlines() == [
+        f"{path}: 2 of 4 records cannot be used:",
+        f"{path}:2: the chat template refuses the conversation: no",
+        f"{path}:4: the chat template refuses the conversation: no",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read: No such file"),
+        (b" \n", "is empty"),
+        (b"\xff", "is not UTF-8"),
+        (b"x" * (2**20 + 1), "is larger than 1 MiB"),
+    ],
+)
+def test_template_files_that_cannot_be_used(tmp_path, content, message):
+    file = tmp_path / "chat.jinja"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(DataError, match=rf"data\.jsonl:1: dataset\.chat_template: .*chat\.jinja {message}"):
+        load_with_template(write(tmp_path, GOOD), str(file))
+
+
+def test_a_template_for_samples_that_need_none(tmp_path):
+    with pytest.raises(DataError, match=r"dataset\.chat_template is given, but these samples are no conversations"):
+        load_with_template(write(tmp_path, {"text": "a"}), CHATML)
+
+
+def test_tools_that_the_template_does_not_write(tmp_path):
+    record = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "tools": [{}]}
+    with pytest.raises(DataError, match="tools: the chat template writes no tools"):
+        load(write(tmp_path, record))
+    calls = [{"name": "f", "arguments": {}}]
+    with pytest.raises(DataError, match=r"writes the tool calls of message 0 \(role assistant\) 0 times"):
+        load(write(tmp_path, {"messages": [{"role": "assistant", "content": "", "tool_calls": calls}]}))
 
 
 # --- split ---

@@ -211,7 +211,10 @@ def test_without_a_template_the_fallback_is_used():
 
 
 def test_without_template_or_fallback_the_error_says_what_to_do():
-    with pytest.raises(DataError, match=r"no chat template; use a chat model, or give .* prompt_completion or text"):
+    with pytest.raises(
+        DataError,
+        match=r"no chat template; use a chat model, give dataset\.chat_template, or give",
+    ):
         SampleEncoder(byte_level_tokenizer(), False).encode(chat("user: a", "assistant: b"))
 
 

@@ -178,7 +178,7 @@ def test_a_field_like_no_other_gets_the_list(tmp_path: Path):
         ("dataset", "val_size", -1, "-1 is out of range; allowed: a number from 0 to 1000000000 (default 0.0)"),
         ("dataset", "path", None, "null is not text; allowed: text that is not empty"),
         ("", "lora", 5, "5 is not a mapping of fields; allowed: a mapping of fields (r, lora_alpha, "),
-        ("", "training", None, "is empty; give it fields (learning_rate, "),
+        ("", "training", None, "is empty; give it fields (objective, "),
         ("", "name", 123, "123 is not text; allowed: a name"),
         ("", "name", "a b", "'a b' is not allowed; allowed: a name, unique among live jobs: letters, digits"),
         ("", "base_model", "a/b/c", "'a/b/c' is neither a folder that exists nor a hub id"),

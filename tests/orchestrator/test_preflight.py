@@ -73,7 +73,7 @@ def test_a_job_in_order(make: Make, tmp_path: Path):
     ("file", "content", "words"),
     [
         ("no.jsonl", None, "does not exist"),
-        ("d.csv", "x", "ends in '.csv'; allowed: .jsonl, .json"),
+        ("d.txt", "x", "ends in '.txt'; allowed: .jsonl, .json, .csv, .parquet"),
         ("e.json", "", "is empty"),
         ("", None, "is a folder"),
         ("d.jsonl/x.jsonl", None, "does not exist"),
