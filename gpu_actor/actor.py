@@ -159,10 +159,11 @@ class GpuActor:
         from gpu_actor.adapter import Tenant
         from gpu_actor.dataset import load_dataset
         from gpu_actor.footprint import check_adapter_fits
+        from gpu_actor.references import read_reference
 
         check_adapter_fits(base.description, spec.lora)
         data = load_dataset(spec.dataset, spec.training, self._tokenizer, base.description.vocab_size)
-        return Tenant(spec, attempt, base.new_adapter(spec.lora), data)
+        return Tenant(spec, attempt, base.new_adapter(spec.lora), data, read_reference(base, spec))
 
     @lru_cache(maxsize=1)  # noqa: B019 - the actor lives as long as its process
     def _tokenizer(self) -> Any:

@@ -11,6 +11,7 @@ import json
 import math
 import time
 from collections import deque
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,20 +19,21 @@ import torch
 from transformers import get_scheduler
 
 from gpu_actor import checkpoint
-from gpu_actor.batch import MicroBatch, count_loss_tokens
-from gpu_actor.composer import split_samples
+from gpu_actor.batch import MicroBatch
 from gpu_actor.config import AdapterSpec, TrainingConfig
-from gpu_actor.cursor import DataCursor, StepPlan
-from gpu_actor.errors import TrainingError
-from gpu_actor.lora import AdapterWeights, mix_seed
+from gpu_actor.cursor import DataCursor
+from gpu_actor.errors import AdapterError, TrainingError
+from gpu_actor.lora import AdapterWeights
+from gpu_actor.micro_batches import MicroBatches
+from gpu_actor.objectives import SegmentLoss
+from gpu_actor.references import reference_folder
 from gpu_actor.report import TenantReport, TenantState
-from gpu_actor.samples import PairSet, SampleSet
+from gpu_actor.step_sums import StepSums
 
 if TYPE_CHECKING:
     from gpu_actor.dataset import LoadedDataset
 
 _RATE_WINDOW = 20  # optimizer steps over which tokens/s and the time left are averaged
-_DROPOUT_STREAM = 0x10_0000  # keeps dropout seeds apart from the other uses of a job's seed
 
 
 class Tenant:
@@ -50,12 +52,28 @@ class Tenant:
         cap: Most tokens of a part (a single sample that is longer excepted); None: any number.
     """
 
-    def __init__(self, spec: AdapterSpec, attempt: int, weights: AdapterWeights, data: LoadedDataset) -> None:
+    def __init__(
+        self,
+        spec: AdapterSpec,
+        attempt: int,
+        weights: AdapterWeights,
+        data: LoadedDataset,
+        reference: AdapterWeights | None = None,
+    ) -> None:
         """Set up training, from the newest checkpoint in the output folder if there is one.
 
+        Args:
+            spec: What to train.
+            attempt: Which assignment of the job this is.
+            weights: The adapter; its values are set here.
+            data: Samples, or preference pairs.
+            reference: What `read_reference` gives for `spec`.
+
         Raises:
-            AdapterError: The start adapter or the checkpoint is damaged or does not fit.
+            AdapterError: The start adapter or the checkpoint is damaged or does not fit, or the reference is missing.
         """
+        if reference is None and reference_folder(spec) is not None:
+            raise AdapterError(f"the reference adapter {reference_folder(spec)} was not loaded")
         self.spec = spec
         self.attempt = attempt
         self.weights = weights
@@ -65,6 +83,7 @@ class Tenant:
         self.optimizer = make_optimizer(weights, spec.training)
         self.scheduler = make_scheduler(self.optimizer, spec.training, self.cursor.total_steps)
         self.progress = self._start()
+        self._micro_batches = MicroBatches(spec.training, weights, data, reference)
         self.left_out = 0
         self.split = 1
         self.cap: int | None = None
@@ -91,35 +110,14 @@ class Tenant:
     def _plan_step(self) -> None:
         """Lay out the micro-batches of the next optimizer step; nothing of it has run yet."""
         self.weights.zero_grad()
-        self._loss = torch.zeros((), dtype=self.weights.flat.dtype, device=self.weights.flat.device)
+        self._sums = StepSums()
         self._done = 0
         self._pending: list[MicroBatch] = []
         if self.finished:
             return
-        plan = self.cursor.step(self.progress.step)
-        self._pending = self._micro_batches(plan)
+        step = self.progress.step
+        self._pending = self._micro_batches.of_step(step, self.cursor.step(step), self.split, self.cap)
         self._step_tokens = sum(micro_batch.tokens for micro_batch in self._pending)
-
-    def _micro_batches(self, plan: StepPlan) -> list[MicroBatch]:
-        train = _samples(self.data.train)
-        samples = [[train[i] for i in numbers] for numbers in plan.micro_batches]
-        loss_tokens = count_loss_tokens([labels for group in samples for _, labels in group])
-        found = []
-        for place, group in enumerate(samples):
-            seed = mix_seed(self.spec.training.seed + _DROPOUT_STREAM, self.progress.step * len(samples) + place)
-            runs = split_samples([len(ids) for ids, _ in group], self.split, self.cap)
-            for run in runs:
-                part = group[run.start : run.stop]
-                found.append(
-                    MicroBatch(
-                        weights=self.weights,
-                        sequences=[ids for ids, _ in part],
-                        labels=[labels for _, labels in part],
-                        loss_scale=1.0 / loss_tokens,
-                        dropout_seed=seed if len(runs) == 1 else mix_seed(seed, run.start),
-                    )
-                )
-        return found
 
     @property
     def finished(self) -> bool:
@@ -131,11 +129,11 @@ class Tenant:
         """Micro-batches of the optimizer step in work that have not run yet."""
         return self._pending[self._done :]
 
-    def ran(self, losses: list[torch.Tensor]) -> None:
+    def ran(self, losses: Sequence[SegmentLoss]) -> None:
         """The first `len(losses)` pending micro-batches went through forward and backward; these are their losses."""
         self._done += len(losses)
         for loss in losses:
-            self._loss += loss.detach()
+            self._sums.add(loss)
 
     def limit_micro_batches(self, cap: int) -> None:
         """Run micro-batches in parts of at most so many tokens, beginning with the optimizer step in work."""
@@ -155,7 +153,7 @@ class Tenant:
         """
         training = self.spec.training
         step = self.progress.step + 1
-        loss = float(self._loss)
+        loss, figures = self._sums.read()
         norm = float(torch.nn.utils.clip_grad_norm_([self.weights.flat], training.max_grad_norm or math.inf))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             what, value = ("loss", loss) if not math.isfinite(loss) else ("gradient norm", norm)
@@ -166,10 +164,10 @@ class Tenant:
         rate = self.learning_rate
         self.optimizer.step()
         self.scheduler.step()
-        self._count(step, loss, rate, norm)
+        self._count(step, loss, figures, rate, norm)
         self._plan_step()
 
-    def _count(self, step: int, loss: float, rate: float, norm: float) -> None:
+    def _count(self, step: int, loss: float, figures: Mapping[str, float], rate: float, norm: float) -> None:
         before = self.progress
         after = dataclasses.replace(
             before,
@@ -178,18 +176,20 @@ class Tenant:
             loss=loss,
             logged_loss=before.logged_loss + loss,
             logged_steps=before.logged_steps + 1,
+            logged_figures={name: before.logged_figures.get(name, 0.0) + value for name, value in figures.items()},
         )
         if step % self.spec.training.logging_steps == 0 or step == self.cursor.total_steps:
             self._log(
                 step=step,
                 epoch=self.cursor.epoch_after(step),
                 loss=after.logged_loss / after.logged_steps,
+                **{name: value / after.logged_steps for name, value in after.logged_figures.items()},
                 learning_rate=rate,
                 grad_norm=norm,
                 tokens=self._step_tokens,
                 time=time.time(),
             )
-            after = dataclasses.replace(after, logged_loss=0.0, logged_steps=0)
+            after = dataclasses.replace(after, logged_loss=0.0, logged_steps=0, logged_figures={})
         self.progress = after
         self._times.append((time.monotonic(), after.tokens))
 
@@ -204,22 +204,20 @@ class Tenant:
         return self.cursor.ends_epoch(self.progress.step) if every is None else self.progress.step % every == 0
 
     def evaluation_batches(self) -> list[MicroBatch]:
-        """The held-out samples as micro-batches without dropout, whose losses add up to the mean token loss."""
-        val = _samples(self.data.val)
-        samples = [val[i] for i in range(len(val))]
-        loss_tokens = count_loss_tokens([labels for _, labels in samples])
-        size = self.spec.training.per_device_train_batch_size
-        groups = [samples[i : i + size] for i in range(0, len(samples), size)]
-        return [
-            MicroBatch(self.weights, [ids for ids, _ in group], [labels for _, labels in group], 1.0 / loss_tokens)
-            for group in groups
-        ]
+        """The held-out samples as micro-batches without dropout, whose losses add up to the mean."""
+        return self._micro_batches.of_evaluation(self.split, self.cap)
 
-    def evaluated(self, eval_loss: float) -> None:
-        """Record the loss on the held-out samples."""
+    def evaluated(self, eval_loss: float, figures: Mapping[str, float]) -> None:
+        """Record the loss on the held-out samples, and what else is logged of them."""
         self.progress = dataclasses.replace(self.progress, eval_loss=eval_loss)
         step = self.progress.step
-        self._log(step=step, epoch=self.cursor.epoch_after(step), eval_loss=eval_loss, time=time.time())
+        self._log(
+            step=step,
+            epoch=self.cursor.epoch_after(step),
+            eval_loss=eval_loss,
+            **{f"eval_{name}": value for name, value in figures.items()},
+            time=time.time(),
+        )
 
     @property
     def wants_checkpoint(self) -> bool:
@@ -277,12 +275,6 @@ class Tenant:
             dropped=self.data.dropped,
             reason=reason,
         )
-
-
-def _samples(data: SampleSet | PairSet) -> SampleSet:
-    if isinstance(data, SampleSet):
-        return data
-    raise TrainingError("preference pairs cannot be trained on yet; set training.objective to sft and give samples")
 
 
 def make_optimizer(weights: AdapterWeights, training: TrainingConfig) -> torch.optim.Optimizer:

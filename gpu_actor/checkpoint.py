@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Progress:
     tokens: int = 0
     logged_loss: float = 0.0  # sum of the losses since the last logged row
     logged_steps: int = 0  # and how many steps it holds
+    logged_figures: dict[str, float] = field(default_factory=dict)  # the same sums of what else is logged
     loss: float | None = None
     eval_loss: float | None = None
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 import difflib
 import math
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from gpu_actor.objective_fields import stray_objective_field, with_objective_defaults
 
 DatasetFormat = Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion", "text", "tokens", "preference"]
 SchedulerName = Literal["constant", "constant_with_warmup", "linear", "cosine"]
@@ -131,6 +134,27 @@ class TrainingConfig(Strict):
     objective: Literal["sft", "dpo", "cpo", "orpo"] = Field(
         "sft", description="What is learned: `sft` from samples; `dpo`, `cpo` and `orpo` from preference pairs."
     )
+    beta: float | None = Field(
+        None,
+        gt=0,
+        le=1000,
+        description="Strength of the preference term (dpo, cpo, orpo; null: 0.1); of the loss ipo it is tau.",
+    )
+    loss_type: Literal["sigmoid", "hinge", "ipo"] | None = Field(
+        None, description="How a pair is compared (dpo, cpo; null: sigmoid)."
+    )
+    label_smoothing: float | None = Field(
+        None, ge=0, lt=0.5, description="Probability that a pair's label is wrong (sigmoid loss of dpo, cpo; null: 0)."
+    )
+    cpo_alpha: float | None = Field(
+        None, ge=0, le=1000, description="Weight of the likelihood of the chosen answers (cpo; null: 1)."
+    )
+    reference_adapter: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder of the PEFT adapter that is the reference (dpo); null: what the job starts from, which is "
+        "lora.init_adapter, or else the base model itself.",
+    )
     learning_rate: float = Field(5e-5, gt=0, le=10, description="Peak learning rate of AdamW.")
     num_train_epochs: float = Field(
         3.0, gt=0, le=10**6, description="Passes over the data; ignored when max_steps is set."
@@ -164,6 +188,18 @@ class TrainingConfig(Strict):
     logging_steps: int = Field(
         1, ge=1, le=10**9, description="Optimizer steps between rows of metrics.jsonl (500 in `Trainer`)."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_objective(cls, data: Any) -> Any:
+        return with_objective_defaults(data) if isinstance(data, Mapping) else data
+
+    @model_validator(mode="after")
+    def _fits_objective(self) -> TrainingConfig:
+        wrong = stray_objective_field(self.objective, self.model_dump())
+        if wrong:
+            raise ValueError(wrong)
+        return self
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> TrainingConfig:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
 
 import torch
 
@@ -16,12 +18,15 @@ from gpu_actor.composer import Candidate, compose
 from gpu_actor.errors import LorayError, OutOfMemoryError
 from gpu_actor.footprint import DEFAULT_TOKEN_BUDGET, MICRO_BATCH_CAP
 from gpu_actor.inspect_base import one_line
-from gpu_actor.objectives import supervised_losses
+from gpu_actor.objectives import SegmentLoss, segment_losses
+from gpu_actor.references import fill_references
 from gpu_actor.report import TenantReport, TenantState
 from gpu_actor.step_meter import StepMeter
+from gpu_actor.step_sums import StepSums
 
 logger = logging.getLogger(__name__)
 
+_Result = TypeVar("_Result")
 _SPEED_WINDOW = 20  # shared batches over which the actor's speed is averaged
 
 
@@ -165,17 +170,16 @@ class CoTrainer:
 
         So the adapter whose micro-batch raises is found, and ends alone.
         """
-        try:
-            self._run(chosen)
-        except Exception as error:
-            if len(chosen) == 1 and chosen[0][1] == 1:
-                return self._recover(chosen[0][0], error)
-            if is_out_of_memory(error):
-                self._lower_budget(chosen)
-            for tenant, _ in chosen:
-                tenant.rewind_step()
-            return [ran for tenant, _ in chosen for ran in self._run_or_isolate([(tenant, 1)])]
-        return [tenant for tenant, _ in chosen]
+        error = _attempt(partial(self._run, chosen))
+        if error is None:
+            return [tenant for tenant, _ in chosen]
+        if len(chosen) == 1 and chosen[0][1] == 1:
+            return self._recover(chosen[0][0], error)
+        if is_out_of_memory(error):
+            self._lower_budget(chosen)
+        for tenant, _ in chosen:
+            tenant.rewind_step()
+        return [ran for tenant, _ in chosen for ran in self._run_or_isolate([(tenant, 1)])]
 
     def _recover(self, tenant: Tenant, error: Exception) -> list[Tenant]:
         """A lone micro-batch raised: out of memory runs it in smaller parts, anything else ends the job."""
@@ -183,15 +187,10 @@ class CoTrainer:
             self._fail(tenant, error)
             return []
         self._lower_budget([(tenant, 1)])
-        if max(len(micro_batch.sequences) for micro_batch in tenant.pending) > 1:
+        if max(micro_batch.samples for micro_batch in tenant.pending) > 1:
             tenant.rewind_step(split=tenant.split * 2)
             return self._run_or_isolate([(tenant, 1)])
-        longest = max(micro_batch.tokens for micro_batch in tenant.pending)
-        reason = (
-            f"one sample of {longest} tokens does not fit into the actor's memory; lower training.cutoff_len or "
-            f"lora.r, or use an actor with more memory"
-        )
-        self._fail(tenant, OutOfMemoryError(reason))
+        self._fail(tenant, _too_long(tenant.pending))
         return []
 
     def _lower_budget(self, chosen: list[tuple[Tenant, int]]) -> None:
@@ -214,14 +213,20 @@ class CoTrainer:
     def _run(self, chosen: list[tuple[Tenant, int]]) -> None:
         """One forward and one backward for all chosen micro-batches."""
         micro_batches = [micro_batch for tenant, count in chosen for micro_batch in tenant.pending[:count]]
-        batch = pack(micro_batches, self.base.device)
-        losses = supervised_losses(self.base.hidden(batch), batch, self.base.head)
-        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
-        self.batch_tokens, self.batch_adapters = batch.tokens, len(chosen)
+        losses = self._losses(micro_batches)
+        torch.stack([found.loss for found in losses]).sum().backward()  # type: ignore[no-untyped-call]
+        self.batch_tokens = sum(micro_batch.tokens for micro_batch in micro_batches)
+        self.batch_adapters = len(chosen)
         place = 0
         for tenant, count in chosen:
             tenant.ran(losses[place : place + count])
             place += count
+
+    def _losses(self, micro_batches: Sequence[MicroBatch]) -> list[SegmentLoss]:
+        """One forward for all of them; what is missing of their references is computed first."""
+        fill_references(micro_batches, self.base)
+        batch = pack(micro_batches, self.base.device)
+        return segment_losses(self.base.hidden(batch), batch, self.base.head)
 
     def _complete(self, tenant: Tenant) -> None:
         """All micro-batches of a tenant's optimizer step have run."""
@@ -234,20 +239,41 @@ class CoTrainer:
 
     def _after_step(self, tenant: Tenant) -> None:
         if tenant.wants_evaluation:
-            tenant.evaluated(self._evaluate(tenant.evaluation_batches()))
+            tenant.evaluated(*self._evaluate(tenant.evaluation_batches()))
         if tenant.finished:
             self._finish(tenant)
         elif tenant.wants_checkpoint:
             tenant.save_checkpoint()
 
-    def _evaluate(self, micro_batches: Sequence[MicroBatch]) -> float:
-        """Sum of the scaled losses, each micro-batch in a forward of its own."""
-        total = 0.0
+    def _evaluate(self, micro_batches: Sequence[MicroBatch]) -> tuple[float, dict[str, float]]:
+        """Sums of the scaled losses and figures, each micro-batch in a forward of its own, smaller where it must be.
+
+        Raises:
+            OutOfMemoryError: A single sample does not fit.
+        """
+        total, figures = 0.0, dict[str, float]()
+        waiting = deque(micro_batches)
+        while waiting:
+            micro_batch = waiting.popleft()
+            found = _attempt(partial(self._evaluate_one, micro_batch))
+            if not isinstance(found, Exception):
+                loss, more = found
+                total += loss
+                figures = {name: figures.get(name, 0.0) + value for name, value in more.items()}
+            elif not is_out_of_memory(found):
+                raise found
+            elif micro_batch.samples == 1:
+                raise _too_long([micro_batch])
+            else:
+                self.meter.memory.release()
+                waiting.extendleft(reversed(micro_batch.parts(2)))
+        return total, figures
+
+    def _evaluate_one(self, micro_batch: MicroBatch) -> tuple[float, dict[str, float]]:
+        sums = StepSums()
         with torch.no_grad():
-            for micro_batch in micro_batches:
-                batch = pack([micro_batch], self.base.device)
-                total += float(supervised_losses(self.base.hidden(batch), batch, self.base.head)[0])
-        return total
+            sums.add(*self._losses([micro_batch]))
+        return sums.read()
 
     # -- ends ----------------------------------------------------------------------------------------------------
 
@@ -279,6 +305,25 @@ class CoTrainer:
         """Real tokens per second of all tenants together, over the latest shared batches."""
         seconds = sum(seconds for seconds, _ in self._speed)
         return sum(tokens for _, tokens in self._speed) / seconds if seconds > 0 else 0.0
+
+
+def _attempt(work: Callable[[], _Result]) -> _Result | Exception:
+    """The result of `work`, or what it raised: without its frames, which would keep the failed forward in memory."""
+    try:
+        return work()
+    except Exception as error:
+        logger.debug("a forward failed", exc_info=True)
+        return error.with_traceback(None)
+
+
+def _too_long(micro_batches: Sequence[MicroBatch]) -> OutOfMemoryError:
+    """The smallest possible micro-batch ran out of memory."""
+    longest = max(micro_batches, key=lambda micro_batch: micro_batch.tokens)
+    what = "sample" if longest.pairs is None else "preference pair"
+    return OutOfMemoryError(
+        f"one {what} of {longest.tokens} tokens does not fit into the actor's memory; lower training.cutoff_len or "
+        f"lora.r, or use an actor with more memory"
+    )
 
 
 def reason_of(error: Exception) -> str:

@@ -72,13 +72,13 @@ def test_loss_counts_labelled_tokens_and_nothing_else():
 
 
 def test_loss_in_chunks_equals_loss_at_once(monkeypatch):
-    from gpu_actor import objectives
+    from gpu_actor import token_losses
     from gpu_actor.config import LoraConfig
 
     base = tiny_hooked(dtype=torch.float64)
     found = []
     for chunk in (1000, 7):
-        monkeypatch.setattr(objectives, "LOSS_CHUNK", chunk)
+        monkeypatch.setattr(token_losses, "LOSS_CHUNK", chunk)
         weights = base.new_adapter(LoraConfig(r=4))
         weights.initialise(0)
         batch = pack([micro_batch(weights, [30, 25])], CPU)

@@ -9,6 +9,7 @@ from gpu_actor.batch import MicroBatch
 from gpu_actor.config import AdapterSpec, DatasetConfig, LoraConfig, TrainingConfig
 from gpu_actor.dataset import load_dataset
 from gpu_actor.footprint import check_adapter_fits
+from gpu_actor.references import read_reference
 from gpu_actor.trainer import CoTrainer
 from support.tiny import tiny_model, token_rows, write_rows
 
@@ -39,7 +40,7 @@ def make_tenant(base, spec, attempt=1):
     """A tenant of `base`, loaded as the actor loads it."""
     check_adapter_fits(base.description, spec.lora)
     data = load_dataset(spec.dataset, spec.training, no_tokenizer, base.description.vocab_size)
-    return Tenant(spec, attempt, base.new_adapter(spec.lora), data)
+    return Tenant(spec, attempt, base.new_adapter(spec.lora), data, read_reference(base, spec))
 
 
 def no_tokenizer():
