@@ -126,8 +126,9 @@ def activation_bytes(base: BaseDescription, tokens: int, dtype_bytes: int = 4, *
 
 
 def worst_micro_batch_tokens(training: TrainingConfig) -> int:
-    """Most tokens that one micro-batch of a job can have."""
-    return training.per_device_train_batch_size * training.cutoff_len
+    """Most tokens that one micro-batch of a job can have; a preference pair has two sides."""
+    sides = 1 if training.objective == "sft" else 2
+    return sides * training.per_device_train_batch_size * training.cutoff_len
 
 
 def read_safetensors_header(path: Path) -> dict[str, Any]:

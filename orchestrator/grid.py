@@ -24,6 +24,8 @@ _SHORT = {
     "lora.target_modules": "targets",
     "lora.use_rslora": "rslora",
     "lora.init_adapter": "init",
+    "training.objective": "objective",
+    "training.reference_adapter": "reference",
     "training.learning_rate": "lr",
     "training.num_train_epochs": "epochs",
     "training.max_steps": "steps",
@@ -35,7 +37,7 @@ _SHORT = {
     "training.cutoff_len": "len",
     "queue.max_retries": "retries",
 }
-_PATHS = ("base_model", "dataset.path", "lora.init_adapter")
+_PATHS = ("base_model", "dataset.path", "lora.init_adapter", "training.reference_adapter")
 _LONGEST_LABEL = 24
 
 

@@ -59,6 +59,7 @@ _PATHS = (
     ("dataset", "path"),
     ("dataset", "chat_template"),
     ("lora", "init_adapter"),
+    ("training", "reference_adapter"),
     ("output_dir",),
     ("base_model",),
 )

@@ -97,6 +97,9 @@ class _Checks:
             if not words and config.get("r") != job.lora.r:
                 there = f"the adapter in {job.lora.init_adapter} has rank {show(config.get('r'))}"
                 found.append(("lora.r", f"{job.lora.r} differs: {there}; give that rank, or another lora.init_adapter"))
+        if job.training.reference_adapter is not None:
+            _, words = self._adapter_config(job.training.reference_adapter)
+            found.append(("training.reference_adapter", words))
         return [(field, words) for field, words in found if words]
 
 
@@ -108,6 +111,8 @@ def _paths(job: JobSpec) -> list[tuple[str, str]]:
         paths.append(("dataset.chat_template", job.dataset.chat_template))
     if job.lora.init_adapter is not None:
         paths.append(("lora.init_adapter", job.lora.init_adapter))
+    if job.training.reference_adapter is not None:
+        paths.append(("training.reference_adapter", job.training.reference_adapter))
     if not is_hub_id(job.base_model):
         paths.append(("base_model", job.base_model))
     return paths

@@ -74,6 +74,9 @@ def _stage(job: JobSpec, storage: Path, copies: dict[str, str]) -> JobSpec:
     changes["dataset"] = job.dataset.model_copy(update=data)
     if job.lora.init_adapter is not None:
         changes["lora"] = job.lora.model_copy(update={"init_adapter": copied(job.lora.init_adapter)})
+    if job.training.reference_adapter is not None:
+        reference = copied(job.training.reference_adapter)
+        changes["training"] = job.training.model_copy(update={"reference_adapter": reference})
     if looks_like_path(job.base_model):
         changes["base_model"] = copied(job.base_model)
     root = package_root(job.output_dir)

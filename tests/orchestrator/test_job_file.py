@@ -52,11 +52,13 @@ def test_relative_paths_start_at_the_file_and_become_absolute(tmp_path: Path, mo
     folder = tmp_path / "sub"
     (folder / "model").mkdir(parents=True)
     text = {**MINIMAL, "base_model": "model", "dataset": {"path": "../d.jsonl"}, "output_dir": "~/out"}
-    [job] = jobs_of(yaml.safe_dump({**text, "lora": {"init_adapter": "start"}}), folder)
+    adapters = {"lora": {"init_adapter": "start"}, "training": {"objective": "dpo", "reference_adapter": "other"}}
+    [job] = jobs_of(yaml.safe_dump({**text, **adapters}), folder)
     assert job.base_model == str(folder / "model")
     assert job.dataset.path == str(tmp_path / "d.jsonl")
     assert job.output_dir == "/home/someone/out"
     assert job.lora.init_adapter == str(folder / "start")
+    assert job.training.reference_adapter == str(folder / "other")
 
 
 @pytest.mark.parametrize(

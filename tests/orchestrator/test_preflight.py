@@ -200,6 +200,9 @@ def test_a_start_adapter_that_is_none(make: Make, tmp_path: Path, missing: str, 
     field, message = only([make(lora={"init_adapter": str(start)})])
     assert field == "lora.init_adapter"
     assert words in message
+    field, message = only([make(training={"objective": "dpo", "reference_adapter": str(start)})])
+    assert field == "training.reference_adapter"
+    assert words in message
 
 
 def test_an_output_folder_that_is_taken(make: Make, tmp_path: Path):

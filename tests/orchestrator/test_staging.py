@@ -40,6 +40,14 @@ def test_a_job_outside_of_any_package_is_untouched(tmp_path):
     assert not (tmp_path / "storage").exists()
 
 
+def test_a_reference_adapter_is_copied_too(package, tmp_path):
+    training = {"objective": "dpo", "reference_adapter": f"{package}/adapter"}
+    (after,), _ = stage_jobs([job(package, training=training)], tmp_path / "storage")
+    reference = Path(after.training.reference_adapter)
+    assert reference.parents[1] == tmp_path / "storage" / "uploads"
+    assert (reference / "adapter_model.safetensors").read_bytes() == b"weights"
+
+
 def test_inputs_are_copied_and_the_output_goes_to_the_storage(package, tmp_path):
     storage = tmp_path / "storage"
     before = job(package, base_model=f"{package}/model", lora={"r": 4, "init_adapter": f"{package}/adapter"})

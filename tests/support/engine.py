@@ -29,7 +29,7 @@ def make_spec(folder, name, rows=None, lora=None, training=None, dataset=None):
         job_id=name,
         name=name,
         base_model="tiny",
-        dataset=DatasetConfig(path=str(path), format="tokens", **(dataset or {})),
+        dataset=DatasetConfig(**{"path": str(path), "format": "tokens", **(dataset or {})}),
         lora=LoraConfig(**(lora or {})),
         training=TrainingConfig(**(training or {})),
         output_dir=str(own / "out"),
