@@ -79,9 +79,7 @@ def test_a_model_that_can_be_served_neither_way_is_refused_with_both_reasons(mon
     pieces = base_model.padded_by_segment
     monkeypatch.setattr("gpu_actor.attention.packed_attention", leaky)
     monkeypatch.setattr("gpu_actor.base_model.padded_by_segment", reversed_rows)
-    with pytest.raises(
-        BaseModelError, match=r"Packed into one row: .*; one sequence per row: .*differ"
-    ):
+    with pytest.raises(BaseModelError, match=r"Packed into one row: .*; one sequence per row: .*differ"):
         BaseModel("broken", tiny_model())
 
 
