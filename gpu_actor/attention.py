@@ -1,7 +1,8 @@
 """Attention over a packed row: every sequence sees itself alone.
 
 Registered with transformers' attention interface, so that the stock models call it. Each sequence is one call of
-scaled-dot-product attention; causal, sliding-window, soft-cap and grouped-query attention are honoured.
+scaled-dot-product attention; causal, sliding-window, soft-cap and grouped-query attention are honoured. Whatever
+else a model asks of its attention (sinks, position biases, chunks) raises: the base is then served another way.
 """
 
 from __future__ import annotations
@@ -15,30 +16,122 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 LengthsOf = Callable[[], tuple[int, ...]]
 
+# What transformers 5.23 hands to an attention function without changing its result. `dropout` is the model's own,
+# which is 0 here; a packed row has the lengths of its sequences from elsewhere.
+_WITHOUT_EFFECT = frozenset(
+    {
+        "cache_position",
+        "deterministic",
+        "dropout",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "position_embeddings",
+        "position_ids",
+        "return_dict",
+        "use_cache",
+    }
+)
 
-def register_packed_attention(name: str, lengths: LengthsOf) -> None:
+
+class UnsupportedAttentionError(ValueError):
+    """A model asks something of its attention that packed attention does not do."""
+
+
+class WindowsSeen:
+    """The windows of the masks that a model builds, and those that its layers pass on (None: no window).
+
+    Both must be the same: a model that keeps its window in the mask alone would lose it, as packed attention is
+    given no mask.
+    """
+
+    def __init__(self) -> None:
+        self.masks: set[int | None] = set()
+        self.layers: set[int | None] = set()
+
+    def check(self) -> None:
+        """Raise unless the layers were here, and pass on the windows of the masks.
+
+        Raises:
+            UnsupportedAttentionError: They were not, or do not.
+        """
+        if not self.layers:
+            raise UnsupportedAttentionError("its attention is not called through transformers' attention interface")
+        if self.masks and self.masks != self.layers:
+            shown = [", ".join(map(str, sorted(found, key=str))) or "none" for found in (self.masks, self.layers)]
+            raise UnsupportedAttentionError(f"its masks have the windows {shown[0]}, its layers pass on {shown[1]}")
+
+
+def register_packed_attention(name: str, lengths: LengthsOf) -> WindowsSeen:
     """Make packed attention known to transformers under `name`.
 
     Args:
         name: The value for a model's `attn_implementation`; one per base model, since `lengths` is bound to it.
         lengths: Gives the sequence lengths of the row that is being computed; they add up to its width.
+
+    Returns:
+        The windows that were asked for, for the probe at load.
     """
+    seen = WindowsSeen()
 
     def packed(
-        _module: torch.nn.Module,
+        module: torch.nn.Module,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        _attention_mask: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
         scaling: float | None = None,
         sliding_window: int | None = None,
         softcap: float | None = None,
-        **_: Any,
+        **others: Any,
     ) -> tuple[torch.Tensor, None]:
+        _check_honoured(module, attention_mask, others)
+        seen.layers.add(sliding_window)
         return packed_attention(query, key, value, lengths(), scaling, sliding_window, softcap), None
 
+    def no_mask(
+        *_: Any, mask_function: Callable[..., Any], local_size: int | None = None, q_length: int, **__: Any
+    ) -> None:
+        if len(lengths()) == 1:  # with several sequences transformers has hidden the model's own mask behind its own
+            _check_mask(mask_function, q_length, local_size)
+        seen.masks.add(local_size)
+
     AttentionInterface.register(name, packed)
-    AttentionMaskInterface.register(name, lambda *_, **__: None)
+    AttentionMaskInterface.register(name, no_mask)
+    return seen
+
+
+def _check_honoured(module: torch.nn.Module, attention_mask: torch.Tensor | None, others: dict[str, Any]) -> None:
+    """Refuse what a layer asks for and packed attention does not do.
+
+    Raises:
+        UnsupportedAttentionError: A mask or bias tensor, attention to later positions, or an unknown argument.
+    """
+    if attention_mask is not None:
+        raise UnsupportedAttentionError("its layers bring a mask or position bias of their own")
+    causal = others.pop("is_causal", None)
+    if not (getattr(module, "is_causal", True) if causal is None else causal):
+        raise UnsupportedAttentionError("its attention is not causal (is_causal=False)")
+    unknown = sorted(name for name, value in others.items() if value is not None and name not in _WITHOUT_EFFECT)
+    if unknown:
+        raise UnsupportedAttentionError(f"its attention takes {', '.join(unknown)}, which packed attention does not")
+
+
+def _check_mask(mask_function: Callable[..., Any], length: int, window: int | None) -> None:
+    """Compare a model's mask with the causal one, windowed by `window`, near the start and around its border.
+
+    Raises:
+        UnsupportedAttentionError: It is another mask (chunks, both directions, blocks).
+    """
+    borders = {0} if window is None else {0, window, 2 * window}
+    for border in borders:
+        first = max(0, border - length // 2)
+        query = torch.arange(first, first + length)[:, None]
+        key = torch.cat([torch.arange(length), torch.arange(first, first + length)])[None, :]
+        expected = (key <= query) if window is None else (key <= query) & (query - key < window)
+        found = torch.as_tensor(mask_function(0, 0, query, key)).expand_as(expected)
+        if not torch.equal(found.cpu(), expected):
+            raise UnsupportedAttentionError("its mask is neither causal nor a causal window")
 
 
 def packed_attention(

@@ -8,28 +8,29 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils import ModelOutput
 
 from gpu_actor.attention import register_packed_attention
-from gpu_actor.batch import MicroBatch, SharedBatch, pack
+from gpu_actor.batch import SharedBatch
 from gpu_actor.config import LoraConfig
 from gpu_actor.errors import BaseModelError
-from gpu_actor.footprint import match_names
+from gpu_actor.footprint import check_no_experts, match_names
+from gpu_actor.freeze import freeze
 from gpu_actor.inspect_base import adaptable_linears, describe_model, linear_sizes, one_line
 from gpu_actor.load_base import load_model
 from gpu_actor.lora import AdapterWeights, MultiAdapterLinear
+from gpu_actor.pieces import Piece, packed_by_segment, padded_by_segment, whole
+from gpu_actor.probe import Probe, unhooked_products
+from gpu_actor.rotary import hook_rotary
 from gpu_actor.routing import Routing, SegmentwiseActivation
 
 _instances = itertools.count()
-_PROBE_LENGTHS = (19, 24)
-# Packed and apart, a model agrees to rounding. The probe must catch sequences that see each other, which is gross.
-_PROBE_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
 
 
 class BaseModel:
@@ -39,6 +40,7 @@ class BaseModel:
         ref: How the jobs name it.
         model: The hooked transformers model.
         description: Names and sizes of its layers.
+        packed: Whether all sequences of a batch share one row; else each has a row of its own.
         remarks: What an operator should know (dropout that is left out, say).
     """
 
@@ -46,20 +48,22 @@ class BaseModel:
         """Hook and probe a loaded causal language model. The model is changed in place.
 
         Raises:
-            BaseModelError: It has no linear layers, or its sequences cannot be packed.
+            BaseModelError: It has no linear layers, is no causal language model, or can be served in no way.
         """
         self.ref = ref
         self.model: Any = model
-        self.remarks: list[str] = []
+        self.packed = False
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         self.description = describe_model(ref, model)
-        self._lengths: tuple[int, ...] = ()
+        self.remarks = [f"{ref}: {remark}" for remark in freeze(model, gradient_checkpointing=gradient_checkpointing)]
         self._routing = Routing(self.device)
-        self._freeze(gradient_checkpointing)
+        self._pieces: Callable[[SharedBatch], list[Piece]] = whole
+        probe = Probe(ref, model, self.device, self.dtype)
         self._layers = self._hook()
         self._head_model = _head_only(self.model)
-        self._probe()
+        probe.check_head(self.head)
+        self._choose_serving(probe)
 
     @classmethod
     def load(
@@ -83,8 +87,9 @@ class BaseModel:
         """Zeroed weights for an adapter of this base; fp32 at least.
 
         Raises:
-            InvalidJobError: `target_modules` matches nothing.
+            InvalidJobError: `target_modules` matches nothing, or means experts.
         """
+        check_no_experts(self.description, lora.target_modules)
         wanted = set(match_names([linear.name for linear in self.description.linears], lora.target_modules))
         layers = {name: layer for name, layer in self._layers.items() if name in wanted}
         return AdapterWeights(
@@ -96,12 +101,11 @@ class BaseModel:
         )
 
     def hidden(self, batch: SharedBatch) -> torch.Tensor:
-        """Last hidden states [1, T, hidden] of a shared batch; one forward for all its adapters."""
-        self._lengths = batch.lengths
-        self._routing.segments = batch.segments
-        body = self.model.base_model
-        output = body(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
-        return output.last_hidden_state  # type: ignore[no-any-return]
+        """Last hidden states [1, T, hidden] of a shared batch, packed, however the model was run."""
+        # Autograd works off the latest forward first. Run from the back, an adapter's micro-batches add to its gradient
+        # in their own order, as they do in one packed row and in separate batches: the sums agree to the bit.
+        parts = [self._run(piece) for piece in reversed(self._pieces(batch))]
+        return parts[0] if len(parts) == 1 else torch.cat(parts[::-1], dim=1)
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """The model's own output head: hidden states [n, hidden] -> logits [n, vocabulary]."""
@@ -112,18 +116,16 @@ class BaseModel:
         with torch.no_grad():
             return self.head(self.hidden(batch)[0])
 
-    def _freeze(self, gradient_checkpointing: bool) -> None:
-        self.model.requires_grad_(False)
-        self.model.eval()
-        dropouts = [module for module in self.model.modules() if isinstance(module, nn.Dropout) and module.p > 0]
-        if dropouts:
-            self.remarks.append(f"{self.ref}: the base model's own dropout (p={dropouts[0].p}) is switched off")
-        for module in dropouts:
-            module.p = 0.0
-        if gradient_checkpointing:
-            # transformers checkpoints only in training mode; with every dropout at 0 it changes nothing else
-            self.model.train()
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+    def _run(self, piece: Piece) -> torch.Tensor:
+        """One forward of the body: [1, real tokens, hidden]."""
+        self._routing.begin(piece.segments, piece.lengths, piece.attention_mask is not None)
+        given = {"position_ids": piece.position_ids, "attention_mask": piece.attention_mask}
+        output = self.model.base_model(
+            input_ids=piece.input_ids,
+            use_cache=False,
+            **{name: value for name, value in given.items() if value is not None},
+        )
+        return piece.real(self._routing.remembered(output.last_hidden_state))
 
     def _hook(self) -> Mapping[str, MultiAdapterLinear]:
         linears = adaptable_linears(self.model)
@@ -136,39 +138,73 @@ class BaseModel:
             for name, module in list(self.model.named_modules()):
                 if type(module).__module__ in ("transformers.activations", "torch.nn.modules.activation"):
                     self.model.set_submodule(name, SegmentwiseActivation(module, self._routing))
-        attention = f"loray_packed_{next(_instances)}"
-        register_packed_attention(attention, lambda: self._lengths)
-        self.model.set_attn_implementation(attention)
+        hook_rotary(self.model, self._routing)
         return layers
 
-    def _probe(self) -> None:
-        """Two random sequences must give the same hidden states packed and apart."""
-        random = np.random.default_rng(0)
-        ids = [random.integers(0, self.description.vocab_size, n, dtype=np.int32) for n in _PROBE_LENGTHS]
-        try:
-            with torch.no_grad():
-                packed = self.hidden(_bare(ids, self.device))[0]
-                apart = torch.cat([self.hidden(_bare([one], self.device))[0] for one in ids])
-        except Exception as error:
+    def _choose_serving(self, probe: Probe) -> None:
+        """Pack if the probe finds that this model can be packed, else one sequence per row.
+
+        Raises:
+            BaseModelError: It can be served neither way.
+        """
+        own_attention = self.model.config._attn_implementation
+        why_not_packed = self._try_packed(probe)
+        if why_not_packed is None:
+            self.packed = True
+            return
+        self._pieces = padded_by_segment
+        self.model.set_attn_implementation(own_attention)
+        why_not_padded = probe.difference(self.hidden)
+        kind = self.description.model_type
+        if why_not_padded is not None:
             raise BaseModelError(
-                f"base_model: {self.ref}: a {self.description.model_type} model cannot run packed sequences "
-                f"({one_line(error)})"
-            ) from error
-        scale = apart.abs().max().clamp(min=1e-6)
-        difference = float(((packed - apart).abs().max() / scale).item())
-        if not difference <= _PROBE_TOLERANCE[self.dtype]:
-            raise BaseModelError(
-                f"base_model: {self.ref}: packed sequences of a {self.description.model_type} model see each other "
-                f"(their outputs differ by {difference:.1e} of the largest value); this architecture is not supported"
+                f"base_model: {self.ref}: a {kind} model cannot be served. Packed into one row: {why_not_packed}; one "
+                f"sequence per row: {why_not_padded}. Use another base model"
             )
+        self.remarks.append(
+            f"{self.ref}: sequences of a {kind} model cannot be packed ({why_not_packed}); they run one per row, "
+            f"padded, in one forward per micro-batch, which is exact but slower"
+        )
+
+    def _try_packed(self, probe: Probe) -> str | None:
+        """Let the model use packed attention; what the probe has against it, in words."""
+        name = f"loray_packed_{next(_instances)}"
+        seen = register_packed_attention(name, lambda: self._routing.lengths)
+        # where kernels may round a row by its company, layers that Loray does not hook (experts) get one segment each
+        apart = self._routing.by_segment and unhooked_products(self.model)
+        self._pieces = packed_by_segment if apart else whole
+        try:
+            self.model.set_attn_implementation(name)
+            probe.run_each(self.hidden)
+            seen.check()
+        except Exception as error:
+            return one_line(error)
+        return probe.difference(self.hidden)
+
+
+@dataclass
+class _BodyOutput(ModelOutput):  # type: ignore[misc]
+    """What the causal models of transformers read of their bodies' outputs."""
+
+    last_hidden_state: torch.Tensor | None = None
+    past_key_values: None = None
+    hidden_states: None = None
+    attentions: None = None
+    cross_attentions: None = None
+    router_logits: None = None
 
 
 class _GivenHiddenStates(nn.Module):
     """Stands in for a model's body: hands on the hidden states that it is given."""
 
-    def forward(self, inputs_embeds: torch.Tensor, **_: Any) -> BaseModelOutputWithPast:
+    def forward(self, *_: Any, inputs_embeds: torch.Tensor, **__: Any) -> _BodyOutput:
         """inputs_embeds [1, n, hidden] -> the same as last hidden state."""
-        return BaseModelOutputWithPast(last_hidden_state=inputs_embeds)
+        return _BodyOutput(last_hidden_state=inputs_embeds)
+
+    @property
+    def decoder(self) -> _GivenHiddenStates:
+        """OPT's causal model calls the decoder of its body."""
+        return self
 
 
 def _head_only(model: Any) -> Any:
@@ -179,7 +215,3 @@ def _head_only(model: Any) -> Any:
     head = copy.copy(model)
     head._modules = {**model._modules, model.base_model_prefix: _GivenHiddenStates()}
     return head
-
-
-def _bare(sequences: list[Any], device: torch.device) -> SharedBatch:
-    return pack([MicroBatch(weights=None, sequences=sequences, labels=sequences)], device)

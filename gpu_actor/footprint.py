@@ -38,7 +38,11 @@ class LinearShape:
 
 @dataclass(frozen=True)
 class BaseDescription:
-    """What must be known of a base model to check and size a job. `linears` leaves out the output head."""
+    """What must be known of a base model to check and size a job.
+
+    `linears` leaves out the output head. `experts` names weights of three dimensions, which mixtures of experts have:
+    they are no linear layers, and no adapter can change them.
+    """
 
     ref: str
     model_type: str
@@ -47,6 +51,7 @@ class BaseDescription:
     num_layers: int
     vocab_size: int
     parameters: int
+    experts: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, so that it can travel and be cached as JSON."""
@@ -55,7 +60,13 @@ class BaseDescription:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> BaseDescription:
         """The inverse of `to_dict`."""
-        return cls(**{**data, "linears": tuple(LinearShape(**linear) for linear in data["linears"])})
+        return cls(
+            **{
+                **data,
+                "linears": tuple(LinearShape(**linear) for linear in data["linears"]),
+                "experts": tuple(data.get("experts", ())),
+            }
+        )
 
 
 def match_names(names: Iterable[str], target_modules: str | list[str]) -> list[str]:
@@ -85,12 +96,47 @@ def match_names(names: Iterable[str], target_modules: str | list[str]) -> list[s
     return matched
 
 
+def check_no_experts(base: BaseDescription, target_modules: str | list[str]) -> None:
+    """Refuse targets that mean the experts of a mixture of experts, which are no linear layers.
+
+    PEFT's `all-linear` takes the experts and the router of such a base along, as parameters; training a part of that
+    under the same name would be another adapter.
+
+    Raises:
+        InvalidJobError: A target names experts, or is `all-linear` on a base that has them.
+    """
+    if not base.experts:
+        return
+    ends = sorted({linear.name.rsplit(".", 1)[-1] for linear in base.linears})
+    if target_modules == "all-linear":
+        raise InvalidJobError(
+            f"lora.target_modules: all-linear would mean the experts of {base.ref} too ({base.experts[0]} and others), "
+            f"which are no linear layers and cannot be trained; name the linear layers instead: {', '.join(ends)}"
+        )
+    for target in [target_modules] if isinstance(target_modules, str) else target_modules:
+        meant = [name for name in base.experts if _names_expert(name, target, isinstance(target_modules, str))]
+        if meant:
+            raise InvalidJobError(
+                f"lora.target_modules: {target!r} means expert weights such as {meant[0]}; these are no linear layers "
+                f"and cannot be trained; the base model's linear layers are {', '.join(ends)}"
+            )
+
+
+def _names_expert(name: str, target: str, is_pattern: bool) -> bool:
+    """Whether a target means an expert weight, or the module that holds it."""
+    owner = name.rpartition(".")[0]
+    if is_pattern:
+        return any(re.fullmatch(target, full) for full in (name, owner))
+    return any(full == target or full.endswith("." + target) for full in (name, owner))
+
+
 def match_targets(base: BaseDescription, target_modules: str | list[str]) -> list[LinearShape]:
     """The linear layers of `base` that an adapter with these targets changes.
 
     Raises:
-        InvalidJobError: A target matches nothing.
+        InvalidJobError: A target matches nothing, or means experts.
     """
+    check_no_experts(base, target_modules)
     chosen = set(match_names([linear.name for linear in base.linears], target_modules))
     return [linear for linear in base.linears if linear.name in chosen]
 

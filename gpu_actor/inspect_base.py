@@ -60,6 +60,7 @@ def describe_model(ref: str, model: Any) -> BaseDescription:
         num_layers=text.num_hidden_layers,
         vocab_size=text.vocab_size,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
+        experts=tuple(expert_weights(model)),
     )
 
 
@@ -77,6 +78,16 @@ def adaptable_linears(model: Any) -> dict[str, Any]:
         for name, module in model.named_modules()
         if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head
     }
+
+
+def expert_weights(model: Any) -> list[str]:
+    """Names of the weights of three dimensions that a mixture of experts keeps its experts in."""
+    return [
+        f"{owner}.{name}"
+        for owner, module in model.named_modules()
+        for name, weight in module.named_parameters(recurse=False)
+        if weight.dim() == 3 and not type(module).__name__.startswith("Conv")
+    ]
 
 
 def linear_sizes(module: Any) -> tuple[int, int]:

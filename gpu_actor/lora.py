@@ -131,7 +131,9 @@ class MultiAdapterLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in] -> [..., out]; the leading sizes multiply to the T rows of the shared batch."""
         routing = self.routing
-        return _MultiAdapterLinear.apply(x, routing.anchor, self, routing.segments)  # type: ignore[no-any-return, no-untyped-call]
+        out = _MultiAdapterLinear.apply(x, routing.anchor, self, routing.segments)  # type: ignore[no-untyped-call]
+        # shaped out here: Falcon adds to the result in place, which autograd forbids for a view made in a Function
+        return out.view(*x.shape[:-1], out.shape[-1])  # type: ignore[no-any-return]
 
 
 class _MultiAdapterLinear(torch.autograd.Function):
@@ -156,7 +158,7 @@ class _MultiAdapterLinear(torch.autograd.Function):
         saved = [update.forward(rows, out) for update in updates]
         ctx.layer, ctx.updates, ctx.spans, ctx.shape = layer, updates, spans, x.shape
         ctx.save_for_backward(*([rows] if updates else []), *[tensor for pair in saved for tensor in pair])
-        return out.view(*x.shape[:-1], out.shape[-1])
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None]:

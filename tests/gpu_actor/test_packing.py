@@ -8,7 +8,6 @@ from gpu_actor import base_model
 from gpu_actor.attention import packed_attention
 from gpu_actor.base_model import BaseModel
 from gpu_actor.batch import MicroBatch, count_loss_tokens, pack
-from gpu_actor.errors import BaseModelError
 from gpu_actor.objectives import supervised_losses
 from support.engine import micro_batch, tiny_hooked
 from support.tiny import tiny_model
@@ -97,17 +96,6 @@ def test_a_segment_without_labels_has_no_loss():
     losses = supervised_losses(base.hidden(batch), batch, base.head)
     assert float(losses[0]) == 0.0
     assert float(losses[1]) > 0.0
-
-
-def test_a_base_whose_sequences_see_each_other_is_refused(monkeypatch):
-    """The probe at load: attention that ignores the borders of sequences."""
-
-    def leaky(query, key, value, lengths, *rest):
-        return packed_attention(query, key, value, (sum(lengths),), *rest)
-
-    monkeypatch.setattr("gpu_actor.attention.packed_attention", leaky)
-    with pytest.raises(BaseModelError, match="see each other"):
-        BaseModel("leaky", tiny_model())
 
 
 def test_the_base_models_own_dropout_is_switched_off_and_said():
