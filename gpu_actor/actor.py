@@ -167,12 +167,13 @@ class GpuActor:
 
     @lru_cache(maxsize=1)  # noqa: B019 - the actor lives as long as its process
     def _tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
+        from gpu_actor.base_tokenizer import load_tokenizer
 
-        from gpu_actor.model_store import resolve_base_model
-
-        return AutoTokenizer.from_pretrained(
-            resolve_base_model(self._options.base_model), trust_remote_code=self._options.trust_remote_code
+        base = self._base
+        return load_tokenizer(
+            self._options.base_model,
+            trust_remote_code=self._options.trust_remote_code,
+            vocab_size=base.description.vocab_size if base else None,
         )
 
     def _set_prepared(self, job_id: str, report: TenantReport | None) -> None:
@@ -247,7 +248,9 @@ class GpuActor:
             options.device,
             options.dtype,
             gradient_checkpointing=options.gradient_checkpointing,
+            quantization=options.quantization,
             trust_remote_code=options.trust_remote_code,
+            allow_pickle=options.allow_pickle,
         )
         for remark in base.remarks:
             logger.warning(remark)
@@ -271,12 +274,14 @@ class GpuActor:
             return
 
     def _publish(self) -> None:
+        from gpu_actor.footprint import weight_bytes
+
         report = self._blank()
         if self._trainer is not None and self._base is not None:
             description = self._base.description
             report = replace(
                 report,
-                base_bytes=description.parameters * self._base.dtype.itemsize,
+                base_bytes=weight_bytes(description, self._base.dtype.itemsize, self._options.quantization),
                 memory_peak=self._trainer.meter.highest,
                 memory_idle=self._idle_bytes,
                 token_budget=self._trainer.token_budget,

@@ -20,12 +20,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from gpu_actor.base_model import BaseModel
+from gpu_actor.base_tokenizer import load_tokenizer
 from gpu_actor.batch import MicroBatch, Tokens, pack
 from gpu_actor.checkpoint import CONFIG_FILE, load_adapter
 from gpu_actor.config import LoraConfig
 from gpu_actor.errors import AdapterError, LorayError
 from gpu_actor.lora import AdapterWeights
-from gpu_actor.model_store import resolve_base_model
 
 
 def read_adapter(base: BaseModel, folder: Path) -> AdapterWeights:
@@ -106,24 +106,25 @@ def _labels(folders: Sequence[Path]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the answers one under the other."""
     parser = argparse.ArgumentParser(prog="python -m gpu_actor.ask", description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--base-model", required=True, help="folder or hub id")
+    parser.add_argument("--base-model", required=True, help="folder, .gguf file or hub id")
+    parser.add_argument("--quantization", choices=["nf4", "int8"], help="as the adapters' actor had it")
+    parser.add_argument("--allow-pickle", action="store_true", help="read .bin files where there are no safetensors")
     parser.add_argument("--question", action="append", required=True, help="may be given several times")
     parser.add_argument("--max-tokens", type=int, default=40, help="longest answer, in tokens")
     parser.add_argument("adapters", nargs="*", type=Path, metavar="OUTPUT_DIR", help="output folders of finished jobs")
     options = parser.parse_args(arguments)
-    from transformers import AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(os.cpu_count() or 1)
     console = Console()
     try:
-        base = BaseModel.load(options.base_model)
+        base = BaseModel.load(options.base_model, quantization=options.quantization, allow_pickle=options.allow_pickle)
         adapters = [None, *(read_adapter(base, folder) for folder in options.adapters)]
+        tokenizer = load_tokenizer(options.base_model, vocab_size=base.description.vocab_size)
     except LorayError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    tokenizer = AutoTokenizer.from_pretrained(resolve_base_model(options.base_model))
     for question in options.question:
         found = answers(base, adapters, _prompt(tokenizer, question), _stop_tokens(base, tokenizer), options.max_tokens)
         table = Table(title=f"Question: {escape(question)}", title_justify="left", show_lines=True)

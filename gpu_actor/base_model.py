@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 
 from gpu_actor.attention import register_packed_attention
 from gpu_actor.batch import SharedBatch
-from gpu_actor.config import LoraConfig
+from gpu_actor.config import LoraConfig, Quantization
 from gpu_actor.errors import BaseModelError
 from gpu_actor.footprint import check_no_experts, match_names
 from gpu_actor.freeze import freeze
@@ -73,14 +73,23 @@ class BaseModel:
         dtype: str = "float32",
         *,
         gradient_checkpointing: bool = False,
+        quantization: Quantization | None = None,
         trust_remote_code: bool = False,
+        allow_pickle: bool = False,
     ) -> BaseModel:
-        """Load a base model from a folder or the hub; weights are read from safetensors only.
+        """Load a base model from a folder, a .gguf file or the hub, and hook it; arguments as of `load_model`.
 
         Raises:
             BaseModelError: It cannot be loaded, or not be served; the message says why.
         """
-        model = load_model(ref, device, dtype, trust_remote_code=trust_remote_code)
+        model = load_model(
+            ref,
+            device,
+            dtype,
+            quantization=quantization,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+        )
         return cls(ref, model, gradient_checkpointing=gradient_checkpointing)
 
     def new_adapter(self, lora: LoraConfig, dtype: torch.dtype | None = None) -> AdapterWeights:

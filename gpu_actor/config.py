@@ -18,6 +18,7 @@ from gpu_actor.objective_fields import stray_objective_field, with_objective_def
 
 DatasetFormat = Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion", "text", "tokens", "preference"]
 SchedulerName = Literal["constant", "constant_with_warmup", "linear", "cosine"]
+Quantization = Literal["nf4", "int8"]
 
 
 DATA_FIELDS = (
@@ -242,6 +243,9 @@ class ActorOptions(Strict):
     base_model: str = Field(description="Folder, or hub id, as the jobs name it.")
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="`cpu`, `cuda` or `cuda:<n>`.")
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    quantization: Quantization | None = Field(
+        None, description="How the base's linear layers are kept; null: as dtype."
+    )
     memory_limit: int | None = Field(None, gt=0, description="Bytes the actor may use; null: all that the device has.")
     token_budget: int | None = Field(
         None, gt=0, description="Most tokens in one shared batch (a larger micro-batch goes alone); null: the default."
@@ -249,3 +253,21 @@ class ActorOptions(Strict):
     cpu_threads: int | None = Field(None, ge=1, description="Threads of a CPU actor; null: one per core.")
     gradient_checkpointing: bool = False
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the base model.")
+    allow_pickle: bool = Field(False, description="Read pickled weights (.bin) where there are no safetensors.")
+
+    @model_validator(mode="after")
+    def _quantization_fits(self) -> ActorOptions:
+        check_quantization(self.quantization, self.dtype)
+        return self
+
+
+def check_quantization(quantization: Quantization | None, dtype: str) -> None:
+    """Check that a quantised base can compute in this number format.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    if quantization is not None and dtype == "float64":
+        raise ValueError(
+            f"quantization {quantization} does not go with dtype float64; allowed: float32, bfloat16, float16"
+        )

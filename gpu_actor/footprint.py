@@ -6,6 +6,7 @@ The figures are a prior: they are derived from shapes, not measured. Admission u
 from __future__ import annotations
 
 import json
+import math
 import re
 import struct
 from collections.abc import Iterable
@@ -13,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gpu_actor.config import LoraConfig, TrainingConfig
+from gpu_actor.config import LoraConfig, Quantization, TrainingConfig
 from gpu_actor.errors import AdapterError, InvalidJobError
 
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
@@ -151,9 +152,39 @@ def adapter_bytes(base: BaseDescription, lora: LoraConfig, dtype_bytes: int = AD
     return 4 * dtype_bytes * adapter_parameters(base, lora)
 
 
-def base_bytes(base: BaseDescription, dtype_bytes: int = 4) -> int:
-    """Bytes of the frozen base model's weights."""
-    return base.parameters * dtype_bytes
+def base_bytes(base: BaseDescription, dtype_bytes: int = 4, quantization: Quantization | None = None) -> int:
+    """Bytes of the frozen base model: its weights, and of a quantised one its largest layer's dense weight as well.
+
+    Layers are dequantised one at a time, so one dense weight exists beside all quantised ones.
+    """
+    stored = weight_bytes(base, dtype_bytes, quantization)
+    if quantization is None:
+        return stored
+    return stored + max(linear.in_features * linear.out_features for linear in base.linears) * dtype_bytes
+
+
+def weight_bytes(base: BaseDescription, dtype_bytes: int = 4, quantization: Quantization | None = None) -> int:
+    """Bytes of the base model's weights; a quantised base keeps its head, embeddings, norms and biases in full."""
+    if quantization is None:
+        return base.parameters * dtype_bytes
+    sizes = [(linear.in_features, linear.out_features) for linear in base.linears]
+    plain = base.parameters - sum(columns * rows for columns, rows in sizes)
+    return plain * dtype_bytes + sum(_QUANTIZED_BYTES[quantization](*size) for size in sizes)
+
+
+def _nf4_bytes(columns: int, rows: int) -> int:
+    """Half a byte a weight; one byte for the scale of 64 weights; one float for 256 scales; two code books."""
+    blocks = math.ceil(columns * rows / 64)
+    code_books = 4 * 16 + 4 * 256 + 4  # of weights, of scales, and the scales' offset
+    return math.ceil(columns * rows / 2) + blocks + 4 * math.ceil(blocks / 256) + code_books
+
+
+def _int8_bytes(columns: int, rows: int) -> int:
+    """One byte a weight, one float for the scale of a row."""
+    return columns * rows + 4 * rows
+
+
+_QUANTIZED_BYTES = {"nf4": _nf4_bytes, "int8": _int8_bytes}
 
 
 def activation_bytes(base: BaseDescription, tokens: int, dtype_bytes: int = 4, *, checkpointing: bool = False) -> int:

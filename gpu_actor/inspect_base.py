@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
+from gpu_actor.chatglm import glm_config, is_chatglm
 from gpu_actor.errors import BaseModelError
 from gpu_actor.footprint import BaseDescription, LinearShape
-from gpu_actor.model_store import resolve_base_model
+from gpu_actor.model_store import BaseFiles, find_base
 
 
 def describe_base(ref: str, trust_remote_code: bool = False) -> BaseDescription:
     """Names and sizes of a base model's linear layers, from its configuration alone.
 
     Args:
-        ref: Folder or hub id.
+        ref: Folder, .gguf file or hub id.
         trust_remote_code: Let the model's own Python code run. Off unless the operator wants it.
 
     Raises:
@@ -32,20 +34,73 @@ def describe_base(ref: str, trust_remote_code: bool = False) -> BaseDescription:
 
 
 def load_config(ref: str, trust_remote_code: bool = False) -> Any:
-    """The `transformers` configuration of a base model.
+    """The `transformers` configuration of a base model, from its config.json or its GGUF file.
 
     Raises:
-        BaseModelError: There is none, it is damaged, or it asks for code of its own.
+        BaseModelError: There is none, it is damaged, it asks for code of its own, or it is quantised already.
     """
     from transformers import AutoConfig
 
+    files = find_base(ref)
+    if files.gguf_file is not None:
+        return _gguf_config(ref, files)
+    raw = read_config(ref)
+    if is_chatglm(raw):
+        return glm_config(raw, ref)
+    quantised = raw.get("quantization_config")
+    if quantised:
+        method = quantised.get("quant_method", "") if isinstance(quantised, dict) else ""
+        raise BaseModelError(
+            f"base_model: {ref}: the checkpoint is quantised already ({method or 'quantization_config'}); give the "
+            "unquantised one, and set the actor's quantization in the cluster file (nf4 or int8)"
+        )
     try:
-        return AutoConfig.from_pretrained(resolve_base_model(ref), trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(files.place, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise _unusable(ref, error) from None
+
+
+def read_config(ref: str) -> dict[str, Any]:
+    """The config.json of a base model as it stands.
+
+    Raises:
+        BaseModelError: There is none, or it is no JSON object.
+    """
+    from transformers import PreTrainedConfig
+
+    place = find_base(ref).place
+    try:
+        raw: dict[str, Any] = PreTrainedConfig.get_config_dict(place)[0]
+    except Exception as error:
+        raise _unusable(ref, error) from None
+    if not raw:
+        raise _unusable(ref, FileNotFoundError("config.json is missing or empty"))
+    return raw
+
+
+def _gguf_config(ref: str, files: BaseFiles) -> Any:
+    from transformers import AutoConfig
+
+    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise BaseModelError(
+            f"base_model: {ref}: a GGUF file needs {' and '.join(missing)}, which is not installed; "
+            "install the extra: pip install 'loray[gguf]'"
+        )
+    try:
+        return AutoConfig.from_pretrained(files.place, gguf_file=files.gguf_file)
     except Exception as error:
         raise BaseModelError(
-            f"base_model: {ref}: no usable model there ({one_line(error)}); give a folder with config.json and "
-            f"safetensors weights, or the id of a model on the hub that this machine can reach"
+            f"base_model: {ref}: {files.gguf_file} is no GGUF file that transformers reads ({one_line(error)}); "
+            "fetch it again, or give the model as safetensors"
         ) from None
+
+
+def _unusable(ref: str, error: Exception) -> BaseModelError:
+    return BaseModelError(
+        f"base_model: {ref}: no usable model there ({one_line(error)}); give a folder with config.json and "
+        f"safetensors weights, a .gguf file, or the id of a model on the hub that this machine can reach"
+    )
 
 
 def describe_model(ref: str, model: Any) -> BaseDescription:
@@ -59,9 +114,20 @@ def describe_model(ref: str, model: Any) -> BaseDescription:
         hidden_size=text.hidden_size,
         num_layers=text.num_hidden_layers,
         vocab_size=text.vocab_size,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=_count_parameters(model),
         experts=tuple(expert_weights(model)),
     )
+
+
+def _count_parameters(model: Any) -> int:
+    """Values of a model. A quantised weight counts as many as it stands for, not as many as its packed form has."""
+    packed = {id(module.weight): module for module in adaptable_linears(model).values() if _is_packed(module)}
+    plain: int = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in packed)
+    return plain + sum(int(module.in_features) * int(module.out_features) for module in packed.values())
+
+
+def _is_packed(module: Any) -> bool:
+    return not module.weight.dtype.is_floating_point
 
 
 def adaptable_linears(model: Any) -> dict[str, Any]:
@@ -92,8 +158,10 @@ def expert_weights(model: Any) -> list[str]:
 
 def linear_sizes(module: Any) -> tuple[int, int]:
     """(in_features, out_features) of a Linear or a Conv1D."""
+    if hasattr(module, "in_features"):  # the weight itself may be quantised and packed
+        return module.in_features, module.out_features
     rows, columns = module.weight.shape
-    return (columns, rows) if hasattr(module, "in_features") else (rows, columns)
+    return rows, columns
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:

@@ -11,7 +11,7 @@ import ray
 from gpu_actor.errors import BaseModelError, LorayError
 from gpu_actor.footprint import BaseDescription
 from gpu_actor.inspect_base import describe_base
-from gpu_actor.model_store import resolve_base_model
+from gpu_actor.model_store import find_base
 
 DESCRIBE_SECONDS = 240.0
 _ASK_AGAIN_SECONDS = 30.0
@@ -74,9 +74,10 @@ class BaseCatalog:
 
 
 def _key(ref: str) -> tuple[str, float | None]:
-    """A base model and when its configuration was last written (None: not on this machine)."""
+    """A base model and when what describes it was last written (None: not on this machine)."""
     try:
-        return ref, (Path(resolve_base_model(ref)) / "config.json").stat().st_mtime
+        files = find_base(ref)
+        return ref, (Path(files.place) / (files.gguf_file or "config.json")).stat().st_mtime
     except (OSError, LorayError):
         return ref, None
 

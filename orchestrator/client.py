@@ -65,7 +65,8 @@ def read_jobs(source: JobSource | Sequence[JobSource]) -> list[JobSpec]:
             specs += _read_one(one, f"job {number}" if len(sources) > 1 else "job")
         except JobFileError as error:
             problems += error.problems
-    problems = problems or check_files(specs)
+    # Whether pickled weights may be read is the operator's choice, which only the orchestrator knows.
+    problems = problems or check_files(specs, allow_pickle=True)
     if problems:
         raise JobFileError(problems)
     return specs

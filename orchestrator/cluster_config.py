@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from gpu_actor.config import Strict
-from gpu_actor.model_store import looks_like_path, loray_home
+from gpu_actor.config import Quantization, Strict, check_quantization
+from gpu_actor.model_store import is_local_model, looks_like_path, loray_home
 from orchestrator.field_errors import Problem, ProblemsError, explain, show
 from orchestrator.field_index import dotted
 from orchestrator.yaml_file import read_document
@@ -60,6 +60,11 @@ class ActorConfig(Strict):
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = Field(
         default="float32", description="Number format of the base model."
     )
+    quantization: Quantization | None = Field(
+        default=None,
+        description="Number format of the base model's linear layers: `nf4` (with double quantisation) or `int8`, by "
+        "bitsandbytes; products are made in dtype. null: dtype.",
+    )
     memory_limit: Size | None = Field(
         default=None,
         gt=0,
@@ -78,6 +83,7 @@ class ActorConfig(Strict):
                 f"device {self.device} does not go with num_gpus {self.num_gpus:g}; "
                 "a cuda device needs num_gpus above 0, and cpu needs 0"
             )
+        check_quantization(self.quantization, self.dtype)
         return self
 
     @property
@@ -117,6 +123,10 @@ class ClusterConfig(Strict):
     )
     trust_remote_code: bool = Field(
         default=False, description="Whether Python code that comes with a base model may run on the actors."
+    )
+    allow_pickle: bool = Field(
+        default=False,
+        description="Whether base models whose weights are pickles (.bin) are read; a pickle can try to run code.",
     )
 
     @field_validator("database")
@@ -177,7 +187,7 @@ def _with_absolute_paths(config: ClusterConfig, folder: Path) -> ClusterConfig:
     if not isinstance(actors, str):
         actors = [
             actor.model_copy(update={"base_model": absolute(actor.base_model)})
-            if actor.base_model and (looks_like_path(actor.base_model) or os.path.isdir(absolute(actor.base_model)))
+            if actor.base_model and (looks_like_path(actor.base_model) or is_local_model(absolute(actor.base_model)))
             else actor
             for actor in actors
         ]

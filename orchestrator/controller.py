@@ -64,7 +64,9 @@ class Controller:
         env_vars = {name: os.environ[name] for name in _SHARED_ENVIRONMENT if name in os.environ}
         self._fleet = Fleet(config, self._store, env_vars)
         self._bases = BaseCatalog(env_vars, config.trust_remote_code)
-        self._admission = Admission(self._store, self._fleet, self._bases, config.allowed_roots)
+        self._admission = Admission(
+            self._store, self._fleet, self._bases, config.allowed_roots, allow_pickle=config.allow_pickle
+        )
         self._reconciler = Reconciler(self._store, self._fleet, self._bases, self._started, self._over)
         self._metrics = Metrics()
         self._since = time.time()

@@ -199,7 +199,11 @@ class Fleet:
                     scheduling_strategy=where,
                     runtime_env={"env_vars": self._env_vars},
                 )
-                .remote(slot.options(name, base_model, self._config.trust_remote_code).model_dump())
+                .remote(
+                    slot.options(
+                        name, base_model, self._config.trust_remote_code, self._config.allow_pickle
+                    ).model_dump()
+                )
             )
         except Exception as error:
             self._store.remove_actor(name)

@@ -37,7 +37,7 @@ class JobSpec(Strict):
         description="A name, unique among live jobs: letters, digits, '.', '_' and '-', the first of them a "
         f"letter or a digit; at most {MAX_NAME} characters.",
     )
-    base_model: str = Field(description="The base model: a hub id (organisation/name), or a folder.")
+    base_model: str = Field(description="The base model: a hub id (organisation/name), a folder, or a .gguf file.")
     dataset: DatasetConfig = Field(description="What to train on.")
     lora: LoraConfig = Field(default_factory=LoraConfig, description="The shape of the adapter.")
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="How the adapter is trained.")
@@ -52,8 +52,8 @@ class JobSpec(Strict):
     def _reference(cls, value: str) -> str:
         if not looks_like_path(value) and not is_hub_id(value):
             raise ValueError(
-                "is neither a folder that exists nor a hub id; allowed: a folder (relative paths start at "
-                "the job file), or organisation/name of letters, digits, '.', '_' and '-'"
+                "is neither a folder that exists nor a hub id; allowed: a folder or .gguf file (relative paths start "
+                "at the job file), or organisation/name of letters, digits, '.', '_' and '-'"
             )
         return value
 

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 
 from gpu_actor.config import is_template_path
 from gpu_actor.data_files import is_hub_dataset
-from gpu_actor.model_store import looks_like_path
+from gpu_actor.model_store import is_local_model, looks_like_path
 from orchestrator.field_errors import Problem, ProblemsError, explain, show
 from orchestrator.field_index import FieldPath, dotted, field_index
 from orchestrator.grid import Axis, Settings, combinations, read_axes, size
@@ -273,7 +273,7 @@ def _with_absolute_paths(fields: Mapping[str, Any], folder: Path) -> Mapping[str
             if path == ("dataset", "chat_template") and not is_template_path(str(value)):
                 continue  # the template itself
             absolute = os.path.abspath(folder / os.path.expanduser(value))
-            if path == ("base_model",) and not looks_like_path(str(value)) and not os.path.isdir(absolute):
+            if path == ("base_model",) and not looks_like_path(str(value)) and not is_local_model(absolute):
                 continue  # a hub id
             if path == ("dataset", "path") and is_hub_dataset(str(value)) and not os.path.exists(absolute):
                 continue

@@ -4,38 +4,36 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from gpu_actor.config import is_template_path
 from gpu_actor.data_files import is_hub_dataset
 from gpu_actor.errors import BaseModelError
-from gpu_actor.model_store import is_hub_id, loray_home, resolve_base_model
+from gpu_actor.model_store import ADAPTER_WEIGHTS, find_base, is_hub_id, loray_home, pickles_in, safetensors_in
 from orchestrator.data_checks import dataset_words, objective_words, split_words, template_words
 from orchestrator.field_errors import Problem, show
 from orchestrator.job import JobSpec
 
-_WEIGHTS = ("*.safetensors",)
-_GGUF = ("*.gguf",)
-_PICKLES = ("*.bin", "*.pt", "*.pth")
-_ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_GGUF_MAGIC = b"GGUF"
 _LARGEST_JSON = 64 * 2**20
 _TRUE = {"1", "ON", "YES", "TRUE"}
 _Found = list[tuple[str, str]]
 """Field and message of what is wrong with one job."""
 
 
-def check_files(jobs: Sequence[JobSpec]) -> list[Problem]:
+def check_files(jobs: Sequence[JobSpec], *, allow_pickle: bool = False) -> list[Problem]:
     """What keeps jobs from starting: missing or unusable files, taken output folders, doubles among the jobs.
 
     A problem that many jobs share is told once.
 
     Args:
         jobs: The jobs submitted together, their paths absolute.
+        allow_pickle: Whether base models with pickled weights may be read, as the cluster file says.
     """
-    checks = _Checks()
+    checks = _Checks(allow_pickle)
     found: dict[tuple[str, str], list[str]] = {}
     for job in jobs:
         for problem in checks.of(job):
@@ -69,10 +67,10 @@ def check_roots(jobs: Sequence[JobSpec], roots: Sequence[str]) -> list[Problem]:
 class _Checks:
     """The checks of one submission; a file that many jobs share is looked at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, allow_pickle: bool) -> None:
         self._dataset = cache(_told(dataset_words))
         self._template = cache(_told(template_words))
-        self._base_model = cache(_told(_base_model_words))
+        self._base_model = cache(_told(partial(_base_model_words, allow_pickle=allow_pickle)))
         self._adapter_config = cache(_read_adapter)
         self._output = cache(_told(_output_words))
 
@@ -134,28 +132,37 @@ def _reason(error: Exception) -> str:
     return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
 
 
-def _base_model_words(ref: str) -> str:
+def _base_model_words(ref: str, allow_pickle: bool) -> str:
     try:
-        place = resolve_base_model(ref)
+        files = find_base(ref)
     except BaseModelError as error:
-        return str(error)
-    if not is_hub_id(place):
-        return _model_folder_words(Path(place))
+        return str(error).removeprefix("base_model: ")
+    if files.folder is not None and files.gguf_file is not None:
+        return _gguf_words(files.folder / files.gguf_file)
+    if not is_hub_id(files.place):
+        return _model_folder_words(Path(files.place), allow_pickle)
     if not {os.environ.get(name, "").upper() for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")} & _TRUE:
         return ""
     from huggingface_hub import try_to_load_from_cache  # slow to import, and rarely needed
 
-    config = try_to_load_from_cache(ref, "config.json")
-    if isinstance(config, str):
-        return _model_folder_words(Path(config).parent)
+    found = try_to_load_from_cache(files.place, files.gguf_file or "config.json")
+    if isinstance(found, str):
+        return _gguf_words(Path(found)) if files.gguf_file else _model_folder_words(Path(found).parent, allow_pickle)
     return (
         f"{show(ref)} is not in the local hub cache, and HF_HUB_OFFLINE forbids to fetch it; "
-        f"run `hf download {ref}` with a network, put the model into {loray_home() / 'models' / ref}, "
+        f"run `hf download {files.place}` with a network, put the model into {loray_home() / 'models' / ref}, "
         "or give a folder"
     )
 
 
-def _model_folder_words(folder: Path) -> str:
+def _gguf_words(file: Path) -> str:
+    with file.open("rb") as stream:
+        if stream.read(len(_GGUF_MAGIC)) == _GGUF_MAGIC:
+            return ""
+    return f"{show(str(file))} is no GGUF file; fetch it again"
+
+
+def _model_folder_words(folder: Path, allow_pickle: bool) -> str:
     shown = show(str(folder))
     if not folder.exists():
         return f"{shown} does not exist; give the folder of a model, or a hub id (organisation/name)"
@@ -166,12 +173,11 @@ def _model_folder_words(folder: Path) -> str:
             return f"{shown} is an adapter, not a base model; give it as lora.init_adapter, and its base here"
         return f"{shown} is no model: it lacks config.json; give a folder as save_pretrained() writes it"
     _, words = _read_mapping(folder / "config.json")
-    return words or _weights_words(folder)
+    return words or _weights_words(folder, allow_pickle)
 
 
-def _weights_words(folder: Path) -> str:
+def _weights_words(folder: Path, allow_pickle: bool) -> str:
     shown = show(str(folder))
-    weights = [path for path in _matches(folder, _WEIGHTS) if path.name != _ADAPTER_WEIGHTS]
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         names, words = _read_mapping(index)
@@ -180,23 +186,16 @@ def _weights_words(folder: Path) -> str:
             return f"{show(str(index))} names no weights; fetch the model again"
         missing = sorted({str(name) for name in (shards or {}).values() if not (folder / str(name)).is_file()})
         return words or (f"{shown} lacks {missing[0]}, which its index names; fetch the model again" if missing else "")
-    if weights:
+    if safetensors_in(folder):
         return ""
-    if pickles := _matches(folder, _PICKLES):
+    pickles = pickles_in(folder)
+    if pickles and not allow_pickle:
         return (
             f"{shown} has pickled weights only ({pickles[0].name}), which can run code when read; convert "
-            "them: load the model where you trust it and save_pretrained() writes safetensors"
+            "them: load the model where you trust it and save_pretrained() writes safetensors; or the operator "
+            "sets allow_pickle: true in the cluster file"
         )
-    if ggufs := _matches(folder, _GGUF):
-        return (
-            f"{shown} has GGUF weights only ({ggufs[0].name}); convert them: transformers loads them with "
-            "gguf_file=..., and save_pretrained() writes safetensors"
-        )
-    return f"{shown} is no model: it lacks weights ({_WEIGHTS[0]}); fetch the model again"
-
-
-def _matches(folder: Path, patterns: Iterable[str]) -> list[Path]:
-    return sorted(path for pattern in patterns for path in folder.glob(pattern))
+    return "" if pickles else f"{shown} is no model: it lacks weights (*.safetensors); fetch the model again"
 
 
 def _read_mapping(path: Path) -> tuple[dict[str, Any], str]:
@@ -223,10 +222,10 @@ def _read_adapter(value: str) -> tuple[dict[str, Any], str]:
             return f"{shown} {state}; give the folder of a PEFT adapter"
         if not (folder / "adapter_config.json").is_file():
             return f"{shown} is no PEFT adapter: it lacks adapter_config.json; give a folder that PEFT wrote"
-        if not (folder / _ADAPTER_WEIGHTS).is_file():
+        if not (folder / ADAPTER_WEIGHTS).is_file():
             pickled = (folder / "adapter_model.bin").is_file()
             why = "; adapter_model.bin is a pickle, which can run code when read" if pickled else ""
-            return f"{shown} lacks {_ADAPTER_WEIGHTS}{why}; save the adapter again with PEFT"
+            return f"{shown} lacks {ADAPTER_WEIGHTS}{why}; save the adapter again with PEFT"
         read, problem = _read_mapping(folder / "adapter_config.json")
         config.update(read)
         if not problem and config.get("peft_type") != "LORA":

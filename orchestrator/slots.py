@@ -53,26 +53,30 @@ class Slot:
             self.token_budget,
             DTYPE_BYTES[self.settings.dtype],
             self.settings.gradient_checkpointing,
+            self.settings.quantization,
         )
 
-    def options(self, name: str, base_model: str, trust_remote_code: bool) -> ActorOptions:
+    def options(self, name: str, base_model: str, trust_remote_code: bool, allow_pickle: bool = False) -> ActorOptions:
         """The options of an actor here.
 
         Args:
             name: Of the actor.
             base_model: What it hosts.
             trust_remote_code: Whether Python code that comes with the base model may run.
+            allow_pickle: Whether pickled weights are read.
         """
         return ActorOptions(
             name=name,
             base_model=base_model,
             device=self.device,
             dtype=self.settings.dtype,
+            quantization=self.settings.quantization,
             memory_limit=self.memory_limit,
             token_budget=self.token_budget,
             cpu_threads=self.cpu_threads,
             gradient_checkpointing=self.settings.gradient_checkpointing,
             trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
         )
 
 

@@ -30,9 +30,18 @@ from orchestrator.store import Store
 class Admission:
     """The checks of one orchestrator."""
 
-    def __init__(self, store: Store, fleet: Fleet, bases: BaseCatalog, allowed_roots: Sequence[str]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        fleet: Fleet,
+        bases: BaseCatalog,
+        allowed_roots: Sequence[str],
+        *,
+        allow_pickle: bool = False,
+    ) -> None:
         self._store, self._fleet, self._bases = store, fleet, bases
         self._roots = allowed_roots
+        self._allow_pickle = allow_pickle
 
     async def check(self, jobs: Sequence[Mapping[str, Any]]) -> tuple[list[JobSpec], list[Problem]]:
         """The jobs, and everything that keeps them from being accepted.
@@ -46,7 +55,7 @@ class Admission:
         outside = check_roots(specs, self._roots)
         if outside:  # nothing there is even looked at
             return specs, problems + outside
-        problems += await asyncio.to_thread(check_files, specs)
+        problems += await asyncio.to_thread(check_files, specs, allow_pickle=self._allow_pickle)
         problems += self._taken(specs)
         if not any(problem.field == "base_model" for problem in problems):
             problems += await self._check_bases(specs)

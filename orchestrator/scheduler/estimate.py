@@ -166,7 +166,7 @@ class MemoryFit:
 def fixed_bytes(base: BaseDescription, shape: ActorShape) -> int:
     """Bytes of an actor without any job."""
     return (
-        footprint.base_bytes(base, shape.dtype_bytes)
+        footprint.base_bytes(base, shape.dtype_bytes, shape.quantization)
         + _activations(base, shape.token_budget, shape)
         + RESERVE_BYTES[device_kind(shape.device)]
     )

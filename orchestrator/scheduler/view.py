@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from gpu_actor.config import Quantization
 from gpu_actor.footprint import BaseDescription
 
 UNKNOWN_STEPS = 1000  # of a job whose data nobody has counted yet
@@ -37,6 +38,7 @@ class ActorShape:
     token_budget: int
     dtype_bytes: int = 4
     checkpointing: bool = False
+    quantization: Quantization | None = None
 
 
 @dataclass(frozen=True)

@@ -137,9 +137,24 @@ def test_a_folder_that_is_no_model(make: Make, tmp_path: Path, kind: str, words:
     assert words in message
 
 
-def test_gguf_weights_are_to_be_converted(make: Make, tmp_path: Path):
-    _, message = only([make(base_model=str(model(tmp_path / "m", "model.gguf")))])
-    assert "has GGUF weights only (model.gguf); convert them" in message
+def test_pickled_weights_pass_when_the_operator_allows_them(make: Make, tmp_path: Path):
+    job = make(base_model=str(model(tmp_path / "m", "pytorch_model.bin")))
+    assert "the operator sets allow_pickle: true" in only([job])[1]
+    assert check_files([job], allow_pickle=True) == []
+
+
+def test_gguf_files(make: Make, tmp_path: Path):
+    folder = tmp_path / "m"
+    folder.mkdir()
+    (folder / "a.gguf").write_bytes(b"GGUF....")
+    assert check_files([make(base_model=str(folder))]) == []
+    assert check_files([make(base_model=str(folder / "a.gguf"))]) == []
+    assert "there is no such file" in only([make(base_model=str(folder / "c.gguf"))])[1]
+    (folder / "b.gguf").write_bytes(b"....")
+    assert "holds 2 GGUF files (a.gguf, b.gguf); name one of them" in only([make(base_model=str(folder))])[1]
+    assert "'b.gguf' is no GGUF file" in only([make(base_model=str(folder / "b.gguf"))])[1].replace(
+        str(folder) + "/", ""
+    )
 
 
 def test_a_hub_id_is_left_to_the_hub_unless_it_is_cut_off(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,0 +1,168 @@
+"""Quantised bases: QLoRA equals PEFT's on the same base, whoever shares the batch, and its bytes are known."""
+
+import importlib.util
+
+import pytest
+import torch
+from pydantic import ValidationError
+from transformers import AutoModelForCausalLM
+
+from gpu_actor import base_linear
+from gpu_actor.base_model import BaseModel
+from gpu_actor.config import ActorOptions
+from gpu_actor.errors import BaseModelError
+from gpu_actor.footprint import base_bytes, weight_bytes
+from gpu_actor.inspect_base import adaptable_linears, describe_base
+from gpu_actor.load_base import load_model
+from gpu_actor.quantization import dequantised, quantization_of, quantization_settings
+from support.engine import flat, make_spec, make_tenant, run_all
+from support.jobs import JOBS
+from support.oracle import adapter_tensors, largest_difference, same_bytes, train_alone
+from support.tiny import tiny_model, token_rows
+
+KINDS = ["nf4", "int8"]
+TRAINING = {"max_steps": 8, "learning_rate": 0.005, "per_device_train_batch_size": 3}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Tiny models on disk, by family."""
+    root = tmp_path_factory.mktemp("bases")
+    made = {}
+    for kind in ("llama", "qwen2"):
+        tiny_model(kind).save_pretrained(root / kind)
+        made[kind] = str(root / kind)
+    from transformers import GPT2Config
+
+    torch.manual_seed(0)
+    config = GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=128, bos_token_id=1, eos_token_id=2)
+    AutoModelForCausalLM.from_config(config).save_pretrained(root / "gpt2")
+    made["gpt2"] = str(root / "gpt2")
+    return made
+
+
+@pytest.mark.parametrize("quantization", KINDS)
+@pytest.mark.parametrize("family", ["qwen2"])  # its query, key and value have biases
+def test_a_full_run_equals_pefts_qlora(tmp_path, folders, quantization, family):
+    names = ("wide", "plain")
+    base = BaseModel.load(folders[family], quantization=quantization)
+    specs = {n: make_spec(tmp_path, n, JOBS[n]["rows"], JOBS[n]["lora"], JOBS[n]["training"]) for n in names}
+    tenants = {n: make_tenant(base, specs[n]) for n in names}
+    starts = {n: adapter_tensors(tenants[n].weights) for n in names}
+    run_all(base, list(tenants.values()), 150)
+    for name in names:
+        stock = load_model(folders[family], quantization=quantization)
+        theirs, log = train_alone(stock, specs[name], JOBS[name]["rows"], starts[name])
+        assert len(log) >= 13
+        assert largest_difference(starts[name], theirs) > 1e-3, "the oracle did not train"
+        assert largest_difference(adapter_tensors(tenants[name].weights), theirs) < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("quantization", KINDS)
+def test_products_are_those_of_bitsandbytes(quantization, dtype):
+    model = tiny_model(attention_bias=True)
+    settings = quantization_settings(quantization, "cpu", dtype)
+    quantised = type(model).from_pretrained(
+        None, config=model.config, state_dict=model.state_dict(), dtype=dtype, **settings
+    )
+    layer = quantised.model.layers[0].self_attn.q_proj.train()  # in training its inputs are not quantised on a CPU
+    rows = torch.randn(11, 64, dtype=dtype, requires_grad=True)
+    theirs = layer(rows)
+    grad = torch.randn_like(theirs)
+    theirs.backward(grad)
+    spans = [(0, 11)]
+    layer.requires_grad_(False)
+    assert torch.equal(base_linear.base_product(rows.detach(), layer, spans), theirs)
+    assert torch.equal(base_linear.base_product_backward(grad, layer, spans), rows.grad)
+
+
+@pytest.mark.parametrize("quantization", KINDS)
+def test_company_does_not_change_a_bit(tmp_path, folders, quantization):
+    base = BaseModel.load(folders["llama"], quantization=quantization)
+
+    def trained(names):
+        made = [
+            make_tenant(base, make_spec(tmp_path / "-".join(names), n, token_rows(9, seed=len(n)), None, TRAINING))
+            for n in names
+        ]
+        run_all(base, made)
+        return flat(made[0])
+
+    assert same_bytes(trained(["me"]), trained(["me", "other", "third"]))
+
+
+@pytest.mark.parametrize("quantization", KINDS)
+def test_a_layer_is_made_dense_once_a_batch_and_one_at_a_time(tmp_path, folders, quantization, monkeypatch):
+    base = BaseModel.load(folders["llama"], quantization=quantization)
+    import weakref
+
+    living, calls, most = weakref.WeakSet(), [], [0]
+
+    def counted(module, dtype=None):
+        dense = dequantised(module, dtype)
+        living.add(dense)
+        calls.append(module)
+        most[0] = max(most[0], len(living))
+        return dense
+
+    monkeypatch.setattr(base_linear, "dequantised", counted)
+    training = {**TRAINING, "max_steps": 1}
+    run_all(base, [make_tenant(base, make_spec(tmp_path, n, token_rows(3), None, training)) for n in ("a", "b", "c")])
+    linears = len(base.description.linears)
+    assert linears < len(calls) <= 2 * linears, "once in the forward, once in the backward, for three segments"
+    assert most[0] == 1
+
+
+@pytest.mark.parametrize("quantization", KINDS)
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+def test_the_bytes_are_those_that_the_description_says(folders, quantization, family):
+    description = describe_base(folders[family])
+    base = BaseModel.load(folders[family], quantization=quantization)
+    assert base.description == description
+    held = {id(parameter): parameter.nbytes for parameter in base.model.parameters()}
+    extra = 0
+    for layer in adaptable_linears(base.model).values():
+        if quantization == "nf4":
+            extra += sum(v.nbytes for v in layer.weight.quant_state.as_dict().values() if isinstance(v, torch.Tensor))
+            extra += 4  # the offset, which as_dict() gives as a number
+        else:
+            extra += layer.weight.SCB.nbytes
+    assert weight_bytes(description, 4, quantization) == sum(held.values()) + extra
+    largest = max(shape.in_features * shape.out_features for shape in description.linears)
+    assert base_bytes(description, 4, quantization) == weight_bytes(description, 4, quantization) + 4 * largest
+    assert base_bytes(description, 4, quantization) < base_bytes(description, 4)
+
+
+def test_head_and_embeddings_stay_as_they_are(folders):
+    plain, quantised = load_model(folders["llama"]), load_model(folders["llama"], quantization="nf4")
+    assert quantization_of(quantised.lm_head) is None
+    assert torch.equal(quantised.lm_head.weight, plain.lm_head.weight)
+    assert torch.equal(quantised.model.embed_tokens.weight, plain.model.embed_tokens.weight)
+    state = quantised.model.layers[0].mlp.up_proj.weight.quant_state
+    assert (state.quant_type, state.nested, state.blocksize) == ("nf4", True, 64)
+
+
+def test_a_family_whose_layers_bitsandbytes_leaves_out_is_refused(tmp_path):
+    from transformers import FalconConfig
+
+    config = FalconConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=4, vocab_size=128)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(BaseModelError, match="4 linear layers of a falcon model cannot be quantised to nf4"):
+        load_model(str(tmp_path), quantization="nf4")
+
+
+def test_without_bitsandbytes_the_error_names_the_extra(folders, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "bitsandbytes" else found(name, *rest)
+    )
+    with pytest.raises(BaseModelError, match=r"needs bitsandbytes, which is not installed.*loray\[quant\]"):
+        load_model(folders["llama"], quantization="int8")
+
+
+def test_float64_is_refused(folders):
+    with pytest.raises(ValidationError, match="does not go with dtype float64"):
+        ActorOptions(name="a", base_model="b", dtype="float64", quantization="nf4")
+    with pytest.raises(BaseModelError, match="does not go with float64"):
+        load_model(folders["llama"], dtype="float64", quantization="nf4")
