@@ -16,15 +16,16 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from gpu_actor.adapter_weights import AdapterWeights
 from gpu_actor.attention import register_packed_attention
 from gpu_actor.batch import MicroBatch, SharedBatch, pack
 from gpu_actor.config import LoraConfig
 from gpu_actor.errors import BaseModelError
-from gpu_actor.footprint import match_names
-from gpu_actor.inspect_base import adaptable_linears, describe_model, linear_sizes, one_line
+from gpu_actor.inspect_base import adaptable_linears, describe_model, one_line
 from gpu_actor.load_base import load_model
-from gpu_actor.lora import AdapterWeights, MultiAdapterLinear
+from gpu_actor.lora import MultiAdapterLinear
 from gpu_actor.routing import Routing, SegmentwiseActivation
+from gpu_actor.targets import plan_layers
 
 _instances = itertools.count()
 _PROBE_LENGTHS = (19, 24)
@@ -83,17 +84,11 @@ class BaseModel:
         """Zeroed weights for an adapter of this base; fp32 at least.
 
         Raises:
-            InvalidJobError: `target_modules` matches nothing.
+            InvalidJobError: `target_modules`, or another field that names modules, matches nothing.
         """
-        wanted = set(match_names([linear.name for linear in self.description.linears], lora.target_modules))
-        layers = {name: layer for name, layer in self._layers.items() if name in wanted}
-        return AdapterWeights(
-            lora,
-            {layer.index: (name, *linear_sizes(layer.base)) for name, layer in layers.items()},
-            self.device,
-            dtype or torch.promote_types(self.dtype, torch.float32),
-            transposed=any(layer.transposed for layer in layers.values()),
-        )
+        plans = plan_layers(self.description.linears, lora)
+        layers = {self._layers[plan.name].index: (plan, self._layers[plan.name].base) for plan in plans}
+        return AdapterWeights(lora, layers, self.device, dtype or torch.promote_types(self.dtype, torch.float32))
 
     def hidden(self, batch: SharedBatch) -> torch.Tensor:
         """Last hidden states [1, T, hidden] of a shared batch; one forward for all its adapters."""

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gpu_actor.lora import AdapterWeights
+from gpu_actor.adapter_weights import AdapterWeights
 from gpu_actor.samples import IGNORE_INDEX
 
 Tokens = npt.NDArray[np.int32]
