@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gpu_actor.config import LoraConfig
 from gpu_actor.footprint import ADAPTER_DTYPE_BYTES, BaseDescription
+from gpu_actor.lora_config import LoraConfig
 from gpu_actor.targets import LayerPlan, plan_layers
 
 Shape = tuple[int, ...]

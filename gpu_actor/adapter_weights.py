@@ -11,8 +11,8 @@ from torch import nn
 from gpu_actor import start_values
 from gpu_actor.adapter_shapes import TensorSpec, projection_shapes, trained_tensors
 from gpu_actor.base_linear import dense_weight, is_transposed
-from gpu_actor.config import LoraConfig
 from gpu_actor.dropout import mix_seed
+from gpu_actor.lora_config import LoraConfig
 from gpu_actor.targets import LayerPlan
 
 _ALIGNMENT = 16  # values: each tensor starts on a 64-byte border of the flat buffer

@@ -19,11 +19,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from gpu_actor.adapter_weights import AdapterWeights
 from gpu_actor.attention import register_packed_attention
 from gpu_actor.batch import MicroBatch, SharedBatch, pack
-from gpu_actor.config import LoraConfig
 from gpu_actor.errors import BaseModelError
 from gpu_actor.inspect_base import adaptable_linears, describe_model, one_line
 from gpu_actor.load_base import load_model
 from gpu_actor.lora import MultiAdapterLinear
+from gpu_actor.lora_config import LoraConfig
 from gpu_actor.routing import Routing, SegmentwiseActivation
 from gpu_actor.targets import plan_layers
 

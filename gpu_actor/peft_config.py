@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gpu_actor.config import LoraConfig
 from gpu_actor.errors import AdapterError
+from gpu_actor.lora_config import LoraConfig
 
 CONFIG_FILE = "adapter_config.json"
 PEFT_ONLY: Mapping[str, str] = {

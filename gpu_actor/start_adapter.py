@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from gpu_actor.adapter_shapes import file_shapes
-from gpu_actor.config import LoraConfig
 from gpu_actor.errors import AdapterError
 from gpu_actor.footprint import BaseDescription
+from gpu_actor.lora_config import LoraConfig
 from gpu_actor.peft_config import read_peft_config
 from gpu_actor.targets import LayerPlan, plan_layers
 

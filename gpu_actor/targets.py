@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from gpu_actor.config import LoraConfig, pattern_value
 from gpu_actor.errors import InvalidJobError
 from gpu_actor.footprint import LinearShape
+from gpu_actor.lora_config import LoraConfig, pattern_value
 
 _SHOWN_NAMES = 12
 # A name without a pattern: the first number that follows two names, as in model.layers.3.mlp.
@@ -54,11 +54,18 @@ def plan_layers(linears: Sequence[LinearShape], lora: LoraConfig) -> tuple[Layer
                 f"{_endings(names)} (whole names look like {names[0]!r})"
             )
     chosen = set(names)
-    return tuple(
+    plans = tuple(
         LayerPlan(s.name, s.in_features, s.out_features, lora.rank_of(s.name), lora.scaling_of(s.name))
         for s in linears
         if s.name in chosen
     )
+    narrow = next((plan for plan in plans if plan.rank > min(plan.in_features, plan.out_features)), None)
+    if lora.starts_from_base and narrow:
+        raise InvalidJobError(
+            f"lora.init_lora_weights: {lora.init_lora_weights} cannot give a rank of {narrow.rank} to {narrow.name} "
+            f"({narrow.in_features} inputs, {narrow.out_features} outputs); lower lora.r"
+        )
+    return plans
 
 
 def select_names(names: Sequence[str], lora: LoraConfig) -> list[str]:

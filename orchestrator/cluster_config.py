@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from gpu_actor.config import Strict
 from gpu_actor.model_store import looks_like_path, loray_home
+from gpu_actor.strict import Strict
 from orchestrator.field_errors import Problem, ProblemsError, explain, show
 from orchestrator.field_index import dotted
 from orchestrator.yaml_file import read_document

@@ -7,9 +7,9 @@ from transformers.pytorch_utils import Conv1D
 
 from gpu_actor.adapter_weights import AdapterWeights
 from gpu_actor.batch import pack
-from gpu_actor.config import LoraConfig
 from gpu_actor.dropout import dropout_mask, dropped_share
 from gpu_actor.lora import MultiAdapterLinear
+from gpu_actor.lora_config import LoraConfig
 from gpu_actor.objectives import supervised_losses
 from gpu_actor.routing import Routing
 from gpu_actor.targets import LayerPlan

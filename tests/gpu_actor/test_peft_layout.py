@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 from gpu_actor.adapter_shapes import adapter_bytes, adapter_parameters
 from gpu_actor.base_model import BaseModel
 from gpu_actor.batch import pack
-from gpu_actor.config import LoraConfig
 from gpu_actor.errors import AdapterError, InvalidJobError
 from gpu_actor.inspect_base import describe_base
+from gpu_actor.lora_config import LoraConfig
 from gpu_actor.start_adapter import check_adapter_fits
 from gpu_actor.targets import plan_layers
 from support.engine import make_spec, make_tenant, micro_batch, run_all

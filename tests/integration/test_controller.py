@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from gpu_actor.config import DatasetConfig, LoraConfig, TrainingConfig
+from gpu_actor.config import DatasetConfig, TrainingConfig
 from gpu_actor.errors import ClusterUnavailableError, IllegalTransitionError, JobNotFoundError
+from gpu_actor.lora_config import LoraConfig
 from orchestrator.job import JobSpec, QueueConfig
 from support.cluster import start_orchestrator, stop_orchestrator, wait_until
 from support.tiny import tiny_model, token_rows, write_rows
