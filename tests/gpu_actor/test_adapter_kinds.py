@@ -235,3 +235,17 @@ def test_full_runs_in_one_shared_batch_equal_solo_trainer(tmp_path):
         theirs, _ = train_alone(tiny_model(), specs[name], rows[name], starts[name])
         assert largest_difference(starts[name], theirs) > 1e-3, "the oracle did not train"
         assert largest_difference(adapter_tensors(tenant.weights), theirs) < 1e-4, name
+
+
+@pytest.mark.parametrize("kind", ["lora", "pissa", "dora", "vera"])
+def test_a_base_in_half_precision_gives_nearly_the_same_gradients(kind):
+    """The adapter stays in fp32 there; only the base's rounding shows."""
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        half = tiny_hooked(dtype=dtype)
+        weights = disturbed(half, PISSA if kind == "pissa" else KINDS[kind])
+        assert weights.flat.dtype == torch.float32
+        batch = pack([micro_batch(weights, [20, 9], dropout_seed=1)], CPU)
+        supervised_losses(half.hidden(batch), batch, half.head)[0].backward()
+        found.append(weights.gradient)
+    assert torch.nn.functional.cosine_similarity(*found, dim=0) > 0.98
