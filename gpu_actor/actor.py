@@ -158,8 +158,8 @@ class GpuActor:
     def _make_tenant(self, base: BaseModel, spec: AdapterSpec, attempt: int) -> Tenant:
         from gpu_actor.adapter import Tenant
         from gpu_actor.dataset import load_dataset
-        from gpu_actor.footprint import check_adapter_fits
         from gpu_actor.references import read_reference
+        from gpu_actor.start_adapter import check_adapter_fits
 
         check_adapter_fits(base.description, spec.lora)
         data = load_dataset(spec.dataset, spec.training, self._tokenizer, base.description.vocab_size)

@@ -19,13 +19,14 @@ import torch
 from transformers import get_scheduler
 
 from gpu_actor import checkpoint
+from gpu_actor.adapter_weights import AdapterWeights
 from gpu_actor.batch import MicroBatch
 from gpu_actor.config import AdapterSpec, TrainingConfig
 from gpu_actor.cursor import DataCursor
 from gpu_actor.errors import AdapterError, TrainingError
-from gpu_actor.lora import AdapterWeights
 from gpu_actor.micro_batches import MicroBatches
 from gpu_actor.objectives import SegmentLoss
+from gpu_actor.peft_layout import load_adapter, save_adapter
 from gpu_actor.references import reference_folder
 from gpu_actor.report import TenantReport, TenantState
 from gpu_actor.step_sums import StepSums
@@ -100,7 +101,7 @@ class Tenant:
         if found is not None:
             return found
         if self.spec.lora.init_adapter is not None:
-            checkpoint.load_adapter(Path(self.spec.lora.init_adapter), self.weights)
+            load_adapter(Path(self.spec.lora.init_adapter), self.weights)
         else:
             self.weights.initialise(self.spec.training.seed)
         return checkpoint.Progress()
@@ -232,7 +233,7 @@ class Tenant:
 
     def export(self) -> None:
         """Put the finished adapter into the output folder; the checkpoints go."""
-        checkpoint.save_adapter(self.output_dir, self.weights, self.spec.base_model)
+        save_adapter(self.output_dir, self.weights, self.spec.base_model)
         checkpoint.remove_checkpoints(self.output_dir)
 
     def discard(self) -> None:
@@ -278,9 +279,12 @@ class Tenant:
 
 
 def make_optimizer(weights: AdapterWeights, training: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW (arXiv 1711.05101) over one adapter and nothing else."""
+    """AdamW (arXiv 1711.05101) over one adapter and nothing else; LoRA+ gives B and vectors a rate of their own."""
+    ratio = training.loraplus_lr_ratio
+    rates = [] if ratio is None else [training.learning_rate, training.learning_rate * ratio]
+    groups = [{"params": [part], "lr": rate} for part, rate in zip(weights.halves(), rates, strict=False) if len(part)]
     return torch.optim.AdamW(
-        [weights.flat],
+        groups or [weights.flat],
         lr=training.learning_rate,
         betas=(training.adam_beta1, training.adam_beta2),
         eps=training.adam_epsilon,

@@ -6,7 +6,6 @@ All of them answer in one shared batch, each token by the engine that trained th
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -19,34 +18,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from gpu_actor.adapter_weights import AdapterWeights
 from gpu_actor.base_model import BaseModel
 from gpu_actor.base_tokenizer import load_tokenizer
 from gpu_actor.batch import MicroBatch, Tokens, pack
-from gpu_actor.checkpoint import CONFIG_FILE, load_adapter
-from gpu_actor.config import LoraConfig
-from gpu_actor.errors import AdapterError, LorayError
-from gpu_actor.lora import AdapterWeights
-
-
-def read_adapter(base: BaseModel, folder: Path) -> AdapterWeights:
-    """Load a finished adapter of `base` from its output folder.
-
-    Raises:
-        AdapterError: There is none, it belongs to another base, or it is damaged.
-    """
-    try:
-        saved = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
-        lora = LoraConfig(
-            r=saved["r"],
-            lora_alpha=saved["lora_alpha"],
-            target_modules=saved["target_modules"],
-            use_rslora=saved.get("use_rslora", False),
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise AdapterError(f"{folder}: no finished adapter there ({error}); give the output folder of a job") from None
-    weights = base.new_adapter(lora)
-    load_adapter(folder, weights)
-    return weights
+from gpu_actor.errors import LorayError
+from gpu_actor.peft_layout import read_adapter
 
 
 def answers(

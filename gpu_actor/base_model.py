@@ -16,19 +16,21 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
+from gpu_actor.adapter_weights import AdapterWeights
 from gpu_actor.attention import register_packed_attention
 from gpu_actor.batch import SharedBatch
-from gpu_actor.config import LoraConfig, Quantization
+from gpu_actor.config import Quantization
 from gpu_actor.errors import BaseModelError
-from gpu_actor.footprint import check_no_experts, match_names
 from gpu_actor.freeze import freeze
-from gpu_actor.inspect_base import adaptable_linears, describe_model, linear_sizes, one_line
+from gpu_actor.inspect_base import adaptable_linears, describe_model, one_line
 from gpu_actor.load_base import load_model
-from gpu_actor.lora import AdapterWeights, MultiAdapterLinear
+from gpu_actor.lora import MultiAdapterLinear
+from gpu_actor.lora_config import LoraConfig
 from gpu_actor.pieces import Piece, packed_by_segment, padded_by_segment, whole
 from gpu_actor.probe import Probe, unhooked_products
 from gpu_actor.rotary import hook_rotary
 from gpu_actor.routing import Routing, SegmentwiseActivation
+from gpu_actor.targets import plan_layers
 
 _instances = itertools.count()
 
@@ -96,18 +98,11 @@ class BaseModel:
         """Zeroed weights for an adapter of this base; fp32 at least.
 
         Raises:
-            InvalidJobError: `target_modules` matches nothing, or means experts.
+            InvalidJobError: `target_modules`, or another field that names modules, matches nothing or means experts.
         """
-        check_no_experts(self.description, lora.target_modules)
-        wanted = set(match_names([linear.name for linear in self.description.linears], lora.target_modules))
-        layers = {name: layer for name, layer in self._layers.items() if name in wanted}
-        return AdapterWeights(
-            lora,
-            {layer.index: (name, *linear_sizes(layer.base)) for name, layer in layers.items()},
-            self.device,
-            dtype or torch.promote_types(self.dtype, torch.float32),
-            transposed=any(layer.transposed for layer in layers.values()),
-        )
+        plans = plan_layers(self.description, lora)
+        layers = {self._layers[plan.name].index: (plan, self._layers[plan.name].base) for plan in plans}
+        return AdapterWeights(lora, layers, self.device, dtype or torch.promote_types(self.dtype, torch.float32))
 
     def hidden(self, batch: SharedBatch) -> torch.Tensor:
         """Last hidden states [1, T, hidden] of a shared batch, packed, however the model was run."""

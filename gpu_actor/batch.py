@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from gpu_actor.adapter_weights import AdapterWeights
 from gpu_actor.composer import split_samples
-from gpu_actor.lora import AdapterWeights, mix_seed
+from gpu_actor.dropout import mix_seed
 from gpu_actor.preference import PreferenceLoss
 from gpu_actor.samples import IGNORE_INDEX
 

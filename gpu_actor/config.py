@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import difflib
 import math
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from gpu_actor.lora_config import LoraConfig
 from gpu_actor.objective_fields import stray_objective_field, with_objective_defaults
+from gpu_actor.strict import Strict
 
 DatasetFormat = Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion", "text", "tokens", "preference"]
 SchedulerName = Literal["constant", "constant_with_warmup", "linear", "cosine"]
@@ -27,12 +28,6 @@ DATA_FIELDS = (
     *("chosen", "rejected", "chosen_input_ids", "chosen_labels", "rejected_input_ids", "rejected_labels"),
 )
 """The columns that data formats know, and that `dataset.columns` can rename."""
-
-
-class Strict(BaseModel):
-    """Base of every configuration: immutable, unknown fields refused, no NaN or infinity, no silent casts."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
 
 class DatasetConfig(Strict):
@@ -90,45 +85,6 @@ def is_template_path(chat_template: str) -> bool:
     return "{" not in chat_template and chat_template.endswith(".jinja")
 
 
-class LoraConfig(Strict):
-    """The shape of one adapter, in PEFT's words."""
-
-    r: int = Field(8, ge=1, le=4096, description="Rank of the adapter.")
-    lora_alpha: float = Field(
-        8, gt=0, le=10**6, description="Scale: the update is multiplied by lora_alpha / r (or lora_alpha / sqrt(r))."
-    )
-    lora_dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Dropout on the adapter's input while training.")
-    target_modules: str | list[str] = Field(
-        "all-linear",
-        description="Linear layers to adapt: a list of name endings, one regular expression for the whole name, or "
-        "`all-linear` (the default here; PEFT's depends on the model): all but the output head.",
-    )
-    use_rslora: bool = Field(False, description="Scale by lora_alpha / sqrt(r) (rank-stabilised LoRA).")
-    init_adapter: str | None = Field(
-        None, min_length=1, description="Folder of a PEFT adapter to start from; null starts as PEFT does."
-    )
-
-    @field_validator("target_modules")
-    @classmethod
-    def _targets(cls, value: str | list[str]) -> str | list[str]:
-        if isinstance(value, list):
-            if not value or not all(value):
-                raise ValueError("must name at least one module")
-            if len(set(value)) != len(value):
-                raise ValueError("names a module twice")
-        else:
-            try:
-                re.compile(value)
-            except re.error as error:
-                raise ValueError(f"is not a regular expression: {error}") from None
-        return value
-
-    @property
-    def scaling(self) -> float:
-        """The factor on the low-rank update."""
-        return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
-
-
 class TrainingConfig(Strict):
     """How one adapter is trained, in the words of `transformers.TrainingArguments`."""
 
@@ -157,6 +113,12 @@ class TrainingConfig(Strict):
         "lora.init_adapter, or else the base model itself.",
     )
     learning_rate: float = Field(5e-5, gt=0, le=10, description="Peak learning rate of AdamW.")
+    loraplus_lr_ratio: float | None = Field(
+        None,
+        ge=1.0,
+        le=10**6,
+        description="LoRA+: learning rate of B (and of vectors) over that of A, from 1 up; null trains both alike.",
+    )
     num_train_epochs: float = Field(
         3.0, gt=0, le=10**6, description="Passes over the data; ignored when max_steps is set."
     )

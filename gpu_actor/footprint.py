@@ -5,17 +5,11 @@ The figures are a prior: they are derived from shapes, not measured. Admission u
 
 from __future__ import annotations
 
-import json
 import math
-import re
-import struct
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from gpu_actor.config import LoraConfig, Quantization, TrainingConfig
-from gpu_actor.errors import AdapterError, InvalidJobError
+from gpu_actor.config import Quantization, TrainingConfig
 
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 ADAPTER_DTYPE_BYTES = 4  # adapters, their gradients and moments are fp32 whatever the base is
@@ -25,7 +19,6 @@ DEFAULT_TOKEN_BUDGET = {"cpu": 1024, "cuda": 8192}
 # and not from batch size times the longest sample. An adapter's rounding depends on it: it is no setting.
 MICRO_BATCH_CAP = {"cpu": 1024, "cuda": 8192}
 LOSS_CHUNK = 256  # positions whose logits exist at one time
-_SHOWN_NAMES = 12
 
 
 @dataclass(frozen=True)
@@ -68,88 +61,6 @@ class BaseDescription:
                 "experts": tuple(data.get("experts", ())),
             }
         )
-
-
-def match_names(names: Iterable[str], target_modules: str | list[str]) -> list[str]:
-    """The module names that `target_modules` selects, by PEFT's rules, in the model's order.
-
-    Raises:
-        InvalidJobError: A target matches nothing; the message lists the names that exist.
-    """
-    names = list(names)
-    if target_modules == "all-linear":
-        return names
-    if isinstance(target_modules, str):
-        matched = [name for name in names if re.fullmatch(target_modules, name)]
-        missing = [] if matched else [target_modules]
-    else:
-        ends = {target: [n for n in names if n == target or n.endswith("." + target)] for target in target_modules}
-        missing = [target for target, found in ends.items() if not found]
-        chosen = {name for found in ends.values() for name in found}
-        matched = [name for name in names if name in chosen]
-    if missing:
-        endings = sorted({name.rsplit(".", 1)[-1] for name in names})
-        shown = ", ".join(endings[:_SHOWN_NAMES]) + (" ..." if len(endings) > _SHOWN_NAMES else "")
-        raise InvalidJobError(
-            f"lora.target_modules: {', '.join(map(repr, missing))} matches no linear layer of the base model; "
-            f"it has {shown} (whole names look like {names[0]!r}); name some of these or write all-linear"
-        )
-    return matched
-
-
-def check_no_experts(base: BaseDescription, target_modules: str | list[str]) -> None:
-    """Refuse targets that mean the experts of a mixture of experts, which are no linear layers.
-
-    PEFT's `all-linear` takes the experts and the router of such a base along, as parameters; training a part of that
-    under the same name would be another adapter.
-
-    Raises:
-        InvalidJobError: A target names experts, or is `all-linear` on a base that has them.
-    """
-    if not base.experts:
-        return
-    ends = sorted({linear.name.rsplit(".", 1)[-1] for linear in base.linears})
-    if target_modules == "all-linear":
-        raise InvalidJobError(
-            f"lora.target_modules: all-linear would mean the experts of {base.ref} too ({base.experts[0]} and others), "
-            f"which are no linear layers and cannot be trained; name the linear layers instead: {', '.join(ends)}"
-        )
-    for target in [target_modules] if isinstance(target_modules, str) else target_modules:
-        meant = [name for name in base.experts if _names_expert(name, target, isinstance(target_modules, str))]
-        if meant:
-            raise InvalidJobError(
-                f"lora.target_modules: {target!r} means expert weights such as {meant[0]}; these are no linear layers "
-                f"and cannot be trained; the base model's linear layers are {', '.join(ends)}"
-            )
-
-
-def _names_expert(name: str, target: str, is_pattern: bool) -> bool:
-    """Whether a target means an expert weight, or the module that holds it."""
-    owner = name.rpartition(".")[0]
-    if is_pattern:
-        return any(re.fullmatch(target, full) for full in (name, owner))
-    return any(full == target or full.endswith("." + target) for full in (name, owner))
-
-
-def match_targets(base: BaseDescription, target_modules: str | list[str]) -> list[LinearShape]:
-    """The linear layers of `base` that an adapter with these targets changes.
-
-    Raises:
-        InvalidJobError: A target matches nothing, or means experts.
-    """
-    check_no_experts(base, target_modules)
-    chosen = set(match_names([linear.name for linear in base.linears], target_modules))
-    return [linear for linear in base.linears if linear.name in chosen]
-
-
-def adapter_parameters(base: BaseDescription, lora: LoraConfig) -> int:
-    """Number of trainable values of an adapter."""
-    return sum(lora.r * (s.in_features + s.out_features) for s in match_targets(base, lora.target_modules))
-
-
-def adapter_bytes(base: BaseDescription, lora: LoraConfig, dtype_bytes: int = ADAPTER_DTYPE_BYTES) -> int:
-    """Bytes of an adapter in training: weights, gradients and the two moments of AdamW."""
-    return 4 * dtype_bytes * adapter_parameters(base, lora)
 
 
 def base_bytes(base: BaseDescription, dtype_bytes: int = 4, quantization: Quantization | None = None) -> int:
@@ -206,77 +117,3 @@ def worst_micro_batch_tokens(training: TrainingConfig) -> int:
     """Most tokens that one micro-batch of a job can have; a preference pair has two sides."""
     sides = 1 if training.objective == "sft" else 2
     return sides * training.per_device_train_batch_size * training.cutoff_len
-
-
-def read_safetensors_header(path: Path) -> dict[str, Any]:
-    """Names, dtypes and shapes of a safetensors file, without its data.
-
-    Raises:
-        AdapterError: The file is not safetensors or is cut short.
-    """
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > 100_000_000:
-                raise ValueError("header too long")
-            header = json.loads(file.read(length))
-            if not isinstance(header, dict):
-                raise ValueError("header is no object")
-    except (OSError, ValueError, struct.error) as error:
-        raise AdapterError(f"{path}: not a readable safetensors file ({error}); copy or export it again") from None
-    header.pop("__metadata__", None)
-    return header
-
-
-def check_adapter_fits(base: BaseDescription, lora: LoraConfig) -> None:
-    """Check that `lora.init_adapter` has exactly the tensors that this base, rank and these targets call for.
-
-    Raises:
-        AdapterError: A tensor is missing, superfluous or of another shape; the message names the first of them.
-    """
-    if lora.init_adapter is None:
-        return
-    _check_same_scale(lora)
-    path = Path(lora.init_adapter) / "adapter_model.safetensors"
-    found = {name: tuple(entry["shape"]) for name, entry in read_safetensors_header(path).items()}
-    wanted: dict[str, tuple[int, ...]] = {}
-    for linear in match_targets(base, lora.target_modules):
-        wanted[tensor_name(linear.name, "A")] = (lora.r, linear.in_features)
-        wanted[tensor_name(linear.name, "B")] = (linear.out_features, lora.r)
-    for name, shape in wanted.items():
-        if found.get(name) != shape:
-            has = f"has shape {list(found[name])}" if name in found else "is missing"
-            raise AdapterError(
-                f"lora.init_adapter: {lora.init_adapter} does not fit {base.ref}: {name} {has}, wanted {list(shape)} "
-                f"(r={lora.r}, target_modules={lora.target_modules!r}); use the base model, rank and targets that "
-                f"the adapter was trained with"
-            )
-    extra = sorted(set(found) - set(wanted))
-    if extra:
-        raise AdapterError(
-            f"lora.init_adapter: {lora.init_adapter} has {len(extra)} tensors that this job would not train, such as "
-            f"{extra[0]}; list their modules in lora.target_modules"
-        )
-
-
-def _check_same_scale(lora: LoraConfig) -> None:
-    """An adapter that is scaled otherwise than it was trained would start as another adapter, without a word."""
-    path = Path(str(lora.init_adapter)) / "adapter_config.json"
-    try:
-        saved = json.loads(path.read_text("utf-8"))
-        found = {"lora_alpha": saved["lora_alpha"], "use_rslora": saved.get("use_rslora", False)}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AdapterError(
-            f"{path}: not a readable adapter configuration ({error}); export the adapter again"
-        ) from None
-    for field, value in found.items():
-        if value != getattr(lora, field):
-            raise AdapterError(
-                f"lora.init_adapter: {lora.init_adapter} was trained with {field} {value}, this job has "
-                f"{getattr(lora, field)}; set lora.{field}: {str(value).lower()}"
-            )
-
-
-def tensor_name(module: str, which: str) -> str:
-    """PEFT's name of a tensor in `adapter_model.safetensors`: `which` is `A` or `B`."""
-    return f"base_model.model.{module}.lora_{which}.weight"

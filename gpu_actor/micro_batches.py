@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from gpu_actor.adapter_weights import AdapterWeights
 from gpu_actor.batch import MicroBatch, PairTask, count_loss_tokens
 from gpu_actor.config import TrainingConfig
 from gpu_actor.cursor import StepPlan
-from gpu_actor.lora import AdapterWeights, mix_seed
+from gpu_actor.dropout import mix_seed
 from gpu_actor.preference import PreferenceLoss
 from gpu_actor.references import ReferenceLogProbs
 

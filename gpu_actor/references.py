@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gpu_actor.ask import read_adapter
+from gpu_actor.adapter_weights import AdapterWeights
 from gpu_actor.base_model import BaseModel
 from gpu_actor.batch import MicroBatch, pack
 from gpu_actor.config import AdapterSpec
 from gpu_actor.errors import AdapterError
-from gpu_actor.lora import AdapterWeights
 from gpu_actor.objectives import segment_losses
+from gpu_actor.peft_layout import read_adapter
 
 
 class ReferenceLogProbs:

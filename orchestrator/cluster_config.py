@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from gpu_actor.config import Quantization, Strict, check_quantization
+from gpu_actor.config import Quantization, check_quantization
 from gpu_actor.model_store import is_local_model, looks_like_path, loray_home
+from gpu_actor.strict import Strict
 from orchestrator.field_errors import Problem, ProblemsError, explain, show
 from orchestrator.field_index import dotted
 from orchestrator.yaml_file import read_document

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from gpu_actor.errors import LorayError
+from gpu_actor.peft_config import unsupported_words
 from orchestrator.field_index import FieldIndex, FieldPath, dotted, field_index
 
 _KINDS = {
@@ -24,6 +25,7 @@ _KINDS = {
     "object": "a mapping of fields",
     "null": "null",
 }
+_PLURALS = {"string": "text", "integer": "whole numbers", "number": "numbers", "object": "mappings"}
 _BOUNDS = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "up to", "exclusiveMaximum": "below"}
 
 
@@ -121,6 +123,8 @@ def _explain_field(
     if kind == "missing":
         return [(field, _missing_words(index.node(field))) for field in index.required(path)]
     if kind in ("extra_forbidden", "invalid_key"):
+        if path[:-1] == ("lora",) and (words := unsupported_words(str(path[-1]))):
+            return [(path, words)]
         near = index.nearest(path, other_names)
         hint = f"did you mean {near}?" if near else f"the fields here are {', '.join(index.names(path[:-1]))}"
         if near == dotted(path):
@@ -145,7 +149,7 @@ def _misfit_words(value: Any, node: dict[str, Any]) -> str:
     allowed = f"allowed: {allowed_words(node)}"
     if isinstance(node.get("default"), str | int | float):
         allowed += f" (default {show(node['default'])})"
-    if value is None and "object" in kinds:
+    if value is None and "object" in kinds and "properties" in node:
         return f"is empty; give it fields ({', '.join(node['properties'])}) or leave it out"
     if isinstance(value, float) and not math.isfinite(value):
         return f"{show(value)} is not a finite number; {allowed}"
@@ -182,7 +186,9 @@ def allowed_words(node: dict[str, Any]) -> str:
     if kind == "string" and node.get("minLength"):
         return "text that is not empty"
     if kind == "array":
-        return "a list of text" if node["items"].get("type") == "string" else "a list of mappings"
+        return f"a list of {_PLURALS[node['items'].get('type', 'object')]}"
+    if kind == "object" and "properties" not in node:
+        return f"a mapping of names to {_PLURALS[node['additionalProperties']['type']]}"
     if kind == "object":
         return f"a mapping of fields ({', '.join(node['properties'])})"
     return _KINDS[kind]

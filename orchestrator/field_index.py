@@ -13,7 +13,7 @@ FieldPath = tuple[str | int, ...]
 """The way to a field: ("training", "learning_rate"), or ("actors", 0, "device")."""
 
 ITEM = "[]"
-"""Stands for any item of a list in the path of an index."""
+"""Stands for any item of a list, or any value of a free mapping, in the path of an index."""
 
 _LONGEST_NAME = 80
 # pydantic writes a bound on a union of numbers under the names of its own arguments.
@@ -49,12 +49,17 @@ class FieldIndex:
         for branch in node.get("anyOf", [node]):
             for name, child in branch.get("properties", {}).items():
                 self._walk((*path, name), child)
-            if "items" in branch:
-                self._walk((*path, ITEM), branch["items"])
+            for inside in ("items", "additionalProperties"):
+                if isinstance(branch.get(inside), dict):
+                    self._walk((*path, ITEM), branch[inside])
 
     def node(self, path: FieldPath) -> dict[str, Any]:
         """The JSON schema of the field at a path that may hold positions in lists."""
-        return self.nodes[tuple(ITEM if isinstance(part, int) else part for part in path)]
+        names: tuple[str, ...] = ()
+        for part in path:
+            inside = not isinstance(part, int) and (*names, part) in self.nodes
+            names = (*names, str(part) if inside else ITEM)
+        return self.nodes[names]
 
     def names(self, section: FieldPath) -> list[str]:
         """The names of the fields of a section."""

@@ -6,9 +6,11 @@ from enum import Enum
 
 from pydantic import Field, field_validator
 
-from gpu_actor.config import AdapterSpec, DatasetConfig, LoraConfig, Strict, TrainingConfig
+from gpu_actor.config import AdapterSpec, DatasetConfig, TrainingConfig
 from gpu_actor.errors import IllegalTransitionError, InvalidJobError
+from gpu_actor.lora_config import LoraConfig
 from gpu_actor.model_store import is_hub_id, looks_like_path
+from gpu_actor.strict import Strict
 from orchestrator.field_errors import Problem, ProblemsError
 from orchestrator.yaml_file import write_document
 

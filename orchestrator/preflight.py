@@ -13,6 +13,7 @@ from gpu_actor.config import is_template_path
 from gpu_actor.data_files import is_hub_dataset
 from gpu_actor.errors import BaseModelError
 from gpu_actor.model_store import ADAPTER_WEIGHTS, find_base, is_hub_id, loray_home, pickles_in, safetensors_in
+from gpu_actor.peft_config import unsupported
 from orchestrator.data_checks import dataset_words, objective_words, split_words, template_words
 from orchestrator.field_errors import Problem, show
 from orchestrator.job import JobSpec
@@ -92,8 +93,11 @@ class _Checks:
         if job.lora.init_adapter is not None:
             config, words = self._adapter_config(job.lora.init_adapter)
             found.append(("lora.init_adapter", words))
-            if not words and config.get("r") != job.lora.r:
-                there = f"the adapter in {job.lora.init_adapter} has rank {show(config.get('r'))}"
+            if not words and config["peft_type"] != job.lora.peft_type:
+                there = f"the adapter in {job.lora.init_adapter} is {show(config['peft_type'])}"
+                found.append(("lora.peft_type", f"{show(job.lora.peft_type)} differs: {there}; give that one"))
+            elif not words and config["r"] != job.lora.r:
+                there = f"the adapter in {job.lora.init_adapter} has rank {show(config['r'])}"
                 found.append(("lora.r", f"{job.lora.r} differs: {there}; give that rank, or another lora.init_adapter"))
         if job.training.reference_adapter is not None:
             _, words = self._adapter_config(job.training.reference_adapter)
@@ -228,9 +232,9 @@ def _read_adapter(value: str) -> tuple[dict[str, Any], str]:
             return f"{shown} lacks {ADAPTER_WEIGHTS}{why}; save the adapter again with PEFT"
         read, problem = _read_mapping(folder / "adapter_config.json")
         config.update(read)
-        if not problem and config.get("peft_type") != "LORA":
-            return f"{shown} has the peft_type {show(config.get('peft_type'))}; allowed: 'LORA'"
-        return problem
+        if problem or not (words := unsupported(read)):
+            return problem
+        return f"{shown} {words}"
 
     return config, _told(words)(value)
 

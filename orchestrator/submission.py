@@ -8,14 +8,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from gpu_actor.adapter_shapes import adapter_bytes
 from gpu_actor.errors import LorayError
-from gpu_actor.footprint import (
-    BaseDescription,
-    adapter_bytes,
-    check_adapter_fits,
-    match_targets,
-    worst_micro_batch_tokens,
-)
+from gpu_actor.footprint import BaseDescription, worst_micro_batch_tokens
+from gpu_actor.start_adapter import check_adapter_fits
+from gpu_actor.targets import plan_layers
 from orchestrator.bases import BaseCatalog
 from orchestrator.field_errors import Problem, explain
 from orchestrator.field_index import dotted
@@ -133,7 +130,7 @@ def _read(jobs: Sequence[Mapping[str, Any]]) -> tuple[list[JobSpec], list[Proble
 def _misfits(spec: JobSpec, base: BaseDescription, places: Iterable[ActorView]) -> list[Problem]:
     """What of a job does not go with its base model, or with any actor."""
     source, problems = f"job {spec.name}", []
-    for check in (lambda: match_targets(base, spec.lora.target_modules), lambda: check_adapter_fits(base, spec.lora)):
+    for check in (lambda: plan_layers(base, spec.lora), lambda: check_adapter_fits(base, spec.lora)):
         try:
             check()
         except LorayError as error:

@@ -15,10 +15,10 @@ from gpu_actor.base_model import BaseModel
 from gpu_actor.base_tokenizer import load_tokenizer
 from gpu_actor.batch import MicroBatch, pack
 from gpu_actor.chatglm import glm_config, main
-from gpu_actor.checkpoint import load_adapter
 from gpu_actor.errors import BaseModelError
 from gpu_actor.inspect_base import describe_base
 from gpu_actor.load_base import load_model
+from gpu_actor.peft_layout import load_adapter
 from gpu_actor.record_types import Chat
 from gpu_actor.samples import IGNORE_INDEX
 from gpu_actor.tokenize import SampleEncoder

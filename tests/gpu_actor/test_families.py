@@ -10,8 +10,8 @@ from peft import get_peft_model
 
 from gpu_actor.base_model import BaseModel
 from gpu_actor.batch import pack
-from gpu_actor.config import LoraConfig
 from gpu_actor.errors import InvalidJobError
+from gpu_actor.lora_config import LoraConfig
 from gpu_actor.report import TenantState
 from support.engine import family_hooked, flat, make_spec, make_tenant, micro_batch, run_all
 from support.family_table import record

@@ -70,8 +70,10 @@ def test_a_neighbours_loss_times_10000_and_its_clip_change_nothing(tmp_path):
     base = tiny_hooked()
     expected = alone(base, tmp_path / "alone")
     mine, other = make_tenant(base, mine_spec(tmp_path)), make_tenant(base, neighbour_spec(tmp_path))
-    plan = other._micro_batches
-    other._micro_batches = lambda step: [dataclasses.replace(m, loss_scale=m.loss_scale * 1e4) for m in plan(step)]
+    plan = other._micro_batches.of_step
+    other._micro_batches.of_step = lambda *step: [
+        dataclasses.replace(m, loss_scale=m.loss_scale * 1e4) for m in plan(*step)
+    ]
     run_all(base, [mine, other])
     assert same_bytes(flat(mine), expected)
 

@@ -7,12 +7,15 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from gpu_actor.adapter_weights import AdapterWeights
 from gpu_actor.batch import pack
-from gpu_actor.config import LoraConfig
+from gpu_actor.dropout import dropout_mask, dropped_share
 from gpu_actor.errors import InvalidJobError
-from gpu_actor.lora import AdapterWeights, MultiAdapterLinear, dropout_mask, dropped_share
+from gpu_actor.lora import MultiAdapterLinear
+from gpu_actor.lora_config import LoraConfig
 from gpu_actor.objectives import supervised_losses
 from gpu_actor.routing import Routing
+from gpu_actor.targets import LayerPlan
 from support.engine import micro_batch, tiny_hooked
 from support.oracle import adapter_tensors, peft_model, peft_tensor
 from support.tiny import tiny_model
@@ -61,7 +64,12 @@ def test_gradcheck_with_a_fixed_dropout_mask(dropout, conv):
     linear = (Conv1D(5, 6) if conv else nn.Linear(6, 5)).double().requires_grad_(False)
     routing = Routing(CPU)
     layer = MultiAdapterLinear(linear, 0, routing)
-    weights = AdapterWeights(LoraConfig(r=2, lora_alpha=3, lora_dropout=dropout), {0: ("x", 6, 5)}, CPU, torch.float64)
+    weights = AdapterWeights(
+        LoraConfig(r=2, lora_alpha=3, lora_dropout=dropout),
+        {0: (LayerPlan("x", 6, 5, 2, 1.5), linear)},
+        CPU,
+        torch.float64,
+    )
     weights.flat.data.normal_()
     routing.segments = pack([micro_batch(weights, [4], dropout_seed=9), micro_batch(None, [3])], CPU).segments
     x = torch.randn(1, 7, 6, dtype=torch.float64, requires_grad=True)
@@ -91,7 +99,9 @@ def test_dropout_keeps_the_expected_share_and_rescales():
     linear = nn.Linear(500, 2).requires_grad_(False)
     routing = Routing(CPU)
     layer = MultiAdapterLinear(linear, 0, routing)
-    weights = AdapterWeights(LoraConfig(r=1, lora_alpha=1, lora_dropout=0.3), {0: ("x", 500, 2)}, CPU)
+    weights = AdapterWeights(
+        LoraConfig(r=1, lora_alpha=1, lora_dropout=0.3), {0: (LayerPlan("x", 500, 2, 1, 1.0), linear)}, CPU
+    )
     weights.flat.data.fill_(0.1)
     routing.segments = pack([micro_batch(weights, [400], dropout_seed=3)], CPU).segments
     dropped = (layer(like[None]) - linear(like)).mean()

@@ -72,7 +72,7 @@ def test_loss_counts_labelled_tokens_and_nothing_else():
 
 def test_loss_in_chunks_equals_loss_at_once(monkeypatch):
     from gpu_actor import token_losses
-    from gpu_actor.config import LoraConfig
+    from gpu_actor.lora_config import LoraConfig
 
     base = tiny_hooked(dtype=torch.float64)
     found = []

@@ -9,11 +9,14 @@ from peft import PeftModel, get_peft_model
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
+from gpu_actor.adapter_shapes import adapter_bytes, adapter_parameters
 from gpu_actor.base_model import BaseModel
 from gpu_actor.batch import pack
 from gpu_actor.errors import AdapterError, InvalidJobError
-from gpu_actor.footprint import adapter_bytes, adapter_parameters, check_adapter_fits, match_targets
 from gpu_actor.inspect_base import describe_base
+from gpu_actor.lora_config import LoraConfig
+from gpu_actor.start_adapter import check_adapter_fits
+from gpu_actor.targets import plan_layers
 from support.engine import make_spec, make_tenant, micro_batch, run_all
 from support.oracle import adapter_tensors, largest_difference
 from support.tiny import tiny_model, token_rows
@@ -127,16 +130,14 @@ def test_a_base_is_described_without_its_weights(tiny_base, base):
     assert description == base.description.__class__.from_dict({**base.description.to_dict(), "ref": tiny_base})
     assert len(description.linears) == 14
     assert description.parameters == sum(p.numel() for p in tiny_model().parameters())
-    assert [s.name for s in match_targets(description, ["down_proj"])] == [
+    assert [s.name for s in plan_layers(description, LoraConfig(target_modules=["down_proj"]))] == [
         f"model.layers.{i}.mlp.down_proj" for i in (0, 1)
     ]
     with pytest.raises(InvalidJobError, match="lm_head"):
-        match_targets(description, ["lm_head"])
+        plan_layers(description, LoraConfig(target_modules=["lm_head"]))
 
 
 def test_the_predicted_size_of_an_adapter_is_its_size(base):
-    from gpu_actor.config import LoraConfig
-
     lora = LoraConfig(r=8, target_modules=["q_proj", "gate_proj"])
     weights = base.new_adapter(lora)
     assert adapter_parameters(base.description, lora) == weights.parameters

@@ -5,7 +5,8 @@ import torch
 from sample_tokenizers import byte_level_tokenizer
 
 from gpu_actor.batch import pack
-from gpu_actor.config import LoraConfig, TrainingConfig
+from gpu_actor.config import TrainingConfig
+from gpu_actor.lora_config import LoraConfig
 from gpu_actor.micro_batches import MicroBatches
 from gpu_actor.objectives import segment_losses
 from gpu_actor.preference import PairSums, PreferenceLoss, pair_losses

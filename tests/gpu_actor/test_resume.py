@@ -145,7 +145,7 @@ def test_a_checkpoint_appears_whole_and_older_ones_go(tmp_path, monkeypatch):
     def dies(*_):
         raise KeyboardInterrupt  # the process ends while the next checkpoint is half written
 
-    monkeypatch.setattr(checkpoint, "_write_json", dies)
+    monkeypatch.setattr(checkpoint, "write_json", dies)
     with pytest.raises(KeyboardInterrupt):
         tenant.save_checkpoint()
     monkeypatch.undo()

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from gpu_actor.config import DatasetConfig, LoraConfig, TrainingConfig
+from gpu_actor.config import DatasetConfig, TrainingConfig
 from gpu_actor.errors import ClusterUnavailableError, IllegalTransitionError, JobNotFoundError
+from gpu_actor.lora_config import LoraConfig
 from orchestrator.job import JobSpec, QueueConfig
 from support.cluster import start_orchestrator, stop_orchestrator, wait_until
 from support.tiny import tiny_model, token_rows, write_rows
@@ -165,7 +166,7 @@ def test_an_idle_actor_changes_its_base_and_a_busy_one_does_not(orchestrator, ma
 
 def test_the_more_urgent_job_goes_first_when_memory_is_short(orchestrate, make):
     """Room for one adapter of rank 64 and not for two."""
-    from gpu_actor.footprint import adapter_bytes
+    from gpu_actor.adapter_shapes import adapter_bytes
     from gpu_actor.inspect_base import describe_base
     from orchestrator.scheduler import estimate
     from orchestrator.scheduler.view import ActorShape

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from gpu_actor.config import AdapterSpec, DatasetConfig, LoraConfig, TrainingConfig
+from gpu_actor.config import AdapterSpec, DatasetConfig, TrainingConfig
 from gpu_actor.errors import IllegalTransitionError, InvalidJobError, LorayError
+from gpu_actor.lora_config import LoraConfig
 from gpu_actor.model_store import is_hub_id, loray_home, resolve_base_model
 from orchestrator.job import TERMINAL, JobFileError, JobSpec, JobState, Problem, QueueConfig, check_transition
 from orchestrator.job_file import load_jobs

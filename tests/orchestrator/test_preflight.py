@@ -24,7 +24,9 @@ Make = Callable[..., JobSpec]
 
 def adapter(folder: Path, **config: Any) -> Path:
     folder.mkdir()
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8, **config}))
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 8, "lora_alpha": 8, "target_modules": ["q_proj"], **config})
+    )
     (folder / "adapter_model.safetensors").write_bytes(b"x")
     return folder
 
@@ -185,9 +187,23 @@ def test_a_hub_id_is_left_to_the_hub_unless_it_is_cut_off(make: Make, tmp_path: 
 @pytest.mark.parametrize(
     ("change", "field", "words"),
     [
-        ({"peft_type": "IA3"}, "lora.init_adapter", "has the peft_type 'IA3'; allowed: 'LORA'"),
+        ({"peft_type": "IA3"}, "lora.init_adapter", "has the peft_type 'IA3'; allowed: 'LORA', 'VERA'"),
+        ({"peft_type": "VERA"}, "lora.init_adapter", "has lora_alpha 8, which is not known to Loray"),
         ({"r": 16}, "lora.r", "8 differs: the adapter in"),
-        ({"r": None}, "lora.r", "has rank null"),
+        ({"r": None}, "lora.init_adapter", "lacks r"),
+        ({"init_lora_weights": "pissa_niter_4"}, "lora.init_adapter", "path_initial_model_for_weight_conversion"),
+        ({"init_lora_weights": "eva"}, "lora.init_adapter", "has init_lora_weights 'eva', which PEFT has and Loray"),
+        (
+            {"modules_to_save": ["lm_head"]},
+            "lora.init_adapter",
+            "has modules_to_save ['lm_head'], which is PEFT's word for training whole modules",
+        ),
+        (
+            {"bias": "lora_only"},
+            "lora.init_adapter",
+            "has bias 'lora_only', which is PEFT's word for training the base's biases",
+        ),
+        ({"from_the_future": 3}, "lora.init_adapter", "has from_the_future 3, which is not known to Loray"),
     ],
 )
 def test_a_start_adapter_of_another_shape(make: Make, tmp_path: Path, change: dict[str, Any], field: str, words: str):

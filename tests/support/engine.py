@@ -6,10 +6,11 @@ import torch
 from gpu_actor.adapter import Tenant
 from gpu_actor.base_model import BaseModel
 from gpu_actor.batch import MicroBatch
-from gpu_actor.config import AdapterSpec, DatasetConfig, LoraConfig, TrainingConfig
+from gpu_actor.config import AdapterSpec, DatasetConfig, TrainingConfig
 from gpu_actor.dataset import load_dataset
-from gpu_actor.footprint import check_adapter_fits
+from gpu_actor.lora_config import LoraConfig
 from gpu_actor.references import read_reference
+from gpu_actor.start_adapter import check_adapter_fits
 from gpu_actor.trainer import CoTrainer
 from support.tiny import family_model, tiny_model, token_rows, write_rows
 

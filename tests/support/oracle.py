@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from peft import LoraConfig as PeftLoraConfig
+from peft import VeraConfig as PeftVeraConfig
 from peft import get_peft_model
 from transformers import Trainer, TrainingArguments
+
+from gpu_actor.adapter_shapes import trained_tensors
 
 _IGNORED = -100
 
@@ -30,33 +33,67 @@ class Padded:
         }
 
 
-def peft_model(model, lora, start=None):
-    """PEFT's model of an adapter; `start` maps (module name, "A" or "B") to the start values."""
-    config = PeftLoraConfig(
-        r=lora.r,
+def peft_config(lora):
+    """PEFT's own configuration of an adapter of ours."""
+    shared = {
+        "r": lora.r,
+        "target_modules": lora.target_modules,
+        "layers_to_transform": lora.layers_to_transform,
+        "layers_pattern": lora.layers_pattern,
+        "task_type": "CAUSAL_LM",
+    }
+    if lora.peft_type == "VERA":
+        return PeftVeraConfig(
+            vera_dropout=lora.vera_dropout,
+            d_initial=lora.d_initial,
+            projection_prng_key=lora.projection_prng_key,
+            save_projection=lora.save_projection,
+            **shared,
+        )
+    return PeftLoraConfig(
         lora_alpha=lora.lora_alpha,
         lora_dropout=lora.lora_dropout,
-        target_modules=lora.target_modules,
         use_rslora=lora.use_rslora,
-        task_type="CAUSAL_LM",
+        use_dora=lora.use_dora,
+        init_lora_weights=lora.init_lora_weights,
+        exclude_modules=lora.exclude_modules,
+        rank_pattern=lora.rank_pattern,
+        alpha_pattern=lora.alpha_pattern,
+        **shared,
     )
-    wrapped = get_peft_model(model, config, autocast_adapter_dtype=False)
+
+
+def peft_model(model, lora, start=None):
+    """PEFT's model of an adapter; `start` maps (module name, tensor) to the start values."""
+    wrapped = get_peft_model(model, peft_config(lora), autocast_adapter_dtype=False)
     for (name, which), values in (start or {}).items():
         peft_tensor(wrapped, name, which).data.copy_(values)
+    if lora.peft_type == "VERA":  # PEFT keeps the shared matrices in fp32 whatever the model's precision is
+        for shared in (wrapped.base_model.vera_A, wrapped.base_model.vera_B):
+            shared["default"] = shared["default"].to(model.dtype)
     return wrapped
 
 
+_PEFT_NAMES = {
+    "A": "lora_A.default.weight",
+    "B": "lora_B.default.weight",
+    "magnitude_vector": "lora_magnitude_vector.default.weight",
+    "vera_lambda_b": "vera_lambda_b.default",
+    "vera_lambda_d": "vera_lambda_d.default",
+}
+
+
 def peft_tensor(wrapped, name, which):
-    """The A or B of one module in a PEFT model."""
-    return wrapped.get_parameter(f"base_model.model.{name}.lora_{which}.default.weight")
+    """A trained tensor of one module in a PEFT model; `which` is A, B, magnitude_vector, vera_lambda_b or _d."""
+    return wrapped.get_parameter(f"base_model.model.{name}.{_PEFT_NAMES[which]}")
 
 
-def adapter_tensors(weights):
-    """The tensors of an adapter of ours, by (module name, which), copied."""
+def adapter_tensors(weights, gradients=False):
+    """The tensors of an adapter of ours (or their gradients), by (module name, which), copied."""
     return {
-        (weights.names[index], which): tensor.detach().clone()
-        for index, pair in weights.layers.items()
-        for which, tensor in zip("AB", pair, strict=True)
+        (weights.names[index], spec.name.removeprefix("lora_")): tensor.detach().clone()
+        for index, tensors in (weights.gradients if gradients else weights.layers).items()
+        for spec, tensor in zip(trained_tensors(weights.lora, weights.plans[index]), tensors, strict=True)
     }
 
 

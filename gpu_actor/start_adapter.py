@@ -1,0 +1,92 @@
+"""Does a start adapter fit its base and its job? Decided from two headers, without reading a weight."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+from gpu_actor.adapter_shapes import file_shapes
+from gpu_actor.errors import AdapterError
+from gpu_actor.footprint import BaseDescription
+from gpu_actor.lora_config import LoraConfig
+from gpu_actor.peft_config import read_peft_config
+from gpu_actor.targets import LayerPlan, plan_layers
+
+_LONGEST_HEADER = 100_000_000
+
+
+def check_adapter_fits(base: BaseDescription, lora: LoraConfig) -> None:
+    """Check that `lora.init_adapter` has exactly the tensors and the scale that this base and this job call for.
+
+    Raises:
+        AdapterError: It is of another kind, or a tensor is missing, superfluous or of another shape; the message
+            names the first of them.
+    """
+    if lora.init_adapter is None:
+        return
+    saved = read_peft_config(Path(lora.init_adapter))
+    layers = plan_layers(base, lora)
+    _check_same_function(lora, saved, layers)
+    path = Path(lora.init_adapter) / "adapter_model.safetensors"
+    found = {name: tuple(entry["shape"]) for name, entry in read_safetensors_header(path).items()}
+    wanted = file_shapes(lora, layers, projections=saved.save_projection)
+    for name, shape in wanted.items():
+        if found.get(name) != shape:
+            has = f"has shape {list(found[name])}" if name in found else "is missing"
+            raise AdapterError(
+                f"lora.init_adapter: {lora.init_adapter} does not fit {base.ref}: {name} {has}, wanted {list(shape)} "
+                f"(r={lora.r}, target_modules={lora.target_modules!r}); use the base model, rank and targets that "
+                f"the adapter was trained with"
+            )
+    extra = sorted(set(found) - set(wanted))
+    if extra:
+        raise AdapterError(
+            f"lora.init_adapter: {lora.init_adapter} has {len(extra)} tensors that this job would not train, such as "
+            f"{extra[0]}; list their modules in lora.target_modules"
+        )
+
+
+def _check_same_function(lora: LoraConfig, saved: LoraConfig, layers: tuple[LayerPlan, ...]) -> None:
+    """An adapter that is applied otherwise than it was trained would start as another adapter, without a word."""
+    for field in ("peft_type", "lora_alpha", "use_rslora", "use_dora", "projection_prng_key"):
+        there, here = getattr(saved, field), getattr(lora, field)
+        if there != here:
+            raise AdapterError(
+                f"lora.init_adapter: {lora.init_adapter} was trained with {field} {_words(there)}, this job has "
+                f"{_words(here)}; set lora.{field}: {_words(there)}"
+            )
+    for layer in layers:
+        there, here = saved.alpha_of(layer.name), lora.alpha_of(layer.name)
+        if there != here:
+            raise AdapterError(
+                f"lora.init_adapter: {lora.init_adapter} was trained with a lora_alpha of {there:g} at {layer.name}, "
+                f"this job has {here:g} there; set lora.alpha_pattern: {saved.alpha_pattern}"
+            )
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def read_safetensors_header(path: Path) -> dict[str, Any]:
+    """Names, dtypes and shapes of a safetensors file, without its data.
+
+    Raises:
+        AdapterError: The file is not safetensors or is cut short.
+    """
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > _LONGEST_HEADER:
+                raise ValueError("header too long")
+            header = json.loads(file.read(length))
+            if not isinstance(header, dict):
+                raise ValueError("header is no object")
+    except (OSError, ValueError, struct.error) as error:
+        raise AdapterError(f"{path}: not a readable safetensors file ({error}); copy or export it again") from None
+    header.pop("__metadata__", None)
+    return header
