@@ -65,7 +65,9 @@ class Controller:
         self._fleet = Fleet(config, self._store, env_vars)
         self._bases = BaseCatalog(env_vars, config.trust_remote_code)
         self._admission = Admission(self._store, self._fleet, self._bases, config.allowed_roots)
-        self._reconciler = Reconciler(self._store, self._fleet, self._bases, self._started, self._over)
+        self._reconciler = Reconciler(
+            self._store, self._fleet, self._bases, self._started, self._over, config.scheduler.policy
+        )
         self._metrics = Metrics()
         self._since = time.time()
         self._trouble: str | None = None
