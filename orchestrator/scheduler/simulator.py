@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from orchestrator.scheduler.gantt import Segment
 from orchestrator.scheduler.policy import decide
 from orchestrator.scheduler.trace import Profile, TraceJob, Work, work_of
 from orchestrator.scheduler.view import ActorShape, ActorState, ActorView, ClusterView, JobView, Plan
@@ -22,16 +23,6 @@ from orchestrator.scheduler.view import ActorShape, ActorState, ActorView, Clust
 _View = TypeVar("_View", JobView, ActorView)
 _TICK_S = 60.0  # when nothing else happens although jobs wait
 _MOST_TICKS = 10_000
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A job on an actor, from its attachment to its leaving."""
-
-    job: str
-    lane: str
-    start: float
-    end: float
 
 
 @dataclass(frozen=True)

@@ -111,10 +111,10 @@ def read_trace(path: Path) -> list[TraceJob]:
     source = str(path)
     try:
         with Path(path).open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+            reader = csv.DictReader(file)
+            rows, found = list(reader), reader.fieldnames or ()
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise TraceError([Problem(source, "", f"cannot be read as CSV: {error}; give a file with a header")]) from None
-    found = tuple(rows[0]) if rows else ()
     missing = [name for name in _COLUMNS[:-1] if name not in found]
     if missing or len(rows) > _MOST_JOBS:
         words = f"lacks the column {', '.join(missing)}" if missing else f"has more than {_MOST_JOBS} rows"
