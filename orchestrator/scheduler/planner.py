@@ -28,6 +28,9 @@ class Planner:
         self._vain: dict[int, tuple[float, float]] = {}  # base model -> bytes, tokens for which no place can be kept
         for job in np.flatnonzero(self._jobs.at >= 0):
             self._places.attached[self._jobs.at[job]].append(int(job))
+        self._rehosts: dict[int, str] = {}
+        if policy.rebalances:
+            self._rehosts = hosting.rebalance(self._places, self._jobs, self._bases)
         self._policy = policy(self._jobs, self._places)
         self._order = self._policy.order()
 
@@ -37,9 +40,10 @@ class Planner:
         self._settle()
         for job in self._candidates():
             self._place(job)
-        queued = [int(job) for job in self._order if self._asked[job] and self._jobs.at[job] < 0]
-        rehosts = hosting.change_bases(self._places, self._jobs, self._bases, queued)
-        return self._differences(queued, rehosts, words)
+        queued = self._order[(self._asked & (self._jobs.at < 0))[self._order]].tolist()
+        more = not self._policy.rebalances
+        self._rehosts |= hosting.change_bases(self._places, self._jobs, self._bases, queued, more=more)
+        return self._differences(queued, words)
 
     # -- who is not asked ----------------------------------------------------------------------------------------
 
@@ -179,16 +183,16 @@ class Planner:
 
     # -- the plan ------------------------------------------------------------------------------------------------
 
-    def _differences(self, queued: list[int], rehosts: dict[int, str], words: bool) -> Plan:
+    def _differences(self, queued: list[int], words: bool) -> Plan:
         jobs, places, target = self._jobs, self._places, self._target
         names = [job.id for job in jobs.views]
         ids = [place.id for place in places.views]
         present = places.present()
         placements: dict[int, int] = {}
         after: dict[int, int] = {}
-        for job in queued:
+        for job in (job for job in queued if target[job] >= 0):
             place = int(target[job])
-            if place < 0 or not places.ready[place]:
+            if not places.ready[place]:
                 continue
             if present.fits_at(place, jobs.bytes[job], jobs.worst[job]):
                 present.add(place, jobs.bytes[job], jobs.worst[job])
@@ -207,7 +211,7 @@ class Planner:
             after={names[job]: ids[place] for job, place in {**after, **moves}.items()},
             waiting={names[job]: why.waits(job, after.get(job)) if why else "" for job in waiting},
             rejections={names[job]: text for job, text in self._rejections.items()},
-            rehosts={ids[place]: ref for place, ref in rehosts.items()},
+            rehosts={ids[place]: ref for place, ref in self._rehosts.items()},
             order=self._batch_order(names, ids),
         )
 

@@ -182,6 +182,7 @@ class Places:
         self.load = np.array([actor.load_seconds for actor in actors], np.float64)
         self.budget = np.array([actor.shape.token_budget for actor in actors], np.float64)
         self.kept_for = np.full(self.count, -1, np.int64)
+        self.closed = np.zeros(self.count, bool)  # to be emptied for another base model
         self.attached: list[list[int]] = [[] for _ in actors]
         self.pending = np.zeros(self.count, np.int64)  # attached jobs of which nobody has decided yet
         self.planned: list[list[int]] = [[] for _ in actors]
@@ -213,7 +214,7 @@ class Places:
 
     def hosts(self, base: int) -> Mask:
         """Places that jobs of a base model can count on."""
-        mask: Mask = (self.base == base) & (self.ready | self.starting)
+        mask: Mask = (self.base == base) & (self.ready | self.starting) & ~self.closed
         return mask
 
     def may_host(self, place: int, base: str) -> bool:
@@ -246,6 +247,7 @@ class Places:
         """Plan another base model for an idle place."""
         self.base[place] = self._bases.index(base)
         self.states[place] = ActorState.STARTING
+        self.vacant -= int(self.ready[place])
         self.ready[place], self.starting[place] = False, True
         self.room.rebase(place, *self._memory(place, base))
 

@@ -15,11 +15,14 @@ class Policy:
     Attributes:
         name: As the cluster file and the command line call it.
         preempts: Whether it may take running jobs off their actors.
+        rebalances: Whether a place changes its base model as soon as that is worth the loading (`hosting.rebalance`),
+            and not only when it is idle and somebody waits.
         turn: Why a job waits that no actor takes although there is memory; `{base}` is its base model.
     """
 
     name: ClassVar[str]
     preempts: ClassVar[bool] = False
+    rebalances: ClassVar[bool] = False
     turn: ClassVar[str] = "every actor that hosts {base} has its share of jobs"
 
     def __init__(self, jobs: Jobs, places: Places) -> None:

@@ -19,6 +19,7 @@ class CoSrpt(Policy):
 
     name = "cosrpt"
     preempts = True
+    rebalances = True
     turn: ClassVar[str] = "jobs with less work left for their weight go first on {base}"
 
     def __init__(self, jobs: Jobs, places: Places) -> None:
