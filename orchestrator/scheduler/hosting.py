@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from orchestrator.scheduler.table import Ints, Jobs, Places
+from orchestrator.scheduler.table import Ints, Jobs, Mask, Places
 from orchestrator.scheduler.view import ActorState
 
 _CLEARLY = 1.5  # times its loss by which a change of base models must gain
@@ -80,7 +80,11 @@ def rebalance(places: Places, jobs: Jobs, bases: Sequence[str]) -> dict[int, str
     backlogs = [_Backlog(jobs, np.flatnonzero((jobs.base == number) & ~jobs.lost)) for number in range(len(bases))]
     hosts = [int(places.hosts(number).sum()) for number in range(len(bases))]
     rehosts: dict[int, str] = {}
-    sources = [place for place in range(places.count) if _may_change(places, jobs, place)]
+    sources = [
+        place
+        for place in range(places.count)
+        if _may_change(places, jobs, place) and not _needed(places, backlogs, bases, place)
+    ]
     while sources:
         best = max(
             (
@@ -113,20 +117,21 @@ class _Backlog:
         by = np.argsort(seconds / jobs.weight[mine], kind="stable")
         self._seconds, self._weight = seconds[by], jobs.weight[mine][by]
         self.weight = float(self._weight.sum())
-        self._age = float(np.dot(jobs.waited[mine][by], self._weight))
+        self._age = float(np.dot(jobs.age[mine][by], self._weight))
         self._known: dict[int, float] = {}
         self._bytes, self._worst = jobs.bytes[mine], jobs.worst[mine]
 
-    def fits(self, limit: float, fixed: float, per_token: float, cap: float) -> bool:
-        """Whether any of the jobs fits alone on a place."""
-        needs = fixed + self._bytes + per_token * np.maximum(cap, self._worst)
-        return bool((needs <= limit).any())
+    def fits(self, limit: float, fixed: float, per_token: float, cap: float) -> Mask:
+        """Which of the jobs fit alone on a place."""
+        mask: Mask = fixed + self._bytes + per_token * np.maximum(cap, self._worst) <= limit
+        return mask
 
     def waits(self, places: int, load: float) -> float:
         """F: weighted seconds that the jobs wait for each other, if they go round the places shortest first.
 
         Args:
-            places: How many; without any they wait for a load there and back and as long again as they have waited.
+            places: How many; without any they wait for a load there and back, and as long again as they are old, so
+                that no base model waits for ever for one whose jobs come and go.
             load: Seconds.
         """
         if not places:
@@ -149,6 +154,21 @@ def _may_change(places: Places, jobs: Jobs, place: int) -> bool:
     return calm and all(jobs.movable[job] for job in places.attached[place])
 
 
+def _needed(places: Places, backlogs: Sequence[_Backlog], bases: Sequence[str], place: int) -> bool:
+    """Whether a job fits on this place and on no other host of its base model."""
+    base = int(places.base[place])
+    if base < 0:
+        return False
+    mine = places.kind(place, bases[base])
+    others = {
+        places.kind(other, bases[base]) for other in np.flatnonzero(places.hosts(base)).tolist() if other != place
+    }
+    if not others or mine in others:
+        return False
+    elsewhere = np.any([backlogs[base].fits(*kind) for kind in others], axis=0)
+    return bool((backlogs[base].fits(*mine) & ~elsewhere).any())
+
+
 def _pairs(places: Places, sources: Sequence[int], bases: Sequence[str]) -> list[tuple[int, int]]:
     """Places and base models that they could change to; of places that are alike only the first."""
     seen: set[object] = set()
@@ -168,7 +188,7 @@ def _worth(
 ) -> float:
     """Weighted seconds that a change gains, beyond what it must."""
     load, old = float(places.load[place]), int(places.base[place])
-    if not backlogs[base].fits(*places.kind(place, ref)):
+    if not backlogs[base].fits(*places.kind(place, ref)).any():
         return 0.0
     gain = backlogs[base].waits(hosts[base], load) - backlogs[base].waits(hosts[base] + 1, load)
     loss = 0.0

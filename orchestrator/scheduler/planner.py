@@ -104,7 +104,7 @@ class Planner:
                 patient |= (jobs.bytes[some] >= size) & (jobs.worst[some] >= tokens)
             hosts = places.hosts(int(base)) & (places.kept_for < 0)
             if not hosts.any():
-                hopeful[mine] = ~patient
+                hopeful[mine] = ~patient & (not self._policy.rebalances)
                 continue
             fits = places.room.may_fit(hosts, jobs.bytes[some], jobs.worst[some])
             hopeful[mine] = self._policy.hopeful(some, hosts) & (fits | ~patient)
@@ -123,8 +123,12 @@ class Planner:
         cost = np.where(places.room.fits(jobs.bytes[job], jobs.worst[job]), wanted, np.inf)
         if np.isfinite(cost).any():
             self._put(job, self._stay_or_go(job, here, cost) if here >= 0 else self._go(job, cost))
-        elif here < 0 and jobs.waited[job] >= PATIENCE_S and (np.isfinite(wanted).any() or not hosts.any()):
+        elif here < 0 and jobs.waited[job] >= PATIENCE_S and self._may_keep(wanted, hosts):
             self._keep(job)
+
+    def _may_keep(self, wanted: Floats, hosts: Mask) -> bool:
+        """Whether it is for want of memory, or of a host that nobody else sees to, that a job finds no place."""
+        return bool(np.isfinite(wanted).any()) or not (hosts.any() or self._policy.rebalances)
 
     def _content(self, job: int, here: int) -> bool:
         """Whether a running job stays without a further look: it is wanted and fits, and no place is empty."""

@@ -212,7 +212,7 @@ def test_a_job_with_more_priority_is_never_worse_off(seen, policy, data):
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(clusters(), policies)
 def test_every_job_gets_its_turn(seen, policy):
     """When every loading ends, nothing is blocked and running jobs end one after another, all that is queued starts."""

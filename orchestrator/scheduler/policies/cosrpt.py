@@ -11,11 +11,17 @@ from orchestrator.scheduler.table import Floats, Ints, Jobs, Mask, Places
 
 PATIENT = 5.0  # slowdown up to which a job is patient; beyond it its weight grows
 AGE_POWER = 2.0
-FUTURE_LEAST, FUTURE_MOST, FUTURE_PER_JOB = 2.0, 2.0, 1.0  # f, by jobs per actor
+FUTURE_PER_JOB, FUTURE_MOST = 0.1, 2.0  # f, the overhead saved for jobs still to come, by jobs per actor
 
 
 class CoSrpt(Policy):
-    """The default."""
+    """The default.
+
+    A group that runs together to its end costs, beside everybody's time alone, the sum over pairs of
+    min(n_i, n_j) (w_i v_j + w_j v_i). So two jobs, k the shorter one, should share a step exactly when
+    w_k v_j < w_j a. For many: lambda = a / g is the overhead that a step charges a job in a group of g, and a job
+    shares a step where weight there * v <= lambda (1 + f) K, with K the weight behind it on an actor.
+    """
 
     name = "cosrpt"
     preempts = True
@@ -23,6 +29,7 @@ class CoSrpt(Policy):
     turn: ClassVar[str] = "jobs with less work left for their weight go first on {base}"
 
     def __init__(self, jobs: Jobs, places: Places) -> None:
+        """Weigh the jobs by their age, and find the group sizes."""
         super().__init__(jobs, places)
         alone = np.maximum(jobs.total * (jobs.shared + jobs.added), 1e-9)
         slow = jobs.age / alone
@@ -37,7 +44,7 @@ class CoSrpt(Policy):
         """The group size g of one base model, and from it the overhead that a step charges a job."""
         jobs = self.jobs
         a = jobs.shared[mine]
-        f = min(FUTURE_MOST, max(FUTURE_LEAST, FUTURE_PER_JOB * len(mine) / actors))
+        f = min(FUTURE_MOST, FUTURE_PER_JOB * len(mine) / actors)
         lam = a
         keep = np.zeros(len(mine))
         for _ in range(2):
