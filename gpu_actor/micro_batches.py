@@ -55,7 +55,7 @@ class MicroBatches:
             for samples in (data.train, data.val)
         )
 
-    def of_step(self, number: int, plan: StepPlan, split: int, most: int | None) -> list[MicroBatch]:
+    def of_step(self, number: int, plan: StepPlan, split: int, most: int | None = None) -> list[MicroBatch]:
         """The micro-batches of optimizer step `number` (from 0), in `split` parts each, of `most` tokens at most."""
         groups = plan.micro_batches
         first = number * len(groups)
@@ -63,7 +63,7 @@ class MicroBatches:
         seeds = [mix_seed(seed, first + place) for place in range(len(groups))]
         return [part for whole in self._make(self._train, groups, seeds) for part in whole.parts(split, most)]
 
-    def of_evaluation(self, split: int, most: int | None) -> list[MicroBatch]:
+    def of_evaluation(self, split: int, most: int | None = None) -> list[MicroBatch]:
         """The held-out samples without dropout; the losses add up to the mean over all of them."""
         size = self._training.per_device_train_batch_size
         count = len(self._val.samples)

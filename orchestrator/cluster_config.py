@@ -15,6 +15,7 @@ from gpu_actor.model_store import is_local_model, looks_like_path, loray_home
 from gpu_actor.strict import Strict
 from orchestrator.field_errors import Problem, ProblemsError, explain, show
 from orchestrator.field_index import dotted
+from orchestrator.scheduler.policy import DEFAULT, POLICIES
 from orchestrator.yaml_file import read_document
 
 _UNITS = {"": 1, "B": 1} | {
@@ -96,8 +97,19 @@ class ActorConfig(Strict):
 class SchedulerConfig(Strict):
     """How jobs are placed."""
 
-    policy: Literal["priority"] = Field(default="priority", description="`priority`: higher first, then by arrival.")
+    policy: str = Field(
+        default=DEFAULT,
+        description="Who trains where. `cosrpt`: shortest remaining work first, shared steps where they pay; `srpt`: "
+        "the same, one job per actor; `fifo`, `fifo-4`, `fifo-memory`: by arrival, 1, 4 or as many per actor as fit.",
+    )
     tick_seconds: float = Field(default=0.5, gt=0, le=60, description="Seconds between two looks at the cluster.")
+
+    @field_validator("policy")
+    @classmethod
+    def _policy(cls, value: str) -> str:
+        if value not in POLICIES:
+            raise ValueError(f"is not allowed; allowed: {', '.join(POLICIES)}")
+        return value
 
 
 class ClusterConfig(Strict):

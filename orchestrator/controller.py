@@ -67,7 +67,9 @@ class Controller:
         self._admission = Admission(
             self._store, self._fleet, self._bases, config.allowed_roots, allow_pickle=config.allow_pickle
         )
-        self._reconciler = Reconciler(self._store, self._fleet, self._bases, self._started, self._over)
+        self._reconciler = Reconciler(
+            self._store, self._fleet, self._bases, self._started, self._over, config.scheduler.policy
+        )
         self._metrics = Metrics()
         self._since = time.time()
         self._trouble: str | None = None

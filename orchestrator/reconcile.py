@@ -21,7 +21,7 @@ from orchestrator.fleet import Fleet, Loss, LossKind, Member
 from orchestrator.job import TERMINAL, JobState
 from orchestrator.job_folder import discard_checkpoints, write_job_file
 from orchestrator.job_view import progress_of
-from orchestrator.scheduler.policy import decide
+from orchestrator.scheduler.policy import DEFAULT, decide
 from orchestrator.scheduler.view import ActorState, ClusterView, JobView, Plan
 from orchestrator.store import JobRecord, Store
 from orchestrator.submission import scheduling_view
@@ -49,6 +49,7 @@ class Reconciler:
         bases: BaseCatalog,
         on_start: Callable[[JobRecord], None],
         on_end: Callable[[JobRecord], None],
+        policy: str = DEFAULT,
     ) -> None:
         """Nothing happens before the first tick.
 
@@ -58,9 +59,11 @@ class Reconciler:
             bases: Descriptions of base models.
             on_start: Told of each job that was given to an actor.
             on_end: Told of each job that is over.
+            policy: Name of the scheduler's policy.
         """
         self._store, self._fleet, self._bases = store, fleet, bases
         self._on_start, self._on_end = on_start, on_end
+        self._policy = policy
         self.live: dict[str, dict[str, Any]] = {}
         self._unwritten: set[str] = set()
         self._written = 0.0
@@ -232,7 +235,7 @@ class Reconciler:
     def _plan(self) -> Plan:
         """What the policy wants, with the jobs whose base model nobody has described yet among those that wait."""
         view, held = self._look()
-        plan = decide(view)
+        plan = decide(view, self._policy)
         return replace(plan, waiting={**plan.waiting, **held})
 
     def _look(self) -> tuple[ClusterView, dict[str, str]]:

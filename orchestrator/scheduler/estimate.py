@@ -20,7 +20,7 @@ from orchestrator.scheduler.view import ActorShape, MemoryModel, SpeedModel
 # Interpreter and libraries on a CPU; context, kernels and fragmentation on an accelerator.
 RESERVE_BYTES = {"cpu": 640 * 2**20, "cuda": 1024 * 2**20}
 
-_FORGET = 0.995  # per measurement: a few hundred of them are remembered
+_FORGET = 0.99  # per measurement: about a hundred of them are remembered
 _NOISE = 0.03**2  # variance of one relative error
 _MOST_SPREAD = 4.0  # of a coefficient, in squares of its guess
 
@@ -46,14 +46,14 @@ def prior_memory(base: BaseDescription, shape: ActorShape) -> MemoryModel:
     tokens = 2 * LOSS_CHUNK  # past it the logits no longer grow
     at, twice = (_activations(base, n, shape) for n in (tokens, 2 * tokens))
     per_token = (twice - at) / tokens
-    fixed = footprint.base_bytes(base, shape.dtype_bytes) + RESERVE_BYTES[device_kind(shape.device)]
+    fixed = footprint.base_bytes(base, shape.dtype_bytes, shape.quantization) + RESERVE_BYTES[device_kind(shape.device)]
     return MemoryModel(fixed + at - per_token * tokens, per_token, shape.token_budget)
 
 
 def prior_speed(base: BaseDescription, shape: ActorShape) -> SpeedModel:
     """The speed of an actor, guessed: a frozen weight costs 2 operations a token forward and 2 backward."""
     device = _DEVICES[device_kind(shape.device)]
-    read = 2 * footprint.base_bytes(base, shape.dtype_bytes) / device.bytes_per_second
+    read = 2 * footprint.base_bytes(base, shape.dtype_bytes, shape.quantization) / device.bytes_per_second
     flops = (6 if shape.checkpointing else 4) * base.parameters * shape.dtype_bytes / 2
     return SpeedModel(
         step_seconds=read + 2 * base.num_layers * device.layer_seconds,
@@ -164,19 +164,9 @@ class MemoryFit:
 
 
 def fixed_bytes(base: BaseDescription, shape: ActorShape) -> int:
-    """Bytes of an actor without any job."""
-    return (
-        footprint.base_bytes(base, shape.dtype_bytes, shape.quantization)
-        + _activations(base, shape.token_budget, shape)
-        + RESERVE_BYTES[device_kind(shape.device)]
-    )
-
-
-def excess_bytes(base: BaseDescription, worst_tokens: int, shape: ActorShape) -> int:
-    """Bytes of activations that a micro-batch of `worst_tokens` needs beyond those of the token budget."""
-    if worst_tokens <= shape.token_budget:
-        return 0
-    return _activations(base, worst_tokens, shape) - _activations(base, shape.token_budget, shape)
+    """Bytes of an actor without any job, as guessed: its base model, a full shared batch, the reserve."""
+    guess = prior_memory(base, shape)
+    return math.ceil(guess.fixed_bytes + guess.bytes_per_token * shape.token_budget)
 
 
 def device_kind(device: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 
 from gpu_actor.config import Quantization
 from gpu_actor.footprint import BaseDescription
@@ -124,6 +125,14 @@ class JobView:
     def weight(self) -> float:
         """Of its class in the mean turnaround."""
         return float(2.0 ** max(-MAX_CLASS, min(MAX_CLASS, self.priority)))
+
+    @cached_property
+    def row(self) -> tuple[float, ...]:
+        """Its numbers, in the order of `table.Jobs`; made once for a job that waits through many looks."""
+        left = max(self.steps_left, 1)
+        total = max(self.steps_total or left, left)
+        sizes = (self.adapter_bytes, self.worst_tokens, self.tokens, left, total)
+        return (*sizes, self.priority, self.weight, self.submitted_at, self.queued_at, self.movable)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def test_without_a_file_everything_has_a_default(monkeypatch: pytest.MonkeyPatch
     config = load_cluster_config(None)
     assert config.storage == str(tmp_path / "h")
     assert make_url(config.database_url).database == str(tmp_path / "h" / "loray.db")
-    assert (config.actors, config.scheduler.policy, config.allowed_roots) == ("auto", "priority", [])
+    assert (config.actors, config.scheduler.policy, config.allowed_roots) == ("auto", "cosrpt", [])
     assert config.trust_remote_code is False
 
 
@@ -109,7 +109,11 @@ def test_any_text_is_a_size_or_refused(text: str):
         ("tick_seconds: 1", "tick_seconds", "did you mean scheduler.tick_seconds?"),
         ("memory_limit: 1", "memory_limit", "did you mean actors[].memory_limit?"),
         ("gpus: 1", "gpus", "did you mean actors[].num_gpus?"),
-        ("scheduler: {policy: fifo}", "scheduler.policy", "'fifo' is not allowed; allowed: priority"),
+        (
+            "scheduler: {policy: lifo}",
+            "scheduler.policy",
+            "'lifo' is not allowed; allowed: fifo, fifo-4, fifo-memory, srpt, cosrpt",
+        ),
         ("scheduler: {tick_seconds: 0}", "scheduler.tick_seconds", "0 is out of range; allowed: a number above 0, up"),
         ("actors: 5", "actors", "5 is not text or a list; allowed: auto or a list of mappings"),
         ("actors: many", "actors", "'many' is not allowed; allowed: auto or"),

@@ -1,0 +1,155 @@
+"""`loray simulate`: what the policies would do with a recorded workload, and how far that is from the best possible."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.table import Table
+
+from orchestrator import display, progress, words
+from orchestrator.field_errors import Problem
+from orchestrator.scheduler import gantt
+from orchestrator.scheduler.bounds import Task, relaxed_bound, unshared_bound
+from orchestrator.scheduler.policy import DEFAULT, POLICIES
+from orchestrator.scheduler.simulator import Outcome, Simulation
+from orchestrator.scheduler.trace import Profile, TraceError, TraceJob, load_of, read_profile, read_trace, work_of
+
+REFERENCE = "fifo-4"
+
+
+def simulate(
+    trace: Annotated[Path, typer.Option("--trace", metavar="FILE.csv", help="The jobs.", show_default=False)],
+    profile: Annotated[Path, typer.Option("--profile", metavar="PROFILE.yaml", help="The device.", show_default=False)],
+    actors: Annotated[int, typer.Option("--actors", min=1, max=100_000, help="How many of these devices.")],
+    policy: Annotated[
+        str, typer.Option("--policy", metavar="A,B,C", help=f"Policies to compare: {', '.join(POLICIES)}.")
+    ] = ",".join(POLICIES),
+    noise: Annotated[
+        float, typer.Option("--noise", min=0.0, max=5.0, help="The scheduler errs about sizes by exp(N(0, NOISE)).")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the noise.")] = 0,
+    chart: Annotated[
+        Path | None,
+        typer.Option("--gantt", metavar="FILE.svg", help="Draw the first of the policies.", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Run a workload through the scheduler on a simulated clock, and compare policies; nothing is trained."""
+    names = _policies(policy)
+    jobs, device = read_trace(trace), read_profile(profile)
+    outcomes: dict[str, Outcome] = {}
+    for name in dict.fromkeys([*names, REFERENCE]):
+        record = chart is not None and name == names[0]
+        outcomes[name] = Simulation(jobs, device, actors, name, noise=noise, seed=seed, record=record).run()
+        if record and chart is not None:
+            _draw(chart, outcomes[name], name, f"{trace.name} on {words.plural(actors, 'actor')} of {device.name}")
+    result = summary(jobs, device, actors, outcomes, names)
+    if as_json:
+        progress.print_json(result)
+        return
+    console = display.make_console()
+    console.print(
+        f"{words.plural(len(jobs), 'job')}, {words.plural(actors, 'actor')} of {device.name}, "
+        f"load {result['load']:.2f}; no scheduler has a mean below {result['lower_bound_s']:,.0f} s, none without "
+        f"shared steps one below {result['no_sharing_bound_s']:,.0f} s",
+        soft_wrap=True,
+    )
+    console.print(_table(result["policies"]))
+
+
+def summary(
+    jobs: Sequence[TraceJob], profile: Profile, actors: int, outcomes: dict[str, Outcome], names: Sequence[str]
+) -> dict[str, Any]:
+    """Figures of every policy, and the bounds.
+
+    Args:
+        jobs: The trace.
+        profile: The device.
+        actors: How many.
+        outcomes: Of at least `names` and `REFERENCE`.
+        names: Policies to tell of.
+    """
+    reference = outcomes[REFERENCE]
+    ended = np.isfinite(reference.turnaround)  # the same under every policy: only what never fits is rejected
+    tasks = [
+        Task(job.arrival_s, job.steps, work_of(job, profile).added) for job, ok in zip(jobs, ended, strict=True) if ok
+    ]
+    lower = relaxed_bound(tasks, profile.step_seconds, actors) if tasks else 0.0
+    unshared = unshared_bound(tasks, profile.step_seconds, actors) if tasks else 0.0
+    mean = figures(reference)["mean_s"]
+    policies = {}
+    for name in names:
+        found = figures(outcomes[name])
+        policies[name] = {
+            **found,
+            "ratio_to_fifo_4": _ratio(found["mean_s"], mean),
+            "ratio_to_lower_bound": _ratio(found["mean_s"], lower),
+            "ratio_to_no_sharing_bound": _ratio(found["mean_s"], unshared),
+        }
+    return {
+        "jobs": len(jobs),
+        "actors": actors,
+        "load": load_of(jobs, profile, actors) if len(jobs) > 1 else 0.0,
+        "lower_bound_s": lower,
+        "no_sharing_bound_s": unshared,
+        "policies": policies,
+    }
+
+
+def figures(outcome: Outcome) -> dict[str, float]:
+    """The figures of one policy; seconds are those of the jobs that ended."""
+    ended = np.isfinite(outcome.turnaround)
+    times, alone = outcome.turnaround[ended], outcome.alone[ended]
+    p50, p95, p99 = np.percentile(times, (50, 95, 99)) if len(times) else (0.0, 0.0, 0.0)
+    return {
+        "mean_s": float(times.mean()) if len(times) else 0.0,
+        "p50_s": float(p50),
+        "p95_s": float(p95),
+        "p99_s": float(p99),
+        "makespan_s": outcome.makespan,
+        "max_slowdown": float((times / alone).max(initial=0.0)),
+        "swaps_per_job": outcome.swaps / max(len(times), 1),
+        "decision_ms": 1000 * outcome.decision_seconds / max(outcome.decisions, 1),
+        "oom_jobs": outcome.oom,
+        "rejected_jobs": outcome.rejected,
+    }
+
+
+def _ratio(value: float, reference: float) -> float | None:
+    return value / reference if reference else None
+
+
+def _policies(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    wrong = [name for name in names if name not in POLICIES]
+    if wrong or not names:
+        shown = ", ".join(wrong) or "nothing"
+        raise TraceError([Problem("--policy", "", f"{shown} is no policy; allowed: {', '.join(POLICIES)}")])
+    return list(dict.fromkeys(names))
+
+
+def _draw(path: Path, outcome: Outcome, policy: str, title: str) -> None:
+    text = gantt.render(tuple(outcome.memory), outcome.segments, outcome.memory, f"{policy}: {title}")
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        words_ = f"{path} cannot be written: {error.strerror}; name a file in a folder that exists"
+        raise TraceError([Problem("--gantt", "", words_)]) from None
+
+
+def _table(policies: dict[str, dict[str, float]]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("policy")
+    heads = ("mean s", "p50 s", "p95 s", "p99 s", "makespan s", "slowdown", "swaps", "ms", "oom", "fifo-4", "bound")
+    for head in heads:
+        table.add_column(head, justify="right")
+    for name, one in policies.items():
+        seconds = [f"{one[key]:,.0f}" for key in ("mean_s", "p50_s", "p95_s", "p99_s", "makespan_s")]
+        counts = [f"{one['max_slowdown']:.1f}", f"{one['swaps_per_job']:.2f}", f"{one['decision_ms']:.2f}"]
+        ratios = ["-" if one[key] is None else f"{one[key]:.2f}" for key in ("ratio_to_fifo_4", "ratio_to_lower_bound")]
+        table.add_row(name, *seconds, *counts, str(one["oom_jobs"]), *ratios, style="bold" if name == DEFAULT else None)
+    return table

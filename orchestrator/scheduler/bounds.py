@@ -1,0 +1,98 @@
+"""Mean turnarounds that no scheduler can go below, and the very best one for a handful of jobs.
+
+The relaxation: all actors together are one machine that is as fast as all of them, on which a step costs only what
+the job itself adds to a shared step (v_j), as if the fixed cost of a step were shared by infinitely many.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Task:
+    """One job as the bounds see it.
+
+    Attributes:
+        release: When it arrives.
+        steps: n.
+        added: v, seconds that its step adds to a shared step.
+        weight: In the weighted sum of turnarounds (exact optimum only).
+    """
+
+    release: float
+    steps: float
+    added: float
+    weight: float = 1.0
+
+
+def alone_bound(tasks: Sequence[Task], shared: float) -> float:
+    """Nobody is done sooner than alone: the mean of n (a + v)."""
+    return float(np.mean([task.steps * (shared + task.added) for task in tasks]))
+
+
+def relaxed_bound(tasks: Sequence[Task], shared: float, actors: int) -> float:
+    """A lower bound of the mean turnaround for every scheduler, shared steps included.
+
+    Args:
+        tasks: All jobs.
+        shared: a, the fixed seconds of a step.
+        actors: Number of actors.
+    """
+    return _bound(tasks, [task.steps * task.added / actors for task in tasks], shared)
+
+
+def unshared_bound(tasks: Sequence[Task], shared: float, actors: int) -> float:
+    """A lower bound of the mean turnaround for every scheduler that runs one job per actor."""
+    return _bound(tasks, [task.steps * (shared + task.added) / actors for task in tasks], shared)
+
+
+def _bound(tasks: Sequence[Task], work: Sequence[float], shared: float) -> float:
+    """The largest of three: alone, shortest remaining first on the fast machine, and mean busy times there."""
+    release = [task.release for task in tasks]
+    ends, _ = _one_machine(release, work, remaining=True)
+    srpt = float(np.mean(np.array(ends) - release))
+    _, busy = _one_machine(release, work, remaining=False)
+    # No job works at more than 1 / (its time alone), so that its end is at least half of that after its mean busy time.
+    alone = np.array([task.steps * (shared + task.added) for task in tasks])
+    mean_busy = float(np.mean(np.array(busy) - release + alone / 2))
+    return max(float(alone.mean()), srpt, mean_busy)
+
+
+def _one_machine(
+    release: Sequence[float], work: Sequence[float], *, remaining: bool
+) -> tuple[list[float], list[float]]:
+    """Pre-emptive single machine, least work first: ends and mean busy times.
+
+    Args:
+        release: Arrival of each job.
+        work: Seconds it takes.
+        remaining: Whether the least *remaining* work goes first (least sum of ends), or the least work at arrival
+            (least sum of mean busy times).
+    """
+    order = sorted(range(len(work)), key=lambda job: release[job])
+    left, ends, moment = list(work), [0.0] * len(work), [0.0] * len(work)
+    heap: list[tuple[float, int]] = []
+    now, arrived = 0.0, 0
+    while heap or arrived < len(order):
+        if not heap:
+            now = max(now, release[order[arrived]])
+        while arrived < len(order) and release[order[arrived]] <= now:
+            heapq.heappush(heap, (work[order[arrived]], order[arrived]))
+            arrived += 1
+        key, job = heap[0]
+        until = release[order[arrived]] if arrived < len(order) else float("inf")
+        spent = min(left[job], until - now)
+        moment[job] += spent * (now + spent / 2)
+        now += spent
+        left[job] -= spent
+        if left[job] <= 1e-12:
+            heapq.heappop(heap)
+            ends[job] = now
+        elif remaining:
+            heapq.heapreplace(heap, (key - spent, job))
+    return ends, [total / max(size, 1e-12) for total, size in zip(moment, work, strict=True)]

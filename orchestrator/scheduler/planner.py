@@ -1,0 +1,229 @@
+"""From a policy's order and wishes to a plan: memory, patience, who stays, who leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from orchestrator.scheduler import hosting, reasons
+from orchestrator.scheduler.policies.base import Policy
+from orchestrator.scheduler.table import Floats, Ints, Jobs, Mask, Models, Places, unique_bases
+from orchestrator.scheduler.view import ActorState, ClusterView, Plan
+
+PATIENCE_S = 60.0
+
+
+class Planner:
+    """One plan in the making."""
+
+    def __init__(self, view: ClusterView, policy: type[Policy]) -> None:
+        actors = sorted(view.actors, key=lambda actor: actor.id)
+        self._bases, models = unique_bases(view), Models(view)
+        self._jobs = Jobs(view, actors, self._bases, models)
+        self._places = Places(actors, self._bases, models, self._jobs)
+        self._target = np.full(self._jobs.count, -1, np.int64)  # place where each job shall be
+        self._rejections: dict[int, str] = {}
+        self._asked = ~self._jobs.lost  # whose place is still open
+        self._vain: dict[int, tuple[float, float]] = {}  # base model -> bytes, tokens for which no place can be kept
+        for job in np.flatnonzero(self._jobs.at >= 0):
+            self._places.attached[self._jobs.at[job]].append(int(job))
+        self._rehosts: dict[int, str] = {}
+        if policy.rebalances:
+            self._rehosts = hosting.rebalance(self._places, self._jobs, self._bases)
+        self._policy = policy(self._jobs, self._places)
+        self._order = self._policy.order()
+
+    def plan(self, *, words: bool) -> Plan:
+        """The whole plan."""
+        self._reject()
+        self._settle()
+        for job in self._candidates():
+            self._place(job)
+        queued = self._order[(self._asked & (self._jobs.at < 0))[self._order]].tolist()
+        more = not self._policy.rebalances
+        self._rehosts |= hosting.change_bases(self._places, self._jobs, self._bases, queued, more=more)
+        return self._differences(queued, words)
+
+    # -- who is not asked ----------------------------------------------------------------------------------------
+
+    def _reject(self) -> None:
+        """Queued jobs that no place could ever hold."""
+        jobs, places = self._jobs, self._places
+        fits = (jobs.at >= 0) | jobs.lost
+        for number, ref in enumerate(self._bases):
+            kinds = {places.kind(place, ref) for place in range(places.count) if places.may_host(place, ref)}
+            mine = jobs.base == number
+            if not kinds:
+                fits |= mine
+            for limit, fixed, per_token, cap in kinds:
+                fits |= mine & (fixed + jobs.bytes + per_token * np.maximum(cap, jobs.worst) <= limit)
+        for job in np.flatnonzero(~fits):
+            self._rejections[int(job)] = reasons.never_fits(places, jobs.views[job])
+            self._asked[job] = False
+
+    def _settle(self) -> None:
+        """Running jobs that stay where they are, whatever the policy would like."""
+        jobs, places = self._jobs, self._places
+        for job in np.flatnonzero(jobs.at >= 0):
+            place = int(jobs.at[job])
+            if self._policy.preempts and jobs.movable[job] and places.states[place] is ActorState.READY:
+                places.wait(place, 1)
+            else:
+                self._put(int(job), place)
+                self._asked[job] = False
+
+    # -- placing -------------------------------------------------------------------------------------------------
+
+    def _candidates(self) -> Iterator[int]:
+        """Jobs to be placed, the best first, without those that no place can take any more."""
+        left = self._order[self._asked[self._order]]
+        while len(left):
+            left = left[self._hopeful(left)]
+            for number, job in enumerate(left, start=1):
+                yield int(job)
+                if self._target[job] < 0:
+                    left = left[number:]
+                    break
+            else:
+                return
+
+    def _hopeful(self, left: Ints) -> Mask:
+        """Who may find a place, or may want one kept."""
+        jobs, places = self._jobs, self._places
+        hopeful = np.zeros(len(left), bool)
+        for base in np.unique(jobs.base[left]):
+            mine = np.flatnonzero(jobs.base[left] == base)
+            some = left[mine]
+            patient = (jobs.waited[some] < PATIENCE_S) | (jobs.at[some] >= 0)
+            if (places.kept_for >= 0).any():
+                kept = places.kept_for[places.kept_for >= 0]
+                patient |= bool((jobs.base[kept] == base).any())
+            if int(base) in self._vain:
+                size, tokens = self._vain[int(base)]
+                patient |= (jobs.bytes[some] >= size) & (jobs.worst[some] >= tokens)
+            hosts = places.hosts(int(base)) & (places.kept_for < 0)
+            if not hosts.any():
+                hopeful[mine] = ~patient & (not self._policy.rebalances)
+                continue
+            fits = places.room.may_fit(hosts, jobs.bytes[some], jobs.worst[some])
+            hopeful[mine] = self._policy.hopeful(some, hosts) & (fits | ~patient)
+        return hopeful
+
+    def _place(self, job: int) -> None:
+        jobs, places = self._jobs, self._places
+        hosts = places.hosts(int(jobs.base[job])) & (places.kept_for < 0)
+        here = int(jobs.at[job])
+        if here >= 0:
+            if hosts[here] and self._content(job, here):
+                self._put(job, here)
+                return
+            hosts &= places.ready
+        wanted = np.where(hosts, self._policy.cost(job), np.inf)
+        cost = np.where(places.room.fits(jobs.bytes[job], jobs.worst[job]), wanted, np.inf)
+        if np.isfinite(cost).any():
+            self._put(job, self._stay_or_go(job, here, cost) if here >= 0 else self._go(job, cost))
+        elif here < 0 and jobs.waited[job] >= PATIENCE_S and self._may_keep(wanted, hosts):
+            self._keep(job)
+
+    def _may_keep(self, wanted: Floats, hosts: Mask) -> bool:
+        """Whether it is for want of memory, or of a host that nobody else sees to, that a job finds no place."""
+        return bool(np.isfinite(wanted).any()) or not (hosts.any() or self._policy.rebalances)
+
+    def _content(self, job: int, here: int) -> bool:
+        """Whether a running job stays without a further look: it is wanted and fits, and no place is empty."""
+        places, jobs = self._places, self._jobs
+        return (
+            (places.jobs_on[here] == 0 or not places.vacant)
+            and self._policy.takes(job, here)
+            and places.room.fits_at(here, jobs.bytes[job], jobs.worst[job])
+        )
+
+    def _go(self, job: int, cost: Floats) -> int:
+        """The cheapest place for a queued job; of equal ones one where no running job would have to leave."""
+        places = self._places
+        return int(np.argmin(cost + (places.pending > 0) * places.swap * self._jobs.weight[job]))
+
+    def _stay_or_go(self, job: int, here: int, cost: Floats) -> int:
+        """A running job moves only where that saves clearly more than it costs."""
+        best = int(np.argmin(cost))
+        if best == here or not np.isfinite(cost[here]):
+            return best
+        places, jobs = self._places, self._jobs
+        worth = 3 * places.swap[best] * jobs.weight[job]
+        if places.jobs_on[best]:
+            worth = max(worth, jobs.weight[job] * jobs.left[job] * (jobs.shared[job] + jobs.added[job]))
+        return best if cost[here] - cost[best] > worth else here
+
+    def _put(self, job: int, place: int) -> None:
+        self._places.add(place, job)
+        self._target[job] = place
+        if self._asked[job] and self._jobs.at[job] >= 0:
+            self._places.wait(int(self._jobs.at[job]), -1)
+
+    def _keep(self, job: int) -> None:
+        """Keep a place for a job that has waited long: an idle one, or a host of its base model, or the emptiest."""
+        jobs, places = self._jobs, self._places
+        kept = places.kept_for[places.kept_for >= 0]
+        base = int(jobs.base[job])
+        if (jobs.base[kept] == base).any():
+            return
+        view, hosts = jobs.views[job], places.hosts(base)
+        found = [
+            place
+            for place in np.flatnonzero(places.kept_for < 0).tolist()
+            if (places.states[place] in (ActorState.EMPTY, ActorState.READY) or hosts[place])
+            and places.may_host(place, view.base_model)
+            and places.fits_alone(place, view)
+        ]
+        if not found:
+            self._vain[base] = (jobs.bytes[job], jobs.worst[job])
+            return
+        best = min(
+            found,
+            key=lambda p: (not places.idle(p), not hosts[p], places.views[p].pinned is None, places.jobs_on[p], p),
+        )
+        places.kept_for[best] = job
+
+    # -- the plan ------------------------------------------------------------------------------------------------
+
+    def _differences(self, queued: list[int], words: bool) -> Plan:
+        jobs, places, target = self._jobs, self._places, self._target
+        names = [job.id for job in jobs.views]
+        ids = [place.id for place in places.views]
+        present = places.present()
+        placements: dict[int, int] = {}
+        after: dict[int, int] = {}
+        for job in (job for job in queued if target[job] >= 0):
+            place = int(target[job])
+            if not places.ready[place]:
+                continue
+            if present.fits_at(place, jobs.bytes[job], jobs.worst[job]):
+                present.add(place, jobs.bytes[job], jobs.worst[job])
+                placements[job] = place
+            else:
+                after[job] = place
+        leaving = np.flatnonzero(self._asked & (jobs.at >= 0) & (target != jobs.at)).tolist()
+        moves = {job: int(target[job]) for job in leaving if target[job] >= 0}
+        gone = [job for job in leaving if job not in moves]
+        waiting = [job for job in queued if job not in placements]
+        why = reasons.Reasons(places, jobs, self._bases, self._policy.turn) if words else None
+        return Plan(
+            placements={names[job]: ids[place] for job, place in placements.items()},
+            preemptions={names[job]: why.leaves(job) if why else "" for job in gone},
+            moves={names[job]: ids[place] for job, place in moves.items()},
+            after={names[job]: ids[place] for job, place in {**after, **moves}.items()},
+            waiting={names[job]: why.waits(job, after.get(job)) if why else "" for job in waiting},
+            rejections={names[job]: text for job, text in self._rejections.items()},
+            rehosts={ids[place]: ref for place, ref in self._rehosts.items()},
+            order=self._batch_order(names, ids),
+        )
+
+    def _batch_order(self, names: list[str], ids: list[str]) -> dict[str, tuple[str, ...]]:
+        rank = np.empty(self._jobs.count, np.int64)
+        rank[self._order] = np.arange(self._jobs.count)
+        return {
+            ids[place]: tuple(names[job] for job in sorted(there, key=lambda job: rank[job]))
+            for place, there in enumerate(self._places.planned)
+            if there and self._places.states[place] is ActorState.READY
+        }

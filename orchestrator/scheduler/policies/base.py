@@ -1,0 +1,51 @@
+"""What a policy has to say. Memory, base models, patience and words are everybody's and are not its business."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from orchestrator.scheduler.table import Floats, Ints, Jobs, Mask, Places
+
+
+class Policy:
+    """One way to decide. An object lives for one plan.
+
+    Attributes:
+        name: As the cluster file and the command line call it.
+        preempts: Whether it may take running jobs off their actors.
+        rebalances: Whether a place changes its base model as soon as that is worth the loading (`hosting.rebalance`),
+            and not only when it is idle and somebody waits.
+        turn: Why a job waits that no actor takes although there is memory; `{base}` is its base model.
+    """
+
+    name: ClassVar[str]
+    preempts: ClassVar[bool] = False
+    rebalances: ClassVar[bool] = False
+    turn: ClassVar[str] = "every actor that hosts {base} has its share of jobs"
+
+    def __init__(self, jobs: Jobs, places: Places) -> None:
+        """Look at the cluster once.
+
+        Args:
+            jobs: All jobs; a policy may raise `jobs.weight`.
+            places: All places, without anything planned yet.
+        """
+        self.jobs, self.places = jobs, places
+
+    def order(self) -> Ints:
+        """All job numbers, the best first. It decides who is placed first and who comes first in an actor's batches."""
+        raise NotImplementedError
+
+    def cost(self, job: int) -> Floats:
+        """What a job would cost on each place beside those that are planned there; infinite where it is not wanted."""
+        raise NotImplementedError
+
+    def takes(self, job: int, place: int) -> bool:
+        """Whether a job is wanted on one place: whether its cost there is finite."""
+        raise NotImplementedError
+
+    def hopeful(self, jobs: Ints, hosts: Mask) -> Mask:  # noqa: ARG002
+        """Which of some jobs of one base model may still be wanted on any of its hosts. May err on the side of hope."""
+        return np.ones(len(jobs), bool)

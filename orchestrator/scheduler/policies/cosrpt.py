@@ -1,0 +1,89 @@
+"""co-SRPT: shortest remaining work first, and jobs share a step where that saves more than it costs."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from orchestrator.scheduler.policies.base import Policy
+from orchestrator.scheduler.table import Floats, Ints, Jobs, Mask, Places
+
+PATIENT = 5.0  # slowdown up to which a job is patient; beyond it its weight grows
+AGE_POWER = 2.0
+FUTURE_PER_JOB, FUTURE_MOST = 0.1, 2.0  # f, the overhead saved for jobs still to come, by jobs per actor
+
+
+class CoSrpt(Policy):
+    """The default.
+
+    A group that runs together to its end costs, beside everybody's time alone, the sum over pairs of
+    min(n_i, n_j) (w_i v_j + w_j v_i). So two jobs, k the shorter one, should share a step exactly when
+    w_k v_j < w_j a. For many: lambda = a / g is the overhead that a step charges a job in a group of g, and a job
+    shares a step where weight there * v <= lambda (1 + f) K, with K the weight behind it on an actor.
+    """
+
+    name = "cosrpt"
+    preempts = True
+    rebalances = True
+    turn: ClassVar[str] = "jobs with less work left for their weight go first on {base}"
+
+    def __init__(self, jobs: Jobs, places: Places) -> None:
+        """Weigh the jobs by their age, and find the group sizes."""
+        super().__init__(jobs, places)
+        alone = np.maximum(jobs.total * (jobs.shared + jobs.added), 1e-9)
+        slow = jobs.age / alone
+        jobs.weight = jobs.weight * np.maximum(1.0, slow / PATIENT) ** AGE_POWER
+        self._lam = np.zeros(jobs.count)
+        self._f = np.zeros(jobs.count)
+        self._keep = np.zeros(jobs.count)  # K
+        for base in np.unique(jobs.base):
+            self._share(np.flatnonzero(jobs.base == base), max(1, int(places.hosts(int(base)).sum())))
+
+    def _share(self, mine: Ints, actors: int) -> None:
+        """The group size g of one base model, and from it the overhead that a step charges a job."""
+        jobs = self.jobs
+        a = jobs.shared[mine]
+        f = min(FUTURE_MOST, FUTURE_PER_JOB * len(mine) / actors)
+        lam = a
+        keep = np.zeros(len(mine))
+        for _ in range(2):
+            by = np.argsort(jobs.left[mine] * (jobs.added[mine] + lam) / jobs.weight[mine], kind="stable")
+            weight = jobs.weight[mine][by]
+            after = np.cumsum(weight[::-1])[::-1]
+            ahead = (after[0] - after) / actors
+            keep[by] = np.maximum(weight, after / actors)
+            limit = (a * (1 + f) * keep)[by] / np.maximum(jobs.added[mine][by] * ahead, 1e-12)
+            ranked = np.sort(limit)[::-1]
+            group = np.minimum(ranked, np.arange(1, len(mine) + 1) / actors).max(initial=1.0)
+            lam = a / max(1.0, group)
+        self._lam[mine], self._keep[mine], self._f[mine] = lam, keep, f
+
+    def order(self) -> Ints:
+        """By what is left, overhead included, over the weight."""
+        jobs = self.jobs
+        return np.lexsort((jobs.left * (jobs.added + self._lam) / jobs.weight,))
+
+    def cost(self, job: int) -> Floats:
+        """What the job and its neighbours lose."""
+        places = self.places
+        wanted = places.weight_on * self.jobs.added[job] <= self._most(job)
+        return np.where((places.jobs_on == 0) | wanted, places.sharing_cost(job), np.inf)
+
+    def takes(self, job: int, place: int) -> bool:
+        """An empty one, or one where what the job costs the others is less than the overhead it saves."""
+        places = self.places
+        return not places.jobs_on[place] or bool(places.weight_on[place] * self.jobs.added[job] <= self._most(job))
+
+    def _most(self, jobs: int | Ints) -> Floats:
+        most: Floats = self._lam[jobs] * (1 + self._f[jobs]) * self._keep[jobs]
+        return most
+
+    def hopeful(self, jobs: Ints, hosts: Mask) -> Mask:
+        """Those that the place with the least weight would take."""
+        places = self.places
+        if (places.jobs_on[hosts] == 0).any():
+            return np.ones(len(jobs), bool)
+        least = float(places.weight_on[hosts].min(initial=np.inf))
+        mask: Mask = least * self.jobs.added[jobs] <= self._most(jobs)
+        return mask

@@ -1,0 +1,86 @@
+"""Why a job waits, leaves or is refused, in words a person can act on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from orchestrator.scheduler.estimate import in_words
+from orchestrator.scheduler.table import Jobs, Places
+from orchestrator.scheduler.view import ActorState, JobView
+
+
+def never_fits(places: Places, job: JobView) -> str:
+    """Why no place can ever hold a job."""
+    hosts = [place for place in range(places.count) if places.may_host(place, job.base_model)]
+    largest = max(hosts, key=lambda place: places.limit(place) - places.alone(place, job))
+    total, limit = int(places.alone(largest, job)), int(places.limit(largest))
+    return (
+        f"needs {in_words(total)} ({total} bytes) with its base model, the roomiest actor may use "
+        f"{in_words(limit)} ({limit} bytes); lower training.cutoff_len, "
+        f"training.per_device_train_batch_size or lora.r, or add an actor with more memory"
+    )
+
+
+class Reasons:
+    """Words for one plan."""
+
+    def __init__(self, places: Places, jobs: Jobs, bases: Sequence[str], turn: str) -> None:
+        self._places, self._jobs, self._bases, self._turn = places, jobs, bases, turn
+        self._free = places.room.free()
+        self._hosts = {number: np.flatnonzero(places.hosts(number)).tolist() for number in range(len(bases))}
+        self._loading = {n: [p for p in hosts if places.starting[p]] for n, hosts in self._hosts.items()}
+        self._kept = {n: [p for p in hosts if places.kept_for[p] >= 0] for n, hosts in self._hosts.items()}
+        self._roomiest = {n: max(hosts, key=self._free.__getitem__, default=-1) for n, hosts in self._hosts.items()}
+
+    def leaves(self, job: int) -> str:
+        """Why a running job is taken off its actor."""
+        place = self._places.views[self._jobs.at[job]].name
+        return f"leaves {place} to jobs that go first"
+
+    def waits(self, job: int, after: int | None) -> str:
+        """Why a queued job waits; `after` is the place it gets as soon as others have left."""
+        places, base = self._places, int(self._jobs.base[job])
+        if after is not None:
+            return f"starts on {places.views[after].name} once a job that gives way has left it"
+        hosts, ref = self._hosts[base], self._bases[base]
+        for place in self._loading[base]:
+            if job in places.planned[place] or self._fits(job, place):
+                return f"{ref} is being loaded on {places.views[place].name}"
+        if not hosts:
+            return f"no actor hosts {ref} and {self._why_unhosted(self._jobs.views[job])}"
+        for place in self._kept[base]:
+            if places.kept_for[place] != job and self._fits(job, place):
+                return f"{places.views[place].name} is kept for a job that has waited longer"
+        roomiest = self._roomiest[base]
+        if self._fits(job, roomiest):
+            return self._turn.format(base=ref)
+        return (
+            f"needs {in_words(self._needs(job, roomiest))}, the roomiest actor that hosts {ref} has "
+            f"{in_words(max(0.0, self._free[roomiest]))} free"
+        )
+
+    def _needs(self, job: int, place: int) -> float:
+        jobs, room = self._jobs, self._places.room
+        worst = jobs.worst[job]
+        more = max(0.0, worst - room.tokens[place]) if room.capped[place] else worst
+        return float(jobs.bytes[job] + room.per_token[place] * more)
+
+    def _fits(self, job: int, place: int) -> bool:
+        return self._needs(job, place) <= float(self._free[place])
+
+    def _why_unhosted(self, job: JobView) -> str:
+        places = self._places
+        hosts = [place for place in range(places.count) if places.may_host(place, job.base_model)]
+        if not hosts:
+            return "the cluster file gives every actor to another base model" if places.count else "there is no actor"
+        for place in hosts:
+            kept = int(places.kept_for[place])
+            if kept >= 0 and self._jobs.views[kept].id == job.id:
+                return f"{places.views[place].name} changes to it once its jobs are done"
+        large = [place for place in hosts if places.fits_alone(place, job)]
+        blocked = [place for place in large if places.states[place] is ActorState.BLOCKED]
+        if len(blocked) == len(large):
+            return "; ".join(f"{places.views[p].name}: {places.views[p].reason or 'out of reach'}" for p in blocked)
+        return "every actor is busy with another base model"

@@ -1,0 +1,304 @@
+"""The jobs and the places of one view as columns of numbers, and the room that is left on each place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.scheduler import estimate
+from orchestrator.scheduler.view import ActorState, ActorView, ClusterView, JobView, MemoryModel, SpeedModel
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+_HOSTING = (ActorState.READY, ActorState.STARTING)
+
+
+class Models:
+    """Speed and memory of every place with every base model: measured, or guessed once."""
+
+    def __init__(self, view: ClusterView) -> None:
+        self._bases = view.bases
+        self._speeds: dict[object, SpeedModel] = {}
+        self._memories: dict[object, MemoryModel] = {}
+
+    def speed(self, actor: ActorView, base: str) -> SpeedModel:
+        """How fast a place trains on a base model."""
+        found = actor.speeds.get(base)
+        if found is not None:
+            return found
+        key = (base, actor.shape)
+        if key not in self._speeds:
+            self._speeds[key] = estimate.prior_speed(self._bases[base], actor.shape)
+        return self._speeds[key]
+
+    def memory(self, actor: ActorView, base: str) -> MemoryModel:
+        """The memory that a base model takes on a place."""
+        found = actor.memories.get(base)
+        if found is not None:
+            return found
+        key = (base, actor.shape)
+        if key not in self._memories:
+            self._memories[key] = estimate.prior_memory(self._bases[base], actor.shape)
+        return self._memories[key]
+
+
+class Jobs:
+    """Columns over all jobs of a view, in the order of arrival.
+
+    Attributes:
+        at: Index of the place where a job is attached, -1 for none.
+        base: Index of its base model in `bases`.
+        left, total: Optimizer steps still to do, and all.
+        added: v, the seconds that one of its steps adds to a shared step, on the average place of its base model.
+        shared: a, the fixed seconds of a shared step there.
+        weight: Of its class.
+    """
+
+    def __init__(self, view: ClusterView, places: Sequence[ActorView], bases: Sequence[str], models: Models) -> None:
+        views = sorted(view.jobs, key=lambda job: (job.arrival, job.id))
+        self.views, self.count = views, len(views)
+        where = {place.id: index for index, place in enumerate(places)}
+        number = {ref: index for index, ref in enumerate(bases)}
+        at = [-1 if job.actor is None else where.get(job.actor, -2) for job in views]
+        self.at = np.maximum(np.array(at, np.int64), -1)
+        self.lost = np.array(at, np.int64) == -2
+        self.base = np.array([number[job.base_model] for job in views], np.int64)
+        columns = np.array([job.row for job in views], np.float64).reshape(-1, 10).T.copy()
+        self.bytes, self.worst, self.tokens, self.left, self.total, self.priority, self.weight = columns[:7]
+        self.age, self.waited = view.now - columns[7], view.now - columns[8]
+        self.movable = columns[9] > 0
+        self.added, self.shared = np.zeros(self.count), np.zeros(self.count)
+        for index, ref in enumerate(bases):
+            self._charge(index, ref, places, models)
+
+    def _charge(self, index: int, ref: str, places: Sequence[ActorView], models: Models) -> None:
+        """Seconds on the average place that hosts, or else may host, a base model."""
+        hosts = [place for place in places if place.base_model == ref and place.state in _HOSTING]
+        hosts = hosts or [place for place in places if place.pinned in (None, ref)]
+        mine = np.flatnonzero(self.base == index)
+        if not hosts or not len(mine):
+            return
+        kinds = {(id(place.speeds.get(ref)), place.shape): place for place in hosts}
+        known = [(models.speed(place, ref), place.shape.token_budget) for place in kinds.values()]
+        speed = SpeedModel(
+            *(
+                float(np.mean([getattr(one, name) for one, _ in known]))
+                for name in ("step_seconds", "token_seconds", "adapter_seconds")
+            )
+        )
+        budget = float(np.mean([one for _, one in known]))
+        tokens = self.tokens[mine]
+        self.shared[mine] = speed.step_seconds
+        self.added[mine] = (
+            speed.token_seconds * tokens
+            + speed.adapter_seconds
+            + np.maximum(0.0, np.ceil(tokens / budget) - 1) * speed.step_seconds
+        )
+
+
+class Room:
+    """Bytes of each place: what its base model and its adapters need, and what is left."""
+
+    def __init__(self, limits: Floats, fixed: Floats, per_token: Floats, caps: Floats) -> None:
+        """All columns over places.
+
+        Args:
+            limits: Bytes that may be used; infinite where nobody knows.
+            fixed: Of the memory model of the base model there.
+            per_token: Likewise.
+            caps: Likewise; -1 where there is none.
+        """
+        self.limits, self.fixed, self.per_token, self.caps = limits, fixed, per_token, caps
+        self.capped = caps >= 0
+        self.adapters = np.zeros(len(limits))
+        self.tokens = np.where(self.capped, caps, 0.0)
+
+    def copy(self) -> Room:
+        """As it is now."""
+        other = Room(self.limits, self.fixed, self.per_token, self.caps)
+        other.adapters, other.tokens = self.adapters.copy(), self.tokens.copy()
+        return other
+
+    def rebase(self, place: int, limit: float, fixed: float, per_token: float, cap: float) -> None:
+        """Another base model on a place without jobs."""
+        self.limits[place], self.fixed[place], self.per_token[place], self.caps[place] = limit, fixed, per_token, cap
+        self.capped[place] = cap >= 0
+        self.adapters[place], self.tokens[place] = 0.0, max(cap, 0.0)
+
+    def add(self, place: int, adapter_bytes: float, worst: float) -> None:
+        """Count a job in."""
+        self.adapters[place] += adapter_bytes
+        if self.capped[place]:
+            self.tokens[place] = max(self.tokens[place], worst)
+        else:
+            self.tokens[place] += worst
+
+    def free(self) -> Floats:
+        """Bytes left."""
+        used: Floats = self.fixed + self.adapters + self.per_token * self.tokens
+        return self.limits - used
+
+    def needs(self, adapter_bytes: float, worst: float) -> Floats:
+        """Bytes that a further job adds on each place."""
+        more = np.where(self.capped, np.maximum(0.0, worst - self.tokens), worst)
+        return adapter_bytes + self.per_token * more
+
+    def fits(self, adapter_bytes: float, worst: float) -> Mask:
+        """Where a further job fits."""
+        fits: Mask = self.needs(adapter_bytes, worst) <= self.free()
+        return fits
+
+    def fits_at(self, place: int, adapter_bytes: float, worst: float) -> bool:
+        """Whether a further job fits on one place."""
+        covered = self.tokens[place]
+        more = max(0.0, worst - covered) if self.capped[place] else worst
+        used = self.fixed[place] + self.adapters[place] + self.per_token[place] * (covered + more)
+        return bool(used + adapter_bytes <= self.limits[place])
+
+    def may_fit(self, where: Mask, adapter_bytes: Floats, worst: Floats) -> Mask:
+        """Which of many jobs may still fit on one of some places: none that fits is left out."""
+        covered = float(self.tokens[where & self.capped].max(initial=0.0))
+        needs = adapter_bytes + float(self.per_token[where].min()) * np.maximum(0.0, worst - covered)
+        mask: Mask = needs <= float(self.free()[where].max())
+        return mask
+
+
+class Places:
+    """Columns over all places, and what is planned for each of them."""
+
+    def __init__(self, actors: Sequence[ActorView], bases: Sequence[str], models: Models, jobs: Jobs) -> None:
+        self.views, self.count = actors, len(actors)
+        self._bases, self._models, self._jobs = bases, models, jobs
+        number = {ref: index for index, ref in enumerate(bases)}
+        self.states = [actor.state for actor in actors]
+        self.base = np.array([number.get(actor.base_model or "", -1) for actor in actors], np.int64)
+        self.ready = np.array([actor.state is ActorState.READY for actor in actors], bool)
+        self.starting = np.array([actor.state is ActorState.STARTING for actor in actors], bool)
+        self.swap = np.array([actor.swap_seconds for actor in actors], np.float64)
+        self.load = np.array([actor.load_seconds for actor in actors], np.float64)
+        self.budget = np.array([actor.shape.token_budget for actor in actors], np.float64)
+        self.kept_for = np.full(self.count, -1, np.int64)
+        self.closed = np.zeros(self.count, bool)  # to be emptied for another base model
+        self.attached: list[list[int]] = [[] for _ in actors]
+        self.pending = np.zeros(self.count, np.int64)  # attached jobs of which nobody has decided yet
+        self.planned: list[list[int]] = [[] for _ in actors]
+        columns = [self._memory(p, actor.base_model) for p, actor in enumerate(actors)]
+        table = np.array(columns, np.float64).reshape(-1, 4)
+        self.room = Room(*(table[:, column].copy() for column in range(4)))
+        self.speed = np.array([self._speed(p, actor.base_model) for p, actor in enumerate(actors)]).reshape(-1, 3)
+        self.jobs_on = np.zeros(self.count, np.int64)
+        self.vacant = int((self.ready).sum())  # ready places with nobody planned or still to be decided of
+        self.weight_on = np.zeros(self.count)
+        self._sharing = np.zeros((3, self.count, 4))  # steps left, weight, seconds added; of each planned job
+
+    def _memory(self, place: int, base: str | None) -> tuple[float, float, float, float]:
+        actor = self.views[place]
+        limit = float("inf") if actor.memory_limit is None else float(actor.memory_limit)
+        if base is None or base not in self._bases:
+            return limit, 0.0, 0.0, -1.0
+        model = self._models.memory(actor, base)
+        cap = -1.0 if model.token_cap is None else float(model.token_cap)
+        return limit, float(model.fixed_bytes), float(model.bytes_per_token), cap
+
+    def _speed(self, place: int, base: str | None) -> tuple[float, float, float]:
+        if base is None or base not in self._bases:
+            return 0.0, 0.0, 0.0
+        model = self._models.speed(self.views[place], base)
+        return model.step_seconds, model.token_seconds, model.adapter_seconds
+
+    # -- who may be where ----------------------------------------------------------------------------------------
+
+    def hosts(self, base: int) -> Mask:
+        """Places that jobs of a base model can count on."""
+        mask: Mask = (self.base == base) & (self.ready | self.starting) & ~self.closed
+        return mask
+
+    def may_host(self, place: int, base: str) -> bool:
+        """By the cluster file."""
+        return self.views[place].pinned in (None, base)
+
+    def idle(self, place: int) -> bool:
+        """Whether its base model may change now: nobody is attached or planned there."""
+        calm = self.states[place] in (ActorState.EMPTY, ActorState.READY)
+        return calm and not self.attached[place] and not self.planned[place]
+
+    def alone(self, place: int, job: JobView) -> float:
+        """Bytes of a place with one job only, its base model included."""
+        _, fixed, per_token, cap = self._memory(place, job.base_model)
+        return fixed + job.adapter_bytes + per_token * max(cap, job.worst_tokens)
+
+    def kind(self, place: int, base: str) -> tuple[float, float, float, float]:
+        """Limit and memory model of a place with a base model; places of a kind need not be looked at one by one."""
+        return self._memory(place, base)
+
+    def limit(self, place: int) -> float:
+        """Bytes that may be used; infinite where nobody knows."""
+        return float(self.room.limits[place])
+
+    def fits_alone(self, place: int, job: JobView) -> bool:
+        """Whether a job fits onto a place that has nothing else."""
+        return self.alone(place, job) <= self.limit(place)
+
+    def host(self, place: int, base: str) -> None:
+        """Plan another base model for an idle place."""
+        self.base[place] = self._bases.index(base)
+        self.states[place] = ActorState.STARTING
+        self.vacant -= int(self.ready[place])
+        self.ready[place], self.starting[place] = False, True
+        self.room.rebase(place, *self._memory(place, base))
+
+    # -- planning ------------------------------------------------------------------------------------------------
+
+    def add(self, place: int, job: int) -> None:
+        """Plan a job for a place."""
+        jobs = self._jobs
+        self.planned[place].append(job)
+        self.room.add(place, jobs.bytes[job], jobs.worst[job])
+        slot = int(self.jobs_on[place])
+        self.vacant -= int(not slot and not self.pending[place] and self.ready[place])
+        if slot == self._sharing.shape[2]:
+            self._sharing = np.concatenate([self._sharing, np.zeros_like(self._sharing)], axis=2)
+        self._sharing[:, place, slot] = jobs.left[job], jobs.weight[job], jobs.added[job]
+        self.jobs_on[place] += 1
+        self.weight_on[place] += jobs.weight[job]
+
+    def wait(self, place: int, change: int) -> None:
+        """One attached job more, or fewer, of which nobody has decided yet."""
+        before = self.pending[place]
+        self.pending[place] += change
+        if self.ready[place] and not self.jobs_on[place] and bool(before) != bool(self.pending[place]):
+            self.vacant += 1 if before else -1
+
+    def present(self) -> Room:
+        """The room while everything that is attached now is still there, and nothing else."""
+        room = self.room.copy()
+        room.adapters[:] = 0.0
+        room.tokens = np.where(room.capped, room.caps, 0.0)
+        for place, there in enumerate(self.attached):
+            for job in there:
+                room.add(place, self._jobs.bytes[job], self._jobs.worst[job])
+        return room
+
+    def sharing_cost(self, job: int) -> Floats:
+        """Weighted seconds that a job costs itself and the jobs that are planned on each place, until it is done.
+
+        Own time alone, and for each neighbour the steps that both do together, each slowed by what the other adds:
+        sum over k of min(n_k, n_j) * (w_k v_j + w_j v_k).
+        """
+        jobs = self._jobs
+        left, weight, tokens = jobs.left[job], jobs.weight[job], jobs.tokens[job]
+        fixed, per_token, per_adapter = self.speed.T
+        added = per_token * tokens + per_adapter + np.maximum(0.0, np.ceil(tokens / self.budget) - 1) * fixed
+        n, w, v = self._sharing
+        pairs = np.minimum(n, left) * (w * added[:, None] + weight * v)
+        cost: Floats = pairs.sum(axis=1) + weight * left * (fixed + added) + weight * self.load * self.starting
+        return cost
+
+
+def unique_bases(view: ClusterView) -> list[str]:
+    """Every base model that a job or a place names, sorted."""
+    return sorted({job.base_model for job in view.jobs} | {a.base_model for a in view.actors if a.base_model})

@@ -1,0 +1,61 @@
+"""cosrpt against the exact optimum of small instances, and the optimum against closed formulas."""
+
+import numpy as np
+import pytest
+
+from orchestrator.scheduler.bounds import Task
+from orchestrator.scheduler.optimum import optimum
+from orchestrator.scheduler.simulator import Simulation
+from orchestrator.scheduler.trace import Profile, TraceJob, work_of
+
+PROFILE = Profile(
+    name="small",
+    step_seconds=0.1,
+    token_seconds=1e-4,
+    adapter_seconds=0.0,
+    memory_bytes=10**12,
+    base_bytes=0,
+    reserve_bytes=0,
+    activation_bytes_per_token=0,
+    microbatch_tokens=10**9,
+    swap_seconds=0,
+    base_load_seconds=0,
+)
+
+
+@pytest.mark.parametrize(("added", "mean"), [(0.05, (100 * 0.2 + 100 * 0.2 + 100 * 0.15) / 2), (0.5, (60 + 180) / 2)])
+def test_two_jobs_share_exactly_when_the_shorter_loses_less_than_the_overhead(added, mean):
+    """100 and 200 steps. Together while both are there, if v < a; else one after the other."""
+    assert optimum([Task(0.0, 100, added), Task(0.0, 200, added)], 0.1) == pytest.approx(mean)
+
+
+def test_a_weight_brings_a_longer_job_forward():
+    even, heavy = (optimum([Task(0.0, 100, 1.0), Task(0.0, 150, 1.0, w)], 0.1) for w in (1.0, 8.0))
+    assert even == pytest.approx((110 + 275) / 2)
+    assert heavy == pytest.approx((8 * 165 + 275) / 9)
+
+
+def test_small_instances_are_close_to_the_optimum():
+    ratios = []
+    for seed in range(25):
+        random = np.random.default_rng(seed)
+        gap, now, jobs = float(random.choice([0.0, 20.0, 60.0])), 0.0, []
+        for number in range(int(random.integers(2, 5))):
+            tokens, steps = 1000 * np.exp(random.uniform(np.log(0.03), np.log(5))), int(random.integers(20, 1000))
+            jobs.append(
+                TraceJob(
+                    job=f"j{number}",
+                    arrival_s=now,
+                    steps=steps,
+                    tokens_per_step=float(tokens),
+                    adapter_bytes=0,
+                    base_model="base",
+                )
+            )
+            now += gap * float(random.exponential())
+        mean = float(Simulation(jobs, PROFILE, 1, "cosrpt").run().turnaround.mean())
+        tasks = [Task(job.arrival_s, job.steps, work_of(job, PROFILE).added) for job in jobs]
+        ratios.append(mean / optimum(tasks, PROFILE.step_seconds))
+    assert min(ratios) >= 1 - 1e-6
+    assert np.mean(ratios) <= 1.05
+    assert max(ratios) <= 1.15

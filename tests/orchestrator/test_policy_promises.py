@@ -1,0 +1,253 @@
+"""What every policy promises, on random clusters."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.scheduler.policy import PATIENCE_S, POLICIES, decide
+from orchestrator.scheduler.view import (
+    ActorShape,
+    ActorState,
+    ActorView,
+    ClusterView,
+    JobView,
+    MemoryModel,
+    SpeedModel,
+)
+
+SHAPE = ActorShape("cuda", token_budget=64)
+SPEEDS = {"A": SpeedModel(0.1, 1e-3, 0.01), "B": SpeedModel(0.05, 2e-4, 0.01), "C": SpeedModel(0.2, 1e-3, 0.01)}
+CAPPED = {ref: MemoryModel(size, 0.2, 64) for ref, size in (("A", 40), ("B", 40), ("C", 80))}
+SUMMED = {ref: MemoryModel(size, 0.2) for ref, size in (("A", 40), ("B", 40), ("C", 80))}
+
+refs = st.sampled_from("ABC")
+policies = st.sampled_from(sorted(POLICIES))
+many = settings(max_examples=150, deadline=None)
+
+
+def actor(name, hosts, room, state, pinned, models):
+    limit = None if room is None else 55 + room
+    return ActorView(name, name, state, SHAPE, hosts, pinned, limit, "blocked", SPEEDS, models)
+
+
+def used(jobs, at):
+    """Bytes of an actor by its memory model."""
+    here = [j for j in jobs if j.actor == at.id]
+    if not here:
+        return 0.0
+    model = at.memories[at.base_model]
+    tokens = [j.worst_tokens for j in here]
+    activations = sum(tokens) if model.token_cap is None else max(model.token_cap, *tokens)
+    return model.fixed_bytes + sum(j.adapter_bytes for j in here) + model.bytes_per_token * activations
+
+
+@st.composite
+def clusters(draw):
+    models = draw(st.sampled_from([CAPPED, SUMMED]))
+    actors = []
+    for number in range(draw(st.integers(0, 5))):
+        state = draw(st.sampled_from(ActorState))
+        pinned = draw(st.none() | refs)
+        hosts = None if state is ActorState.EMPTY else pinned or draw(refs)
+        rooms = st.integers(0, 120)
+        known = rooms if state is ActorState.READY else st.none() | rooms
+        actors.append(actor(f"x{number}", hosts, draw(known), state, pinned, models))
+    jobs = []
+    for number in range(draw(st.integers(0, 14))):
+        age = draw(st.sampled_from([0.0, PATIENCE_S, 1e4]))
+        steps = draw(st.integers(1, 2000))
+        j = JobView(
+            f"j{number}",
+            draw(refs),
+            draw(st.integers(-1, 3)),
+            number,
+            adapter_bytes=draw(st.integers(1, 70)),
+            worst_tokens=draw(st.sampled_from([8, 64, 200])),
+            steps_left=steps,
+            steps_total=steps + draw(st.sampled_from([0, 50])),
+            submitted_at=-age,
+            queued_at=-age,
+            movable=draw(st.booleans()),
+        )
+        busy = [a for a in actors if a.base_model == j.base_model and a.state in (ActorState.READY, ActorState.BLOCKED)]
+        at = draw(st.sampled_from([None, *busy]))
+        if at is not None and used([*jobs, replace(j, actor=at.id)], at) <= (at.memory_limit or 0):
+            j = replace(j, actor=at.id)
+        jobs.append(j)
+    return ClusterView(draw(st.permutations(jobs).map(tuple)), draw(st.permutations(actors).map(tuple)), {})
+
+
+def carry_out(seen, plan, *, room_made=False):
+    """The cluster after a plan: its placements, and if room is made, those who leave are off."""
+    leave = {*plan.preemptions, *plan.moves} if room_made else ()
+    jobs = []
+    for j in seen.jobs:
+        if j.id in plan.placements:
+            j = replace(j, actor=plan.placements[j.id])
+        elif j.id in leave:
+            j = replace(j, actor=None, queued_at=seen.now)
+        if j.id not in plan.rejections:
+            jobs.append(j)
+    actors = [
+        replace(a, base_model=plan.rehosts[a.id], state=ActorState.STARTING) if a.id in plan.rehosts else a
+        for a in seen.actors
+    ]
+    return ClusterView(tuple(jobs), tuple(actors), {}, seen.now)
+
+
+@many
+@given(clusters(), policies)
+def test_no_job_is_lost_or_doubled(seen, policy):
+    plan = decide(seen, policy)
+    queued = sorted(j.id for j in seen.jobs if j.actor is None)
+    running = {j.id for j in seen.jobs if j.actor is not None}
+    assert sorted([*plan.placements, *plan.waiting, *plan.rejections]) == queued
+    assert all([*plan.waiting.values(), *plan.rejections.values(), *plan.preemptions.values()])
+    assert not set(plan.preemptions) & set(plan.moves)
+    assert {*plan.preemptions, *plan.moves} <= running
+    assert set(plan.after) <= {*plan.waiting, *plan.moves}
+    ordered = [job for jobs in plan.order.values() for job in jobs]
+    assert len(set(ordered)) == len(ordered)
+
+
+@many
+@given(clusters(), policies)
+def test_only_movable_jobs_on_ready_actors_leave_and_only_where_the_policy_preempts(seen, policy):
+    plan = decide(seen, policy)
+    actors = {a.id: a for a in seen.actors}
+    for j in seen.jobs:
+        if j.id in plan.preemptions or j.id in plan.moves:
+            assert j.movable
+            assert POLICIES[policy].preempts
+            assert actors[j.actor].state is ActorState.READY
+            assert plan.moves.get(j.id) != j.actor
+
+
+@many
+@given(clusters(), policies, st.booleans())
+def test_no_plan_goes_over_memory_or_onto_the_wrong_actor(seen, policy, room_made):
+    plan = decide(seen, policy)
+    after = carry_out(seen, plan, room_made=room_made)
+    if room_made:
+        after = replace(after, jobs=tuple(replace(j, actor=plan.after.get(j.id, j.actor)) for j in after.jobs))
+    actors = {a.id: a for a in seen.actors}
+    for name, place in {**plan.placements, **(plan.after if room_made else {})}.items():
+        at = actors[place]
+        base = next(j.base_model for j in seen.jobs if j.id == name)
+        assert at.state is ActorState.READY
+        assert at.base_model == base
+        assert used(after.jobs, at) <= at.memory_limit
+
+
+@many
+@given(clusters(), policies)
+def test_bases_change_only_on_idle_actors_that_may(seen, policy):
+    plan = decide(seen, policy)
+    for name, ref in plan.rehosts.items():
+        at = next(a for a in seen.actors if a.id == name)
+        assert at.state in (ActorState.EMPTY, ActorState.READY)
+        assert at.base_model != ref
+        assert at.pinned in (None, ref)
+        assert not [j for j in seen.jobs if j.actor == name]
+        assert name not in plan.placements.values()
+        assert name not in plan.after.values()
+
+
+@many
+@given(clusters(), policies, st.randoms())
+def test_the_same_view_gives_the_same_plan_in_whatever_order_it_is_seen(seen, policy, random):
+    jobs, actors = list(seen.jobs), list(seen.actors)
+    random.shuffle(jobs)
+    random.shuffle(actors)
+    assert decide(replace(seen, jobs=tuple(jobs), actors=tuple(actors)), policy) == decide(seen, policy)
+
+
+@settings(max_examples=300, deadline=None)
+@given(clusters(), policies)
+def test_a_plan_carried_out_starts_no_further_job(seen, policy):
+    """It may start further actors, each at most once: then nothing is left to do."""
+    plan = decide(seen, policy)
+    first, started = plan, set(plan.rehosts)
+    while plan.rehosts or plan is first:
+        seen = carry_out(seen, plan)
+        plan = decide(seen, policy)
+        assert (plan.placements, plan.rejections) == ({}, {})
+        assert (set(plan.preemptions), plan.moves, plan.after) == (set(first.preemptions), first.moves, first.after)
+        assert set(plan.waiting) == set(first.waiting)
+        assert not started & set(plan.rehosts)
+        started |= set(plan.rehosts)
+
+
+@settings(max_examples=300, deadline=None)
+@given(clusters(), policies)
+def test_when_those_who_leave_are_off_the_next_plan_does_as_was_said(seen, policy):
+    first = decide(seen, policy)
+    off = carry_out(seen, replace(first, rehosts={}), room_made=True)
+    second = decide(off, policy)
+    assert second.placements == first.after
+    assert (second.preemptions, second.moves, second.after) == ({}, {}, {})
+    third = decide(carry_out(off, replace(second, rehosts={})), policy)
+    assert (third.placements, third.preemptions, third.moves, third.after) == ({}, {}, {}, {})
+
+
+@many
+@given(clusters(), policies, st.data())
+def test_a_job_with_more_priority_is_never_worse_off(seen, policy, data):
+    """Who runs after a plan still runs after it when his priority is higher."""
+    plan = decide(seen, policy)
+    runs = {j.id for j in seen.jobs if j.actor is not None} - {*plan.preemptions} | {*plan.placements, *plan.after}
+    if not runs:
+        return
+    chosen = data.draw(st.sampled_from(sorted(runs)))
+    raised = tuple(replace(j, priority=j.priority + 3) if j.id == chosen else j for j in seen.jobs)
+    plan = decide(replace(seen, jobs=raised), policy)
+    at = next(j.actor for j in raised if j.id == chosen)
+    loading = {a.id for a in seen.actors if a.state is ActorState.STARTING}
+    assert (
+        chosen in {*plan.placements, *plan.after}
+        or (at is not None and chosen not in plan.preemptions)
+        or (loading and "is being loaded on" in plan.waiting.get(chosen, ""))
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(clusters(), policies)
+def test_every_job_gets_its_turn(seen, policy):
+    """When every loading ends, nothing is blocked and running jobs end one after another, all that is queued starts."""
+    actors = tuple(
+        replace(
+            a,
+            state=ActorState.READY if a.base_model else ActorState.EMPTY,
+            memory_limit=a.memory_limit or 145,
+        )
+        for a in seen.actors
+    )
+    seen = replace(seen, actors=actors)
+    for _ in range(60):
+        seen = replace(seen, now=seen.now + PATIENCE_S)
+        rehosts = 0
+        for _ in range(2):
+            plan = decide(seen, policy)
+            rehosts += len(plan.rehosts)
+            seen = carry_out(seen, plan, room_made=True)
+        running = [j for j in seen.jobs if j.actor is not None]
+        if not running and not rehosts:
+            break
+        seen = replace(
+            seen,
+            jobs=tuple(j for j in seen.jobs if j is not (running or [None])[0]),
+            actors=tuple(
+                replace(a, state=ActorState.READY) if a.state is ActorState.STARTING else a for a in seen.actors
+            ),
+        )
+    hostable = {ref for a in seen.actors for ref in ([a.pinned] if a.pinned else SPEEDS)}
+    assert [j.id for j in seen.jobs if j.base_model in hostable] == []
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_an_empty_cluster_has_an_empty_plan(policy):
+    plan = decide(ClusterView((), (), {}), policy)
+    assert plan == decide(ClusterView((), (), {}), policy)
+    assert not plan.waiting
