@@ -20,6 +20,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from gpu_actor.config import ActorOptions, AdapterSpec
+from gpu_actor.memory import MemoryMeter, memory_limit
 from gpu_actor.report import ActorReport, TenantReport, TenantState
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class GpuActor:
         self._attempts: dict[str, int] = {}  # newest attempt seen, by job
         self._preparing: dict[str, TenantReport] = {}  # being prepared, or failed in it
         self._unwanted: dict[str, bool] = {}  # detached while being prepared -> keep
+        self._memory = MemoryMeter(self._options.device)
+        self._idle_bytes = 0
         self._state = "loading"
         self._reason: str | None = None
         self._published: ActorReport = self._blank()
@@ -67,13 +70,19 @@ class GpuActor:
 
     def report(self) -> ActorReport:
         """The state of the actor and of every adapter on it, as of the latest shared batch."""
-        from gpu_actor.memory import memory_used
-
         with self._lock:
             published, preparing = self._published, dict(self._preparing)
-        used, peak = memory_used(self._options.device)
         trained = [tenant for tenant in published.tenants if tenant.job_id not in preparing]
-        return replace(published, memory_used=used, memory_peak=peak, tenants=(*trained, *preparing.values()))
+        used = self._memory.used()
+        return replace(
+            published,
+            memory_used=used,
+            memory_reserved=self._memory.reserved(),
+            memory_free=self._memory.free(published.memory_limit),
+            memory_peak=max(used, published.memory_peak),
+            steps=self._trainer.meter.take() if self._trainer is not None else (),
+            tenants=(*trained, *preparing.values()),
+        )
 
     def attach(self, spec: dict[str, Any], attempt: int) -> None:
         """Train an adapter, from the newest checkpoint in its output folder if there is one.
@@ -115,6 +124,10 @@ class GpuActor:
     def order(self, job_ids: list[str]) -> None:
         """The order in which adapters come into a shared batch."""
         self._notes.put(lambda: self._trainer.set_order(job_ids) if self._trainer else None)
+
+    def budget(self, tokens: int) -> None:
+        """Most tokens of a shared batch from now on."""
+        self._notes.put(lambda: self._trainer.set_budget(tokens) if self._trainer else None)
 
     def stop(self) -> None:
         """End the training thread after it has written a checkpoint of every adapter. Waits for that."""
@@ -237,7 +250,9 @@ class GpuActor:
         )
         for remark in base.remarks:
             logger.warning(remark)
-        self._trainer = CoTrainer(base, options.token_budget)
+        self._memory.release()
+        self._idle_bytes = self._memory.used()
+        self._trainer = CoTrainer(base, options.token_budget, options.memory_limit)
         self._state = "ready"
         self._reason = "; ".join(base.remarks) or None
         self._base = base
@@ -261,6 +276,11 @@ class GpuActor:
             report = replace(
                 report,
                 base_bytes=description.parameters * self._base.dtype.itemsize,
+                memory_peak=self._trainer.meter.highest,
+                memory_idle=self._idle_bytes,
+                token_budget=self._trainer.token_budget,
+                micro_batch_cap=self._trainer.micro_batch_cap,
+                pressed=self._trainer.pressed,
                 step_seconds=self._trainer.step_seconds,
                 tokens_per_s=self._trainer.tokens_per_s,
                 batch_tokens=self._trainer.batch_tokens,
@@ -271,8 +291,6 @@ class GpuActor:
             self._published = report
 
     def _blank(self) -> ActorReport:
-        from gpu_actor.memory import memory_limit
-
         options = self._options
         return ActorReport(
             name=options.name,

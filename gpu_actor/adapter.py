@@ -19,6 +19,7 @@ from transformers import get_scheduler
 
 from gpu_actor import checkpoint
 from gpu_actor.batch import MicroBatch, count_loss_tokens
+from gpu_actor.composer import split_samples
 from gpu_actor.config import AdapterSpec, TrainingConfig
 from gpu_actor.cursor import DataCursor, StepPlan
 from gpu_actor.errors import TrainingError
@@ -44,6 +45,8 @@ class Tenant:
         weights: The adapter.
         progress: Counters, as they go into a checkpoint.
         left_out: Shared batches made without this adapter since its last one.
+        split: Parts that a micro-batch is run in at least; raised when memory runs out.
+        cap: Most tokens of a part (a single sample that is longer excepted); None: any number.
     """
 
     def __init__(self, spec: AdapterSpec, attempt: int, weights: AdapterWeights, data: LoadedDataset) -> None:
@@ -62,7 +65,11 @@ class Tenant:
         self.scheduler = make_scheduler(self.optimizer, spec.training, self.cursor.total_steps)
         self.progress = self._start()
         self.left_out = 0
-        self.split = 1  # parts that a micro-batch is run in: raised when memory runs out
+        self.split = 1
+        self.cap: int | None = None
+        lengths = self.data.train.lengths()
+        self._longest = int(lengths.max())
+        self._mean_step_tokens = float(lengths.sum()) / self.cursor.steps_per_epoch
         self._times: deque[tuple[float, int]] = deque([(time.monotonic(), self.progress.tokens)], _RATE_WINDOW)
         self._plan_step()
 
@@ -98,16 +105,16 @@ class Tenant:
         found = []
         for place, group in enumerate(samples):
             seed = mix_seed(self.spec.training.seed + _DROPOUT_STREAM, self.progress.step * len(samples) + place)
-            size = math.ceil(len(group) / self.split)
-            for start in range(0, len(group), size):
-                part = group[start : start + size]
+            runs = split_samples([len(ids) for ids, _ in group], self.split, self.cap)
+            for run in runs:
+                part = group[run.start : run.stop]
                 found.append(
                     MicroBatch(
                         weights=self.weights,
                         sequences=[ids for ids, _ in part],
                         labels=[labels for _, labels in part],
                         loss_scale=1.0 / loss_tokens,
-                        dropout_seed=seed if self.split == 1 else mix_seed(seed, start),
+                        dropout_seed=seed if len(runs) == 1 else mix_seed(seed, run.start),
                     )
                 )
         return found
@@ -127,6 +134,11 @@ class Tenant:
         self._done += len(losses)
         for loss in losses:
             self._loss += loss.detach()
+
+    def limit_micro_batches(self, cap: int) -> None:
+        """Run micro-batches in parts of at most so many tokens, beginning with the optimizer step in work."""
+        self.cap = cap
+        self._plan_step()
 
     def rewind_step(self, split: int | None = None) -> None:
         """Forget what has run of the optimizer step in work; optionally run its micro-batches in smaller parts."""
@@ -256,6 +268,8 @@ class Tenant:
             tokens_per_s=(last_tokens - first_tokens) / seconds if seconds > 0 else 0.0,
             eta_s=left * seconds / steps if steps > 0 else None,
             samples=len(self.data.train),
+            longest=self._longest,
+            tokens_per_step=self._mean_step_tokens,
             truncated=self.data.truncated,
             dropped=self.data.dropped,
             reason=reason,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ def compose(candidates: Sequence[Candidate], token_budget: int) -> Mapping[str, 
     The candidates come in the scheduler's order; each batch that an adapter is left out of moves it up one place, so
     that none starves. In a first round everyone in turn puts in one micro-batch if it still fits. What room
     is left then goes to further micro-batches of the same optimizer steps. Micro-batches are never split here, and
-    one that is larger than the whole budget goes alone.
+    one that is larger than the whole budget goes alone (`split_samples` sees to it that it is not much larger).
 
     Args:
         candidates: Adapters with at least one micro-batch left, in the scheduler's order.
@@ -50,3 +51,28 @@ def compose(candidates: Sequence[Candidate], token_budget: int) -> Mapping[str, 
             chosen[candidate.job_id] += 1
             room -= tokens
     return {candidate.job_id: chosen[candidate.job_id] for candidate in candidates if candidate.job_id in chosen}
+
+
+def split_samples(tokens: Sequence[int], parts: int = 1, most: int | None = None) -> list[range]:
+    """Cut a micro-batch into runs of whole samples, none of which has more than `most` tokens.
+
+    A single sample that is longer makes a run of its own.
+
+    Args:
+        tokens: Tokens of each sample.
+        parts: Cut it into so many parts at least (where it has as many samples).
+        most: Most tokens of a part; None: any number.
+
+    Returns:
+        The sample numbers of each part, in order; together they are all samples.
+    """
+    size = math.ceil(len(tokens) / parts)
+    runs: list[range] = []
+    start = total = 0
+    for number, length in enumerate(tokens):
+        full = number - start >= size or (most is not None and total + length > most)
+        if full and number > start:
+            runs.append(range(start, number))
+            start, total = number, 0
+        total += length
+    return [*runs, range(start, len(tokens))]

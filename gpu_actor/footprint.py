@@ -20,6 +20,9 @@ DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 ADAPTER_DTYPE_BYTES = 4  # adapters, their gradients and moments are fp32 whatever the base is
 # Tokens of a shared batch: more of them no longer raise the speed much, only the memory.
 DEFAULT_TOKEN_BUDGET = {"cpu": 1024, "cuda": 8192}
+# Tokens of a micro-batch: a larger one is run in parts, by whole samples, so that memory follows from this number
+# and not from batch size times the longest sample. An adapter's rounding depends on it: it is no setting.
+MICRO_BATCH_CAP = {"cpu": 1024, "cuda": 8192}
 LOSS_CHUNK = 256  # positions whose logits exist at one time
 _SHOWN_NAMES = 12
 

@@ -85,6 +85,11 @@ class AdapterWeights:
         """Number of trainable values (the padding of the buffer left out)."""
         return sum(a.numel() + b.numel() for a, b in self.layers.values())
 
+    @property
+    def bytes_in_training(self) -> int:
+        """Bytes of the values, their gradient and AdamW's two moments."""
+        return 4 * self.flat.numel() * self.flat.element_size()
+
     def initialise(self, seed: int) -> None:
         """Start as PEFT does: A is Kaiming-uniform with a = sqrt(5), B is zero. The seed alone decides A."""
         generator = torch.Generator().manual_seed(seed)

@@ -2,26 +2,95 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import resource
 import sys
+from pathlib import Path
 
 import psutil
 
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
+_FORGET_PEAK = "5"  # what Linux wants in clear_refs to set a process's peak resident set to what it is now
 
 
-def memory_used(device: str) -> tuple[int, int]:
-    """Bytes in use and their peak so far.
+class MemoryMeter:
+    """Bytes in use on one device, and their peak since the last `restart`.
 
-    On a CUDA device these are torch's reserved bytes; on a CPU the resident set of this process.
+    On a CUDA device these are the bytes that torch's allocator has given out; on a CPU the resident set of this
+    process, whose peak Linux can reset (`/proc/self/clear_refs`). Where it cannot, the peak is that of the whole run.
     """
-    if device.startswith("cuda"):
-        import torch
 
-        return torch.cuda.memory_reserved(device), torch.cuda.max_memory_reserved(device)
-    used = psutil.Process().memory_info().rss
-    # the kernel keeps its own peak in coarser steps, so that it can lag behind
-    return used, max(used, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT)
+    def __init__(self, device: str) -> None:
+        """Nothing is read yet.
+
+        Args:
+            device: `cpu`, `cuda` or `cuda:<n>`.
+        """
+        self.device = device
+        self.on_cuda = device.startswith("cuda")
+
+    def restart(self) -> None:
+        """Forget the peak: from now on it is that of what follows."""
+        if self.on_cuda:
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(self.device)
+            return
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text(_FORGET_PEAK)
+
+    def used(self) -> int:
+        """Bytes in use now."""
+        if self.on_cuda:
+            import torch
+
+            return int(torch.cuda.memory_allocated(self.device))
+        return int(psutil.Process().memory_info().rss)
+
+    def peak(self) -> int:
+        """The highest use since `restart`."""
+        if self.on_cuda:
+            import torch
+
+            return int(torch.cuda.max_memory_allocated(self.device))
+        return max(_high_water(), self.used())
+
+    def reserved(self) -> int:
+        """Bytes that are taken from the device, in use or not."""
+        if self.on_cuda:
+            import torch
+
+            return int(torch.cuda.memory_reserved(self.device))
+        return self.used()
+
+    def free(self, limit: int) -> int:
+        """Bytes that can still be taken: up to the actor's limit, and no more than the device has left."""
+        if self.on_cuda:
+            import torch
+
+            left = int(torch.cuda.mem_get_info(self.device)[0]) + self.reserved() - self.used()
+        else:
+            left = int(psutil.virtual_memory().available)
+        return max(0, min(limit - self.used(), left))
+
+    def release(self) -> None:
+        """Give memory that lies idle in the allocator back to the device."""
+        if self.on_cuda:
+            import torch
+
+            torch.cuda.empty_cache()
+            return
+        with contextlib.suppress(OSError, AttributeError):  # another libc than glibc has no such call
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def _high_water() -> int:
+    """The peak resident set of this process since it was last reset."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT
 
 
 def memory_limit(device: str) -> int:

@@ -34,9 +34,23 @@ class TenantReport:
     tokens_per_s: float = 0.0  # of this adapter, over the last seconds
     eta_s: float | None = None
     samples: int = 0  # training samples in use
+    longest: int = 0  # tokens of the longest of them
+    tokens_per_step: float = 0.0  # mean real tokens of an optimizer step
     truncated: int = 0  # samples cut at cutoff_len
     dropped: int = 0  # samples without any token to learn after the cut
     reason: str | None = None  # of FAILED: what went wrong and what to do
+
+
+@dataclass(frozen=True)
+class StepSample:
+    """What one shared step took, after the warm-up of every adapter in it."""
+
+    tokens: int
+    squares: int  # sum of the squared sequence lengths: what attention costs
+    adapters: int  # in the step
+    seconds: float  # forward, backward and optimizer; evaluations and files left out
+    peak_bytes: int  # highest use of the device during the step
+    adapter_bytes: int  # weights, gradients and moments of all adapters on the device
 
 
 @dataclass(frozen=True)
@@ -51,7 +65,14 @@ class ActorReport:
     device: str = ""
     memory_limit: int = 0  # bytes the actor may use
     memory_used: int = 0  # bytes in use now (resident set on CPU, allocated on CUDA)
+    memory_reserved: int = 0  # bytes taken from the device, in use or not
+    memory_free: int = 0  # bytes that can still be taken
     memory_peak: int = 0  # highest use so far
+    memory_idle: int = 0  # bytes in use when the base model was loaded and no adapter was there
+    token_budget: int = 0  # most tokens of a shared batch now
+    micro_batch_cap: int = 0  # most tokens of a micro-batch (a single larger sample excepted)
+    pressed: int = 0  # times that the memory limit was passed, or memory ran out, and batches became smaller
+    steps: tuple[StepSample, ...] = ()  # shared steps since the last report
     base_bytes: int = 0  # the base model's weights
     step_seconds: float = 0.0  # mean duration of the latest shared steps
     tokens_per_s: float = 0.0  # real tokens of all adapters together, over the last seconds

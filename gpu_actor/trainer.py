@@ -14,10 +14,11 @@ from gpu_actor.base_model import BaseModel
 from gpu_actor.batch import MicroBatch, pack
 from gpu_actor.composer import Candidate, compose
 from gpu_actor.errors import LorayError, OutOfMemoryError
-from gpu_actor.footprint import DEFAULT_TOKEN_BUDGET
+from gpu_actor.footprint import DEFAULT_TOKEN_BUDGET, MICRO_BATCH_CAP
 from gpu_actor.inspect_base import one_line
 from gpu_actor.objectives import supervised_losses
 from gpu_actor.report import TenantReport, TenantState
+from gpu_actor.step_meter import StepMeter
 
 logger = logging.getLogger(__name__)
 
@@ -30,11 +31,20 @@ class CoTrainer:
     Attributes:
         base: The base model that all tenants share.
         token_budget: Most tokens of a shared batch; a larger micro-batch goes alone.
+        micro_batch_cap: Most tokens of a micro-batch; a larger one is run in parts. An adapter's rounding depends on
+            it, so it is the same on all actors of a kind, and is lowered only where memory runs out.
+        memory_limit: Bytes that may be in use; None: no more than the device has.
+        meter: What the steps cost.
+        pressed: Times that memory ran out or the limit was passed.
     """
 
-    def __init__(self, base: BaseModel, token_budget: int | None = None) -> None:
+    def __init__(self, base: BaseModel, token_budget: int | None = None, memory_limit: int | None = None) -> None:
         self.base = base
         self.token_budget = token_budget or DEFAULT_TOKEN_BUDGET[base.device.type]
+        self.micro_batch_cap = MICRO_BATCH_CAP[base.device.type]
+        self.memory_limit = memory_limit
+        self.meter = StepMeter(base.device)
+        self.pressed = 0
         self.batch_tokens = 0
         self.batch_adapters = 0
         self._tenants: dict[str, Tenant] = {}
@@ -49,6 +59,7 @@ class CoTrainer:
         job_id = tenant.spec.job_id
         self._ended.pop(job_id, None)
         self._tenants[job_id] = tenant
+        tenant.limit_micro_batches(self.micro_batch_cap)
         if tenant.finished:  # it was killed between its last step and the record of its end
             self._finish(tenant)
 
@@ -81,6 +92,10 @@ class CoTrainer:
         """The scheduler's order of the tenants, first comes first into a batch."""
         self._order = list(job_ids)
 
+    def set_budget(self, tokens: int) -> None:
+        """The scheduler's token budget: where more tokens in a shared batch no longer raise the speed."""
+        self.token_budget = tokens
+
     @property
     def idle(self) -> bool:
         """Whether there is nothing to train."""
@@ -103,6 +118,8 @@ class CoTrainer:
         if not chosen:
             return
         started = time.monotonic()
+        lengths = [len(ids) for tenant, count in chosen for part in tenant.pending[:count] for ids in part.sequences]
+        self.meter.begin()
         ran = self._run_or_isolate(chosen)
         for tenant in self._tenants.values():
             tenant.left_out += 1
@@ -110,7 +127,29 @@ class CoTrainer:
             tenant.left_out = 0
             if not tenant.pending:
                 self._complete(tenant)
+        self._measured(chosen, lengths)
         self._speed.append((time.monotonic() - started, self.batch_tokens))
+
+    def _measured(self, chosen: list[tuple[Tenant, int]], lengths: list[int]) -> None:
+        """Close the measurement of a shared batch, and make the next ones smaller if it took too much memory."""
+        adapters = sum(tenant.weights.bytes_in_training for tenant in self._tenants.values())
+        whole = self.batch_tokens == sum(lengths) and self.batch_adapters == len(chosen)
+        self.meter.end([tenant.spec.job_id for tenant, _ in chosen], lengths, adapters, whole=whole)
+        if self.memory_limit is not None and self.meter.peak > self.memory_limit:
+            self._heed_limit(self.memory_limit, sum(lengths))
+
+    def _heed_limit(self, limit: int, tokens: int) -> None:
+        """A shared batch took the actor past its limit: as many tokens as fit by its own measure, from now on.
+
+        On a CPU nothing stops a process at the limit that its operator set, so it must keep to it by itself.
+        """
+        self.meter.memory.release()
+        floor = min(self.meter.before, self.meter.memory.used())  # what stays when no batch is being made
+        share = (limit - floor) / max(1, self.meter.peak - floor)
+        lower = max(1, int(tokens * min(0.9, max(0.1, 0.9 * share))))
+        if lower >= max(self.token_budget, self.micro_batch_cap):
+            return  # a single sample that is longer than all allowed: nothing gets smaller
+        self._shrink(lower, f"{tokens} tokens took {self.meter.peak} bytes, the limit is {limit}")
 
     def _choose(self) -> list[tuple[Tenant, int]]:
         rank = {job_id: place for place, job_id in enumerate(self._order)}
@@ -158,10 +197,19 @@ class CoTrainer:
     def _lower_budget(self, chosen: list[tuple[Tenant, int]]) -> None:
         """This many tokens were too many: compose smaller shared batches from now on."""
         tokens = sum(micro_batch.tokens for tenant, count in chosen for micro_batch in tenant.pending[:count])
+        self.pressed += 1
         self.token_budget = min(self.token_budget, max(1, tokens // 2))
         logger.warning("out of memory at %d tokens; shared batches now hold at most %d", tokens, self.token_budget)
-        if self.base.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self.meter.memory.release()
+
+    def _shrink(self, tokens: int, why: str) -> None:
+        """Shared batches and micro-batches hold at most so many tokens from now on."""
+        self.pressed += 1
+        self.token_budget = min(self.token_budget, tokens)
+        self.micro_batch_cap = min(self.micro_batch_cap, tokens)
+        for tenant in self._tenants.values():
+            tenant.limit_micro_batches(self.micro_batch_cap)
+        logger.warning("%s; shared batches now hold at most %d tokens", why, tokens)
 
     def _run(self, chosen: list[tuple[Tenant, int]]) -> None:
         """One forward and one backward for all chosen micro-batches."""
@@ -179,14 +227,18 @@ class CoTrainer:
         """All micro-batches of a tenant's optimizer step have run."""
         try:
             tenant.finish_step()
-            if tenant.wants_evaluation:
-                tenant.evaluated(self._evaluate(tenant.evaluation_batches()))
-            if tenant.finished:
-                self._finish(tenant)
-            elif tenant.wants_checkpoint:
-                tenant.save_checkpoint()
+            with self.meter.aside():
+                self._after_step(tenant)
         except Exception as error:
             self._fail(tenant, error)
+
+    def _after_step(self, tenant: Tenant) -> None:
+        if tenant.wants_evaluation:
+            tenant.evaluated(self._evaluate(tenant.evaluation_batches()))
+        if tenant.finished:
+            self._finish(tenant)
+        elif tenant.wants_checkpoint:
+            tenant.save_checkpoint()
 
     def _evaluate(self, micro_batches: Sequence[MicroBatch]) -> float:
         """Sum of the scaled losses, each micro-batch in a forward of its own."""
@@ -211,6 +263,7 @@ class CoTrainer:
         self._end(tenant, TenantState.FAILED, reason_of(error))
 
     def _end(self, tenant: Tenant, state: TenantState, reason: str | None = None) -> None:
+        self.meter.forget(tenant.spec.job_id)
         self._ended[tenant.spec.job_id] = tenant.report(state, reason)
         del self._tenants[tenant.spec.job_id]
 
