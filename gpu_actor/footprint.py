@@ -6,6 +6,7 @@ The figures are a prior: they are derived from shapes, not measured. Admission u
 from __future__ import annotations
 
 import json
+import math
 import re
 import struct
 from collections.abc import Iterable
@@ -37,6 +38,15 @@ class LinearShape:
 
 
 @dataclass(frozen=True)
+class Activations:
+    """What the forward of a base model keeps for its backward, in fp32; see `activation_probe`."""
+
+    token_bytes: float  # per token
+    square_bytes: float = 0.0  # per squared sequence length: attention that is not fused
+    head_bytes: float = 0.0  # per position whose logits are made, beside the logits
+
+
+@dataclass(frozen=True)
 class BaseDescription:
     """What must be known of a base model to check and size a job. `linears` leaves out the output head."""
 
@@ -47,6 +57,7 @@ class BaseDescription:
     num_layers: int
     vocab_size: int
     parameters: int
+    activations: Activations | None = None  # None: nobody has counted
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, so that it can travel and be cached as JSON."""
@@ -55,7 +66,9 @@ class BaseDescription:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> BaseDescription:
         """The inverse of `to_dict`."""
-        return cls(**{**data, "linears": tuple(LinearShape(**linear) for linear in data["linears"])})
+        linears = tuple(LinearShape(**linear) for linear in data["linears"])
+        counted = data.get("activations")
+        return cls(**{**data, "linears": linears, "activations": Activations(**counted) if counted else None})
 
 
 def match_names(names: Iterable[str], target_modules: str | list[str]) -> list[str]:
@@ -110,24 +123,59 @@ def base_bytes(base: BaseDescription, dtype_bytes: int = 4) -> int:
     return base.parameters * dtype_bytes
 
 
-def activation_bytes(base: BaseDescription, tokens: int, dtype_bytes: int = 4, *, checkpointing: bool = False) -> int:
+def activation_bytes(
+    base: BaseDescription, tokens: int, dtype_bytes: int = 4, *, checkpointing: bool = False, longest: int = 512
+) -> int:
     """Peak bytes of activations and logits of one shared batch of `tokens` tokens.
 
-    A layer keeps the inputs and outputs of its linear layers (inputs shared by sibling layers are counted once per
-    sibling: an upper estimate that also covers norms and residuals). With checkpointing only each layer's input
-    stays, and one layer at a time is whole.
+    They are highest between forward and backward: all that the layers keep, and then either the logits of a chunk or
+    the gradients inside one layer. With checkpointing only each layer's input stays, and one layer at a time is whole.
+
+    Args:
+        base: The base model.
+        tokens: Of the shared batch.
+        dtype_bytes: Of the base model's numbers.
+        checkpointing: Whether gradient checkpointing is on.
+        longest: Tokens of the longest sequence, for attention that keeps a square of it.
     """
-    per_token = sum(linear.in_features + linear.out_features for linear in base.linears)
     layers = max(base.num_layers, 1)
+    kept = _kept_bytes(base, tokens, longest) * dtype_bytes / 4
+    layer = kept / layers
     if checkpointing:
-        per_token = layers * base.hidden_size + per_token // layers
-    logits = 3 * min(tokens, LOSS_CHUNK) * base.vocab_size * 4
-    return tokens * per_token * dtype_bytes + logits
+        kept = tokens * base.hidden_size * layers * dtype_bytes + layer
+    head = base.activations.head_bytes if base.activations else 0.0
+    logits = min(tokens, LOSS_CHUNK) * (3 * base.vocab_size * 4 + head)
+    return math.ceil(kept + max(logits, layer))
 
 
-def worst_micro_batch_tokens(training: TrainingConfig) -> int:
-    """Most tokens that one micro-batch of a job can have."""
-    return training.per_device_train_batch_size * training.cutoff_len
+def _kept_bytes(base: BaseDescription, tokens: int, longest: int) -> float:
+    """What the layers keep in fp32: as counted, else the inputs and outputs of the linear layers.
+
+    The inputs that sibling layers share are counted once for each: that covers norms and residuals.
+    """
+    if base.activations is None:
+        return 4.0 * tokens * sum(linear.in_features + linear.out_features for linear in base.linears)
+    counted = base.activations
+    return tokens * counted.token_bytes + tokens * min(tokens, longest) * counted.square_bytes
+
+
+def adapter_activation_bytes(base: BaseDescription, lora: LoraConfig, tokens: int) -> int:
+    """Bytes that an adapter's own part of the linear layers keeps: x A^T in fp32, and a bool per input with dropout."""
+    masks = lora.lora_dropout > 0
+    targets = match_targets(base, lora.target_modules)
+    return tokens * sum(4 * lora.r + (target.in_features if masks else 0) for target in targets)
+
+
+def worst_micro_batch_tokens(training: TrainingConfig, cap: int, longest: int | None = None) -> int:
+    """Most tokens that one micro-batch of a job can have, as it is run.
+
+    Args:
+        training: Of the job.
+        cap: Most tokens of a micro-batch on the actor (`MICRO_BATCH_CAP`); a single longer sample goes alone.
+        longest: Tokens of the job's longest sample; None: not known yet, so cutoff_len.
+    """
+    sample = min(longest or training.cutoff_len, training.cutoff_len)
+    return min(training.per_device_train_batch_size * sample, max(cap, sample))
 
 
 def read_safetensors_header(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from gpu_actor.errors import LorayError
 from gpu_actor.footprint import (
+    MICRO_BATCH_CAP,
     BaseDescription,
     adapter_bytes,
     check_adapter_fits,
@@ -101,7 +102,7 @@ def scheduling_view(
         priority=spec.queue.priority,
         arrival=arrival,
         adapter_bytes=adapter_bytes(base, spec.lora),
-        worst_tokens=worst_micro_batch_tokens(spec.training),
+        worst_tokens=worst_micro_batch_tokens(spec.training, max(MICRO_BATCH_CAP.values())),
         queued_at=queued_at,
         actor=actor,
     )
