@@ -96,17 +96,24 @@ def main() -> int:
         print(json.dumps(measure(arguments.one, checkpointing=arguments.checkpointing)))
         return 0
     names = arguments.models or list(QUICK if arguments.quick else MODELS)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    failed: list[str] = []
     for name in names:
         command = [sys.executable, __file__, "--one", name, *(["--checkpointing"] if arguments.checkpointing else [])]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode:
+            print(f"{name} cannot be measured: {_reason(done.stderr)}")
+            failed.append(name)
+        else:
+            rows.append(json.loads(done.stdout.splitlines()[-1]))
+    if not rows:
+        return 1
     errors = {key: mean(abs(row[key] / row["measured"] - 1) for row in rows) for key in ("first", "fitted")}
     _print(rows, errors)
     if arguments.json:
         result = {"load": os.getloadavg()[0], "rows": rows, "mean_absolute_error": errors}
         arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    return 0
+    return 1 if failed else 0
 
 
 def measure(name: str, *, checkpointing: bool = False) -> dict[str, Any]:
@@ -143,6 +150,8 @@ def measure(name: str, *, checkpointing: bool = False) -> dict[str, Any]:
                 largest = max(largest, sample.tokens)
                 if len(steps) <= _FIT_STEPS:
                     fit.observe(largest, sample.adapter_bytes, max(s.peak_bytes for s in steps))
+    if not steps:
+        raise RuntimeError(f"{name}: nothing was measured: {trainer.reports()}")
     model = fit.model
     return {
         "model": name,
@@ -155,6 +164,11 @@ def measure(name: str, *, checkpointing: bool = False) -> dict[str, Any]:
         "idle": before,
         "steps": [[step.tokens, step.peak_bytes] for step in steps],
     }
+
+
+def _reason(stderr: str) -> str:
+    lines = [line for line in stderr.splitlines() if "Error" in line]
+    return lines[-1] if lines else "no reason given"
 
 
 def _in_a_child(function: Any, *arguments: Any) -> Any:

@@ -29,7 +29,9 @@ from orchestrator.fleet import Fleet, one_line, short_name
 from orchestrator.job import TERMINAL, JobState
 from orchestrator.job_folder import make_folders, read_metrics, write_job_file
 from orchestrator.job_view import actor_view, job_view
+from orchestrator.look import Lookout
 from orchestrator.metrics import Metrics
+from orchestrator.profiles import Profiles
 from orchestrator.reconcile import Reconciler
 from orchestrator.slots import HEAD
 from orchestrator.storage_lock import hold
@@ -64,9 +66,11 @@ class Controller:
         env_vars = {name: os.environ[name] for name in _SHARED_ENVIRONMENT if name in os.environ}
         self._fleet = Fleet(config, self._store, env_vars)
         self._bases = BaseCatalog(env_vars, config.trust_remote_code)
-        self._admission = Admission(self._store, self._fleet, self._bases, config.allowed_roots)
+        profiles = Profiles(self._store)
+        lookout = Lookout(self._store, self._fleet, self._bases, profiles)
+        self._admission = Admission(self._store, self._fleet, self._bases, lookout, config.allowed_roots)
         self._reconciler = Reconciler(
-            self._store, self._fleet, self._bases, self._started, self._over, config.scheduler.policy
+            self._store, self._fleet, self._bases, self._started, self._over, profiles, lookout, config.scheduler.policy
         )
         self._metrics = Metrics()
         self._since = time.time()
