@@ -22,6 +22,7 @@ from gpu_actor.batch import MicroBatch, count_loss_tokens
 from gpu_actor.composer import split_samples
 from gpu_actor.config import AdapterSpec, TrainingConfig
 from gpu_actor.cursor import DataCursor, StepPlan
+from gpu_actor.early_stop import diverged, overfitted
 from gpu_actor.errors import TrainingError
 from gpu_actor.lora import AdapterWeights, mix_seed
 from gpu_actor.report import TenantReport, TenantState
@@ -64,6 +65,7 @@ class Tenant:
         self.optimizer = make_optimizer(weights, spec.training)
         self.scheduler = make_scheduler(self.optimizer, spec.training, self.cursor.total_steps)
         self.progress = self._start()
+        self._told_to_stop: str | None = None
         self.left_out = 0
         self.split = 1
         self.cap: int | None = None
@@ -121,8 +123,18 @@ class Tenant:
 
     @property
     def finished(self) -> bool:
-        """Whether every optimizer step is made."""
-        return self.progress.step >= self.cursor.total_steps
+        """Whether every optimizer step is made, or no further one is wanted."""
+        return self.progress.step >= self.cursor.total_steps or self.stop_reason is not None
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why the job stops before its last step; None as long as it does not."""
+        return self._told_to_stop or overfitted(self.spec.early_stop, self.progress.watch)
+
+    def stop(self, reason: str) -> None:
+        """Make no further optimizer step; the one in work is dropped."""
+        self._told_to_stop = reason
+        self._plan_step()
 
     @property
     def pending(self) -> list[MicroBatch]:
@@ -165,7 +177,16 @@ class Tenant:
         self.optimizer.step()
         self.scheduler.step()
         self._count(step, loss, rate, norm)
+        self._watch_loss(step, loss)
         self._plan_step()
+
+    def _watch_loss(self, step: int, loss: float) -> None:
+        watch = self.progress.watch.after_step(step, loss)
+        self.progress = dataclasses.replace(self.progress, watch=watch)
+        warmup = warmup_steps(self.spec.training, self.cursor.total_steps)
+        reason = diverged(self.spec.early_stop, watch, step, warmup)
+        if reason is not None:
+            raise TrainingError(reason)
 
     def _count(self, step: int, loss: float, rate: float, norm: float) -> None:
         before = self.progress
@@ -217,6 +238,19 @@ class Tenant:
         self.progress = dataclasses.replace(self.progress, eval_loss=eval_loss)
         step = self.progress.step
         self._log(step=step, epoch=self.cursor.epoch_after(step), eval_loss=eval_loss, time=time.time())
+        self._watch_evaluation(step, eval_loss)
+
+    def _watch_evaluation(self, step: int, eval_loss: float) -> None:
+        """With patience, keep the best adapter, and stop when it has not become better for long."""
+        config = self.spec.early_stop
+        if config.patience is None:
+            return
+        watch = self.progress.watch.after_evaluation(step, eval_loss, config.min_delta)
+        self.progress = dataclasses.replace(self.progress, watch=watch)
+        if watch.stale == 0:
+            best = self.output_dir / checkpoint.BEST_FOLDER
+            best.mkdir(exist_ok=True)
+            checkpoint.save_adapter(best, self.weights, self.spec.base_model)
 
     @property
     def wants_checkpoint(self) -> bool:
@@ -230,7 +264,10 @@ class Tenant:
         )
 
     def export(self) -> None:
-        """Put the finished adapter into the output folder; the checkpoints go."""
+        """Put the finished adapter into the output folder, with patience the best one; the checkpoints go."""
+        best = self.progress.watch.best_step
+        if self.spec.early_stop.patience is not None and 0 < best < self.progress.step:
+            checkpoint.load_adapter(self.output_dir / checkpoint.BEST_FOLDER, self.weights)
         checkpoint.save_adapter(self.output_dir, self.weights, self.spec.base_model)
         checkpoint.remove_checkpoints(self.output_dir)
 
@@ -290,5 +327,10 @@ def make_optimizer(weights: AdapterWeights, training: TrainingConfig) -> torch.o
 
 def make_scheduler(optimizer: torch.optim.Optimizer, training: TrainingConfig, total_steps: int) -> Any:
     """The learning-rate schedule of transformers with that name, warm-up counted as `Trainer` does."""
-    warmup = training.warmup_steps or math.ceil(total_steps * training.warmup_ratio)
+    warmup = warmup_steps(training, total_steps)
     return get_scheduler(training.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps)
+
+
+def warmup_steps(training: TrainingConfig, total_steps: int) -> int:
+    """Optimizer steps in which the learning rate rises."""
+    return training.warmup_steps or math.ceil(total_steps * training.warmup_ratio)

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from gpu_actor.early_stop import Watch
 from gpu_actor.errors import AdapterError
 from gpu_actor.footprint import tensor_name
 from gpu_actor.lora import AdapterWeights
@@ -26,6 +27,7 @@ CONFIG_FILE = "adapter_config.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "trainer_state.json"
 METRICS_FILE = "metrics.jsonl"
+BEST_FOLDER = "checkpoint-best"  # the adapter alone, at the lowest evaluation loss so far
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -39,6 +41,12 @@ class Progress:
     logged_steps: int = 0  # and how many steps it holds
     loss: float | None = None
     eval_loss: float | None = None
+    watch: Watch = field(default_factory=Watch)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Progress:
+        """The inverse of `dataclasses.asdict`."""
+        return cls(**{**data, "watch": Watch(**data.get("watch", {}))})
 
 
 def save_adapter(folder: Path, weights: AdapterWeights, base_model: str) -> None:
@@ -144,7 +152,7 @@ def load_checkpoint(
     moments = _read_tensors(folder / OPTIMIZER_FILE)
     try:
         state = json.loads((folder / STATE_FILE).read_text("utf-8"))
-        progress = Progress(**state["progress"])
+        progress = Progress.from_dict(state["progress"])
         scheduler.load_state_dict(state["scheduler"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AdapterError(f"{folder / STATE_FILE}: damaged ({error}); remove the folder to start over") from None
@@ -156,8 +164,8 @@ def load_checkpoint(
 
 
 def remove_checkpoints(output_dir: Path) -> None:
-    """Remove every checkpoint, finished or half-written."""
-    for folder in [*_checkpoints(output_dir), *output_dir.glob(".checkpoint-*.tmp")]:
+    """Remove every checkpoint, finished or half-written, and the best adapter so far."""
+    for folder in [*_checkpoints(output_dir), output_dir / BEST_FOLDER, *output_dir.glob(".checkpoint-*.tmp")]:
         shutil.rmtree(folder, ignore_errors=True)
 
 

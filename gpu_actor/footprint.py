@@ -128,8 +128,8 @@ def activation_bytes(
 ) -> int:
     """Peak bytes of activations and logits of one shared batch of `tokens` tokens.
 
-    They are highest between forward and backward: all that the layers keep, and then either the logits of a chunk or
-    the gradients inside one layer. With checkpointing only each layer's input stays, and one layer at a time is whole.
+    They are highest between forward and backward: all that the layers keep, and the logits of a chunk. With
+    checkpointing only each layer's input stays, and one layer at a time is whole.
 
     Args:
         base: The base model.
@@ -140,12 +140,11 @@ def activation_bytes(
     """
     layers = max(base.num_layers, 1)
     kept = _kept_bytes(base, tokens, longest) * dtype_bytes / 4
-    layer = kept / layers
     if checkpointing:
-        kept = tokens * base.hidden_size * layers * dtype_bytes + layer
+        kept = tokens * base.hidden_size * layers * dtype_bytes + kept / layers
     head = base.activations.head_bytes if base.activations else 0.0
     logits = min(tokens, LOSS_CHUNK) * (3 * base.vocab_size * 4 + head)
-    return math.ceil(kept + max(logits, layer))
+    return math.ceil(kept + logits)
 
 
 def _kept_bytes(base: BaseDescription, tokens: int, longest: int) -> float:

@@ -16,6 +16,7 @@ from typing import Any
 from gpu_actor.report import TenantReport, TenantState
 from orchestrator.bases import BaseCatalog
 from orchestrator.fleet import Fleet, Loss, LossKind, Member
+from orchestrator.grid_stops import GridStops
 from orchestrator.job import TERMINAL, JobState
 from orchestrator.job_folder import discard_checkpoints, write_job_file
 from orchestrator.job_view import progress_of
@@ -70,6 +71,7 @@ class Reconciler:
         self._profiles, self._lookout = profiles, lookout
         self._on_start, self._on_end = on_start, on_end
         self._policy = policy
+        self._grid_stops = GridStops(store)
         self.live: dict[str, dict[str, Any]] = {}
         self._unwritten: set[str] = set()
         self._written = 0.0
@@ -85,6 +87,7 @@ class Reconciler:
             self._actor_lost(loss)
         calls = self.observe()
         calls += self._learn()
+        calls += self._stop_early()
         calls += self._act(self._plan())
         await asyncio.gather(*(self._fleet.tell(*call) for call in calls))
         return losses
@@ -265,6 +268,15 @@ class Reconciler:
                 if budget != report.token_budget:
                     calls.append((member.name, "budget", budget))
         self._profiles.save()
+        return calls
+
+    def _stop_early(self) -> list[Call]:
+        """Jobs of a halved grid that have fallen behind end now, with what they have learned."""
+        calls: list[Call] = []
+        for job_id, why in self._grid_stops.due(self.live).items():
+            job = self._store.wish(job_id, "finish", why, reason=why)
+            if job.actor is not None:
+                calls.append((job.actor, "finish", job_id, why))
         return calls
 
     def _plan(self) -> Plan:
