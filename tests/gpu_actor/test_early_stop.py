@@ -105,7 +105,7 @@ def test_a_run_that_was_interrupted_stops_at_the_same_step(tmp_path):
 def test_a_run_that_diverges_fails_alone_with_its_reason(tmp_path):
     base = tiny_hooked()
     wild = {"learning_rate": 5.0, "max_steps": 60, "per_device_train_batch_size": 4, "max_grad_norm": 0.0}
-    spec = with_rules(make_spec(tmp_path, "wild", token_rows(10), {"r": 8}, wild), diverged_above=1.5)
+    spec = with_rules(make_spec(tmp_path, "wild", token_rows(10), {"r": 8}, wild), diverged_above=1.03)
     calm = make_spec(tmp_path, "calm", token_rows(10), {"r": 4}, {"max_steps": 12, "per_device_train_batch_size": 4})
     reports = run(base, make_tenant(base, spec), make_tenant(base, calm))
     assert reports["wild"].state is TenantState.FAILED
