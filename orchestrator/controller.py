@@ -31,6 +31,7 @@ from orchestrator.job_folder import make_folders, read_metrics, write_job_file
 from orchestrator.job_view import actor_view, job_view
 from orchestrator.look import Lookout
 from orchestrator.metrics import Metrics
+from orchestrator.plan import plan_jobs
 from orchestrator.profiles import Profiles
 from orchestrator.reconcile import Reconciler
 from orchestrator.slots import HEAD
@@ -234,6 +235,23 @@ class Controller:
         """
         _, problems = await self._admission.check(jobs)
         return [asdict(problem) for problem in problems]
+
+    async def plan(self, jobs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What would become of jobs if they were submitted now; nothing is accepted.
+
+        Args:
+            jobs: Fields of `JobSpec`, paths absolute.
+
+        Returns:
+            `jobs`, a row for each, and `problems`; one of them is empty.
+        """
+        specs, problems = await self._admission.check(jobs)
+        if problems:
+            return {"jobs": [], "problems": [asdict(problem) for problem in problems]}
+        bases = {spec.base_model: await self._bases.get(spec.base_model) for spec in specs}
+        view = self._reconciler.look().view
+        rows = await asyncio.to_thread(plan_jobs, specs, view, bases, self._config.scheduler.policy)
+        return {"jobs": rows, "problems": []}
 
     async def submit(self, jobs: Sequence[Mapping[str, Any]], request_id: str) -> dict[str, Any]:
         """Accept jobs, all or none.

@@ -10,12 +10,14 @@ from typing import Any
 from gpu_actor import footprint
 from gpu_actor.errors import LorayError
 from gpu_actor.footprint import MICRO_BATCH_CAP, BaseDescription
+from gpu_actor.report import ActorReport
 from orchestrator.bases import BaseCatalog
 from orchestrator.data_size import DataSize, guess_size
 from orchestrator.fleet import Fleet
 from orchestrator.job import JobSpec, JobState
 from orchestrator.profiles import Profiles, idle_memory
 from orchestrator.scheduler.view import UNKNOWN_STEPS, ActorState, ActorView, ClusterView, JobView
+from orchestrator.slots import Slot
 from orchestrator.store import JobRecord, Store
 
 _LOAD_SECONDS, _LOAD_BYTES_PER_SECOND = 8.0, 5e8  # until loading was measured
@@ -99,26 +101,46 @@ class Lookout:
 
     def _learned(self, place: ActorView, bases: Mapping[str, BaseDescription], unsure: Mapping[str, str]) -> ActorView:
         """A place with what was measured of it; blocked where nobody knows what is on it."""
-        slot = self._fleet.slots[place.id]
-        found = self._profiles.of_place(slot)
-        memories = {ref: profile.memory.model for ref, profile in found.items()}
         member = self._fleet.at(place.id)
-        hosted = bases.get(place.base_model or "")
-        if hosted and member and member.report and member.report.memory_idle and hosted.ref not in memories:
-            memories[hosted.ref] = idle_memory(slot, hosted, member.report.memory_idle)
-        loads = [profile.load_seconds for profile in found.values() if profile.load_seconds is not None]
-        guesses = [_LOAD_SECONDS + 4 * base.parameters / _LOAD_BYTES_PER_SECOND for base in bases.values()]
-        budget = member.report.token_budget if member and member.report else 0
-        place = replace(
-            place,
-            shape=replace(place.shape, token_budget=budget or place.shape.token_budget),
-            speeds={ref: profile.speed.model for ref, profile in found.items()},
-            memories=memories,
-            load_seconds=max(loads or guesses, default=place.load_seconds),
+        place = with_profiles(
+            place, self._fleet.slots[place.id], self._profiles, bases, member.report if member else None
         )
         if place.id in unsure:
             return replace(place, state=ActorState.BLOCKED, reason=unsure[place.id])
         return place
+
+
+def with_profiles(
+    place: ActorView,
+    slot: Slot,
+    profiles: Profiles,
+    bases: Mapping[str, BaseDescription],
+    report: ActorReport | None = None,
+) -> ActorView:
+    """A place with what was measured of it.
+
+    Args:
+        place: As the cluster file and Ray have it.
+        slot: Where it is.
+        profiles: What was learned.
+        bases: The base models in question.
+        report: The latest of the actor there.
+    """
+    found = profiles.of_place(slot)
+    memories = {ref: profile.memory.model for ref, profile in found.items()}
+    hosted = bases.get(place.base_model or "")
+    if hosted and report and report.memory_idle and hosted.ref not in memories:
+        memories[hosted.ref] = idle_memory(slot, hosted, report.memory_idle)
+    loads = [profile.load_seconds for profile in found.values() if profile.load_seconds is not None]
+    guesses = [_LOAD_SECONDS + 4 * base.parameters / _LOAD_BYTES_PER_SECOND for base in bases.values()]
+    budget = report.token_budget if report else 0
+    return replace(
+        place,
+        shape=replace(place.shape, token_budget=budget or place.shape.token_budget),
+        speeds={ref: profile.speed.model for ref, profile in found.items()},
+        memories=memories,
+        load_seconds=max(loads or guesses, default=place.load_seconds),
+    )
 
 
 def scheduling_view(

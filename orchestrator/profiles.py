@@ -84,11 +84,11 @@ class Profile:
 class Profiles:
     """All profiles, kept in the store."""
 
-    def __init__(self, store: Store) -> None:
-        """Read what earlier processes have learned."""
+    def __init__(self, store: Store | None) -> None:
+        """Read what earlier processes have learned; without a store nothing is known, and nothing is kept."""
         self._store = store
         self._found: dict[str, Profile] = {}
-        for key, values in store.profiles().items():
+        for key, values in (store.profiles() if store else {}).items():
             self._found[key] = Profile.from_dict(values)
         self._changed: set[str] = set()
 
@@ -123,7 +123,7 @@ class Profiles:
 
     def save(self) -> None:
         """Write what has changed since the last call."""
-        if self._changed:
+        if self._changed and self._store:
             self._store.save_profiles({key: self._found[key].to_dict() for key in self._changed})
             self._changed.clear()
 

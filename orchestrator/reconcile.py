@@ -20,7 +20,7 @@ from orchestrator.grid_stops import GridStops
 from orchestrator.job import TERMINAL, JobState
 from orchestrator.job_folder import discard_checkpoints, write_job_file
 from orchestrator.job_view import progress_of
-from orchestrator.look import Lookout
+from orchestrator.look import Look, Lookout
 from orchestrator.profiles import Profiles, token_budget
 from orchestrator.scheduler.policy import DEFAULT, decide
 from orchestrator.scheduler.view import Plan
@@ -284,13 +284,17 @@ class Reconciler:
 
         Nothing as long as nothing has happened, but for a slow tick: time alone changes what is due.
         """
-        look = self._lookout.look(self.live, self._movable)
+        look = self.look()
         key, when = self._planned
         if key == look.key and time.monotonic() - when < PLAN_SECONDS:
             return Plan()
         self._planned = look.key, time.monotonic()
         plan = decide(look.view, self._policy)
         return replace(plan, waiting={**plan.waiting, **look.held})
+
+    def look(self) -> Look:
+        """The cluster as the scheduler sees it now."""
+        return self._lookout.look(self.live, self._movable)
 
     def _movable(self, job: JobRecord) -> bool:
         """Whether a running job may be taken off its actor: not while it starts, nor soon after."""
