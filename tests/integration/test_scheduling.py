@@ -107,7 +107,9 @@ def test_a_job_too_large_for_now_waits_with_its_reason_and_starts_when_room_appe
         "second", "QUEUED", until=lambda job: "needs" in (job["waiting_for"] or ""), timeout=PATIENCE
     )
     assert "GiB" in waiting["waiting_for"] or "MiB" in waiting["waiting_for"]
-    (problem,) = orchestrator.call("check", [make("giant", lora={"r": 4096}, cutoff_len=1_000_000).model_dump("json")])
+    (problem,) = orchestrator.call(
+        "check", [make("giant", lora={"r": 4096}, cutoff_len=1_000_000).model_dump(mode="json")]
+    )
     assert f"({limit} bytes)" in problem["message"]
     orchestrator.call("cancel", "first")
     orchestrator.wait("second", "SUCCEEDED", timeout=PATIENCE)
