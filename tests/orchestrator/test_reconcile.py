@@ -11,6 +11,7 @@ from orchestrator.job import JobSpec, JobState, QueueConfig
 from orchestrator.look import Lookout
 from orchestrator.profiles import Profiles
 from orchestrator.reconcile import Reconciler
+from orchestrator.scheduler.view import Plan
 from orchestrator.slots import listed_slots
 from orchestrator.store import Store
 
@@ -200,3 +201,21 @@ def test_a_job_that_stops_early_is_told_so_with_its_reason(house):
     house.hear(TenantState.SUCCEEDED, step=3, total_steps=9, reason="rung 1")
     assert (house.job.state, house.job.reason) == (JobState.SUCCEEDED, "rung 1")
     assert house.store.events(house.id)[-1]["message"] == "succeeded after 3 steps: rung 1"
+
+
+def test_a_pre_empted_job_is_recorded_before_its_actor_hears_of_it_and_once(house):
+    house.hear(TenantState.TRAINING, step=3, total_steps=9)
+    plan = Plan(preemptions={house.id: "a shorter job goes first"})
+    assert house.reconciler._act(plan) == [(ACTOR, "detach", house.id, True)]
+    assert house.job.wish == "yield"
+    assert "a shorter job goes first" in house.store.events(house.id)[-1]["message"]
+    assert house.reconciler._act(plan) == []
+
+
+def test_a_person_who_pauses_a_job_that_makes_room_is_heard(house):
+    from orchestrator import verbs
+
+    house.store.wish(house.id, "yield", "is taken off")
+    verbs.pause(house.store, house.job)
+    house.hear(TenantState.DETACHED, step=3, total_steps=9)
+    assert house.job.state is JobState.PAUSED
