@@ -37,8 +37,7 @@ def co_train(base: BaseModel, jobs: Sequence[Job]) -> Run:
     """Train all jobs together with Loray's engine, to their ends."""
     trainer = CoTrainer(base)
     for job in jobs:
-        data = load_dataset(job.spec.dataset, job.spec.training, _no_tokenizer, base.description.vocab_size)
-        trainer.attach(Tenant(job.spec, 1, base.new_adapter(job.spec.lora), data))
+        trainer.attach(make_tenant(base, job))
     started = time.perf_counter()
     while not trainer.idle:
         trainer.step()
@@ -47,6 +46,12 @@ def co_train(base: BaseModel, jobs: Sequence[Job]) -> Run:
         if report.state is not TenantState.SUCCEEDED:
             raise RuntimeError(f"{report.job_id} ended as {report.state.value}: {report.reason}")
     return Run(seconds, sum(job.tokens for job in jobs), [_logged_losses(job) for job in jobs])
+
+
+def make_tenant(base: BaseModel, job: Job) -> Tenant:
+    """A job as the trainer takes it."""
+    data = load_dataset(job.spec.dataset, job.spec.training, _no_tokenizer, base.description.vocab_size)
+    return Tenant(job.spec, 1, base.new_adapter(job.spec.lora), data)
 
 
 def _logged_losses(job: Job) -> list[float]:

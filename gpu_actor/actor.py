@@ -125,6 +125,15 @@ class GpuActor:
         """The order in which adapters come into a shared batch."""
         self._notes.put(lambda: self._trainer.set_order(job_ids) if self._trainer else None)
 
+    def finish(self, job_id: str, reason: str) -> None:
+        """End an adapter early, at the next step boundary, and export what it has learned; unknown ones are ignored.
+
+        Args:
+            job_id: Whose.
+            reason: Why, in words.
+        """
+        self._notes.put(lambda: self._trainer.finish(job_id, reason) if self._trainer else None)
+
     def budget(self, tokens: int) -> None:
         """Most tokens of a shared batch from now on."""
         self._notes.put(lambda: self._trainer.set_budget(tokens) if self._trainer else None)

@@ -23,6 +23,7 @@ from gpu_actor.adapter_weights import AdapterWeights
 from gpu_actor.batch import MicroBatch
 from gpu_actor.config import AdapterSpec, TrainingConfig
 from gpu_actor.cursor import DataCursor
+from gpu_actor.early_stop import diverged, overfitted
 from gpu_actor.errors import AdapterError, TrainingError
 from gpu_actor.micro_batches import MicroBatches
 from gpu_actor.objectives import SegmentLoss
@@ -85,6 +86,7 @@ class Tenant:
         self.scheduler = make_scheduler(self.optimizer, spec.training, self.cursor.total_steps)
         self.progress = self._start()
         self._micro_batches = MicroBatches(spec.training, weights, data, reference)
+        self._told_to_stop: str | None = None
         self.left_out = 0
         self.split = 1
         self.cap: int | None = None
@@ -122,8 +124,18 @@ class Tenant:
 
     @property
     def finished(self) -> bool:
-        """Whether every optimizer step is made."""
-        return self.progress.step >= self.cursor.total_steps
+        """Whether every optimizer step is made, or no further one is wanted."""
+        return self.progress.step >= self.cursor.total_steps or self.stop_reason is not None
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why the job stops before its last step; None as long as it does not."""
+        return self._told_to_stop or overfitted(self.spec.early_stop, self.progress.watch)
+
+    def stop(self, reason: str) -> None:
+        """Make no further optimizer step; the one in work is dropped."""
+        self._told_to_stop = reason
+        self._plan_step()
 
     @property
     def pending(self) -> list[MicroBatch]:
@@ -166,7 +178,16 @@ class Tenant:
         self.optimizer.step()
         self.scheduler.step()
         self._count(step, loss, figures, rate, norm)
+        self._watch_loss(step, loss)
         self._plan_step()
+
+    def _watch_loss(self, step: int, loss: float) -> None:
+        watch = self.progress.watch.after_step(step, loss)
+        self.progress = dataclasses.replace(self.progress, watch=watch)
+        warmup = warmup_steps(self.spec.training, self.cursor.total_steps)
+        reason = diverged(self.spec.early_stop, watch, step, warmup)
+        if reason is not None:
+            raise TrainingError(reason)
 
     def _count(self, step: int, loss: float, figures: Mapping[str, float], rate: float, norm: float) -> None:
         before = self.progress
@@ -219,6 +240,19 @@ class Tenant:
             **{f"eval_{name}": value for name, value in figures.items()},
             time=time.time(),
         )
+        self._watch_evaluation(step, eval_loss)
+
+    def _watch_evaluation(self, step: int, eval_loss: float) -> None:
+        """With patience, keep the best adapter, and stop when it has not become better for long."""
+        config = self.spec.early_stop
+        if config.patience is None:
+            return
+        watch = self.progress.watch.after_evaluation(step, eval_loss, config.min_delta)
+        self.progress = dataclasses.replace(self.progress, watch=watch)
+        if watch.stale == 0:
+            best = self.output_dir / checkpoint.BEST_FOLDER
+            best.mkdir(exist_ok=True)
+            save_adapter(best, self.weights, self.spec.base_model)
 
     @property
     def wants_checkpoint(self) -> bool:
@@ -232,7 +266,10 @@ class Tenant:
         )
 
     def export(self) -> None:
-        """Put the finished adapter into the output folder; the checkpoints go."""
+        """Put the finished adapter into the output folder, with patience the best one; the checkpoints go."""
+        best = self.progress.watch.best_step
+        if self.spec.early_stop.patience is not None and 0 < best < self.progress.step:
+            load_adapter(self.output_dir / checkpoint.BEST_FOLDER, self.weights)
         save_adapter(self.output_dir, self.weights, self.spec.base_model)
         checkpoint.remove_checkpoints(self.output_dir)
 
@@ -295,5 +332,10 @@ def make_optimizer(weights: AdapterWeights, training: TrainingConfig) -> torch.o
 
 def make_scheduler(optimizer: torch.optim.Optimizer, training: TrainingConfig, total_steps: int) -> Any:
     """The learning-rate schedule of transformers with that name, warm-up counted as `Trainer` does."""
-    warmup = training.warmup_steps or math.ceil(total_steps * training.warmup_ratio)
+    warmup = warmup_steps(training, total_steps)
     return get_scheduler(training.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps)
+
+
+def warmup_steps(training: TrainingConfig, total_steps: int) -> int:
+    """Optimizer steps in which the learning rate rises."""
+    return training.warmup_steps or math.ceil(total_steps * training.warmup_ratio)

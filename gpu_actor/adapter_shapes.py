@@ -97,3 +97,15 @@ def frozen_values(base: BaseDescription, lora: LoraConfig) -> int:
 def adapter_bytes(base: BaseDescription, lora: LoraConfig, dtype_bytes: int = ADAPTER_DTYPE_BYTES) -> int:
     """Bytes of an adapter in training: weights, gradients, the two moments of AdamW, and what is frozen."""
     return dtype_bytes * (4 * adapter_parameters(base, lora) + frozen_values(base, lora))
+
+
+def adapter_activation_bytes(base: BaseDescription, lora: LoraConfig, tokens: int) -> int:
+    """Bytes that an adapter's own part of the linear layers keeps for the backward of `tokens` tokens.
+
+    The low-rank products in fp32, a bool per input with dropout, and with DoRA the whole adapted output.
+    """
+    per_token = 0
+    for layer in plan_layers(base, lora):
+        masks = layer.in_features if lora.lora_dropout > 0 else 0
+        per_token += 4 * (layer.rank + (layer.out_features if lora.use_dora else 0)) + masks
+    return tokens * per_token

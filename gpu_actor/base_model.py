@@ -17,7 +17,7 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 from gpu_actor.adapter_weights import AdapterWeights
-from gpu_actor.attention import register_packed_attention
+from gpu_actor.attention import WindowsSeen, register_packed_attention
 from gpu_actor.batch import SharedBatch
 from gpu_actor.config import Quantization
 from gpu_actor.errors import BaseModelError
@@ -61,10 +61,9 @@ class BaseModel:
         self.remarks = [f"{ref}: {remark}" for remark in freeze(model, gradient_checkpointing=gradient_checkpointing)]
         self._routing = Routing(self.device)
         self._pieces: Callable[[SharedBatch], list[Piece]] = whole
-        probe = Probe(ref, model, self.device, self.dtype)
+        probe = self._reference()
         self._layers = self._hook()
         self._head_model = _head_only(self.model)
-        probe.check_head(self.head)
         self._choose_serving(probe)
 
     @classmethod
@@ -145,12 +144,17 @@ class BaseModel:
         hook_rotary(self.model, self._routing)
         return layers
 
+    def _reference(self) -> Probe:
+        """What the stock model gives; taken before it is hooked."""
+        return Probe(self.ref, self.model, self.device, self.dtype)
+
     def _choose_serving(self, probe: Probe) -> None:
         """Pack if the probe finds that this model can be packed, else one sequence per row.
 
         Raises:
             BaseModelError: It can be served neither way.
         """
+        probe.check_head(self.head)
         own_attention = self.model.config._attn_implementation
         why_not_packed = self._try_packed(probe)
         if why_not_packed is None:
@@ -170,15 +174,19 @@ class BaseModel:
             f"padded, in one forward per micro-batch, which is exact but slower"
         )
 
-    def _try_packed(self, probe: Probe) -> str | None:
-        """Let the model use packed attention; what the probe has against it, in words."""
+    def _use_packed_attention(self) -> WindowsSeen:
         name = f"loray_packed_{next(_instances)}"
         seen = register_packed_attention(name, lambda: self._routing.lengths)
+        self.model.set_attn_implementation(name)
+        return seen
+
+    def _try_packed(self, probe: Probe) -> str | None:
+        """Let the model use packed attention; what the probe has against it, in words."""
         # where kernels may round a row by its company, layers that Loray does not hook (experts) get one segment each
         apart = self._routing.by_segment and unhooked_products(self.model)
         self._pieces = packed_by_segment if apart else whole
         try:
-            self.model.set_attn_implementation(name)
+            seen = self._use_packed_attention()
             probe.run_each(self.hidden)
             seen.check()
         except Exception as error:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from gpu_actor.adapter_weights import AdapterWeights
+from gpu_actor.early_stop import Watch
 from gpu_actor.errors import AdapterError
 from gpu_actor.peft_layout import load_adapter, save_adapter
 from gpu_actor.whole_files import read_tensors, sync_folder, write_bytes, write_json, write_tensors
@@ -23,6 +24,7 @@ from gpu_actor.whole_files import read_tensors, sync_folder, write_bytes, write_
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "trainer_state.json"
 METRICS_FILE = "metrics.jsonl"
+BEST_FOLDER = "checkpoint-best"  # the adapter alone, at the lowest evaluation loss so far
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -37,6 +39,12 @@ class Progress:
     logged_figures: dict[str, float] = field(default_factory=dict)  # the same sums of what else is logged
     loss: float | None = None
     eval_loss: float | None = None
+    watch: Watch = field(default_factory=Watch)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Progress:
+        """The inverse of `dataclasses.asdict`."""
+        return cls(**{**data, "watch": Watch(**data.get("watch", {}))})
 
 
 def save_checkpoint(
@@ -85,7 +93,7 @@ def load_checkpoint(
     moments = read_tensors(folder / OPTIMIZER_FILE)
     try:
         state = json.loads((folder / STATE_FILE).read_text("utf-8"))
-        progress = Progress(**state["progress"])
+        progress = Progress.from_dict(state["progress"])
         scheduler.load_state_dict(state["scheduler"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AdapterError(f"{folder / STATE_FILE}: damaged ({error}); remove the folder to start over") from None
@@ -113,8 +121,8 @@ def _restore(optimizer: torch.optim.Optimizer, moments: dict[str, torch.Tensor],
 
 
 def remove_checkpoints(output_dir: Path) -> None:
-    """Remove every checkpoint, finished or half-written."""
-    for folder in [*_checkpoints(output_dir), *output_dir.glob(".checkpoint-*.tmp")]:
+    """Remove every checkpoint, finished or half-written, and the best adapter so far."""
+    for folder in [*_checkpoints(output_dir), output_dir / BEST_FOLDER, *output_dir.glob(".checkpoint-*.tmp")]:
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -186,6 +186,36 @@ class TrainingConfig(Strict):
         return math.ceil(micro_batches / self.gradient_accumulation_steps)
 
 
+class EarlyStopConfig(Strict):
+    """When a job may stop before its last step. Nothing stops unless it is asked for."""
+
+    patience: int | None = Field(
+        None,
+        ge=1,
+        le=10**6,
+        description="Stop after so many evaluations without improvement, with the best adapter; needs "
+        "dataset.val_size. null: never.",
+    )
+    min_delta: float = Field(0.0, ge=0.0, description="An evaluation loss must fall by more than this to improve.")
+    diverged_above: float | None = Field(
+        None,
+        gt=1.0,
+        description="Fail once the loss, averaged, is above so many times its start, warm-up over. null: only when "
+        "it is not finite.",
+    )
+    halving_steps: int | None = Field(
+        None,
+        ge=1,
+        le=10**9,
+        description="In a grid: compare the jobs after so many optimizer steps, then after twice as many, and so on, "
+        "and stop all but the best at each rung. null: never.",
+    )
+    halving_keep: float = Field(0.5, gt=0.0, lt=1.0, description="Share of a grid's jobs that passes a rung.")
+    group: str | None = Field(
+        None, min_length=1, description="The jobs that are compared with each other; null: those of the grid."
+    )
+
+
 class AdapterSpec(Strict):
     """One adapter to train, all paths absolute: what the orchestrator hands to an actor."""
 
@@ -195,6 +225,7 @@ class AdapterSpec(Strict):
     dataset: DatasetConfig
     lora: LoraConfig
     training: TrainingConfig
+    early_stop: EarlyStopConfig = Field(default_factory=EarlyStopConfig)
     output_dir: str
 
 

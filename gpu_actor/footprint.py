@@ -31,6 +31,15 @@ class LinearShape:
 
 
 @dataclass(frozen=True)
+class Activations:
+    """What the forward of a base model keeps for its backward, in fp32; see `activation_probe`."""
+
+    token_bytes: float  # per token
+    square_bytes: float = 0.0  # per squared sequence length: attention that is not fused
+    head_bytes: float = 0.0  # per position whose logits are made, beside the logits
+
+
+@dataclass(frozen=True)
 class BaseDescription:
     """What must be known of a base model to check and size a job.
 
@@ -46,6 +55,7 @@ class BaseDescription:
     vocab_size: int
     parameters: int
     experts: tuple[str, ...] = ()
+    activations: Activations | None = None  # None: nobody has counted
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, so that it can travel and be cached as JSON."""
@@ -54,11 +64,14 @@ class BaseDescription:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> BaseDescription:
         """The inverse of `to_dict`."""
+        linears = tuple(LinearShape(**linear) for linear in data["linears"])
+        counted = data.get("activations")
         return cls(
             **{
                 **data,
-                "linears": tuple(LinearShape(**linear) for linear in data["linears"]),
+                "linears": linears,
                 "experts": tuple(data.get("experts", ())),
+                "activations": Activations(**counted) if counted else None,
             }
         )
 
@@ -98,22 +111,50 @@ def _int8_bytes(columns: int, rows: int) -> int:
 _QUANTIZED_BYTES = {"nf4": _nf4_bytes, "int8": _int8_bytes}
 
 
-def activation_bytes(base: BaseDescription, tokens: int, dtype_bytes: int = 4, *, checkpointing: bool = False) -> int:
+def activation_bytes(
+    base: BaseDescription, tokens: int, dtype_bytes: int = 4, *, checkpointing: bool = False, longest: int = 512
+) -> int:
     """Peak bytes of activations and logits of one shared batch of `tokens` tokens.
 
-    A layer keeps the inputs and outputs of its linear layers (inputs shared by sibling layers are counted once per
-    sibling: an upper estimate that also covers norms and residuals). With checkpointing only each layer's input
-    stays, and one layer at a time is whole.
+    They are highest between forward and backward: all that the layers keep, and the logits of a chunk. With
+    checkpointing only each layer's input stays, and one layer at a time is whole.
+
+    Args:
+        base: The base model.
+        tokens: Of the shared batch.
+        dtype_bytes: Of the base model's numbers.
+        checkpointing: Whether gradient checkpointing is on.
+        longest: Tokens of the longest sequence, for attention that keeps a square of it.
     """
-    per_token = sum(linear.in_features + linear.out_features for linear in base.linears)
     layers = max(base.num_layers, 1)
+    kept = _kept_bytes(base, tokens, longest) * dtype_bytes / 4
     if checkpointing:
-        per_token = layers * base.hidden_size + per_token // layers
-    logits = 3 * min(tokens, LOSS_CHUNK) * base.vocab_size * 4
-    return tokens * per_token * dtype_bytes + logits
+        kept = tokens * base.hidden_size * layers * dtype_bytes + kept / layers
+    head = base.activations.head_bytes if base.activations else 0.0
+    logits = min(tokens, LOSS_CHUNK) * (3 * base.vocab_size * 4 + head)
+    return math.ceil(kept + logits)
 
 
-def worst_micro_batch_tokens(training: TrainingConfig) -> int:
-    """Most tokens that one micro-batch of a job can have; a preference pair has two sides."""
-    sides = 1 if training.objective == "sft" else 2
-    return sides * training.per_device_train_batch_size * training.cutoff_len
+def _kept_bytes(base: BaseDescription, tokens: int, longest: int) -> float:
+    """What the layers keep in fp32: as counted, else the inputs and outputs of the linear layers.
+
+    The inputs that sibling layers share are counted once for each: that covers norms and residuals.
+    """
+    if base.activations is None:
+        return 4.0 * tokens * sum(linear.in_features + linear.out_features for linear in base.linears)
+    counted = base.activations
+    return tokens * counted.token_bytes + tokens * min(tokens, longest) * counted.square_bytes
+
+
+def worst_micro_batch_tokens(training: TrainingConfig, cap: int, longest: int | None = None) -> int:
+    """Most tokens that one micro-batch of a job can have, as it is run.
+
+    Args:
+        training: Of the job.
+        cap: Most tokens of a micro-batch on the actor (`MICRO_BATCH_CAP`); a single longer sample goes alone.
+        longest: Tokens of the job's longest sample, both sides of a pair together; None: not known yet, so what
+            cutoff_len allows.
+    """
+    most = training.cutoff_len * (1 if training.objective == "sft" else 2)
+    sample = min(longest or most, most)
+    return min(training.per_device_train_batch_size * sample, max(cap, sample))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from typing import Any
 
 from gpu_actor.chatglm import glm_config, is_chatglm
@@ -24,13 +25,16 @@ def describe_base(ref: str, trust_remote_code: bool = False) -> BaseDescription:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from gpu_actor.activation_probe import count_activations
+
     config = load_config(ref, trust_remote_code)
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise BaseModelError(f"base_model: {ref}: transformers cannot build this model ({one_line(error)})") from None
-    return describe_model(ref, model)
+    counted = count_activations(config, trust_remote_code=trust_remote_code)
+    return replace(describe_model(ref, model), activations=counted)
 
 
 def load_config(ref: str, trust_remote_code: bool = False) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -50,6 +51,7 @@ class CoTrainer:
         self.memory_limit = memory_limit
         self.meter = StepMeter(base.device)
         self.pressed = 0
+        self._ceiling = sys.maxsize  # of the token budget, once memory was short
         self.batch_tokens = 0
         self.batch_adapters = 0
         self._tenants: dict[str, Tenant] = {}
@@ -93,13 +95,20 @@ class CoTrainer:
         """Stop reporting a tenant that has ended."""
         self._ended.pop(job_id, None)
 
+    def finish(self, job_id: str, reason: str) -> None:
+        """End a tenant early, with the adapter of its last complete optimizer step; unknown ones are ignored."""
+        tenant = self._tenants.get(job_id)
+        if tenant is not None:
+            tenant.stop(reason)
+            self._finish(tenant)
+
     def set_order(self, job_ids: Sequence[str]) -> None:
         """The scheduler's order of the tenants, first comes first into a batch."""
         self._order = list(job_ids)
 
     def set_budget(self, tokens: int) -> None:
         """The scheduler's token budget: where more tokens in a shared batch no longer raise the speed."""
-        self.token_budget = tokens
+        self.token_budget = min(tokens, self._ceiling)
 
     @property
     def idle(self) -> bool:
@@ -197,14 +206,16 @@ class CoTrainer:
         """This many tokens were too many: compose smaller shared batches from now on."""
         tokens = sum(micro_batch.tokens for tenant, count in chosen for micro_batch in tenant.pending[:count])
         self.pressed += 1
-        self.token_budget = min(self.token_budget, max(1, tokens // 2))
+        self._ceiling = min(self._ceiling, max(1, tokens // 2))
+        self.set_budget(self.token_budget)
         logger.warning("out of memory at %d tokens; shared batches now hold at most %d", tokens, self.token_budget)
         self.meter.memory.release()
 
     def _shrink(self, tokens: int, why: str) -> None:
         """Shared batches and micro-batches hold at most so many tokens from now on."""
         self.pressed += 1
-        self.token_budget = min(self.token_budget, tokens)
+        self._ceiling = min(self._ceiling, tokens)
+        self.set_budget(self.token_budget)
         self.micro_batch_cap = min(self.micro_batch_cap, tokens)
         for tenant in self._tenants.values():
             tenant.limit_micro_batches(self.micro_batch_cap)
@@ -283,7 +294,7 @@ class CoTrainer:
         except Exception as error:
             self._fail(tenant, error)
         else:
-            self._end(tenant, TenantState.SUCCEEDED)
+            self._end(tenant, TenantState.SUCCEEDED, tenant.stop_reason)
 
     def _fail(self, tenant: Tenant, error: Exception) -> None:
         self._end(tenant, TenantState.FAILED, reason_of(error))

@@ -59,6 +59,10 @@ class BaseCatalog:
             self._asked[key].add_done_callback(lambda task: task.cancelled() or task.exception())
         return reason or f"{ref} is being examined"
 
+    def described(self, ref: str) -> BaseDescription | None:
+        """The description if it is there; nothing is asked for."""
+        return self._found.get(_key(ref))
+
     async def _ask(self, key: tuple[str, float | None]) -> BaseDescription:
         try:
             self._found[key] = await asyncio.wait_for(

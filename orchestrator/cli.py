@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 from gpu_actor.errors import ClusterUnavailableError, JobFailedError, LorayError, WaitTimeoutError
-from orchestrator import __version__, cli_jobs, cli_run, cli_simulate, display, progress
+from orchestrator import __version__, cli_jobs, cli_plan, cli_run, cli_simulate, display, progress
 from orchestrator.job import JobFileError
 
 FAILED, REFUSED, NO_CLUSTER = 1, 2, 3
@@ -33,6 +33,7 @@ app.command("pause")(cli_jobs.pause)
 app.command("resume")(cli_jobs.resume)
 app.command("retry")(cli_jobs.retry)
 app.command()(cli_jobs.top)
+app.command()(cli_plan.plan)
 app.command()(cli_simulate.simulate)
 
 

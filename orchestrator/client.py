@@ -147,6 +147,18 @@ class Client:
             raise JobFileError([Problem(**problem) for problem in answer["problems"]])
         return [Job(self, view["id"], view["name"]) for view in answer["accepted"]], remarks
 
+    def plan(self, specs: Sequence[JobSpec]) -> list[dict[str, Any]]:
+        """What would become of jobs if they were submitted now; nothing is.
+
+        Raises:
+            JobFileError: They would not be accepted.
+        """
+        fields = [spec.model_dump(mode="json") for spec in specs]
+        answer = self._call("plan", fields, timeout=SUBMIT_SECONDS, again=True)
+        if answer["problems"]:
+            raise JobFileError([Problem(**problem) for problem in answer["problems"]])
+        return cast("list[dict[str, Any]]", answer["jobs"])
+
     def list_jobs(self) -> list[JobView]:
         """Every job that the orchestrator knows, in the order of submission."""
         return cast("list[JobView]", self._call("list_jobs", again=True))

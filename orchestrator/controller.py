@@ -29,7 +29,10 @@ from orchestrator.fleet import Fleet, one_line, short_name
 from orchestrator.job import TERMINAL, JobState
 from orchestrator.job_folder import make_folders, read_metrics, write_job_file
 from orchestrator.job_view import actor_view, job_view
+from orchestrator.look import Lookout
 from orchestrator.metrics import Metrics
+from orchestrator.plan import plan_jobs
+from orchestrator.profiles import Profiles
 from orchestrator.reconcile import Reconciler
 from orchestrator.slots import HEAD
 from orchestrator.storage_lock import hold
@@ -64,11 +67,13 @@ class Controller:
         env_vars = {name: os.environ[name] for name in _SHARED_ENVIRONMENT if name in os.environ}
         self._fleet = Fleet(config, self._store, env_vars)
         self._bases = BaseCatalog(env_vars, config.trust_remote_code)
+        profiles = Profiles(self._store)
+        lookout = Lookout(self._store, self._fleet, self._bases, profiles)
         self._admission = Admission(
-            self._store, self._fleet, self._bases, config.allowed_roots, allow_pickle=config.allow_pickle
+            self._store, self._fleet, self._bases, lookout, config.allowed_roots, allow_pickle=config.allow_pickle
         )
         self._reconciler = Reconciler(
-            self._store, self._fleet, self._bases, self._started, self._over, config.scheduler.policy
+            self._store, self._fleet, self._bases, self._started, self._over, profiles, lookout, config.scheduler.policy
         )
         self._metrics = Metrics()
         self._since = time.time()
@@ -232,6 +237,23 @@ class Controller:
         """
         _, problems = await self._admission.check(jobs)
         return [asdict(problem) for problem in problems]
+
+    async def plan(self, jobs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What would become of jobs if they were submitted now; nothing is accepted.
+
+        Args:
+            jobs: Fields of `JobSpec`, paths absolute.
+
+        Returns:
+            `jobs`, a row for each, and `problems`; one of them is empty.
+        """
+        specs, problems = await self._admission.check(jobs)
+        if problems:
+            return {"jobs": [], "problems": [asdict(problem) for problem in problems]}
+        bases = {spec.base_model: await self._bases.get(spec.base_model) for spec in specs}
+        view = self._reconciler.look().view
+        rows = await asyncio.to_thread(plan_jobs, specs, view, bases, self._config.scheduler.policy)
+        return {"jobs": rows, "problems": []}
 
     async def submit(self, jobs: Sequence[Mapping[str, Any]], request_id: str) -> dict[str, Any]:
         """Accept jobs, all or none.

@@ -70,6 +70,7 @@ class Member:
         fresh: Whether `report` came with the latest poll.
         trouble: Why the latest poll had no answer.
         sent_order: The order it was last given.
+        load_seconds: What it took to load the base model, if this process has seen it.
     """
 
     name: str
@@ -81,6 +82,8 @@ class Member:
     fresh: bool = False
     trouble: str | None = None
     sent_order: tuple[str, ...] = ()
+    started: float | None = None
+    load_seconds: float | None = None
     asked: asyncio.Future[ActorReport] | None = None
 
     @property
@@ -209,7 +212,7 @@ class Fleet:
             self._store.remove_actor(name)
             self._block(slot_id, f"its actor cannot be started ({one_line(error)})")
             return
-        self.members[name] = Member(name, slot, base_model, handle)
+        self.members[name] = Member(name, slot, base_model, handle, started=time.monotonic())
 
     def end(self, name: str) -> None:
         """End an actor at once and forget it."""
@@ -287,6 +290,8 @@ class Fleet:
             return _loss(member, LossKind.UNLOADABLE, report.reason or "no reason given")
         if member.ready:
             self._deaths[member.base_model] = 0
+            if member.started is not None and member.load_seconds is None:
+                member.load_seconds = time.monotonic() - member.started
         return None
 
     def _died(self, member: Member, error: Exception) -> Loss:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from enum import Enum
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from gpu_actor.config import AdapterSpec, DatasetConfig, TrainingConfig
+from gpu_actor.config import AdapterSpec, DatasetConfig, EarlyStopConfig, TrainingConfig
 from gpu_actor.errors import IllegalTransitionError, InvalidJobError
 from gpu_actor.lora_config import LoraConfig
 from gpu_actor.model_store import is_hub_id, looks_like_path
@@ -43,6 +43,9 @@ class JobSpec(Strict):
     dataset: DatasetConfig = Field(description="What to train on.")
     lora: LoraConfig = Field(default_factory=LoraConfig, description="The shape of the adapter.")
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="How the adapter is trained.")
+    early_stop: EarlyStopConfig = Field(
+        default_factory=EarlyStopConfig, description="When the job may stop before its last step."
+    )
     queue: QueueConfig = Field(default_factory=QueueConfig, description="How the job stands in the queue.")
     output_dir: str = Field(
         min_length=1,
@@ -59,6 +62,14 @@ class JobSpec(Strict):
             )
         return value
 
+    @model_validator(mode="after")
+    def _early_stop_can_see(self) -> JobSpec:
+        if self.early_stop.patience is not None and not self.dataset.val_size:
+            raise ValueError(
+                "early_stop.patience needs evaluations; set dataset.val_size, such as 0.05, or leave patience out"
+            )
+        return self
+
     def to_adapter_spec(self, job_id: str) -> AdapterSpec:
         """What an actor needs to train this job.
 
@@ -72,6 +83,7 @@ class JobSpec(Strict):
             dataset=self.dataset,
             lora=self.lora,
             training=self.training,
+            early_stop=self.early_stop,
             output_dir=self.output_dir,
         )
 

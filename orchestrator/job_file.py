@@ -216,14 +216,22 @@ class _Plan:
             self.problems.append((("name",), f"{words}; shorten it"))
             return []
         for suffix, settings in combinations(self.axes, longest) if self.axes else [("", [])]:
-            own: Settings = []
+            own: list[tuple[tuple[str, ...], Any]] = []
             if suffix:
                 own = [(("name",), f"{name}-{suffix}"), (("output_dir",), os.path.join(output_dir, suffix))]
+                own += self._group(name)
             job, problems = self._read([*settings, *own])
             self.problems += problems
             if job:
                 jobs.append(job)
         return jobs
+
+    def _group(self, name: str) -> Settings:
+        """The jobs of a grid that is halved are compared with each other."""
+        early = self._fields.get("early_stop")
+        if not isinstance(early, Mapping) or early.get("halving_steps") is None or early.get("group") is not None:
+            return []
+        return [(("early_stop", "group"), name)]
 
     def _read(self, settings: Settings) -> tuple[JobSpec | None, list[tuple[FieldPath, str]]]:
         fields: Mapping[str, Any] = self._fields

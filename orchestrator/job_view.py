@@ -24,7 +24,10 @@ _NO_PROGRESS: dict[str, Any] = {
     "samples": 0,
     "truncated": 0,
     "dropped": 0,
+    "longest": 0,
+    "tokens_per_step": 0.0,
 }
+_WISHES = {"yield": "make room for others", "finish": "stop early"}
 
 
 def progress_of(report: TenantReport) -> dict[str, Any]:
@@ -53,12 +56,16 @@ def job_view(job: JobRecord, live: Mapping[str, Any] | None = None) -> dict[str,
         "attempt": job.attempt,
         "retries": job.retries,
         "reason": job.reason,
-        "waiting_for": f"its next step boundary, to {job.wish}" if job.wish else job.waiting_for,
+        "waiting_for": _wish_words(job.wish) if job.wish else job.waiting_for,
         **_NO_PROGRESS,
         **(live or job.progress),
         "output_dir": job.output_dir,
         "spec": job.spec.model_dump(mode="json"),
     }
+
+
+def _wish_words(wish: str) -> str:
+    return f"its next step boundary, to {_WISHES.get(wish, wish)}"
 
 
 def actor_view(place: ActorView, member: Member | None, jobs: Sequence[str]) -> dict[str, Any]:
@@ -79,6 +86,9 @@ def actor_view(place: ActorView, member: Member | None, jobs: Sequence[str]) -> 
         "memory_limit": place.memory_limit or 0,
         "memory_used": report.memory_used if report else 0,
         "memory_peak": report.memory_peak if report else 0,
+        "memory_free": report.memory_free if report else 0,
+        "token_budget": report.token_budget if report else 0,
+        "pressed": report.pressed if report else 0,
         "base_bytes": report.base_bytes if report else 0,
         "tokens_per_s": report.tokens_per_s if report else 0.0,
         "step_seconds": report.step_seconds if report else 0.0,

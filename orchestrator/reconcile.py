@@ -13,22 +13,24 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from gpu_actor.errors import LorayError
-from gpu_actor.footprint import BaseDescription
 from gpu_actor.report import TenantReport, TenantState
 from orchestrator.bases import BaseCatalog
 from orchestrator.fleet import Fleet, Loss, LossKind, Member
+from orchestrator.grid_stops import GridStops
 from orchestrator.job import TERMINAL, JobState
 from orchestrator.job_folder import discard_checkpoints, write_job_file
 from orchestrator.job_view import progress_of
+from orchestrator.look import Look, Lookout
+from orchestrator.profiles import Profiles, token_budget
 from orchestrator.scheduler.policy import DEFAULT, decide
-from orchestrator.scheduler.view import ActorState, ClusterView, JobView, Plan
+from orchestrator.scheduler.view import Plan
 from orchestrator.store import JobRecord, Store
-from orchestrator.submission import scheduling_view
 from orchestrator.verbs import paused_words
 
 _PROGRESS_SECONDS = 1.0  # between two writes of progress to the store
 _ABSENT_SECONDS = 30.0  # that an actor may not know a job which was given to it
+PLAN_SECONDS = 10.0  # between two plans when nothing happens
+SETTLE_SECONDS = 5.0  # that a job trains at least before it may be moved
 _ACTIVE = (TenantState.PREPARING, TenantState.TRAINING)
 
 Call = tuple[Any, ...]
@@ -49,6 +51,8 @@ class Reconciler:
         bases: BaseCatalog,
         on_start: Callable[[JobRecord], None],
         on_end: Callable[[JobRecord], None],
+        profiles: Profiles,
+        lookout: Lookout,
         policy: str = DEFAULT,
     ) -> None:
         """Nothing happens before the first tick.
@@ -59,15 +63,21 @@ class Reconciler:
             bases: Descriptions of base models.
             on_start: Told of each job that was given to an actor.
             on_end: Told of each job that is over.
+            profiles: What was learned of the devices.
+            lookout: Builds the scheduler's view.
             policy: Name of the scheduler's policy.
         """
         self._store, self._fleet, self._bases = store, fleet, bases
+        self._profiles, self._lookout = profiles, lookout
         self._on_start, self._on_end = on_start, on_end
         self._policy = policy
+        self._grid_stops = GridStops(store)
         self.live: dict[str, dict[str, Any]] = {}
         self._unwritten: set[str] = set()
         self._written = 0.0
         self._absent: dict[tuple[str, int], float] = {}
+        self._training: dict[tuple[str, int], float] = {}  # job and attempt -> since when it trains (monotonic)
+        self._planned: tuple[object, float] = (None, 0.0)  # key of the latest look that was planned on, and when
 
     async def tick(self) -> list[Loss]:
         """One look at the cluster; returns the actors that it found lost."""
@@ -76,6 +86,8 @@ class Reconciler:
         for loss in losses:
             self._actor_lost(loss)
         calls = self.observe()
+        calls += self._learn()
+        calls += self._stop_early()
         calls += self._act(self._plan())
         await asyncio.gather(*(self._fleet.tell(*call) for call in calls))
         return losses
@@ -141,10 +153,14 @@ class Reconciler:
             self._ended(job, tenant)
             return [(member.name, "forget", job.id)]
         progress = progress_of(tenant)
-        if tenant.state is TenantState.TRAINING and self.live.get(job.id) != progress:
-            self.live[job.id] = progress
-            self._unwritten.add(job.id)
-        return [(member.name, "detach", job.id, job.wish == "pause")] if job.wish else []
+        if tenant.state is TenantState.TRAINING:
+            self._training.setdefault((job.id, job.attempt), time.monotonic())
+            if self.live.get(job.id) != progress:
+                self.live[job.id] = progress
+                self._unwritten.add(job.id)
+        if job.wish == "finish":
+            return [(member.name, "finish", job.id, job.reason or "")]
+        return [(member.name, "detach", job.id, job.wish != "cancel")] if job.wish else []
 
     def _stray(self, member: Member, tenant: TenantReport, assigned: bool) -> list[Call]:
         """An adapter that is not where the store says: an end that was recorded already, or a stale attempt."""
@@ -161,9 +177,9 @@ class Reconciler:
             del self._absent[job.id, job.attempt]
             self._job_lost(job, f"{member.name} does not know it any more")
             return []
-        if job.wish:
+        if job.wish in ("cancel", "pause", "yield"):
             self._give_back(job, "it had not started")
-            return [(member.name, "detach", job.id, job.wish == "pause")]
+            return [(member.name, "detach", job.id, job.wish != "cancel")]
         return [(member.name, "attach", job.spec.to_adapter_spec(job.id).model_dump(), job.attempt)]
 
     def _write_progress(self) -> None:
@@ -178,7 +194,8 @@ class Reconciler:
         """Record how an adapter left its actor. A wish to cancel wins over all but success."""
         progress = progress_of(tenant) if tenant.total_steps else self.live.get(job.id, job.progress)
         if tenant.state is TenantState.SUCCEEDED:
-            self._move(job, JobState.SUCCEEDED, f"succeeded after {tenant.step} steps", progress=progress)
+            words = f"succeeded after {tenant.step} steps" + (f": {tenant.reason}" if tenant.reason else "")
+            self._move(job, JobState.SUCCEEDED, words, progress=progress, reason=tenant.reason)
         elif job.wish == "cancel" or tenant.state is TenantState.CANCELLED:
             discard_checkpoints(job.output_dir)
             self._move(job, JobState.CANCELLED, f"cancelled at step {tenant.step}", progress=progress)
@@ -198,11 +215,11 @@ class Reconciler:
         elif job.wish == "pause":
             self._move(job, JobState.PAUSED, f"paused ({reason})", **changes)
         else:
-            self._move(job, JobState.QUEUED, f"back in the queue: {reason}", **changes)
+            self._move(job, JobState.QUEUED, f"back in the queue: {reason}", reason=None, **changes)
 
     def _job_lost(self, job: JobRecord, reason: str) -> None:
         """A running job lost its actor through no wish of anybody."""
-        if job.wish is None and job.retries >= job.spec.queue.max_retries:
+        if job.wish not in ("cancel", "pause") and job.retries >= job.spec.queue.max_retries:
             words = (
                 f"lost its actor {job.retries + 1} times, queue.max_retries is {job.spec.queue.max_retries}; "
                 f"the last time: {reason}"
@@ -226,45 +243,63 @@ class Reconciler:
             changes["waiting_for"] = paused_words(job)
         moved = self._store.move(job.id, state, message, **changes)
         self.live.pop(job.id, None)
+        self._training.pop((job.id, job.attempt), None)
         self._unwritten.discard(job.id)
         if state in TERMINAL:
             self._on_end(moved)
 
     # -- decide --------------------------------------------------------------------------------------------------
 
+    def _learn(self) -> list[Call]:
+        """Take in what the actors have measured; returns the token budgets that follow from it."""
+        calls: list[Call] = []
+        for member in self._fleet.members.values():
+            report, base = member.report, self._bases.described(member.base_model)
+            if report is None or base is None or not (member.fresh and member.ready):
+                continue
+            self._profiles.learn(member.slot, base, report)
+            if member.load_seconds is not None:
+                self._profiles.loaded(member.slot, base.ref, member.load_seconds)
+            profile = self._profiles.of(member.slot, base.ref)
+            if profile is not None and report.token_budget:
+                adapters = max((step.adapter_bytes for step in report.steps), default=0)
+                room = report.memory_limit - profile.memory.model.fixed_bytes - adapters
+                budget = token_budget(profile, member.slot, room, report.token_budget)
+                if budget != report.token_budget:
+                    calls.append((member.name, "budget", budget))
+        self._profiles.save()
+        return calls
+
+    def _stop_early(self) -> list[Call]:
+        """Jobs of a halved grid that have fallen behind end now, with what they have learned."""
+        calls: list[Call] = []
+        for job_id, why in self._grid_stops.due(self.live).items():
+            job = self._store.wish(job_id, "finish", why, reason=why)
+            if job.actor is not None:
+                calls.append((job.actor, "finish", job_id, why))
+        return calls
+
     def _plan(self) -> Plan:
-        """What the policy wants, with the jobs whose base model nobody has described yet among those that wait."""
-        view, held = self._look()
-        plan = decide(view, self._policy)
-        return replace(plan, waiting={**plan.waiting, **held})
+        """What the policy wants, with the jobs whose base model nobody has described yet among those that wait.
 
-    def _look(self) -> tuple[ClusterView, dict[str, str]]:
-        """The cluster as the scheduler sees it, and why some queued jobs are left out."""
-        bases: dict[str, BaseDescription] = {}
-        jobs: list[JobView] = []
-        held: dict[str, str] = {}
-        unsure: dict[str, str] = {}  # place -> why nobody knows how much memory is free there
-        for job in self._store.jobs([JobState.QUEUED, JobState.RUNNING]):
-            place = self._place_of(job)
-            if job.state is JobState.RUNNING and place is None:
-                continue  # the next tick sees that its actor is gone
-            found = self._bases.known(job.spec.base_model)
-            try:
-                if isinstance(found, str):
-                    raise LorayError(found)
-                jobs.append(scheduling_view(job.id, job.spec, found, job.seq, job.queued_at, place))
-                bases[job.spec.base_model] = found
-            except LorayError as error:
-                (held if place is None else unsure)[place or job.id] = str(error)
-        places = tuple(
-            replace(place, state=ActorState.BLOCKED, reason=unsure[place.id]) if place.id in unsure else place
-            for place in self._fleet.views()
-        )
-        return ClusterView(tuple(jobs), places, bases, now=time.time()), held
+        Nothing as long as nothing has happened, but for a slow tick: time alone changes what is due.
+        """
+        look = self.look()
+        key, when = self._planned
+        if key == look.key and time.monotonic() - when < PLAN_SECONDS:
+            return Plan()
+        self._planned = look.key, time.monotonic()
+        plan = decide(look.view, self._policy)
+        return replace(plan, waiting={**plan.waiting, **look.held})
 
-    def _place_of(self, job: JobRecord) -> str | None:
-        member = self._fleet.members.get(job.actor or "")
-        return member.slot.id if member else None
+    def look(self) -> Look:
+        """The cluster as the scheduler sees it now."""
+        return self._lookout.look(self.live, self._movable)
+
+    def _movable(self, job: JobRecord) -> bool:
+        """Whether a running job may be taken off its actor: not while it starts, nor soon after."""
+        since = self._training.get((job.id, job.attempt))
+        return job.wish is None and since is not None and time.monotonic() - since >= SETTLE_SECONDS
 
     # -- record and act ------------------------------------------------------------------------------------------
 
@@ -277,6 +312,7 @@ class Reconciler:
         calls: list[Call] = []
         for job_id, place in plan.placements.items():
             calls += self._assign(queued[job_id], place)
+        calls += self._take_off(plan)
         for place, base_model in plan.rehosts.items():
             self._fleet.start(place, base_model)
         for place, job_ids in plan.order.items():
@@ -284,6 +320,19 @@ class Reconciler:
             if member is not None and member.sent_order != job_ids:
                 member.sent_order = job_ids
                 calls.append((member.name, "order", list(job_ids)))
+        return calls
+
+    def _take_off(self, plan: Plan) -> list[Call]:
+        """Pre-empted jobs, and those that go on elsewhere, leave their actors with a checkpoint and join the queue."""
+        calls: list[Call] = []
+        places = {place.id: place.name for place in self._fleet.views()}
+        reasons = {**plan.preemptions, **{job: f"it goes on at {places[p]}" for job, p in plan.moves.items()}}
+        running = {job.id: job for job in self._store.jobs([JobState.RUNNING])} if reasons else {}
+        for job_id, why in reasons.items():
+            job = running.get(job_id)
+            if job is not None and job.actor is not None and job.wish is None:
+                self._store.wish(job_id, "yield", f"is taken off {job.actor}: {why}")
+                calls.append((job.actor, "detach", job_id, True))
         return calls
 
     def _record_waiting(self, queued: Mapping[str, JobRecord], waiting: Mapping[str, str]) -> None:

@@ -35,7 +35,8 @@ class JobRecord:
     Attributes:
         attempt: Number of the latest assignment to an actor; raised before the actor hears of it.
         retries: Assignments that ended with the death of an actor.
-        wish: What a person wants of a running job and the actor has not done yet: `cancel` or `pause`.
+        wish: What is wanted of a running job and the actor has not done yet: `cancel` or `pause` by a person, `yield`
+            (go back into the queue) or `finish` (export what is there) by the scheduler.
         queued_at: When it joined the queue for the last time.
     """
 
@@ -113,16 +114,12 @@ class Store:
 
     def _open(self, shown: str) -> None:
         with self._engine.begin() as connection:
-            if sa.inspect(connection).has_table(tables.versions.name):
-                found = connection.scalar(sa.select(sa.func.max(tables.versions.c.version))) or 0
-                if found > tables.SCHEMA_VERSION:
-                    raise StoreError(
-                        f"the job table {shown} has schema {found}, this Loray knows up to {tables.SCHEMA_VERSION}; "
-                        f"use the Loray that wrote it, or give another `storage`"
-                    )
-                return
-            tables.metadata.create_all(connection)
-            connection.execute(tables.versions.insert().values(version=tables.SCHEMA_VERSION))
+            found = tables.open_schema(connection)
+            if found > tables.SCHEMA_VERSION:
+                raise StoreError(
+                    f"the job table {shown} has schema {found}, this Loray knows up to {tables.SCHEMA_VERSION}; "
+                    f"use the Loray that wrote it, or give another `storage`"
+                )
 
     def close(self) -> None:
         """Close every connection."""
@@ -294,10 +291,10 @@ class Store:
             self._log(connection, job_id, f"assigned to {actor} (attempt {job.attempt + 1})")
             return self._get(connection, job_id)
 
-    def wish(self, job_id: str, wish: str | None, message: str) -> JobRecord:
-        """Note what a person wants of a running job, with its event."""
+    def wish(self, job_id: str, wish: str | None, message: str, **changes: Any) -> JobRecord:
+        """Note what a person or the scheduler wants of a running job, with its event; optionally further columns."""
         with self._engine.begin() as connection:
-            self._set(connection, job_id, {"wish": wish})
+            self._set(connection, job_id, {"wish": wish, **changes})
             self._log(connection, job_id, message)
             return self._get(connection, job_id)
 
@@ -336,6 +333,21 @@ class Store:
         """Forget an actor that is gone."""
         with self._engine.begin() as connection:
             connection.execute(tables.actors.delete().where(tables.actors.c.name == name))
+
+    # -- profiles ------------------------------------------------------------------------------------------------
+
+    def profiles(self) -> dict[str, dict[str, Any]]:
+        """What was learned of devices, by key."""
+        with self._engine.begin() as connection:
+            rows = connection.execute(sa.select(tables.profiles.c.key, tables.profiles.c["values"]))
+            return dict(rows.tuples().all())
+
+    def save_profiles(self, profiles: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write what was learned of some devices."""
+        with self._engine.begin() as connection:
+            for key, values in profiles.items():
+                connection.execute(tables.profiles.delete().where(tables.profiles.c.key == key))
+                connection.execute(tables.profiles.insert().values(key=key, values=dict(values)))
 
     def _record(self, row: sa.Row[Any]) -> JobRecord:
         values = dict(row._mapping)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
 
-from gpu_actor.adapter_shapes import adapter_bytes
 from gpu_actor.errors import LorayError
-from gpu_actor.footprint import BaseDescription, worst_micro_batch_tokens
+from gpu_actor.footprint import BaseDescription
 from gpu_actor.start_adapter import check_adapter_fits
 from gpu_actor.targets import plan_layers
 from orchestrator.bases import BaseCatalog
@@ -18,9 +18,10 @@ from orchestrator.field_errors import Problem, explain
 from orchestrator.field_index import dotted
 from orchestrator.fleet import Fleet
 from orchestrator.job import JobSpec
+from orchestrator.look import Lookout, scheduling_view
 from orchestrator.preflight import check_files, check_roots
 from orchestrator.scheduler.policy import decide
-from orchestrator.scheduler.view import ActorState, ActorView, ClusterView, JobView
+from orchestrator.scheduler.view import ActorState, ActorView, ClusterView
 from orchestrator.store import Store
 
 
@@ -32,11 +33,12 @@ class Admission:
         store: Store,
         fleet: Fleet,
         bases: BaseCatalog,
+        lookout: Lookout,
         allowed_roots: Sequence[str],
         *,
         allow_pickle: bool = False,
     ) -> None:
-        self._store, self._fleet, self._bases = store, fleet, bases
+        self._store, self._fleet, self._bases, self._lookout = store, fleet, bases, lookout
         self._roots = allowed_roots
         self._allow_pickle = allow_pickle
 
@@ -69,7 +71,7 @@ class Admission:
         for spec in specs:
             base = found[spec.base_model]
             if isinstance(base, BaseDescription):
-                problems += await asyncio.to_thread(_misfits, spec, base, self._fleet.views())
+                problems += await asyncio.to_thread(_misfits, spec, base, self._lookout.places(base))
         for ref, base in found.items():
             if isinstance(base, str):
                 names = [spec.name for spec in specs if spec.base_model == ref]
@@ -81,36 +83,6 @@ class Admission:
             return await self._bases.get(ref)
         except LorayError as error:
             return str(error).removeprefix("base_model: ")
-
-
-def scheduling_view(
-    job_id: str,
-    spec: JobSpec,
-    base: BaseDescription,
-    arrival: int = 0,
-    queued_at: float = 0.0,
-    actor: str | None = None,
-) -> JobView:
-    """A job as the scheduler sees it.
-
-    Args:
-        job_id: Its id.
-        spec: What it is.
-        base: Its base model.
-        arrival: Rank by submission.
-        queued_at: When it joined the queue (Unix time).
-        actor: The place where it runs.
-    """
-    return JobView(
-        id=job_id,
-        base_model=spec.base_model,
-        priority=spec.queue.priority,
-        arrival=arrival,
-        adapter_bytes=adapter_bytes(base, spec.lora),
-        worst_tokens=worst_micro_batch_tokens(spec.training),
-        queued_at=queued_at,
-        actor=actor,
-    )
 
 
 def _read(jobs: Sequence[Mapping[str, Any]]) -> tuple[list[JobSpec], list[Problem]]:
@@ -149,4 +121,4 @@ def _misfits(spec: JobSpec, base: BaseDescription, places: Iterable[ActorView]) 
 
 
 def _blocked(place: ActorView) -> ActorView:
-    return ActorView(place.id, place.name, ActorState.BLOCKED, place.shape, None, place.pinned, place.memory_limit)
+    return replace(place, state=ActorState.BLOCKED, base_model=None, reason=None)

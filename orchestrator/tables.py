@@ -6,7 +6,8 @@ import sqlalchemy as sa
 
 from orchestrator.job import TERMINAL, JobState
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2: `profiles`."""
 _LIVE = sorted(state.value for state in JobState if state not in TERMINAL)
 
 metadata = sa.MetaData()
@@ -60,3 +61,24 @@ actors = sa.Table(
     sa.Column("slot", sa.String(128), nullable=False),
     sa.Column("base_model", sa.Text, nullable=False),
 )
+profiles = sa.Table(
+    "profiles",
+    metadata,
+    sa.Column("key", sa.String(512), primary_key=True),
+    sa.Column("values", sa.JSON, nullable=False),
+)
+
+
+def open_schema(connection: sa.Connection) -> int:
+    """Make the tables that are not there and bring older ones up to date.
+
+    Returns:
+        The version that was found: 0 for a new database. One above `SCHEMA_VERSION` is left as it is.
+    """
+    found = 0
+    if sa.inspect(connection).has_table(versions.name):
+        found = connection.scalar(sa.select(sa.func.max(versions.c.version))) or 0
+    if found < SCHEMA_VERSION:  # so far every version has only added tables
+        metadata.create_all(connection)
+        connection.execute(versions.insert().values(version=SCHEMA_VERSION))
+    return found

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from gpu_actor.config import Strict
 from gpu_actor.errors import InvalidJobError
+from gpu_actor.strict import Strict
 from orchestrator.field_errors import Problem, ProblemsError, explain
 from orchestrator.field_index import dotted
 from orchestrator.scheduler.view import MemoryModel, SpeedModel

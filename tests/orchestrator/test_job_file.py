@@ -258,3 +258,15 @@ DOCUMENTS = st.recursive(
 def test_no_document_raises_anything_but_our_errors(data: Any):
     with contextlib.suppress(LorayError):
         assert all(isinstance(job, JobSpec) for job in jobs_from_mapping(data, "x", Path("/nowhere")))
+
+
+def test_the_jobs_of_a_halved_grid_are_one_group_and_patience_needs_evaluations(tmp_path):
+    path = tmp_path / "grid.yaml"
+    text = "name: g\nbase_model: org/m\ndataset: {path: d.jsonl}\noutput_dir: out\ngrid: {lora.r: [4, 8]}\n"
+    path.write_text(text + "early_stop: {halving_steps: 10}\n")
+    assert {job.early_stop.group for job in load_jobs([path])} == {"g"}
+    path.write_text(text)
+    assert {job.early_stop.group for job in load_jobs([path])} == {None}
+    path.write_text(text + "early_stop: {patience: 2}\n")
+    with pytest.raises(JobFileError, match="val_size"):
+        load_jobs([path])

@@ -8,7 +8,10 @@ from orchestrator.bases import BaseCatalog
 from orchestrator.cluster_config import ClusterConfig
 from orchestrator.fleet import Fleet, Member
 from orchestrator.job import JobSpec, JobState, QueueConfig
+from orchestrator.look import Lookout
+from orchestrator.profiles import Profiles
 from orchestrator.reconcile import Reconciler
+from orchestrator.scheduler.view import Plan
 from orchestrator.slots import listed_slots
 from orchestrator.store import Store
 
@@ -27,7 +30,11 @@ class House:
         self.fleet.slots[slot.id] = slot
         self.fleet.members[ACTOR] = Member(ACTOR, slot, "/models/tiny", handle=None)
         self.over = []
-        self.reconciler = Reconciler(self.store, self.fleet, BaseCatalog({}), lambda job: None, self.over.append)
+        bases, profiles = BaseCatalog({}), Profiles(self.store)
+        lookout = Lookout(self.store, self.fleet, bases, profiles)
+        self.reconciler = Reconciler(
+            self.store, self.fleet, bases, lambda job: None, self.over.append, profiles, lookout
+        )
         self.folder = folder / "out"
         spec = JobSpec(
             name="a",
@@ -78,7 +85,7 @@ def test_how_a_job_leaves_its_actor(house, wish, reported, state, kept):
     assert house.hear(reported, step=7, total_steps=9, reason="why") == [(ACTOR, "forget", house.id)]
     assert house.job.state is state
     assert house.job.progress["step"] == 7
-    assert house.job.reason == ("why" if state is JobState.FAILED else None)
+    assert house.job.reason == ("why" if state in (JobState.FAILED, JobState.SUCCEEDED) else None)
     assert (house.folder / "checkpoint-5").exists() == kept
     assert [job.id for job in house.over] == ([] if state in (JobState.QUEUED, JobState.PAUSED) else [house.id])
     assert house.hear(reported, step=7, total_steps=9) == [(ACTOR, "forget", house.id)]  # told again, changes nothing
@@ -170,3 +177,45 @@ def test_a_shutdown_keeps_what_was_done_and_blames_nobody(house, last, state):
     member.report = ActorReport(ACTOR, "boot", "ready", tenants=tenants)
     house.reconciler.settle([member])
     assert (house.job.state, house.job.retries) == (state, 0)
+
+
+def test_a_job_that_makes_room_joins_the_queue_and_nobody_is_blamed(house):
+    house.store.wish(house.id, "yield", "is taken off")
+    assert house.hear(TenantState.TRAINING) == [(ACTOR, "detach", house.id, True)]
+    house.hear(TenantState.DETACHED, step=3, total_steps=9)
+    assert (house.job.state, house.job.retries, house.job.wish) == (JobState.QUEUED, 0, None)
+    assert house.job.progress["step"] == 3
+    assert (house.folder / "checkpoint-5").exists()
+
+
+def test_an_actor_that_dies_under_a_job_that_makes_room_counts_as_a_loss(house):
+    house.store.wish(house.id, "yield", "is taken off")
+    house.fleet.members.clear()
+    house.reconciler.observe()
+    assert (house.job.state, house.job.retries) == (JobState.QUEUED, 1)
+
+
+def test_a_job_that_stops_early_is_told_so_with_its_reason(house):
+    house.store.wish(house.id, "finish", "stops", reason="rung 1")
+    assert house.hear(TenantState.TRAINING) == [(ACTOR, "finish", house.id, "rung 1")]
+    house.hear(TenantState.SUCCEEDED, step=3, total_steps=9, reason="rung 1")
+    assert (house.job.state, house.job.reason) == (JobState.SUCCEEDED, "rung 1")
+    assert house.store.events(house.id)[-1]["message"] == "succeeded after 3 steps: rung 1"
+
+
+def test_a_pre_empted_job_is_recorded_before_its_actor_hears_of_it_and_once(house):
+    house.hear(TenantState.TRAINING, step=3, total_steps=9)
+    plan = Plan(preemptions={house.id: "a shorter job goes first"})
+    assert house.reconciler._act(plan) == [(ACTOR, "detach", house.id, True)]
+    assert house.job.wish == "yield"
+    assert "a shorter job goes first" in house.store.events(house.id)[-1]["message"]
+    assert house.reconciler._act(plan) == []
+
+
+def test_a_person_who_pauses_a_job_that_makes_room_is_heard(house):
+    from orchestrator import verbs
+
+    house.store.wish(house.id, "yield", "is taken off")
+    verbs.pause(house.store, house.job)
+    house.hear(TenantState.DETACHED, step=3, total_steps=9)
+    assert house.job.state is JobState.PAUSED

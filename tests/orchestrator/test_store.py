@@ -192,8 +192,22 @@ def test_actors_are_remembered(store):
 def test_a_newer_schema_is_refused_in_words(store, url, tmp_path):
     with sqlite3.connect(tmp_path / "deep/loray.db") as connection:
         connection.execute("UPDATE schema_version SET version = 99")
-    with pytest.raises(StoreError, match="has schema 99, this Loray knows up to 1"):
+    with pytest.raises(StoreError, match="has schema 99, this Loray knows up to 2"):
         Store(url)
+
+
+def test_a_table_of_the_first_schema_is_brought_up_to_date(store, url, tmp_path):
+    job = store.add([spec("a")], "r1")[0]
+    store.close()
+    with sqlite3.connect(tmp_path / "deep/loray.db") as connection:
+        connection.execute("DROP TABLE profiles")
+        connection.execute("UPDATE schema_version SET version = 1")
+    again = Store(url)
+    assert again.get(job.id) == job
+    again.save_profiles({"cpu": {"samples": 1}})
+    again.save_profiles({"cpu": {"samples": 2}})
+    again.close()
+    assert Store(url).profiles() == {"cpu": {"samples": 2}}
 
 
 def test_a_database_that_cannot_be_opened_is_named_without_its_password(tmp_path):

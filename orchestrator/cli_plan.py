@@ -1,0 +1,58 @@
+"""`loray plan`: what would become of jobs, without running anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from orchestrator import display, progress, words
+from orchestrator.address import find_address
+from orchestrator.cli_run import Address, AsJson, ClusterFile, JobFiles
+from orchestrator.client import Client, read_jobs
+from orchestrator.cluster_config import load_cluster_config
+
+
+def plan(job_files: JobFiles, cluster: ClusterFile = None, address: Address = None, as_json: AsJson = False) -> None:
+    """Show the memory, actor, start, finish and company that jobs would have; nothing is submitted or run.
+
+    On the running cluster with what it has to do; or, with --cluster or where none runs, on this machine with the
+    actors of the cluster file, all of them idle.
+    """
+    from orchestrator.plan import plan_offline
+
+    specs = read_jobs(job_files)
+    config = load_cluster_config(cluster)
+    if cluster is None and find_address(address, Path(config.storage)) is not None:
+        client = Client(address)
+        rows, where = client.plan(specs), f"the cluster at {client.connection.address}"
+    else:
+        rows, where = plan_offline(specs, config), "idle actors on this machine"
+    if as_json:
+        progress.print_json(rows)
+        return
+    console = display.make_console()
+    console.print(f"On {where}; nothing was submitted. Times are predictions, from now.", soft_wrap=True)
+    console.print(_table(rows))
+    for row in rows:
+        if row["reason"]:
+            console.print(f"{row['job']}: {row['reason']}", soft_wrap=True)
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> Table:
+    table = Table()
+    for heading in ("job", "memory", "actor", "start", "finish", "steps", "with"):
+        table.add_column(heading, justify="left" if heading in ("job", "actor", "with") else "right")
+    for row in rows:
+        table.add_row(
+            row["job"],
+            words.size(row["bytes"] or None),
+            row["actor"] or "-",
+            words.duration(row["start_s"]),
+            words.duration(row["finish_s"]),
+            str(row["steps"]),
+            ", ".join(row["with"]) or "-",
+        )
+    return table

@@ -1,0 +1,80 @@
+"""Which jobs of halved grids stop now: reads the losses at the rungs from `metrics.jsonl`, each once."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orchestrator.halving import Member, rungs, stops
+from orchestrator.job import TERMINAL, JobState
+from orchestrator.job_folder import read_metrics
+from orchestrator.store import JobRecord, Store
+
+
+class GridStops:
+    """Watches the grids that are halved."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._losses: dict[tuple[str, int], float] = {}  # job and rung -> loss there
+        self._seen: dict[str, int] = {}  # job -> the latest rung that it had passed at the last look
+
+    def due(self, live: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+        """Running jobs that stop now, and why. Looks closer only when a job has come past a rung.
+
+        Args:
+            live: Progress by job.
+        """
+        running = [job for job in self._store.jobs([JobState.RUNNING]) if job.spec.early_stop.halving_steps]
+        passed = {job.id: max(_passed(job, live), default=0) for job in running}
+        if all(self._seen.get(job_id) == rung for job_id, rung in passed.items()):
+            return {}
+        self._seen = passed
+        groups: dict[tuple[str, str], list[JobRecord]] = defaultdict(list)
+        for job in self._store.jobs():
+            if job.spec.early_stop.halving_steps and job.spec.early_stop.group:
+                groups[job.request_id, job.spec.early_stop.group].append(job)
+        wanted = {(job.request_id, job.spec.early_stop.group or "") for job in running}
+        found: dict[str, str] = {}
+        for key in wanted & set(groups):
+            found |= self._stops(groups[key], live)
+        return {job.id: found[job.id] for job in running if job.id in found and job.wish is None}
+
+    def _stops(self, jobs: Sequence[JobRecord], live: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+        rules = jobs[0].spec.early_stop
+        members = [
+            Member(
+                id=job.id,
+                name=job.name,
+                total_steps=int(_progress(job, live).get("total_steps", 0)),
+                alive=job.state not in TERMINAL and job.wish != "finish",
+                losses={rung: loss for rung in _passed(job, live) if (loss := self._loss(job, rung)) is not None},
+            )
+            for job in jobs
+        ]
+        return stops(members, rules.halving_steps or 1, rules.halving_keep)
+
+    def _loss(self, job: JobRecord, rung: int) -> float | None:
+        """The latest evaluation loss up to a rung, else the mean training loss since the rung before."""
+        if (job.id, rung) not in self._losses:
+            rows = [row for row in read_metrics(job.output_dir) if row.get("step", 0) <= rung]
+            evaluated = [row["eval_loss"] for row in rows if "eval_loss" in row]
+            trained = [row["loss"] for row in rows if "loss" in row and row["step"] > rung / 2]
+            if not evaluated and not trained:
+                return None
+            self._losses[job.id, rung] = evaluated[-1] if evaluated else sum(trained) / len(trained)
+        return self._losses[job.id, rung]
+
+
+def _progress(job: JobRecord, live: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    return live.get(job.id, job.progress)
+
+
+def _passed(job: JobRecord, live: Mapping[str, Mapping[str, Any]]) -> list[int]:
+    """The rungs that a job has passed."""
+    progress = _progress(job, live)
+    step = progress.get("step", 0)
+    return [
+        rung for rung in rungs(job.spec.early_stop.halving_steps or 1, progress.get("total_steps", 0)) if rung <= step
+    ]

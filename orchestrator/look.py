@@ -1,0 +1,188 @@
+"""One look at the cluster, as the scheduler sees it: built from the job table, the reports, and what was learned."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gpu_actor import footprint
+from gpu_actor.adapter_shapes import adapter_activation_bytes, adapter_bytes
+from gpu_actor.errors import LorayError
+from gpu_actor.footprint import MICRO_BATCH_CAP, BaseDescription
+from gpu_actor.report import ActorReport
+from orchestrator.bases import BaseCatalog
+from orchestrator.data_size import DataSize, guess_size
+from orchestrator.fleet import Fleet
+from orchestrator.job import JobSpec, JobState
+from orchestrator.profiles import Profiles, idle_memory
+from orchestrator.scheduler.view import UNKNOWN_STEPS, ActorState, ActorView, ClusterView, JobView
+from orchestrator.slots import Slot
+from orchestrator.store import JobRecord, Store
+
+_LOAD_SECONDS, _LOAD_BYTES_PER_SECOND = 8.0, 5e8  # until loading was measured
+_UNKNOWN_SHARE = 0.5  # of cutoff_len, for samples that nobody has counted
+
+
+@dataclass(frozen=True)
+class Look:
+    """A look at the cluster.
+
+    Attributes:
+        view: What the scheduler decides on.
+        held: Queued jobs that are left out of it, and why: nobody knows their base model yet.
+    """
+
+    view: ClusterView
+    held: Mapping[str, str]
+
+    @property
+    def key(self) -> object:
+        """Equal for two looks between which nothing happened but progress and time."""
+        jobs = tuple((job.id, job.actor, job.movable, job.steps_total) for job in self.view.jobs)
+        actors = tuple((a.id, a.state, a.base_model, a.memory_limit, a.reason, a.shape) for a in self.view.actors)
+        return jobs, actors, tuple(sorted(self.held))
+
+
+class Lookout:
+    """Builds the looks of one orchestrator."""
+
+    def __init__(self, store: Store, fleet: Fleet, bases: BaseCatalog, profiles: Profiles) -> None:
+        self._store, self._fleet, self._bases, self._profiles = store, fleet, bases, profiles
+        self._sizes: dict[str, DataSize | None] = {}
+
+    def look(self, live: Mapping[str, Mapping[str, Any]], movable: Callable[[JobRecord], bool]) -> Look:
+        """The cluster now.
+
+        Args:
+            live: Progress by job, newer than what the store has.
+            movable: Whether a running job may be taken off its actor now.
+        """
+        bases: dict[str, BaseDescription] = {}
+        jobs: list[JobView] = []
+        held: dict[str, str] = {}
+        unsure: dict[str, str] = {}  # place -> why nobody knows how much memory is free there
+        for job in self._store.jobs([JobState.QUEUED, JobState.RUNNING]):
+            place = self._place_of(job)
+            if job.state is JobState.RUNNING and place is None:
+                continue  # the next tick sees that its actor is gone
+            found = self._bases.known(job.spec.base_model)
+            try:
+                if isinstance(found, str):
+                    raise LorayError(found)
+                view = scheduling_view(
+                    job.id, job.spec, found, live.get(job.id, job.progress), self._size(job.id, job.spec)
+                )
+                view = replace(view, arrival=job.seq, submitted_at=job.submitted_at, queued_at=job.queued_at)
+                jobs.append(replace(view, actor=place, movable=place is not None and movable(job)))
+                bases[job.spec.base_model] = found
+            except LorayError as error:
+                (held if place is None else unsure)[place or job.id] = str(error)
+        self._forget_sizes(job.id for job in jobs)
+        places = tuple(self._learned(place, bases, unsure) for place in self._fleet.views())
+        return Look(ClusterView(tuple(jobs), places, bases, now=time.time()), held)
+
+    def places(self, base: BaseDescription) -> tuple[ActorView, ...]:
+        """Every place with what is known of it, for a question about one base model."""
+        return tuple(self._learned(place, {base.ref: base}, {}) for place in self._fleet.views())
+
+    def _place_of(self, job: JobRecord) -> str | None:
+        member = self._fleet.members.get(job.actor or "")
+        return member.slot.id if member else None
+
+    def _size(self, job_id: str, spec: JobSpec) -> DataSize | None:
+        if job_id not in self._sizes:
+            self._sizes[job_id] = guess_size(spec.dataset)
+        return self._sizes[job_id]
+
+    def _forget_sizes(self, alive: Iterable[str]) -> None:
+        if len(self._sizes) > 2 * (len(keep := set(alive)) + 100):
+            self._sizes = {job_id: size for job_id, size in self._sizes.items() if job_id in keep}
+
+    def _learned(self, place: ActorView, bases: Mapping[str, BaseDescription], unsure: Mapping[str, str]) -> ActorView:
+        """A place with what was measured of it; blocked where nobody knows what is on it."""
+        member = self._fleet.at(place.id)
+        place = with_profiles(
+            place, self._fleet.slots[place.id], self._profiles, bases, member.report if member else None
+        )
+        if place.id in unsure:
+            return replace(place, state=ActorState.BLOCKED, reason=unsure[place.id])
+        return place
+
+
+def with_profiles(
+    place: ActorView,
+    slot: Slot,
+    profiles: Profiles,
+    bases: Mapping[str, BaseDescription],
+    report: ActorReport | None = None,
+) -> ActorView:
+    """A place with what was measured of it.
+
+    Args:
+        place: As the cluster file and Ray have it.
+        slot: Where it is.
+        profiles: What was learned.
+        bases: The base models in question.
+        report: The latest of the actor there.
+    """
+    found = profiles.of_place(slot)
+    memories = {ref: profile.memory.model for ref, profile in found.items()}
+    hosted = bases.get(place.base_model or "")
+    if hosted and report and report.memory_idle and hosted.ref not in memories:
+        memories[hosted.ref] = idle_memory(slot, hosted, report.memory_idle)
+    loads = [profile.load_seconds for profile in found.values() if profile.load_seconds is not None]
+    guesses = [_LOAD_SECONDS + 4 * base.parameters / _LOAD_BYTES_PER_SECOND for base in bases.values()]
+    budget = report.token_budget if report else 0
+    return replace(
+        place,
+        shape=replace(place.shape, token_budget=budget or place.shape.token_budget),
+        speeds={ref: profile.speed.model for ref, profile in found.items()},
+        memories=memories,
+        load_seconds=max(loads or guesses, default=place.load_seconds),
+    )
+
+
+def scheduling_view(
+    job_id: str,
+    spec: JobSpec,
+    base: BaseDescription,
+    progress: Mapping[str, Any] | None = None,
+    size: DataSize | None = None,
+) -> JobView:
+    """A queued job as the scheduler sees it.
+
+    Args:
+        job_id: Its id.
+        spec: What it is.
+        base: Its base model.
+        progress: Counters of its reports, if it has trained.
+        size: What its data file looks like.
+    """
+    progress = progress or {}
+    training = spec.training
+    longest = progress.get("longest") or None
+    worst = footprint.worst_micro_batch_tokens(training, max(MICRO_BATCH_CAP.values()), longest)
+    samples = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    if size is not None:
+        samples = min(samples, size.samples)
+    mean = min(size.mean_tokens, training.cutoff_len) if size else training.cutoff_len * _UNKNOWN_SHARE
+    total = progress.get("total_steps") or _guess_steps(spec, size)
+    return JobView(
+        id=job_id,
+        base_model=spec.base_model,
+        priority=spec.queue.priority,
+        arrival=0,
+        adapter_bytes=adapter_bytes(base, spec.lora) + adapter_activation_bytes(base, spec.lora, worst),
+        worst_tokens=worst,
+        steps_left=max(1, total - progress.get("step", 0)),
+        steps_total=total,
+        tokens_per_step=progress.get("tokens_per_step") or samples * mean,
+    )
+
+
+def _guess_steps(spec: JobSpec, size: DataSize | None) -> int:
+    if spec.training.max_steps is not None:
+        return spec.training.max_steps
+    return spec.training.total_steps(size.samples) if size else UNKNOWN_STEPS

@@ -1,0 +1,119 @@
+"""What `loray plan` tells: memory, place, start, finish and company of jobs that nobody has submitted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gpu_actor.errors import LorayError
+from gpu_actor.footprint import BaseDescription
+from orchestrator.cluster_config import ClusterConfig
+from orchestrator.data_size import guess_size
+from orchestrator.job import JobSpec
+from orchestrator.look import scheduling_view, with_profiles
+from orchestrator.profiles import Profiles
+from orchestrator.scheduler.forecast import Forecast, forecast
+from orchestrator.scheduler.policy import DEFAULT
+from orchestrator.scheduler.view import ActorState, ActorView, ClusterView
+from orchestrator.slots import HEAD, Slot, find_slots, listed_slots
+from orchestrator.store import Store
+
+
+def plan_jobs(
+    specs: Sequence[JobSpec],
+    view: ClusterView,
+    bases: Mapping[str, BaseDescription],
+    policy: str = DEFAULT,
+) -> list[dict[str, Any]]:
+    """What would become of jobs if they were submitted now.
+
+    Args:
+        specs: The jobs.
+        view: The cluster with what it has to do.
+        bases: Descriptions of the jobs' base models.
+        policy: Name of the policy.
+    """
+    start = max((job.arrival for job in view.jobs), default=0) + 1
+    new = []
+    for number, spec in enumerate(specs):
+        size = guess_size(spec.dataset)
+        job = scheduling_view(f"plan:{number}", spec, bases[spec.base_model], size=size)
+        new.append(replace(job, arrival=start + number, submitted_at=view.now, queued_at=view.now))
+    whole = replace(view, jobs=(*view.jobs, *new), bases={**view.bases, **bases})
+    found = forecast(whole, policy)
+    names = {job.id: job.id for job in view.jobs} | {job.id: spec.name for job, spec in zip(new, specs, strict=True)}
+    places = {actor.id: actor.name for actor in view.actors}
+    return [_row(spec, found[job.id], names, places, view.now) for job, spec in zip(new, specs, strict=True)]
+
+
+def _row(
+    spec: JobSpec, found: Forecast, names: Mapping[str, str], places: Mapping[str, str], now: float
+) -> dict[str, Any]:
+    reason = found.rejected
+    if reason is None and not math.isfinite(found.finish):
+        reason = "no actor would ever start it"
+    return {
+        "job": spec.name,
+        "base_model": spec.base_model,
+        "steps": found.job.steps_total,
+        "tokens_per_step": found.job.tokens_per_step,
+        "adapter_bytes": found.job.adapter_bytes,
+        "bytes": found.needs,
+        "actor": places.get(found.place or ""),
+        "moves": max(0, len(found.places) - 1),
+        "start_s": found.start - now if math.isfinite(found.start) else None,
+        "finish_s": found.finish - now if math.isfinite(found.finish) else None,
+        "with": sorted(names[job_id] for job_id in found.company),
+        "reason": reason,
+    }
+
+
+def plan_offline(specs: Sequence[JobSpec], config: ClusterConfig) -> list[dict[str, Any]]:
+    """The plan for the actors of a cluster file on this machine, all of them idle. Nothing is started.
+
+    Raises:
+        LorayError: A base model cannot be described.
+    """
+    from gpu_actor.inspect_base import describe_base
+
+    bases = {ref: describe_base(ref, config.trust_remote_code) for ref in {spec.base_model for spec in specs}}
+    profiles = _known_profiles(config)
+    actors = tuple(with_profiles(_empty(slot), slot, profiles, bases) for slot in _slots(config))
+    view = ClusterView((), actors, bases)
+    return plan_jobs(specs, view, bases, config.scheduler.policy)
+
+
+def _slots(config: ClusterConfig) -> list[Slot]:
+    """The places of a cluster file as they would be found on this machine."""
+    import torch
+
+    here = [{"NodeID": "here", "Alive": True, "Resources": {HEAD: 1.0, "GPU": torch.cuda.device_count()}}]
+    return find_slots(here) if isinstance(config.actors, str) else listed_slots(config.actors, here)
+
+
+def _empty(slot: Slot) -> ActorView:
+    return ActorView(
+        id=slot.id,
+        name=slot.id,
+        state=ActorState.EMPTY,
+        shape=slot.shape,
+        pinned=slot.settings.base_model,
+        memory_limit=slot.memory_limit,
+    )
+
+
+def _known_profiles(config: ClusterConfig) -> Profiles:
+    """What earlier runs from the same storage have learned; nothing where there was none."""
+    if config.database is None and not (Path(config.storage) / "loray.db").exists():
+        return Profiles(None)
+    try:
+        store = Store(config.database_url)
+    except LorayError:
+        return Profiles(None)
+    try:
+        return Profiles(store)
+    finally:
+        store.close()

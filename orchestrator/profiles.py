@@ -1,0 +1,163 @@
+"""What the orchestrator has learned of its devices: their speed and memory, per base model. It outlives restarts.
+
+A profile belongs to a kind of device (with its threads, on a CPU), a base model, a number format, and whether gradient
+checkpointing is on. So a second actor of a kind starts with what the first one has shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from gpu_actor.footprint import BaseDescription, base_bytes
+from gpu_actor.report import ActorReport, StepSample
+from orchestrator.scheduler.estimate import (
+    RESERVE_BYTES,
+    MemoryFit,
+    SpeedFit,
+    device_kind,
+    prior_memory,
+    prior_speed,
+    saturation_tokens,
+)
+from orchestrator.scheduler.view import MemoryModel, SpeedModel
+from orchestrator.slots import Slot
+from orchestrator.store import Store
+
+_BELIEVED = 20  # measured steps from which a fit is trusted to set the token budget
+_SPREAD = 1.5  # largest batch over smallest, from which a fit can tell a from b
+_LEAST_BUDGET, _MOST_BUDGET = 128, 65_536
+_CHANGE = 0.2  # a budget that would change by less stays
+
+
+@dataclass
+class Profile:
+    """One kind of device with one base model.
+
+    Attributes:
+        load_seconds: Latest time to load the base model; None: never measured.
+        samples: Steps that were measured.
+        smallest: Tokens of the smallest batch measured.
+        largest: Tokens of the largest.
+        boots: Actor's boot -> most tokens of a batch and highest peak without adapters, since it started: memory that
+            was taken once stays taken, so a peak goes with the largest batch so far.
+    """
+
+    speed: SpeedFit
+    memory: MemoryFit
+    load_seconds: float | None = None
+    samples: int = 0
+    smallest: int = 0
+    largest: int = 0
+    boots: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def learn(self, boot: str, sample: StepSample) -> None:
+        """Take in one shared step."""
+        self.speed.observe(sample.tokens, sample.adapters, sample.seconds)
+        tokens, peak = self.boots.get(boot, (0, 0))
+        tokens, peak = max(tokens, sample.tokens), max(peak, sample.peak_bytes - sample.adapter_bytes)
+        self.boots = {boot: (tokens, peak)}
+        self.memory.observe(tokens, 0, peak)
+        self.smallest = min(self.smallest or sample.tokens, sample.tokens)
+        self.largest = max(self.largest, sample.tokens)
+        self.samples += 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the store."""
+        return {
+            "speed": asdict(self.speed.model),
+            "memory": asdict(self.memory.model),
+            "load_seconds": self.load_seconds,
+            "samples": self.samples,
+            "smallest": self.smallest,
+            "largest": self.largest,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Profile:
+        """The inverse of `to_dict`: both fits go on from where they were."""
+        rest = {key: data[key] for key in ("load_seconds", "samples", "smallest", "largest")}
+        return cls(SpeedFit(SpeedModel(**data["speed"])), MemoryFit(MemoryModel(**data["memory"])), **rest)
+
+
+class Profiles:
+    """All profiles, kept in the store."""
+
+    def __init__(self, store: Store | None) -> None:
+        """Read what earlier processes have learned; without a store nothing is known, and nothing is kept."""
+        self._store = store
+        self._found: dict[str, Profile] = {}
+        for key, values in (store.profiles() if store else {}).items():
+            self._found[key] = Profile.from_dict(values)
+        self._changed: set[str] = set()
+
+    def learn(self, slot: Slot, base: BaseDescription, report: ActorReport) -> None:
+        """Take in the steps of one report."""
+        if not report.steps:
+            return
+        key = profile_key(slot, base.ref)
+        profile = self._found.get(key)
+        if profile is None:
+            memory = idle_memory(slot, base, report.memory_idle)
+            profile = self._found[key] = Profile(SpeedFit(prior_speed(base, slot.shape)), MemoryFit(memory))
+        for sample in report.steps:
+            profile.learn(report.boot_id, sample)
+        self._changed.add(key)
+
+    def loaded(self, slot: Slot, base_model: str, seconds: float) -> None:
+        """An actor has loaded a base model."""
+        profile = self._found.get(profile_key(slot, base_model))
+        if profile is not None:
+            profile.load_seconds = seconds
+            self._changed.add(profile_key(slot, base_model))
+
+    def of(self, slot: Slot, base_model: str) -> Profile | None:
+        """What was measured of a place with a base model."""
+        return self._found.get(profile_key(slot, base_model))
+
+    def of_place(self, slot: Slot) -> dict[str, Profile]:
+        """What was measured of a place, by base model."""
+        prefix = profile_key(slot, "")
+        return {key.removeprefix(prefix): profile for key, profile in self._found.items() if key.startswith(prefix)}
+
+    def save(self) -> None:
+        """Write what has changed since the last call."""
+        if self._changed and self._store:
+            self._store.save_profiles({key: self._found[key].to_dict() for key in self._changed})
+            self._changed.clear()
+
+
+def profile_key(slot: Slot, base_model: str) -> str:
+    """The name of a profile in the store."""
+    kind = device_kind(slot.device)
+    device = f"{kind}-{slot.cpu_threads or 'all'}" if kind == "cpu" else kind
+    settings = slot.settings
+    return f"{device} {settings.dtype} {'checkpointing' if settings.gradient_checkpointing else 'plain'} {base_model}"
+
+
+def token_budget(profile: Profile, slot: Slot, room: float | None, current: int) -> int:
+    """The token budget of an actor: where more tokens no longer raise its speed, as far as its memory goes.
+
+    Args:
+        profile: What was measured there.
+        slot: The place. A budget in the cluster file is kept.
+        room: Bytes for activations; None: not known.
+        current: The budget that it has.
+    """
+    if slot.settings.token_budget is not None:
+        return current
+    wanted = current
+    if profile.samples >= _BELIEVED and profile.largest >= _SPREAD * profile.smallest:
+        wanted = saturation_tokens(profile.speed.model)
+    if room is not None:
+        wanted = min(wanted, int(room / max(1.0, profile.memory.model.bytes_per_token)))
+    wanted = min(max(wanted, _LEAST_BUDGET), _MOST_BUDGET)
+    return wanted if abs(wanted - current) > _CHANGE * current else current
+
+
+def idle_memory(slot: Slot, base: BaseDescription, idle_bytes: int) -> MemoryModel:
+    """The guess of an actor's memory, corrected by what its loaded base model was measured to take."""
+    guess = prior_memory(base, slot.shape)
+    beyond = guess.fixed_bytes - base_bytes(base, slot.shape.dtype_bytes) - RESERVE_BYTES[device_kind(slot.device)]
+    return MemoryModel(idle_bytes + max(0.0, beyond), guess.bytes_per_token, guess.token_cap)

@@ -1,0 +1,188 @@
+"""Memory: what is measured, what is predicted, and what an actor does at its limit."""
+
+import numpy as np
+import pytest
+import torch
+
+from gpu_actor.batch import MicroBatch, pack
+from gpu_actor.composer import split_samples
+from gpu_actor.config import LoraConfig
+from gpu_actor.footprint import (
+    Activations,
+    BaseDescription,
+    LinearShape,
+    activation_bytes,
+    adapter_activation_bytes,
+    worst_micro_batch_tokens,
+)
+from gpu_actor.inspect_base import describe_base
+from gpu_actor.memory import MemoryMeter
+from gpu_actor.report import TenantState
+from gpu_actor.trainer import CoTrainer
+from support.engine import flat, make_spec, make_tenant, run_all, tiny_hooked
+from support.oracle import same_bytes
+from support.tiny import token_rows
+
+MIB = 2**20
+
+
+def test_the_peak_is_that_since_the_restart():
+    meter = MemoryMeter("cpu")
+    meter.restart()
+    before = meter.peak()
+    block = np.ones(64 * MIB, dtype=np.uint8)
+    del block
+    assert meter.peak() >= before + 60 * MIB
+    meter.release()
+    meter.restart()
+    assert meter.peak() < before + 40 * MIB
+    assert 0 < meter.free(meter.used() + 10 * MIB) <= 11 * MIB
+    assert meter.free(1) == 0
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
+def test_counted_activations_are_what_autograd_keeps(kind, tmp_path):
+    """The count on fake tensors against a real forward of the same model, adapters and all."""
+    from support.tiny import tiny_model
+
+    tiny_model(kind).save_pretrained(tmp_path)
+    counted = describe_base(str(tmp_path)).activations
+    base = tiny_hooked(kind)
+    lora = LoraConfig(r=4)
+    weights = base.new_adapter(lora)
+    ids = [np.full(50, 5, dtype=np.int32), np.full(40, 6, dtype=np.int32)]
+    own = [*base.model.parameters(), *base.model.buffers(), weights.flat, weights.gradient]
+    own = {tensor.untyped_storage().data_ptr() for tensor in own}
+    kept = {}
+    alive = []
+
+    def keep(tensor):
+        alive.append(tensor)
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        base.hidden(pack([MicroBatch(weights, ids, ids)], base.device))
+    real = sum(size for address, size in kept.items() if address not in own)
+    predicted = 90 * counted.token_bytes + (50**2 + 40**2) * counted.square_bytes
+    predicted += adapter_activation_bytes(base.description, lora, 90)
+    assert predicted == pytest.approx(real, rel=0.03)
+
+
+LINEARS = tuple(LinearShape(f"model.layers.{i}.mlp.up_proj", 64, 100) for i in range(2))
+BASE = BaseDescription("tiny", "llama", LINEARS, 64, 2, 128, 100_000)
+
+
+def test_a_description_survives_json():
+    base = BaseDescription(**{**vars(BASE), "activations": Activations(5.0, 1.0, 2.0)})
+    assert BaseDescription.from_dict(base.to_dict()) == base
+    assert BaseDescription.from_dict(BASE.to_dict()) == BASE
+
+
+def test_attention_that_is_not_fused_costs_the_square_of_the_longest():
+    base = BaseDescription(**{**vars(BASE), "activations": Activations(5.0, 1.0)})
+    short, long = (activation_bytes(base, 1000, longest=n) for n in (10, 500))
+    assert long - short == 1000 * 490
+
+
+def test_dropout_masks_count():
+    plain, masked = (LoraConfig(r=4, lora_dropout=p) for p in (0.0, 0.1))
+    extra = adapter_activation_bytes(BASE, masked, 10) - adapter_activation_bytes(BASE, plain, 10)
+    assert extra == 10 * 2 * 64
+
+
+@pytest.mark.parametrize(
+    ("batch", "cutoff", "longest", "worst"),
+    [(2, 100, None, 200), (8, 1024, None, 1024), (8, 1024, 50, 400), (1, 4096, None, 4096), (4, 4096, 900, 1024)],
+)
+def test_the_worst_micro_batch_is_capped_but_holds_one_sample(batch, cutoff, longest, worst):
+    from gpu_actor.config import TrainingConfig
+
+    training = TrainingConfig(per_device_train_batch_size=batch, cutoff_len=cutoff)
+    assert worst_micro_batch_tokens(training, 1024, longest) == worst
+
+
+def test_micro_batches_are_cut_between_samples_only():
+    assert split_samples([5, 5, 5, 5], most=10) == [range(2), range(2, 4)]
+    assert split_samples([50, 5, 5], most=10) == [range(1), range(1, 3)]
+    assert split_samples([1, 1, 1], parts=3) == [range(1), range(1, 2), range(2, 3)]
+    assert split_samples([5, 5]) == [range(2)]
+
+
+def test_a_micro_batch_above_the_cap_gives_the_same_update(tmp_path):
+    base = tiny_hooked(dtype=torch.float64)
+    training = {"max_steps": 6, "per_device_train_batch_size": 6, "learning_rate": 1e-2}
+    whole, cut = (make_tenant(base, make_spec(tmp_path, n, token_rows(18, seed=4), None, training)) for n in "ab")
+    run_all(base, [whole], 4096)
+    trainer = CoTrainer(base, 4096)
+    trainer.micro_batch_cap = 60
+    trainer.attach(cut)
+    assert max(part.tokens for part in cut.pending) <= 60
+    assert len(cut.pending) > 1
+    while not trainer.idle:
+        trainer.step()
+    assert torch.allclose(flat(whole), flat(cut), rtol=0, atol=1e-12)
+
+
+def test_an_actor_pressed_to_its_limit_makes_smaller_batches_and_loses_no_job(tmp_path):
+    """The limit allows 70 % of what a batch takes: as if predictions were 30 % too low."""
+    base = tiny_hooked(hidden_size=256, intermediate_size=1024, num_hidden_layers=6)
+    training = {"max_steps": 6, "per_device_train_batch_size": 16, "cutoff_len": 256}
+    rows = token_rows(96, seed=5, low=200, high=250)
+    make = lambda name: make_tenant(base, make_spec(tmp_path, name, rows, {"r": 8}, training))  # noqa: E731
+    trainer = CoTrainer(base, 8192)
+    trainer.micro_batch_cap = 8192
+    trainer.meter.memory.release()
+    idle = trainer.meter.memory.used()
+    trainer.attach(make("free"))
+    trainer.step()
+    taken = trainer.meter.peak - idle
+    assert taken > 50 * MIB
+    trainer.detach("free", keep=False)
+    trainer.meter.memory.release()
+    trainer.memory_limit = trainer.meter.memory.used() + int(0.7 * taken)
+    for name in ("one", "two"):
+        trainer.attach(make(name))
+    peaks = []
+    while not trainer.idle:
+        trainer.step()
+        peaks.append(trainer.meter.peak)
+    assert {r.state for r in trainer.reports() if r.job_id != "free"} == {TenantState.SUCCEEDED}
+    assert trainer.pressed >= 1
+    assert trainer.token_budget < 8192
+    assert peaks[0] > trainer.memory_limit >= max(peaks[len(peaks) // 2 :])
+    trainer.set_budget(8192)  # the scheduler knows less than the actor has seen
+    assert trainer.token_budget < 8192
+
+
+def test_a_limit_that_is_kept_changes_no_bit(tmp_path):
+    base = tiny_hooked()
+    training = {"max_steps": 5, "per_device_train_batch_size": 2}
+    free, limited = (make_tenant(base, make_spec(tmp_path, n, token_rows(9, seed=2), None, training)) for n in "ab")
+    run_all(base, [free])
+    trainer = CoTrainer(base, memory_limit=2**40)
+    trainer.attach(limited)
+    while not trainer.idle:
+        trainer.step()
+    assert trainer.pressed == 0
+    assert same_bytes(flat(free), flat(limited))
+
+
+def test_samples_leave_the_warm_up_and_evaluations_out(tmp_path):
+    base = tiny_hooked()
+    training = {"max_steps": 6, "per_device_train_batch_size": 2, "eval_steps": 1}
+    spec = make_spec(tmp_path, "a", token_rows(12, seed=2), None, training, {"val_size": 4})
+    trainer = CoTrainer(base)
+    tenant = make_tenant(base, spec)
+    trainer.attach(tenant)
+    while not trainer.idle:
+        trainer.step()
+    samples = trainer.meter.take()
+    assert len(samples) == 4  # of 6: not the warm-up, nor the last, after which the adapter is gone
+    assert trainer.meter.take() == ()
+    for sample in samples:
+        assert sample.adapters == 1
+        assert sample.adapter_bytes == tenant.weights.bytes_in_training
+        assert 0 < sample.tokens <= sample.squares
+        assert 0 < sample.seconds < 5
+        assert sample.peak_bytes > sample.adapter_bytes

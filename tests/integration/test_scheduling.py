@@ -1,0 +1,157 @@
+"""The scheduler's decisions carried out on a real Ray cluster, with the real engine on tiny random models."""
+
+from pathlib import Path
+
+import pytest
+
+from gpu_actor.config import DatasetConfig, EarlyStopConfig, LoraConfig, TrainingConfig
+from gpu_actor.footprint import adapter_bytes
+from gpu_actor.inspect_base import describe_base
+from orchestrator.job import JobSpec, QueueConfig
+from support.cluster import start_orchestrator, stop_orchestrator, wait_until
+from support.tiny import tiny_model, token_rows, write_rows
+
+pytestmark = pytest.mark.cluster
+
+LONG = 100_000
+PATIENCE = 240  # seconds: a shared machine loads a model slowly
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bases")
+    for seed, name in enumerate(("tiny-a", "tiny-b")):
+        tiny_model(seed=seed).save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture
+def orchestrate(ray_cluster, tmp_path):
+    stop_orchestrator()
+    yield lambda **fields: start_orchestrator(tmp_path / "storage", **fields)
+    stop_orchestrator()
+
+
+@pytest.fixture
+def make(tmp_path, bases):
+    def make(name, steps=4, base="tiny-a", priority=0, lora=None, early_stop=None, rows=None, **training):
+        data = tmp_path / "data" / f"{name}.jsonl"
+        data.parent.mkdir(exist_ok=True)
+        write_rows(data, rows or token_rows(16, seed=3))
+        settings = {"max_steps": steps, "per_device_train_batch_size": 2, "cutoff_len": 64, "save_steps": 1000}
+        return JobSpec(
+            name=name,
+            base_model=str(bases / base),
+            dataset=DatasetConfig(path=str(data), format="tokens"),
+            lora=LoraConfig(**(lora or {"r": 4})),
+            training=TrainingConfig(**{**settings, **training}),
+            early_stop=EarlyStopConfig(**(early_stop or {})),
+            queue=QueueConfig(priority=priority),
+            output_dir=str(tmp_path / "out" / name),
+        )
+
+    return make
+
+
+def adapter_of(spec):
+    return Path(spec.output_dir, "adapter_model.safetensors").read_bytes()
+
+
+def uninterrupted(spec, folder):
+    """The adapter that the engine makes of a job in this process, alone and without a break."""
+    import torch
+
+    from gpu_actor.base_model import BaseModel
+    from support.engine import make_tenant, run_all
+
+    torch.set_num_threads(1)
+    alone = spec.model_copy(update={"output_dir": str(folder)})
+    base = BaseModel.load(spec.base_model)
+    run_all(base, [make_tenant(base, alone.to_adapter_spec("alone"))])
+    return adapter_of(alone)
+
+
+@pytest.mark.timeout(600)
+def test_a_job_that_was_taken_off_and_went_on_elsewhere_equals_the_uninterrupted_run(orchestrate, make, tmp_path):
+    """One job per actor: more urgent ones take the long job's place, and it goes on where room is first."""
+    orchestrator = orchestrate(
+        actors=[{"cpu_threads": 1}, {"cpu_threads": 1}], scheduler={"policy": "srpt", "tick_seconds": 0.1}
+    )
+    moved = make("moved", steps=3000)
+    orchestrator.submit(moved)
+    orchestrator.wait("moved", "RUNNING", until=lambda job: job["step"] > 5, timeout=PATIENCE)
+    orchestrator.submit(*[make(f"urgent{n}", steps=300, priority=9) for n in range(2)])
+    orchestrator.wait("moved", "QUEUED", timeout=PATIENCE)
+    assert "is taken off" in " ".join(orchestrator.events("moved"))
+    done = orchestrator.wait("moved", "SUCCEEDED", timeout=PATIENCE)
+    assert done["attempt"] > 1
+    assert done["retries"] == 0
+    assert done["step"] == 3000
+    assert adapter_of(moved) == uninterrupted(moved, tmp_path / "alone")
+
+
+@pytest.mark.timeout(600)
+def test_a_job_too_large_for_now_waits_with_its_reason_and_starts_when_room_appears(orchestrate, make, bases):
+    probe = orchestrate(actors=[{}])
+    probe.submit(make("probe", steps=3))
+    probe.wait("probe", "SUCCEEDED", timeout=PATIENCE)
+    idle = probe.actors()[0]["memory_peak"]
+    stop_orchestrator()
+    base = describe_base(str(bases / "tiny-a"))
+    own = adapter_bytes(base, LoraConfig(r=4096))
+    limit = idle + int(1.6 * own)
+    orchestrator = orchestrate(actors=[{"memory_limit": limit}], scheduler={"policy": "fifo-memory"})
+    large = {"r": 4096}
+    orchestrator.submit(make("first", steps=LONG, lora=large), make("second", steps=3, lora=large))
+    waiting = orchestrator.wait(
+        "second", "QUEUED", until=lambda job: "needs" in (job["waiting_for"] or ""), timeout=PATIENCE
+    )
+    assert "GiB" in waiting["waiting_for"] or "MiB" in waiting["waiting_for"]
+    (problem,) = orchestrator.call(
+        "check", [make("giant", lora={"r": 4096}, cutoff_len=1_000_000).model_dump(mode="json")]
+    )
+    assert f"({limit} bytes)" in problem["message"]
+    orchestrator.call("cancel", "first")
+    orchestrator.wait("second", "SUCCEEDED", timeout=PATIENCE)
+
+
+@pytest.mark.timeout(600)
+def test_what_was_learned_survives_a_restart(orchestrate, make, tmp_path):
+    from orchestrator.store import Store
+
+    orchestrator = orchestrate(actors=[{}])
+    orchestrator.submit(make("one", steps=60))
+    orchestrator.wait("one", "SUCCEEDED", timeout=PATIENCE)
+    stop_orchestrator()
+    store = Store(f"sqlite:///{tmp_path}/storage/loray.db")
+    ((key, values),) = store.profiles().items()
+    store.close()
+    assert key.endswith("tiny-a")
+    assert values["samples"] > 10
+    assert values["speed"]["step_seconds"] > 0
+    assert values["memory"]["fixed_bytes"] > 2**27
+    again = orchestrate(actors=[{}])
+    again.submit(make("two", steps=60))
+    again.wait("two", "SUCCEEDED", timeout=PATIENCE)
+    stop_orchestrator()
+    store = Store(f"sqlite:///{tmp_path}/storage/loray.db")
+    assert next(iter(store.profiles().values()))["samples"] > values["samples"]
+    store.close()
+
+
+@pytest.mark.timeout(600)
+def test_the_worse_half_of_a_grid_stops_at_its_rung_with_its_adapter(orchestrate, make):
+    orchestrator = orchestrate(actors=[{}], scheduler={"policy": "fifo-4", "tick_seconds": 0.1})
+    rules = {"halving_steps": 20, "group": "grid"}
+    grid = [
+        make(f"g{n}", steps=4000, early_stop=rules, learning_rate=rate, lr_scheduler_type="constant")
+        for n, rate in enumerate((1e-3, 1e-7))
+    ]
+    orchestrator.submit(*grid)
+    stopped = orchestrator.wait("g1", "SUCCEEDED", timeout=PATIENCE)
+    assert stopped["step"] < 4000
+    assert "is number 2 of 2, and 1 pass" in stopped["reason"]
+    assert adapter_of(grid[1])
+    orchestrator.wait("g0", "RUNNING", until=lambda job: job["step"] > 100)
+    orchestrator.call("cancel", "g0")
+    wait_until(lambda: not orchestrator.live())

@@ -1,0 +1,80 @@
+"""What the orchestrator learns of its devices: fits from reports, kept in the store, and token budgets from them."""
+
+import pytest
+
+from gpu_actor.footprint import BaseDescription, LinearShape
+from gpu_actor.report import ActorReport, StepSample
+from orchestrator.cluster_config import ActorConfig
+from orchestrator.profiles import Profiles, token_budget
+from orchestrator.slots import Slot
+from orchestrator.store import Store
+
+LINEARS = tuple(LinearShape(f"model.layers.{i}.mlp.up_proj", 64, 100) for i in range(2))
+BASE = BaseDescription("tiny", "llama", LINEARS, 64, 2, 128, 100_000)
+A, B, C = 0.040, 0.0002, 0.003
+IDLE, PER_TOKEN, ADAPTER = 500e6, 5e3, 1e6
+
+
+def report(boot="boot", tokens=(100, 400, 200, 800)):
+    steps = tuple(
+        StepSample(
+            n, n * 50, jobs, A + B * n + C * jobs, int(IDLE + PER_TOKEN * max(tokens[: i + 1]) + ADAPTER), int(ADAPTER)
+        )
+        for i, n in enumerate(tokens)
+        for jobs in (1, 2, 3)
+    )
+    return ActorReport("a", boot, "ready", memory_idle=int(IDLE), token_budget=1024, steps=steps)
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store(f"sqlite:///{tmp_path}/loray.db")
+    yield store
+    store.close()
+
+
+def slot(**settings):
+    return Slot("cpu:0", "n", ActorConfig(**settings), 2**30, 1)
+
+
+def taught(store, rounds=10, **settings):
+    profiles = Profiles(store)
+    for _ in range(rounds):
+        profiles.learn(slot(**settings), BASE, report())
+    return profiles
+
+
+def test_measured_steps_become_a_speed_and_a_memory(store):
+    profile = taught(store).of(slot(), "tiny")
+    speed, memory = profile.speed.model, profile.memory.model
+    assert (speed.step_seconds, speed.token_seconds, speed.adapter_seconds) == pytest.approx((A, B, C), rel=0.1)
+    assert memory.fixed_bytes + 800 * memory.bytes_per_token == pytest.approx(IDLE + 800 * PER_TOKEN, rel=0.02)
+
+
+def test_what_was_learned_is_there_after_a_restart_and_for_another_actor_of_the_kind(store):
+    profiles = taught(store)
+    profiles.loaded(slot(), "tiny", 7.5)
+    profiles.save()
+    again = Profiles(store)
+    other = Slot("cpu:1", "n", ActorConfig(), 2**30, 1)
+    assert again.of(other, "tiny").speed.model == profiles.of(slot(), "tiny").speed.model
+    assert again.of(other, "tiny").load_seconds == 7.5
+    assert again.of_place(other).keys() == {"tiny"}
+    assert again.of(Slot("cpu:1", "n", ActorConfig(), 2**30, 2), "tiny") is None  # other threads, other speed
+    assert again.of(Slot("cpu:1", "n", ActorConfig(dtype="bfloat16"), 2**30, 1), "tiny") is None
+
+
+def test_the_token_budget_is_the_saturation_point(store):
+    profile = taught(store).of(slot(), "tiny")
+    assert token_budget(profile, slot(), None, 400) == pytest.approx(9 * A / B, rel=0.15)
+    assert token_budget(profile, slot(), 800 * profile.memory.model.bytes_per_token, 400) == 800
+    assert token_budget(profile, slot(token_budget=64), None, 64) == 64  # the cluster file's word
+
+
+def test_a_budget_waits_for_enough_and_different_steps(store):
+    few = taught(store, rounds=1).of(slot(), "tiny")
+    assert token_budget(few, slot(), None, 1024) == 1024
+    profiles = Profiles(None)
+    for _ in range(20):
+        profiles.learn(slot(), BASE, report(tokens=(100, 110)))
+    assert token_budget(profiles.of(slot(), "tiny"), slot(), None, 1024) == 1024
