@@ -63,6 +63,7 @@ def test_every_layer_of_some_numbers_can_be_asked_for(tiny_base):
             {"layers_to_transform": 0, "layers_pattern": "h"},
             "no targeted layer has lora.layers_pattern 'h' and a number",
         ),
+        ({"rank_pattern": {"self_attn": 4}}, "lora.rank_pattern: 'self_attn' matches no layer"),
         ({"rank_pattern": {"query": 4}}, "lora.rank_pattern: 'query' matches no layer .* end in down_proj"),
         ({"alpha_pattern": {"q_proj": 4}, "target_modules": ["k_proj"]}, "lora.alpha_pattern: 'q_proj' matches no"),
         ({"init_lora_weights": "pissa", "r": 65}, "pissa cannot give a rank of 65 to .*q_proj .64 inputs"),
