@@ -9,6 +9,7 @@ from gpu_actor.batch import pack
 from gpu_actor.config import TrainingConfig
 from gpu_actor.lora_config import LoraConfig
 from gpu_actor.objectives import supervised_losses
+from gpu_actor.trainer import CoTrainer
 from support.engine import flat, make_spec, make_tenant, micro_batch, run_all, tiny_hooked
 from support.oracle import adapter_tensors, largest_difference, metric_rows, peft_model, peft_tensor, same_bytes
 from support.tiny import tiny_model, token_rows
@@ -57,9 +58,11 @@ def test_clip_schedule_and_resume_cover_both_rates(tmp_path):
     whole = tenant(tmp_path / "whole")
     run_all(base, [whole])
     part = tenant(tmp_path / "part")
+    trainer = CoTrainer(base)
+    trainer.attach(part)
     while part.progress.step < 4:
-        step_alone(base, part)
-    part.save_checkpoint()
+        trainer.step()
+    trainer.detach("job", keep=True)
     again = tenant(tmp_path / "part", attempt=2)
     assert again.progress.step == 4
     rates = [group["lr"] for group in again.optimizer.param_groups]
@@ -67,11 +70,3 @@ def test_clip_schedule_and_resume_cover_both_rates(tmp_path):
     run_all(base, [again])
     assert same_bytes(flat(again), flat(whole))
     assert metric_rows(whole.output_dir)[0]["learning_rate"] == pytest.approx(1e-3)
-
-
-def step_alone(base, tenant):
-    batch = pack(tenant.pending, CPU)
-    losses = supervised_losses(base.hidden(batch), batch, base.head)
-    torch.stack(losses).sum().backward()
-    tenant.ran(losses)
-    tenant.finish_step()

@@ -48,7 +48,7 @@ def test_layers_ranks_and_scales_are_those_of_peft(fields):
 
 def test_every_layer_of_some_numbers_can_be_asked_for(tiny_base):
     """PEFT refuses this with all-linear; here it means what it says."""
-    plans = plan_layers(describe_base(tiny_base).linears, LoraConfig(layers_to_transform=[1]))
+    plans = plan_layers(describe_base(tiny_base), LoraConfig(layers_to_transform=[1]))
     assert len(plans) == 7
     assert all(".1." in plan.name for plan in plans)
 
@@ -71,7 +71,7 @@ def test_every_layer_of_some_numbers_can_be_asked_for(tiny_base):
 )
 def test_what_matches_nothing_is_refused(tiny_base, fields, message):
     with pytest.raises(InvalidJobError, match=message):
-        plan_layers(describe_base(tiny_base).linears, LoraConfig(**fields))
+        plan_layers(describe_base(tiny_base), LoraConfig(**fields))
 
 
 @pytest.mark.parametrize(
