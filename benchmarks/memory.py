@@ -106,6 +106,7 @@ def main() -> int:
             failed.append(name)
         else:
             rows.append(json.loads(done.stdout.splitlines()[-1]))
+            print(_line(rows[-1]), flush=True)
     if not rows:
         return 1
     errors = {key: mean(abs(row[key] / row["measured"] - 1) for row in rows) for key in ("first", "fitted")}
@@ -164,6 +165,13 @@ def measure(name: str, *, checkpointing: bool = False) -> dict[str, Any]:
         "idle": before,
         "steps": [[step.tokens, step.peak_bytes] for step in steps],
     }
+
+
+def _line(row: dict[str, Any]) -> str:
+    """A model that is done, before the table of all."""
+    first, fitted = (row[key] / row["measured"] for key in ("first", "fitted"))
+    peak = row["measured"] / MIB
+    return f"{row['model']}: {peak:.0f} MiB measured, first guess {first:.3f} of it, after the steps {fitted:.3f}"
 
 
 def _reason(stderr: str) -> str:
