@@ -80,11 +80,7 @@ def rebalance(places: Places, jobs: Jobs, bases: Sequence[str]) -> dict[int, str
     backlogs = [_Backlog(jobs, np.flatnonzero((jobs.base == number) & ~jobs.lost)) for number in range(len(bases))]
     hosts = [int(places.hosts(number).sum()) for number in range(len(bases))]
     rehosts: dict[int, str] = {}
-    sources = [
-        place
-        for place in range(places.count)
-        if _may_change(places, jobs, place) and not _needed(places, backlogs, bases, place)
-    ]
+    sources = [place for place in range(places.count) if _may_change(places, jobs, place)]
     while sources:
         best = max(
             (
@@ -97,15 +93,20 @@ def rebalance(places: Places, jobs: Jobs, bases: Sequence[str]) -> dict[int, str
         place, base, worth = best
         if worth <= 0:
             break
+        sources.remove(place)
+        if _needed(places, backlogs, bases, place):
+            continue
         if places.base[place] >= 0:
             hosts[places.base[place]] -= 1
         hosts[base] += 1
-        sources.remove(place)
         if places.attached[place]:
             places.closed[place] = True
         else:
             rehosts[place] = bases[base]
             places.host(place, bases[base])
+    for place in np.flatnonzero(places.closed).tolist():
+        # the base model that it was closed for may have got another host since, too small for some of the jobs
+        places.closed[place] = not _needed(places, backlogs, bases, place)
     return rehosts
 
 

@@ -397,11 +397,6 @@ def test_samples_for_a_preference_job(tmp_path):
         load(write(tmp_path, GOOD), objective="dpo")
 
 
-def test_pairs_with_train_on_inputs(tmp_path):
-    with pytest.raises(DataError, match=r"training\.train_on_inputs is true; set it to false"):
-        load(write(tmp_path, pair([3], [4])), no_tokenizer, objective="dpo", train_on_inputs=True)
-
-
 # --- chat template of the job ---
 
 
