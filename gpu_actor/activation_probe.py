@@ -54,12 +54,13 @@ class _Unprobed(BaseModel):
         return None
 
     def _choose_serving(self, _probe: Any) -> None:
-        self._use_packed_attention()
+        self._use_packed_attention().close()  # masks have no values here either
 
 
 def _kept(base: BaseModel, lengths: tuple[int, ...]) -> int:
     """Bytes that autograd keeps of a forward over sequences of these lengths."""
-    adapter = base.new_adapter(LoraConfig(r=_RANK))  # of every layer: their inputs are kept for its gradient
+    every = [linear.name for linear in base.description.linears]  # their inputs are kept for the adapter's gradient
+    adapter = base.new_adapter(LoraConfig(r=_RANK, target_modules=every))
     ids = [np.ones(length, dtype=np.int32) for length in lengths]
     batch = pack([MicroBatch(weights=adapter, sequences=ids, labels=ids)], base.device)
     with _Keeper(base, adapter.flat, adapter.gradient) as keeper:
@@ -69,7 +70,8 @@ def _kept(base: BaseModel, lengths: tuple[int, ...]) -> int:
 
 def _kept_by_head(base: BaseModel) -> float:
     """Bytes per position that autograd keeps of the output head, its input and weights left out."""
-    hidden = torch.zeros(_LENGTH, base.description.hidden_size, device=base.device, requires_grad=True)
+    width = base.model.get_output_embeddings().weight.shape[1]  # OPT projects the hidden states down to it
+    hidden = torch.zeros(_LENGTH, width, device=base.device, requires_grad=True)
     with _Keeper(base, hidden) as keeper:
         base.head(hidden)
     return keeper.bytes / _LENGTH

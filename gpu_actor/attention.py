@@ -43,9 +43,13 @@ class WindowsSeen:
 
     Both must be the same: a model that keeps its window in the mask alone would lose it, as packed attention is
     given no mask.
+
+    Attributes:
+        open: Whether masks are still looked at; `close` ends it, so that no training step pays for it.
     """
 
     def __init__(self) -> None:
+        self.open = True
         self.masks: set[int | None] = set()
         self.layers: set[int | None] = set()
 
@@ -60,6 +64,10 @@ class WindowsSeen:
         if self.masks and self.masks != self.layers:
             shown = [", ".join(map(str, sorted(found, key=str))) or "none" for found in (self.masks, self.layers)]
             raise UnsupportedAttentionError(f"its masks have the windows {shown[0]}, its layers pass on {shown[1]}")
+
+    def close(self) -> None:
+        """Look no further: the probe is over."""
+        self.open = False
 
 
 def register_packed_attention(name: str, lengths: LengthsOf) -> WindowsSeen:
@@ -92,7 +100,9 @@ def register_packed_attention(name: str, lengths: LengthsOf) -> WindowsSeen:
     def no_mask(
         *_: Any, mask_function: Callable[..., Any], local_size: int | None = None, q_length: int, **__: Any
     ) -> None:
-        if len(lengths()) == 1:  # with several sequences transformers has hidden the model's own mask behind its own
+        if (
+            seen.open and len(lengths()) == 1
+        ):  # with several sequences transformers has hidden the model's own mask behind its own
             _check_mask(mask_function, q_length, local_size)
         seen.masks.add(local_size)
 

@@ -189,6 +189,7 @@ class BaseModel:
             seen = self._use_packed_attention()
             probe.run_each(self.hidden)
             seen.check()
+            seen.close()
         except Exception as error:
             return one_line(error)
         return probe.difference(self.hidden)

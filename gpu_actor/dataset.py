@@ -180,11 +180,6 @@ class _RecordReader:
                 f"holds samples of the format {self._format}, but training.objective is {objective}, which "
                 "learns from preference pairs; give pairs (chosen and rejected), or set the objective to sft"
             )
-        if pairs and self._training.train_on_inputs:
-            raise UnfitDataError(
-                "holds preference pairs, which are scored by their answers alone, but "
-                "training.train_on_inputs is true; set it to false"
-            )
 
     def _encode(self, sample: Single) -> Labelled:
         if self._template is not None and not isinstance(sample, Chat):

@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 import torch
 
+from gpu_actor.adapter_shapes import adapter_activation_bytes
 from gpu_actor.batch import MicroBatch, pack
 from gpu_actor.composer import split_samples
-from gpu_actor.config import LoraConfig
 from gpu_actor.footprint import (
     Activations,
     BaseDescription,
     LinearShape,
     activation_bytes,
-    adapter_activation_bytes,
     worst_micro_batch_tokens,
 )
 from gpu_actor.inspect_base import describe_base
+from gpu_actor.lora_config import LoraConfig
 from gpu_actor.memory import MemoryMeter
 from gpu_actor.report import TenantState
 from gpu_actor.trainer import CoTrainer

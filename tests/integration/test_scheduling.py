@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from gpu_actor.adapter_shapes import adapter_bytes
 from gpu_actor.config import DatasetConfig, EarlyStopConfig, LoraConfig, TrainingConfig
-from gpu_actor.footprint import adapter_bytes
 from gpu_actor.inspect_base import describe_base
 from orchestrator.job import JobSpec, QueueConfig
 from support.cluster import start_orchestrator, stop_orchestrator, wait_until
