@@ -10,30 +10,43 @@ from peft import get_peft_model
 
 from gpu_actor.base_model import BaseModel
 from gpu_actor.batch import pack
-from gpu_actor.errors import InvalidJobError
+from gpu_actor.errors import BaseModelError, InvalidJobError
+from gpu_actor.inspect_base import adaptable_linears
+from gpu_actor.load_base import load_model
 from gpu_actor.lora_config import LoraConfig
+from gpu_actor.quantization import quantization_of
 from gpu_actor.report import TenantState
 from support.engine import family_hooked, flat, make_spec, make_tenant, micro_batch, run_all
 from support.family_table import record
 from support.oracle import adapter_tensors, largest_difference, same_bytes, train_alone
+from support.pairs import formula_loop, pair_rows, pair_spec
 from support.tiny import FAMILIES, family_model, token_rows
 
 IN_ROWS = {"falcon", "bloom", "gptj"}  # their attention does not go through transformers' attention interface
 WITH_EXPERTS = ["qwen3_moe"]
+# transformers quantises nn.Linear itself and Conv1D, but no class that is derived from them
+NOT_QUANTISED = {"falcon": "FalconLinear"}
+# The first step only fills Adam's moments (its rate is 0): from empty moments Adam makes a whole step of the sign of a
+# gradient, of rounding too where a gradient is nearly zero, and the figure would be luck.
+SHORT = {"max_steps": 6, "warmup_steps": 1, "learning_rate": 5e-3, "per_device_train_batch_size": 2}
 QUERIES = ["q_proj", "qkv_proj", "query_key_value", "c_attn"]  # how the families call the layer that makes queries
+
+
+def all_targets(base):
+    """Every linear layer, as `target_modules` may say it: of a mixture of experts only by name."""
+    ends = sorted({linear.name.rsplit(".", 1)[-1] for linear in base.description.linears})
+    return ends if base.description.experts else "all-linear"
 
 
 def family_jobs(base):
     """Three jobs that differ in targets, rank, scale, data, batch, accumulation, schedule, decay and clip."""
     names = [linear.name for linear in base.description.linears]
     queries = [name for name in QUERIES if any(own.endswith("." + name) for own in names)]
-    ends = sorted({name.rsplit(".", 1)[-1] for name in names})
-    everything = ends if base.description.experts else "all-linear"
     # PEFT reads a regular expression for a mixture of experts as the last parts of what it matches, in every layer
     last_two = names[-2:] if base.description.experts else "|".join(name.replace(".", r"\.") for name in names[-2:])
     return {
         "everything": {
-            "lora": {"r": 4, "lora_alpha": 8, "target_modules": everything},
+            "lora": {"r": 4, "lora_alpha": 8, "target_modules": all_targets(base)},
             "training": {
                 "learning_rate": 2e-3,
                 "max_steps": 10,
@@ -95,6 +108,64 @@ def test_a_family_equals_solo_peft_and_trainer(tmp_path, family):
         differences.append(largest_difference(adapter_tensors(tenants[name].weights), theirs))
     assert max(differences) < 1e-4
     record(family, "equal to PEFT", max(differences))
+
+
+def difference_of(base, spec, oracle):
+    """Train one job; the largest difference of any value from `oracle(start)`, which must have trained.
+
+    No matrix starts at zero, or its partner would get its first gradient a step too late for `SHORT`.
+    """
+    tenant = make_tenant(base, spec)
+    noise = torch.randn(tenant.weights.flat.shape, generator=torch.Generator().manual_seed(1))
+    tenant.weights.flat.data.add_(noise, alpha=0.05)
+    start = adapter_tensors(tenant.weights)
+    (report,) = run_all(base, [tenant]).reports()
+    assert report.state is TenantState.SUCCEEDED, report.reason
+    theirs, _ = oracle(start)
+    assert largest_difference(start, theirs) > 1e-3, "the oracle did not train"
+    return largest_difference(adapter_tensors(tenant.weights), theirs)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_on_an_nf4_base_equals_pefts_qlora(tmp_path, family):
+    folder = str(tmp_path / "base")
+    family_model(family).save_pretrained(folder)
+    if family in NOT_QUANTISED:
+        own = NOT_QUANTISED[family]
+        assert {type(module).__name__ for module in adaptable_linears(family_model(family)).values()} == {own}
+        with pytest.raises(BaseModelError, match=f"8 linear layers of a {family} model cannot be quantised to nf4"):
+            load_model(folder, quantization="nf4")
+        record(family, "nf4", f"refused: transformers does not quantise `{own}`")
+        return
+    base = BaseModel.load(folder, quantization="nf4")
+    assert base.packed == (family not in IN_ROWS), "quantising must not change how the family is served"
+    rows, stock = token_rows(9, seed=4), load_model(folder, quantization="nf4")
+    assert {quantization_of(module) for module in adaptable_linears(stock).values()} == {"nf4"}
+    assert all(stock.get_parameter(name).dtype == torch.float32 for name in base.description.experts)
+    spec = make_spec(tmp_path, "nf4", rows, {"r": 4, "target_modules": all_targets(base)}, SHORT)
+    difference = difference_of(base, spec, lambda start: train_alone(stock, spec, rows, start))
+    assert difference < 1e-4
+    record(family, "nf4", difference)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_familys_dora_adapter_equals_pefts(tmp_path, family):
+    base, rows = family_hooked(family), token_rows(9, seed=5)
+    lora = {"r": 4, "lora_alpha": 7, "use_dora": True, "target_modules": all_targets(base)}
+    spec = make_spec(tmp_path, "dora", rows, lora, SHORT)
+    difference = difference_of(base, spec, lambda start: train_alone(family_model(family), spec, rows, start))
+    assert difference < 1e-4
+    record(family, "DoRA", difference)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_familys_dpo_adapter_equals_peft_and_the_papers_formula(tmp_path, family):
+    base, rows = family_hooked(family), pair_rows(7, seed=6)
+    training = {**SHORT, "objective": "dpo", "beta": 0.3}
+    spec = pair_spec(tmp_path, "dpo", rows, {"r": 4, "target_modules": all_targets(base)}, training)
+    difference = difference_of(base, spec, lambda start: formula_loop(family_model(family), spec, rows, start))
+    assert difference < 1e-4
+    record(family, "DPO", difference)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -8,9 +8,9 @@ from pathlib import Path
 COLUMNS = {
     "served": "how its sequences are served, by the probe at load",
     "equal to PEFT": "largest difference of any adapter value from solo PEFT + `Trainer`, fp32, co-batched; gate 1e-4",
-    "nf4": "the same against PEFT on the same nf4 base",
+    "nf4": "the same against PEFT on the same nf4 base (a mixture's experts and routers stay as they are)",
     "DoRA": "the same for DoRA adapters",
-    "DPO": "the same for adapters trained on preference pairs",
+    "DPO": "the same for adapters trained on preference pairs, against PEFT and the formula of arXiv 2305.18290",
 }
 _EMPTY = "not measured"
 
