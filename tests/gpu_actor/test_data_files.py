@@ -246,6 +246,15 @@ for config in (DatasetConfig(path="org/pairs", split="test"), DatasetConfig(path
     assert missing.startswith("org/none: there is no such file, and `datasets` cannot load it from the hub:")
 
 
+def test_a_library_that_is_not_installed(tmp_path, monkeypatch):
+    parquet, saved = write(tmp_path, ROWS, "parquet"), write(tmp_path, ROWS, "saved")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    for path in (parquet, saved, "org/data"):
+        with pytest.raises(DataError, match=r"pip install loray\[data\]"):
+            read(path)
+
+
 def test_what_looks_like_a_hub_id():
     assert is_hub_dataset("tatsu-lab/alpaca")
     for path in ("data/alpaca.jsonl", "data/x.parquet", "alpaca", "/data/alpaca", "./data/alpaca", "a/b/c", "~/x"):
