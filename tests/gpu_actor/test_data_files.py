@@ -145,6 +145,13 @@ def test_keys_that_are_given_twice(tmp_path, kind):
     assert problem(path) == f"data.{kind}:1: not valid JSON: the key 'c' is given twice"
 
 
+def test_a_number_across_chunks_is_one_number(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_files, "_CHUNK", 3)
+    path = tmp_path / "data.json"
+    path.write_text("[1234567]")
+    assert problem(path) == "data.json:1: a record must be a JSON object, not 1234567"
+
+
 def test_a_record_without_end(tmp_path, monkeypatch):
     monkeypatch.setattr(json_files, "LONGEST_RECORD", 1000)
     monkeypatch.setattr(json_files, "_CHUNK", 100)
