@@ -72,8 +72,8 @@ class SampleEncoder:
         )
         text, spans = conversation.text, [conversation.find_turn(index) for index in sample.learned]
         # A template that writes nothing behind the last answer would never teach the model to stop.
-        last = sample.learned[-1] == len(sample.messages) - 1
-        close = last and not text[spans[-1].content_end :].strip()
+        last = len(sample.messages) - 1
+        close = sample.learned[-1] == last and conversation.leaves_open(last, spans[-1])
         return self._tokenise(text, spans, add_special_tokens=False, learn_all=False, close=close)
 
     def _tokenise(

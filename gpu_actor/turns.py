@@ -6,8 +6,8 @@ It is found by rendering, so no `{% generation %}` marks are needed:
   (Qwen3's empty `<think>` block, say). If a template has no generation prompt, or writes another one before a
   finished turn, it starts where the content starts.
 - It ends after the text that closes a turn: `<|im_end|>`, `<|eot_id|>`, `</s>`. Blank text after that (the
-  newline of ChatML) belongs to the template and is not learned, as in the training templates of TRL. If a
-  template closes inner turns in another way than the last one, inner turns learn what both have in common.
+  newline of ChatML) belongs to the template and is not learned. If a template
+  closes inner turns in another way than the last one, inner turns learn what both have in common.
 - Tool calls are part of their turn, as the template writes them.
 """
 
@@ -90,30 +90,43 @@ class Conversation:
         """
         message = messages[index]
         if message["content"] or not message.get("tool_calls"):
-            head, tail = self._split(messages, index, text, lambda name: {**message, "content": name})
+            parts = self._stand_in(messages, index, text, lambda name: {"content": name})
+            head, tail = self._two(parts, messages, index)
             if not text.endswith(tail):
                 raise DataError(f"the chat template does not write message {index} in one piece; {_OWN_DATA}")
             return head, tail
-        first, *_ = calls = message["tool_calls"]
-
-        def renamed(name: str) -> Message:
-            return {**message, "tool_calls": [_with(first, name=name), *calls[1:]]}
-
-        def emptied(name: str) -> Message:
-            return {**message, "tool_calls": [*calls[:-1], _with(calls[-1], arguments={name: ""})]}
-
-        head, _ = self._split(messages, index, text, renamed)
-        _, tail = self._split(messages, index, text, emptied)
+        calls = message["tool_calls"]
+        head = self._before_calls(messages, index, text)
+        emptied = self._stand_in(
+            messages, index, text, lambda name: {"tool_calls": [*calls[:-1], _with(calls[-1], arguments={name: ""})]}
+        )
+        _, tail = self._two(emptied, messages, index)
         return head, tail[len(tail) - common_length(tail[::-1], text[::-1]) :]
 
-    def _split(
-        self, messages: list[Message], index: int, text: str, change: Callable[[str], Message]
-    ) -> tuple[str, str]:
-        """The text before and after a stand-in that a changed message holds."""
-        stand_in = "LorayStandIn"
-        while stand_in in text:
-            stand_in += "0"
-        parts = self._render([*messages[:index], change(stand_in), *messages[index + 1 :]], False).split(stand_in)
+    def _before_calls(self, messages: list[Message], index: int, text: str) -> str:
+        """The text before a message that only calls tools: before its content if it had any, or before a name."""
+        first, *others = messages[index]["tool_calls"]
+        with_content = self._stand_in(messages, index, text, lambda name: {"content": name})
+        # A template may repeat the name with the tool's answer: the first one counts.
+        renamed = self._stand_in(messages, index, text, lambda name: {"tool_calls": [_with(first, name=name), *others]})
+        heads = [renamed[0], *with_content[: len(with_content) == 2]]
+        return min(heads, key=len)
+
+    def leaves_open(self, index: int, span: Span) -> bool:
+        """Whether the template writes nothing behind the last message, so that nothing would teach the end of it."""
+        message = self._messages[index]
+        if not message.get("tool_calls"):
+            return not self.text[span.content_end :].strip()
+        try:  # what closes tool calls may be no more than their own end
+            plain = self._stand_in(self._messages, index, self.text, lambda name: {"content": name, "tool_calls": None})
+        except UnfitDataError:
+            raise
+        except DataError:
+            return False
+        return len(plain) == 2 and not plain[1].strip()
+
+    def _two(self, parts: list[str], messages: list[Message], index: int) -> tuple[str, str]:
+        """The text before and after a stand-in, which the template has to write once."""
         if len(parts) != 2:
             what = "content" if messages[index]["content"] else "tool calls"
             raise DataError(
@@ -121,6 +134,17 @@ class Conversation:
                 f"{len(parts) - 1} times, where once is needed; {_OWN_DATA}"
             )
         return parts[0], parts[1]
+
+    def _stand_in(
+        self, messages: list[Message], index: int, text: str, change: Callable[[str], dict[str, Any]]
+    ) -> list[str]:
+        """The parts of the text around a stand-in that changed fields of a message hold; None takes a field away."""
+        stand_in = "LorayStandIn"
+        while stand_in in text:
+            stand_in += "0"
+        changed = {**messages[index], **change(stand_in)}
+        changed = {field: value for field, value in changed.items() if value is not None}
+        return self._render([*messages[:index], changed, *messages[index + 1 :]], False).split(stand_in)
 
     def _generation_prompt(self, index: int) -> str | None:
         """The conversation up to the point where the model writes message `index`, if the template can write it."""

@@ -145,6 +145,13 @@ def test_keys_that_are_given_twice(tmp_path, kind):
     assert problem(path) == f"data.{kind}:1: not valid JSON: the key 'c' is given twice"
 
 
+def test_a_number_across_chunks_is_one_number(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_files, "_CHUNK", 3)
+    path = tmp_path / "data.json"
+    path.write_text("[1234567]")
+    assert problem(path) == "data.json:1: a record must be a JSON object, not 1234567"
+
+
 def test_a_record_without_end(tmp_path, monkeypatch):
     monkeypatch.setattr(json_files, "LONGEST_RECORD", 1000)
     monkeypatch.setattr(json_files, "_CHUNK", 100)
@@ -244,6 +251,15 @@ for config in (DatasetConfig(path="org/pairs", split="test"), DatasetConfig(path
     assert found == "[('org/pairs: row 1', {'text': 'a'}), ('org/pairs: row 2', {'text': 'b'})]"
     assert "Unknown split" in wrong_split
     assert missing.startswith("org/none: there is no such file, and `datasets` cannot load it from the hub:")
+
+
+def test_a_library_that_is_not_installed(tmp_path, monkeypatch):
+    parquet, saved = write(tmp_path, ROWS, "parquet"), write(tmp_path, ROWS, "saved")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    for path in (parquet, saved, "org/data"):
+        with pytest.raises(DataError, match=r"pip install loray\[data\]"):
+            read(path)
 
 
 def test_what_looks_like_a_hub_id():

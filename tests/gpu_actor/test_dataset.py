@@ -371,6 +371,12 @@ def test_equal_and_cut_pairs_are_dropped_and_counted(tmp_path):
     assert (len(loaded.train), loaded.truncated, loaded.dropped) == (2, 3, 3)
 
 
+def test_a_pair_needs_an_answer_on_both_sides(tmp_path):
+    one_sided = {**pair([3], [4]), "rejected_labels": [-100] * 3}
+    loaded = load(write(tmp_path, one_sided, pair([3], [4])), no_tokenizer, objective="dpo")
+    assert (len(loaded.train), loaded.dropped) == (1, 1)
+
+
 def test_only_equal_pairs(tmp_path):
     message = r"all 2 pairs were dropped \(2: both sides of the pair are the same\); check them"
     with pytest.raises(DataError, match=message):
@@ -528,6 +534,7 @@ def test_sample_set():
     assert samples.lengths().tolist() == [1, 3, 2]
     assert as_lists(samples) == [([0], [0]), ([1, 2, 3], [-1, -2, -3]), ([4, 5], [-4, -5])]
     assert as_lists(samples.select(np.array([2, 0]))) == [([4, 5], [-4, -5]), ([0], [0])]
+    assert as_lists(samples.select(np.array([2, 0])).select(np.array([1]))) == [([0], [0])]
     assert len(samples.select(np.array([], dtype=np.int64))) == 0
     for index in (-1, 3):
         with pytest.raises(IndexError, match=f"sample {index} of 3"):

@@ -2,14 +2,19 @@
 
 import json
 import tempfile
+from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 import pytest
+import trl
 from datasets import Dataset
 from sample_tokenizers import CHATML, TWINS, byte_level_tokenizer
 
 from gpu_actor.config import DatasetConfig, TrainingConfig
+from gpu_actor.data_formats import read_sample
 from gpu_actor.dataset import load_dataset
+from gpu_actor.tokenize import SampleEncoder
 from support.tiny import tiny_model
 
 # With one line end and not two: our tokenizer merges two at the end of a text only, where TRL's way to find the
@@ -235,6 +240,63 @@ def test_tool_turns_of_sharegpt(tmp_path, model):
     ]
     row = {"conversations": turns, "tools": json.dumps([TOOLS[0]["function"]])}
     assert lists(ours(tmp_path, byte_level_tokenizer(TOOL_PLAIN), [row])) == expected
+
+
+# The templates of model families that TRL ships, each with a twin of TRL's that marks what is learned.
+FAMILIES = Path(trl.__file__).parent / "chat_templates"
+WITH_TOOLS = ("lfm2_v2", "qwen2_5", "qwen3_instruct_2507", "qwen3_vl")
+WITHOUT_TOOLS = ("cohere", "cohere2", "gemma", "gemma3", "lfm2", "llama3", "phi3", "phi3_5", "qwen2_5_vl")
+
+
+def learned_runs(tokenizer, labels):
+    """The texts that are learned in one go, without the blanks around them, which TRL counts to the turn or not."""
+    runs = [list(group) for learned, group in groupby(labels, lambda label: label != -100) if learned]
+    return [tokenizer.decode(run).strip() for run in runs]
+
+
+@pytest.mark.parametrize(
+    ("family", "turns"),
+    [(family, turns) for family in [*WITH_TOOLS, *WITHOUT_TOOLS] for turns in ("one", "several")]
+    + [(family, turns) for family in WITH_TOOLS for turns in ("tools", "tool call last")],
+)
+def test_turns_are_those_of_the_marked_templates_of_trl(family, turns):
+    messages = {"one": SKY, "several": [*SKY, *LONG[3:]], "tools": TOOL_TURNS, "tool call last": TOOL_TURNS[:2]}[turns]
+    tools = TOOLS if turns.startswith("tool") else None
+    tokenizer = byte_level_tokenizer((FAMILIES / f"{family}.jinja").read_text())
+    expected = tokenizer.apply_chat_template(
+        messages,
+        tools=tools,
+        chat_template=(FAMILIES / f"{family}_training.jinja").read_text(),
+        return_assistant_tokens_mask=True,
+        return_dict=True,
+    )
+    masked = [i if m else -100 for i, m in zip(expected["input_ids"], expected["assistant_masks"], strict=True)]
+    sample = read_sample({"messages": messages, "tools": tools}, "messages", len(tokenizer))
+    ids, labels = SampleEncoder(tokenizer, False).encode(sample)
+    assert ids.tolist() == expected["input_ids"]
+    assert learned_runs(tokenizer, labels.tolist()) == learned_runs(tokenizer, masked)
+
+
+@pytest.mark.parametrize(
+    ("family", "learned"),
+    [
+        # A template that writes nothing behind a tool call gets the end-of-text token.
+        ("glm4moe", "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Paris</arg_value>\n</tool_call></s>"),
+        # Here the generation prompt opens a thought, so that only what the call itself writes is learned.
+        ("nemotron_3_nano", "<tool_call>\n<function=weather>\n<parameter=city>\nParis\n</parameter>\n</function>\n"),
+        # Content would come behind the calls, and the tool's answer repeats the name.
+        ("diffusion_gemma", '<|tool_call>call:weather{city:<|"|>Paris<|"|>}<tool_call|>'),
+    ],
+)
+@pytest.mark.parametrize("last", [2, 4])
+def test_tool_calls_of_templates_that_do_it_their_way(family, learned, last):
+    tokenizer = byte_level_tokenizer((FAMILIES / f"{family}.jinja").read_text())
+    sample = read_sample({"messages": TOOL_TURNS[:last], "tools": TOOLS}, "messages", len(tokenizer))
+    _, labels = SampleEncoder(tokenizer, False).encode(sample)
+    text = tokenizer.decode([label for label in labels if label != -100])
+    assert (learned if last == 2 else learned.removesuffix("</s>")) in text
+    assert text.count("weather") == 1  # neither the definition nor the answer of the tool
+    assert "rain" not in text.replace("It rains.", "")
 
 
 def test_the_template_of_the_job_replaces_that_of_the_tokenizer(tmp_path):

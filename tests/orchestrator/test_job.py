@@ -27,7 +27,13 @@ SPECS = st.builds(
     JobSpec,
     name=NAMES,
     base_model=PATHS | st.just("HuggingFaceTB/SmolLM2-135M-Instruct"),
-    dataset=st.builds(DatasetConfig, path=PATHS, val_size=st.floats(0, 0.99) | st.integers(0, 1000)),
+    dataset=st.builds(
+        DatasetConfig,
+        path=PATHS | st.just("org/data"),
+        val_size=st.floats(0, 0.99) | st.integers(0, 1000),
+        columns=st.dictionaries(st.sampled_from(["text", "chosen"]), st.text(min_size=1, max_size=5)),
+        chat_template=st.none() | st.just("{% for m in messages %}\n{{ m.content }}{% endfor %}") | st.just("/t.jinja"),
+    ),
     lora=st.builds(
         LoraConfig,
         r=st.integers(1, 4096),

@@ -70,6 +70,31 @@ def test_a_base_model_is_a_path_when_it_looks_like_one(tmp_path: Path, ref: str,
 
 
 @pytest.mark.parametrize(
+    ("ref", "expected"),
+    [
+        ("org/data", "org/data"),
+        ("./org/data", "{}/org/data"),
+        ("here/data", "{}/here/data"),
+        ("data/x.parquet", "{}/data/x.parquet"),
+        ("x", "{}/x"),
+    ],
+)
+def test_a_data_set_is_a_hub_id_when_it_looks_like_one_and_is_no_path(tmp_path: Path, ref: str, expected: str):
+    (tmp_path / "here" / "data").mkdir(parents=True)
+    [job] = jobs_from_mapping({**MINIMAL, "dataset": {"path": ref}}, "x", tmp_path)
+    assert job.dataset.path == expected.format(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"), [("chat.jinja", "{}/chat.jinja"), ("{{ x }}.jinja", None), ("{% if x %}", None)]
+)
+def test_a_chat_template_is_a_path_or_itself(tmp_path: Path, template: str, expected: str | None):
+    data = {"path": "d.jsonl", "chat_template": template}
+    [job] = jobs_from_mapping({**MINIMAL, "dataset": data}, "x", tmp_path)
+    assert job.dataset.chat_template == (expected.format(tmp_path) if expected else template)
+
+
+@pytest.mark.parametrize(
     ("text", "value"), [("1e-4", 1e-4), ("2E0", 2.0), ("1.5e-3", 1.5e-3), (".5", 0.5), ("1_0e-1", 1.0), ("010", 10.0)]
 )
 def test_numbers_are_those_of_yaml_1_2(tmp_path: Path, text: str, value: float):
@@ -191,6 +216,13 @@ def test_a_field_like_no_other_gets_the_list(tmp_path: Path):
         ("lora", "init_adapter", "", "'' is not allowed; allowed: text that is not empty, or null"),
         ("dataset", "val_size", 1.5, "1.5 must be a share below 1 or a whole number"),
         ("dataset", "val_size", -1, "-1 is out of range; allowed: a number from 0 to 1000000000 (default 0.0)"),
+        ("dataset", "columns", {"instuction": "q"}, "'instuction' is no field of a data format; did you mean instruct"),
+        ("dataset", "columns", {"text": 5}, "text: '5' is no name of a column"),
+        ("dataset", "columns", ["text"], "['text'] is not a mapping from fields to columns"),
+        ("dataset", "columns", None, "null is not a mapping from fields to columns"),
+        ("dataset", "chat_template", "", "'' is not allowed; allowed: text that is not empty, or null"),
+        ("dataset", "format", "sharegtp", "'sharegtp' is not allowed; allowed: one of auto, alpaca, sharegpt, "),
+        ("training", "objective", "kto", "'kto' is not allowed; allowed: one of sft, dpo, cpo, orpo"),
         ("dataset", "path", None, "null is not text; allowed: text that is not empty"),
         ("", "lora", 5, "5 is not a mapping of fields; allowed: a mapping of fields (peft_type, r, "),
         ("", "training", None, "is empty; give it fields (objective, "),

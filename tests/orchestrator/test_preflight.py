@@ -92,6 +92,47 @@ def test_data_that_cannot_be_used(make: Make, tmp_path: Path, file: str, content
     assert words in message
 
 
+@pytest.mark.parametrize(
+    ("dataset", "training", "field", "words"),
+    [
+        ({"split": "test"}, {}, "dataset", "split: only data sets of the hub have this; remove it for a file"),
+        ({"format": "preference"}, {}, "dataset.format", "training.objective is sft, which learns from samples"),
+        ({"format": "text"}, {"objective": "dpo"}, "dataset.format", "objective is dpo, which learns from pairs"),
+        ({"chat_template": "/no.jinja"}, {}, "dataset.chat_template", "'/no.jinja' does not exist"),
+    ],
+)
+def test_data_that_does_not_fit(
+    make: Make, tmp_path: Path, dataset: dict[str, Any], training: dict[str, Any], field: str, words: str
+):
+    found = only([make(dataset={"path": str(tmp_path / "d.jsonl"), **dataset}, training=training)])
+    assert found[0] == field
+    assert words in found[1]
+
+
+def test_data_that_is_no_single_file(make: Make, tmp_path: Path):
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "state.json").write_text("{}")
+    (tmp_path / "t.jinja").write_text("{{ messages }}")
+    template = str(tmp_path / "t.jinja")
+    jobs = [
+        make("a", dataset={"path": str(tmp_path / "saved"), "chat_template": template, "split": "train"}),
+        make("b", dataset={"path": "org/data", "name": "x", "format": "preference"}, training={"objective": "orpo"}),
+    ]
+    assert check_files(jobs) == []
+    assert check_roots(jobs, [str(tmp_path)]) == []
+    outside = make(dataset={"path": "org/data", "chat_template": "/etc/t.jinja"})
+    assert [problem.field for problem in check_roots([outside], [str(tmp_path)])] == ["dataset.chat_template"]
+
+
+def test_a_library_that_is_not_installed_is_named(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "d.parquet").write_bytes(b"x")
+    monkeypatch.setattr("orchestrator.data_checks.find_spec", lambda name: None)
+    for path, library in (("org/data", "datasets"), (str(tmp_path / "d.parquet"), "pyarrow")):
+        field, message = only([make(dataset={"path": path})])
+        assert field == "dataset.path"
+        assert message.endswith(f"needs the library `{library}`: pip install loray[data]")
+
+
 def folder_of(kind: str, folder: Path) -> None:
     if kind == "file":
         folder.write_text("x")

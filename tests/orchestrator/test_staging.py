@@ -75,6 +75,17 @@ def test_inputs_are_copied_and_the_output_goes_to_the_storage(package, tmp_path)
     assert "3 of its files" in remark
 
 
+def test_a_hub_id_stays_and_a_template_is_copied(package, tmp_path):
+    (package / "chat.jinja").write_text("{{ messages }}")
+    before = job(package, dataset={"path": "org/data", "chat_template": f"{package}/chat.jinja"})
+    (after,), _ = stage_jobs([before], tmp_path / "s")
+    assert after.dataset.path == "org/data"
+    assert Path(after.dataset.chat_template).read_text() == "{{ messages }}"
+    assert Path(after.dataset.chat_template).is_relative_to(tmp_path / "s")
+    inline = job(package, dataset={"path": "org/data", "chat_template": "{{ x }}"})
+    assert stage_jobs([inline], tmp_path / "s")[0][0].dataset.chat_template == "{{ x }}"
+
+
 def test_the_same_content_is_kept_once(package, tmp_path):
     first, _ = stage_jobs([job(package)], tmp_path / "s")
     second, _ = stage_jobs([job(package), job(package, name="b")], tmp_path / "s")
