@@ -29,8 +29,9 @@ demo: model  ## Co-train the demo's adapters, then ask each of them the same que
 	@$(BIN)/python -m gpu_actor.ask --base-model $(DEMO_BASE) --question "What is the sun?" \
 		$$(find out/demo -name adapter_model.safetensors -printf '%h\n' | sort)
 
-test: $(READY)  ## Run all tests
-	$(BIN)/python -m pytest
+test: $(READY)  ## Run all tests: first what needs no cluster, on two cores, then real Ray clusters one at a time
+	$(BIN)/python -m pytest --ignore tests/integration -n 2 --dist loadfile
+	$(BIN)/python -m pytest tests/integration
 
 families: $(READY)  ## Test every model family and write docs/families.md
 	$(BIN)/python -m pytest tests/gpu_actor/test_families.py --families-table docs/families.md
