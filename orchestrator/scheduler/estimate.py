@@ -22,6 +22,7 @@ RESERVE_BYTES = {"cpu": 640 * 2**20, "cuda": 1024 * 2**20}
 
 _FORGET = 0.99  # per measurement: about a hundred of them are remembered
 _NOISE = 0.03**2  # variance of one relative error
+_FIRST = 10  # measurements after which a fit is used to weigh the next ones
 _LEAST = 1e-6  # of a coefficient, in parts of its guess
 
 
@@ -85,12 +86,20 @@ class _LeastSquares:
         self._guess: NDArray[np.float64] = np.diag(1.0 / np.square(trust))
         self._known: NDArray[np.float64] = np.zeros_like(self._guess)
         self._aim = np.zeros(len(guess))
+        self._observed = 0
 
     def observe(self, inputs: Sequence[float], measured: float) -> None:
-        """Take in one measurement. Its relative error counts, so that long steps weigh no more than short ones."""
-        row = np.array(inputs) * self._scale / measured
+        """Take in one measurement. Its error relative to what was expected counts, so that long steps weigh no more.
+
+        The first ones are set against themselves, as the guess may be far off. To go on like that would make much of
+        steps that happened to be fast: under noise the fit would lie below the mean.
+        """
+        row = np.array(inputs) * self._scale
+        size = measured if self._observed < _FIRST else float(row @ self._theta)
+        self._observed += 1
+        row, relative = row / size, measured / size
         self._known = _FORGET * self._known + np.outer(row, row) / _NOISE
-        self._aim = _FORGET * self._aim + row / _NOISE
+        self._aim = _FORGET * self._aim + relative * row / _NOISE
         self._theta = _non_negative(self._known + self._guess, self._aim + self._guess.sum(axis=1))
 
     @property

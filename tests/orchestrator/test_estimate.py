@@ -118,3 +118,4 @@ def test_noise_does_not_drive_a_fit_away(seed):
         speed = fit.model
         shared = speed.step_seconds + speed.token_seconds * 480 + speed.adapter_seconds * 3
         assert 0.1 < shared / 0.485 < 2.0
+    assert shared == pytest.approx(0.485 * math.exp(0.5**2 / 2), rel=0.15)  # the mean of such steps
