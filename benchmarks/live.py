@@ -2,8 +2,9 @@
 
     python benchmarks/live.py [--gantt FILE.svg] [--json FILE]
 
-Prints both measured mean turnarounds, their ratio, and what the scheduler's own forecast says, given the speed that
-was fitted in these runs. Needs two idle cores; the load of the machine stands beside the figures.
+Prints both measured mean turnarounds, their ratio, and what the scheduler's own forecast says of the same arrivals:
+given the speed that was fitted when the jobs began, and given the one at their end. About five minutes on two cores,
+which should be idle; the load of the machine stands beside the figures.
 """
 
 from __future__ import annotations
@@ -14,25 +15,30 @@ import os
 import sys
 import tempfile
 import time
-from dataclasses import replace
+import zlib
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import workload
 
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a cluster of this process alone, on the loopback interface
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("PYTHONPATH", str(Path(__file__).resolve().parent.parent))  # for the processes of Ray
+os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it when it is imported
+os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "90")  # seconds that a busy machine may take to start Ray
+os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "90")
 os.environ.setdefault("RAY_worker_niceness", "0")  # a busy machine must not starve the actors
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
 import ray
 
 from gpu_actor.config import DatasetConfig, LoraConfig, TrainingConfig
 from gpu_actor.footprint import BaseDescription
 from gpu_actor.inspect_base import describe_base
 from orchestrator.cluster_config import ClusterConfig
-from orchestrator.controller import start_or_attach_controller
+from orchestrator.connection import controller, start_local
 from orchestrator.data_size import guess_size
 from orchestrator.job import JobSpec
 from orchestrator.look import scheduling_view, with_profiles
@@ -43,15 +49,22 @@ from orchestrator.scheduler.view import ActorState, ActorView, ClusterView
 from orchestrator.slots import HEAD, listed_slots
 from orchestrator.store import Store
 
-ROOT = Path(__file__).resolve().parent.parent
 POLICIES = ("fifo-4", "cosrpt")
-# Long ones come first, as they do to their users' regret; (base, steps, arrival in seconds).
-JOBS = [
-    (0, 500, 0), (1, 400, 0), (0, 420, 1), (1, 450, 1), (0, 380, 2), (0, 60, 4), (1, 50, 5),
-    (0, 80, 6), (1, 120, 8), (0, 40, 9), (1, 30, 10), (0, 200, 12), (1, 60, 14), (0, 30, 16),
-]  # fmt: skip
+_JOBS, _SEED = 16, 0
+_MEDIAN_STEPS, _SPREAD, _LEAST_STEPS, _MOST_STEPS = 70, 1.0, 10, 400  # log-normal
+_MEAN_GAP_S = 1.5  # between two arrivals
+_WARM_UP = [(30, 4), (20, 8), (12, 2)]  # (steps, batch size) on each base model: tokens and adapters vary
 _PATIENCE_S = 900
 _ACTORS = [{"cpu_threads": 1}, {"cpu_threads": 1}]
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A job of the workload: the number of its base model, optimizer steps, and when it comes (s)."""
+
+    base: int
+    steps: int
+    at: float
 
 
 def main() -> int:
@@ -61,32 +74,47 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
     arguments = parser.parse_args()
     workload.quiet()
-    result: dict[str, Any] = {"jobs": len(JOBS), "load_before": os.getloadavg()[0], "policies": {}}
+    jobs = _workload()
+    result: dict[str, Any] = {"jobs": len(jobs), "load_before": os.getloadavg()[0], "policies": {}}
     with tempfile.TemporaryDirectory(prefix="lr", dir="/tmp") as name:
         folder = Path(name)
         bases = [_save_base(folder / f"base-{seed}", seed) for seed in range(2)]
         descriptions = {base: describe_base(base) for base in bases}
         for policy in POLICIES:
-            result["policies"][policy] = _run(folder, policy, bases, descriptions, arguments.gantt)
-    measured, forecasts = (
-        {p: row[key] for p, row in result["policies"].items()} for key in ("measured_s", "forecast_s")
-    )
-    first, second = POLICIES
-    result["ratio_measured"] = measured[second] / measured[first]
-    result["ratio_forecast"] = forecasts[second] / forecasts[first]
+            result["policies"][policy] = _run(folder, policy, jobs, bases, descriptions, arguments.gantt)
+            print(_line(policy, result["policies"][policy]), flush=True)
+    first, second = (result["policies"][policy] for policy in POLICIES)
+    result["ratio"] = {key: second[key] / first[key] for key in ("measured_s", "forecast_before_s", "forecast_s")}
     result["load_after"] = os.getloadavg()[0]
-    for policy, row in result["policies"].items():
-        print(
-            f"{policy}: mean turnaround {row['measured_s']:.1f} s measured, {row['forecast_s']:.1f} s forecast "
-            f"({row['forecast_s'] / row['measured_s'] - 1:+.1%}), {row['taken_off']} times a job was taken off"
-        )
+    ratio = result["ratio"]
     print(
-        f"{second} / {first}: {result['ratio_measured']:.2f} measured, {result['ratio_forecast']:.2f} forecast; load "
-        f"of the machine {result['load_before']:.1f} before, {result['load_after']:.1f} after, {os.cpu_count()} cores"
+        f"{POLICIES[1]} / {POLICIES[0]}: {ratio['measured_s']:.2f} measured; forecast {ratio['forecast_before_s']:.2f} "
+        f"by the profile before, {ratio['forecast_s']:.2f} by the one after; load of the machine "
+        f"{result['load_before']:.1f} before, {result['load_after']:.1f} after, {os.cpu_count()} cores"
     )
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return 0
+
+
+def _workload() -> list[Arrival]:
+    """Jobs of heavy-tailed sizes that come faster than they are trained, from a seed."""
+    random = np.random.default_rng(_SEED)
+    steps = np.clip(_MEDIAN_STEPS * np.exp(_SPREAD * random.standard_normal(_JOBS)), _LEAST_STEPS, _MOST_STEPS)
+    times = np.cumsum(random.exponential(_MEAN_GAP_S, _JOBS))
+    bases = random.integers(0, 2, _JOBS)
+    return [Arrival(int(b), round(float(n)), float(t)) for b, n, t in zip(bases, steps, times, strict=True)]
+
+
+def _line(policy: str, row: dict[str, Any]) -> str:
+    forecasts = [
+        f"{row[key]:.1f} s by the profile {when} ({row[key] / row['measured_s'] - 1:+.1%})"
+        for key, when in (("forecast_before_s", "before"), ("forecast_s", "after"))
+    ]
+    return (
+        f"{policy}: mean turnaround {row['measured_s']:.1f} s measured; forecast {', '.join(forecasts)}; "
+        f"{row['taken_off']} jobs were taken off; all done after {row['makespan_s']:.0f} s"
+    )
 
 
 def _save_base(folder: Path, seed: int) -> str:
@@ -101,10 +129,8 @@ def _save_base(folder: Path, seed: int) -> str:
     return str(folder)
 
 
-def _spec(folder: Path, name: str, base: str, steps: int) -> JobSpec:
-    import numpy as np
-
-    random = np.random.default_rng(len(name))
+def _spec(folder: Path, name: str, base: str, steps: int, batch: int = 4) -> JobSpec:
+    random = np.random.default_rng(zlib.crc32(name.encode()))
     rows = [random.integers(3, 500, int(n)).tolist() for n in random.integers(20, 60, 64)]
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / f"{name}.jsonl"
@@ -114,53 +140,53 @@ def _spec(folder: Path, name: str, base: str, steps: int) -> JobSpec:
         base_model=base,
         dataset=DatasetConfig(path=str(data), format="tokens"),
         lora=LoraConfig(r=8),
-        training=TrainingConfig(max_steps=steps, per_device_train_batch_size=4, cutoff_len=64, save_steps=10_000),
+        training=TrainingConfig(max_steps=steps, per_device_train_batch_size=batch, cutoff_len=64, save_steps=10_000),
         output_dir=str(folder / "out" / name),
     )
 
 
 def _run(
-    folder: Path, policy: str, bases: list[str], descriptions: dict[str, BaseDescription], chart: Path | None
+    folder: Path,
+    policy: str,
+    jobs: list[Arrival],
+    bases: list[str],
+    descriptions: dict[str, BaseDescription],
+    chart: Path | None,
 ) -> dict[str, Any]:
     """One policy on a cluster of its own: warm up, then the jobs at their times."""
     own = folder / policy
     config = ClusterConfig(
-        storage=str(own / "storage"), actors=_ACTORS, scheduler={"policy": policy, "tick_seconds": 0.1}
+        storage=str(own / "storage"), actors=_ACTORS, scheduler={"policy": policy, "tick_seconds": 0.25}
     )
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        object_store_memory=80 * 2**20,
-        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}},
-    )
-    try:
-        controller = start_or_attach_controller(config)
-        warm = [_spec(own / "warm", f"warm-{n}", base, 60) for n, base in enumerate(bases)]
-        _submit(controller, warm)
-        _wait(controller, {spec.name for spec in warm})
-        hosted = [actor["base_model"] or None for actor in ray.get(controller.cluster.remote())["actors"]]
-        specs = [_spec(own, f"j{n:02d}", bases[base], steps) for n, (base, steps, _) in enumerate(JOBS)]
+    specs = [_spec(own, f"j{n:02d}", bases[job.base], job.steps) for n, job in enumerate(jobs)]
+    with start_local(config):
+        orchestrator = controller()
+        warm = [
+            _spec(own / "warm", f"warm-{base}-{n}", bases[base], steps, batch)
+            for base in range(2)
+            for n, (steps, batch) in enumerate(_WARM_UP)
+        ]
+        _submit(orchestrator, warm)
+        _wait(orchestrator, {spec.name for spec in warm})
+        hosted = [actor["base_model"] or None for actor in ray.get(orchestrator.cluster.remote())["actors"]]
+        before = _forecast(config, policy, jobs, specs, descriptions, hosted)
         started = time.time()
-        for spec, (_, _, arrival) in zip(specs, JOBS, strict=True):
-            time.sleep(max(0.0, started + arrival - time.time()))
-            _submit(controller, [spec])
-        jobs = _wait(controller, {spec.name for spec in specs})
-        events = {job["name"]: ray.get(controller.events.remote(job["name"])) for job in jobs}
-        ray.get(controller.shutdown.remote(), timeout=120)
-    finally:
-        ray.shutdown()
+        for spec, job in zip(specs, jobs, strict=True):
+            time.sleep(max(0.0, started + job.at - time.time()))
+            _submit(orchestrator, [spec])
+        done = _wait(orchestrator, {spec.name for spec in specs})
+        events = {job["name"]: ray.get(orchestrator.events.remote(job["name"])) for job in done}
     segments = [segment for name, rows in events.items() for segment in _segments(name, rows, started)]
-    if chart is not None and policy == "cosrpt":
+    if chart is not None and policy == POLICIES[1]:
         lanes = sorted({segment.lane for segment in segments})
-        chart.write_text(render(lanes, segments, title=f"{len(jobs)} jobs under {policy}"), encoding="utf-8")
+        chart.write_text(render(lanes, segments, title=f"{len(done)} jobs under {policy}"), encoding="utf-8")
     return {
-        "measured_s": mean(job["finished_at"] - job["submitted_at"] for job in jobs),
-        "forecast_s": _forecast(config, policy, specs, descriptions, hosted),
+        "measured_s": mean(job["finished_at"] - job["submitted_at"] for job in done),
+        "forecast_before_s": before,
+        "forecast_s": _forecast(config, policy, jobs, specs, descriptions, hosted),
+        "makespan_s": max(job["finished_at"] for job in done) - started,
         "taken_off": sum("is taken off" in row["message"] for rows in events.values() for row in rows),
-        "turnaround_s": {job["name"]: job["finished_at"] - job["submitted_at"] for job in jobs},
+        "turnaround_s": {job["name"]: job["finished_at"] - job["submitted_at"] for job in done},
     }
 
 
@@ -199,11 +225,12 @@ def _segments(name: str, events: list[dict[str, Any]], started: float) -> list[S
 def _forecast(
     config: ClusterConfig,
     policy: str,
+    arrivals: list[Arrival],
     specs: list[JobSpec],
     descriptions: dict[str, BaseDescription],
     hosted: list[str | None],
 ) -> float:
-    """The mean turnaround by the scheduler's own clock, with the profile that this run has left in its store."""
+    """The mean turnaround by the scheduler's own clock, with the profile that is in the store of this run now."""
     store = Store(config.database_url)
     profiles = Profiles(store)
     store.close()
@@ -215,9 +242,9 @@ def _forecast(
         place = ActorView(slot.id, slot.id, state, slot.shape, base, memory_limit=slot.memory_limit)
         actors.append(with_profiles(place, slot, profiles, descriptions))
     jobs = []
-    for number, (spec, (_, _, arrival)) in enumerate(zip(specs, JOBS, strict=True)):
+    for number, (spec, arrival) in enumerate(zip(specs, arrivals, strict=True)):
         view = scheduling_view(spec.name, spec, descriptions[spec.base_model], size=guess_size(spec.dataset))
-        jobs.append(replace(view, arrival=number, submitted_at=float(arrival), queued_at=float(arrival)))
+        jobs.append(replace(view, arrival=number, submitted_at=arrival.at, queued_at=arrival.at))
     found = forecast(ClusterView(tuple(jobs), tuple(actors), descriptions, now=0.0), policy)
     return mean(one.finish - one.job.submitted_at for one in found.values())
 

@@ -1,7 +1,7 @@
 """Bytes and seconds, guessed from configurations, and corrected by what was measured.
 
 A guess (`prior_memory`, `prior_speed`) comes from shapes and sizes alone. `SpeedFit` and `MemoryFit` take in one
-measurement after another by recursive least squares and start from the guess, so that they are never without an answer.
+measurement after another by least squares and start from the guess, so that they are never without an answer.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ RESERVE_BYTES = {"cpu": 640 * 2**20, "cuda": 1024 * 2**20}
 
 _FORGET = 0.99  # per measurement: about a hundred of them are remembered
 _NOISE = 0.03**2  # variance of one relative error
-_MOST_SPREAD = 4.0  # of a coefficient, in squares of its guess
+_FIRST = 10  # measurements after which a fit is used to weigh the next ones
+_LEAST = 1e-6  # of a coefficient, in parts of its guess
 
 
 @dataclass(frozen=True)
@@ -74,22 +75,32 @@ def saturation_tokens(speed: SpeedModel, *, overhead: float = 0.1) -> int:
 
 
 class _LeastSquares:
-    """Recursive least squares for y = x @ theta with positive theta, scaled by its first guess."""
+    """Least squares for y = x @ theta with positive theta, scaled by its first guess; older measurements fade.
+
+    The guess keeps its weight: it decides what the measurements of late cannot tell apart.
+    """
 
     def __init__(self, guess: Sequence[float], trust: Sequence[float]) -> None:
         self._scale = np.array([max(value, 1e-12) for value in guess])
         self._theta = np.ones(len(guess))
-        self._spread: NDArray[np.float64] = np.diag(np.square(trust))
+        self._guess: NDArray[np.float64] = np.diag(1.0 / np.square(trust))
+        self._known: NDArray[np.float64] = np.zeros_like(self._guess)
+        self._aim = np.zeros(len(guess))
+        self._observed = 0
 
     def observe(self, inputs: Sequence[float], measured: float) -> None:
-        """Take in one measurement. Its relative error counts, so that long steps weigh no more than short ones."""
-        row = np.array(inputs) * self._scale / measured
-        spread = self._spread @ row
-        gain = spread / (_NOISE + row @ spread)
-        self._theta = np.maximum(self._theta + gain * (1.0 - row @ self._theta), 1e-6)
-        known = self._spread - np.outer(gain, spread)
-        forgotten = (known + known.T) / (2 * _FORGET)
-        self._spread = forgotten if np.trace(forgotten) < _MOST_SPREAD * len(row) else known
+        """Take in one measurement. Its error relative to what was expected counts, so that long steps weigh no more.
+
+        The first ones are set against themselves, as the guess may be far off. To go on like that would make much of
+        steps that happened to be fast: under noise the fit would lie below the mean.
+        """
+        row = np.array(inputs) * self._scale
+        size = measured if self._observed < _FIRST else float(row @ self._theta)
+        self._observed += 1
+        row, relative = row / size, measured / size
+        self._known = _FORGET * self._known + np.outer(row, row) / _NOISE
+        self._aim = _FORGET * self._aim + relative * row / _NOISE
+        self._theta = _non_negative(self._known + self._guess, self._aim + self._guess.sum(axis=1))
 
     @property
     def values(self) -> list[float]:
@@ -97,12 +108,28 @@ class _LeastSquares:
         return [float(value) for value in self._theta * self._scale]
 
 
+def _non_negative(matrix: NDArray[np.float64], aim: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Solves `matrix @ theta = aim`; a coefficient that would be negative is left out and the rest solved anew.
+
+    To cut it off without that leaves the others too large, and from one measurement to the next without bound.
+    """
+    kept = np.arange(len(aim))
+    while True:
+        found = np.linalg.solve(matrix[np.ix_(kept, kept)], aim[kept])
+        if len(kept) == 1 or (found >= 0).all():
+            break
+        kept = np.delete(kept, int(np.argmin(found)))
+    theta = np.full(len(aim), _LEAST)
+    theta[kept] = np.maximum(found, _LEAST)
+    return theta
+
+
 class SpeedFit:
     """a, b and c of one device with one base model, corrected by every measured step."""
 
     def __init__(self, prior: SpeedModel) -> None:
         """Starts from a guess, which may be wrong by a factor of several."""
-        self._fit = _LeastSquares((prior.step_seconds, prior.token_seconds, prior.adapter_seconds), (2.0, 2.0, 2.0))
+        self._fit = _LeastSquares((prior.step_seconds, prior.token_seconds, prior.adapter_seconds), (5.0, 5.0, 5.0))
         self.observed = 0
 
     def observe(self, tokens: float, adapters: int, seconds: float, steps: int = 1) -> SpeedModel:

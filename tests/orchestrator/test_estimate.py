@@ -104,3 +104,18 @@ def test_a_batch_is_saturated_where_its_fixed_cost_is_a_tenth():
 def test_sizes_in_words():
     assert estimate.in_words(3 * 2**30 + 2**27) == "3.1 GiB"
     assert estimate.in_words(5 * 2**20) == "5.0 MiB"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_noise_does_not_drive_a_fit_away(seed):
+    """Steps on a busy machine, whose fixed cost is almost nothing and whose tokens grow with the adapters."""
+    random = np.random.default_rng(seed)
+    fit = SpeedFit(SpeedModel(8e-3, 1e-4, 5e-3))
+    for number in range(400):
+        adapters = 1 if number < 60 else int(random.integers(3, 5))
+        tokens = adapters * random.normal(160, 15)
+        fit.observe(tokens, adapters, (0.005 + 1e-3 * tokens) * math.exp(random.normal(0, 0.5)))
+        speed = fit.model
+        shared = speed.step_seconds + speed.token_seconds * 480 + speed.adapter_seconds * 3
+        assert 0.1 < shared / 0.485 < 2.0
+    assert shared == pytest.approx(0.485 * math.exp(0.5**2 / 2), rel=0.15)  # the mean of such steps
