@@ -20,8 +20,9 @@ from gpu_actor.model_store import loray_home
 from orchestrator import connection, display, progress, words
 from orchestrator.address import CLUSTER_FILE, find_address
 from orchestrator.client import Client, Job, JobView, read_jobs
-from orchestrator.cluster_config import load_cluster_config
+from orchestrator.cluster_config import load_cluster_config, with_policy
 from orchestrator.job import JobSpec, JobState
+from orchestrator.scheduler.policy import POLICIES
 
 JobFiles = Annotated[
     list[Path], typer.Argument(metavar="JOB...", help="Job files (YAML, or JSON).", show_default=False)
@@ -36,6 +37,15 @@ Address = Annotated[
         "--address",
         metavar="HOST:PORT",
         help="Ray cluster to use; default: RAY_ADDRESS, then the one started on this machine.",
+        show_default=False,
+    ),
+]
+PolicyName = Annotated[
+    str | None,
+    typer.Option(
+        "--policy",
+        metavar="NAME",
+        help=f"Scheduler policy instead of the cluster file's: {', '.join(POLICIES)}.",
         show_default=False,
     ),
 ]
@@ -86,13 +96,19 @@ def exit_code(views: Sequence[JobView]) -> int:
     return 0 if all(view["state"] == JobState.SUCCEEDED for view in views) else 1
 
 
-def run(job_files: JobFiles, cluster: ClusterFile = None, address: Address = None, as_json: AsJson = False) -> None:
+def run(
+    job_files: JobFiles,
+    cluster: ClusterFile = None,
+    policy: PolicyName = None,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
     """Train jobs to their end: join a cluster, or start one here, submit, and show progress.
 
     Exit code: 0 all succeeded, 1 some failed or were cancelled, 2 refused, 3 no cluster reachable, 130 interrupted.
     """
+    config = with_policy(load_cluster_config(cluster), policy)
     specs = read_jobs(job_files)
-    config = load_cluster_config(cluster)
     console = display.make_console(quiet=as_json)
     if find_address(address, Path(config.storage)) is None:
         console.print("starting Ray on this machine ...")
@@ -100,7 +116,7 @@ def run(job_files: JobFiles, cluster: ClusterFile = None, address: Address = Non
         say(console, "Ray started" if link.started else f"joined Ray at {link.address}")
         if link.dashboard:
             say(console, _dashboard(link))
-        _warn_of_unused(cluster, link)
+        _warn_of_unused(cluster, policy, link)
         client = Client()
         before = _live_jobs(client)
         if before:
@@ -114,10 +130,13 @@ def run(job_files: JobFiles, cluster: ClusterFile = None, address: Address = Non
     raise typer.Exit(exit_code(views))
 
 
-def _warn_of_unused(cluster: Path | None, link: connection.Connection) -> None:
-    if cluster and not link.orchestrator_started:
+def _warn_of_unused(cluster: Path | None, policy: str | None, link: connection.Connection) -> None:
+    unused = [str(cluster)] if cluster else []
+    unused += [f"--policy {policy}"] if policy else []
+    if unused and not link.orchestrator_started:
         note = display.make_console(stderr=True)
-        say(note, f"{cluster} is not used: the orchestrator runs already, with the settings that it was started with")
+        which = f"{' and '.join(unused)} {'is' if len(unused) == 1 else 'are'} not used"
+        say(note, f"{which}: the orchestrator runs already, with the settings that it was started with")
 
 
 def _live_jobs(client: Client, but: str | None = None) -> set[str]:
@@ -199,9 +218,11 @@ def submit(
         progress.print_json(client.get_jobs([job.id for job in jobs]))
 
 
-def serve(cluster: ClusterFile = None, address: Address = None, as_json: AsJson = False) -> None:
+def serve(
+    cluster: ClusterFile = None, policy: PolicyName = None, address: Address = None, as_json: AsJson = False
+) -> None:
     """Start Ray and the orchestrator here until Ctrl-C, or put the orchestrator on the Ray cluster at --address."""
-    config = load_cluster_config(cluster)
+    config = with_policy(load_cluster_config(cluster), policy)
     storage = Path(config.storage)
     found = find_address(address, storage)
     if found and found.source == str(storage / CLUSTER_FILE):
@@ -210,7 +231,7 @@ def serve(cluster: ClusterFile = None, address: Address = None, as_json: AsJson 
         )
     if found:
         with connection.join_or_start(address, config) as link:
-            _warn_of_unused(cluster, link)
+            _warn_of_unused(cluster, policy, link)
             _announce(link, as_json=as_json)
         return
     if not as_json:

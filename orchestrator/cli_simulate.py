@@ -58,7 +58,7 @@ def simulate(
         f"shared steps one below {result['no_sharing_bound_s']:,.0f} s",
         soft_wrap=True,
     )
-    console.print(_table(result["policies"]))
+    console.print(_table(result["policies"], console.width))
 
 
 def summary(
@@ -141,15 +141,31 @@ def _draw(path: Path, outcome: Outcome, policy: str, title: str) -> None:
         raise TraceError([Problem("--gantt", "", words_)]) from None
 
 
-def _table(policies: dict[str, dict[str, float]]) -> Table:
+_COLUMNS = (
+    ("mean s", "mean_s", ",.0f"),
+    ("p50 s", "p50_s", ",.0f"),
+    ("p95 s", "p95_s", ",.0f"),
+    ("p99 s", "p99_s", ",.0f"),
+    ("makespan s", "makespan_s", ",.0f"),
+    ("slowdown", "max_slowdown", ".1f"),
+    ("swaps", "swaps_per_job", ".2f"),
+    ("ms", "decision_ms", ".2f"),
+    ("oom", "oom_jobs", "d"),
+    ("fifo-4", "ratio_to_fifo_4", ".2f"),
+    ("bound", "ratio_to_lower_bound", ".2f"),
+)
+_WIDE = 110  # columns of a terminal from which on all figures are shown
+_FEWER = ("mean s", "p95 s", "makespan s", "slowdown", "oom", "fifo-4", "bound")
+
+
+def _table(policies: dict[str, dict[str, float]], width: int) -> Table:
+    """One row for each policy; a narrow terminal gets fewer figures, not cut ones."""
+    columns = [column for column in _COLUMNS if width >= _WIDE or column[0] in _FEWER]
     table = Table(box=None, pad_edge=False)
-    table.add_column("policy")
-    heads = ("mean s", "p50 s", "p95 s", "p99 s", "makespan s", "slowdown", "swaps", "ms", "oom", "fifo-4", "bound")
-    for head in heads:
-        table.add_column(head, justify="right")
+    table.add_column("policy", no_wrap=True, min_width=max(map(len, POLICIES)))
+    for head, _, _ in columns:
+        table.add_column(head, justify="right", no_wrap=True)
     for name, one in policies.items():
-        seconds = [f"{one[key]:,.0f}" for key in ("mean_s", "p50_s", "p95_s", "p99_s", "makespan_s")]
-        counts = [f"{one['max_slowdown']:.1f}", f"{one['swaps_per_job']:.2f}", f"{one['decision_ms']:.2f}"]
-        ratios = ["-" if one[key] is None else f"{one[key]:.2f}" for key in ("ratio_to_fifo_4", "ratio_to_lower_bound")]
-        table.add_row(name, *seconds, *counts, str(one["oom_jobs"]), *ratios, style="bold" if name == DEFAULT else None)
+        shown = ["-" if one[key] is None else format(one[key], form) for _, key, form in columns]
+        table.add_row(name, *shown, style="bold" if name == DEFAULT else None)
     return table

@@ -192,6 +192,20 @@ def load_cluster_config(path: Path | None) -> ClusterConfig:
     return _with_absolute_paths(config, Path(path).parent)
 
 
+def with_policy(config: ClusterConfig, policy: str | None) -> ClusterConfig:
+    """The settings with another policy, named on the command line; None leaves them as they are.
+
+    Raises:
+        ClusterFileError: There is no such policy.
+    """
+    if policy is None:
+        return config
+    if policy not in POLICIES:
+        words = f"{show(policy)} is no policy; allowed: {', '.join(POLICIES)}"
+        raise ClusterFileError([Problem("--policy", "", words)])
+    return config.model_copy(update={"scheduler": config.scheduler.model_copy(update={"policy": policy})})
+
+
 def _with_absolute_paths(config: ClusterConfig, folder: Path) -> ClusterConfig:
     def absolute(value: str) -> str:
         return os.path.abspath(folder / os.path.expanduser(value))

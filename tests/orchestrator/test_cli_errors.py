@@ -182,6 +182,13 @@ def test_unknown_verbs_and_options_are_usage_errors(home):
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("verb", ["run", "serve"])
+def test_an_unknown_policy_is_refused_before_ray_is_started(home, job_file, verb):
+    arguments = [job_file()] if verb == "run" else []
+    text = refused(home.run(verb, *arguments, "--policy", "lifo"))
+    assert "--policy: 'lifo' is no policy; allowed: fifo, fifo-4, fifo-memory, srpt, cosrpt" in text
+
+
 def test_debug_shows_where(home):
     done = home.run("show", "a", LORAY_DEBUG="1")
     assert "Traceback" in done.stderr

@@ -191,10 +191,13 @@ def test_the_command_prints_json_and_draws_a_chart(tmp_path):
         assert f"j{number:05d}: " in text
 
 
-def test_the_command_prints_a_table_with_every_policy():
-    done = CliRunner().invoke(app, ["simulate", *SMALL, "2"], catch_exceptions=False)
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_command_prints_a_table_with_every_policy(width):
+    done = CliRunner().invoke(app, ["simulate", *SMALL, "2"], env={"COLUMNS": str(width)}, catch_exceptions=False)
     assert done.exit_code == 0
     assert all(f"\n{name} " in done.stdout for name in POLICIES)
+    assert "…" not in done.stdout
+    assert ("p99 s" in done.stdout) == (width >= 120)
 
 
 def test_an_unknown_policy_is_refused_with_the_names_that_exist():
