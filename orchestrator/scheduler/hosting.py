@@ -8,14 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from orchestrator.scheduler.table import Ints, Jobs, Mask, Places
-from orchestrator.scheduler.view import ActorState
 
 _CLEARLY = 1.5  # times its loss by which a change of base models must gain
 
 
-def change_bases(
-    places: Places, jobs: Jobs, bases: Sequence[str], queued: Sequence[int], *, more: bool
-) -> dict[int, str]:
+def change_bases(places: Places, jobs: Jobs, bases: Sequence[str], queued: Sequence[int]) -> dict[int, str]:
     """Give idle places to base models that queued jobs wait for; returns place -> base model.
 
     Args:
@@ -23,7 +20,6 @@ def change_bases(
         jobs: All jobs.
         bases: Names of the base models.
         queued: Jobs that are attached nowhere, the best first.
-        more: Whether base models that somebody hosts get further places.
     """
     rehosts: dict[int, str] = {}
 
@@ -58,7 +54,7 @@ def change_bases(
         if not places.hosts(int(jobs.base[job])).any():
             start(job)
     seen: Counter[int] = Counter()
-    for job in waiting if more else ():
+    for job in waiting:
         base = int(jobs.base[job])
         seen[base] += 1
         loading = int((places.hosts(base) & places.starting).sum())
@@ -72,42 +68,45 @@ def rebalance(places: Places, jobs: Jobs, bases: Sequence[str]) -> dict[int, str
 
     With F_b(M) the weighted seconds that the jobs of base model b wait for each other on M places, one place more for
     b gains F_b(M_b) - F_b(M_b + 1); one less for c loses F_c(M_c - 1) - F_c(M_c). A place changes from c to b if the
-    gain exceeds 1.5 times the loss and the loading, which is charged to the jobs that wait for it. If jobs are
-    attached there it is only closed, so that the plan empties it; a later plan changes it.
+    gain exceeds 1.5 times the loss and the loading, which is charged to the jobs that wait for it.
+
+    First come places without jobs: they change at once. Then, with these counted as changed, all others that may:
+    they are only closed, so that this plan empties them and the next one changes them. The next look at the cluster
+    shows what the second part started from, and so it closes the same places, in the same order; and when they are
+    empty, they are the first part. Nothing here depends on how many jobs are where. So a plan holds while it is
+    carried out.
     """
     if len(bases) < 2 and bool((places.base >= 0).all()):
         return {}
     backlogs = [_Backlog(jobs, np.flatnonzero((jobs.base == number) & ~jobs.lost)) for number in range(len(bases))]
-    hosts = [int(places.hosts(number).sum()) for number in range(len(bases))]
-    rehosts: dict[int, str] = {}
     sources = [place for place in range(places.count) if _may_change(places, jobs, place)]
-    while sources:
-        best = max(
-            (
-                (place, base, _worth(places, backlogs, hosts, place, base, bases[base]))
-                for place, base in _pairs(places, sources, bases)
-            ),
-            key=lambda one: (one[2], -len(places.attached[one[0]]), -one[0]),
-            default=(-1, -1, 0.0),
-        )
-        place, base, worth = best
-        if worth <= 0:
-            break
-        sources.remove(place)
-        if _needed(places, backlogs, bases, place):
-            continue
-        if places.base[place] >= 0:
-            hosts[places.base[place]] -= 1
-        hosts[base] += 1
-        if places.attached[place]:
-            places.closed[place] = True
-        else:
-            rehosts[place] = bases[base]
-            places.host(place, bases[base])
-    for place in np.flatnonzero(places.closed).tolist():
-        # the base model that it was closed for may have got another host since, too small for some of the jobs
-        places.closed[place] = not _needed(places, backlogs, bases, place)
+    rehosts: dict[int, str] = {}
+    for place, base in _changes(places, backlogs, bases, [place for place in sources if not places.attached[place]]):
+        rehosts[place] = bases[base]
+    for place, _ in _changes(places, backlogs, bases, [place for place in sources if place not in rehosts]):
+        places.closed[place] = True
     return rehosts
+
+
+def _changes(
+    places: Places, backlogs: Sequence[_Backlog], bases: Sequence[str], sources: list[int]
+) -> list[tuple[int, int]]:
+    """Changes that are worth it, the best first; each is planned before the next one is looked for."""
+    found: list[tuple[int, int]] = []
+    while sources:
+        pairs = [
+            (_worth(places, backlogs, place, base, bases[base]), -place, base)
+            for place, base in _pairs(places, sources, bases)
+        ]
+        good = sorted((one for one in pairs if one[0] > 0), reverse=True)
+        best = next((one for one in good if not _needed(places, backlogs, bases, -one[1])), None)
+        if best is None:
+            break
+        place, base = -best[1], best[2]
+        sources.remove(place)
+        places.host(place, bases[base])
+        found.append((place, base))
+    return found
 
 
 class _Backlog:
@@ -118,9 +117,9 @@ class _Backlog:
         by = np.argsort(seconds / jobs.weight[mine], kind="stable")
         self._seconds, self._weight = seconds[by], jobs.weight[mine][by]
         self.weight = float(self._weight.sum())
-        self._age = float(np.dot(jobs.age[mine][by], self._weight))
+        self._age = jobs.age[mine][by] * self._weight
         self._known: dict[int, float] = {}
-        self._bytes, self._worst = jobs.bytes[mine], jobs.worst[mine]
+        self._bytes, self._worst = jobs.bytes[mine][by], jobs.worst[mine][by]
 
     def fits(self, limit: float, fixed: float, per_token: float, cap: float) -> Mask:
         """Which of the jobs fit alone on a place."""
@@ -131,12 +130,11 @@ class _Backlog:
         """F: weighted seconds that the jobs wait for each other, if they go round the places shortest first.
 
         Args:
-            places: How many; without any they wait for a load there and back, and as long again as they are old, so
-                that no base model waits for ever for one whose jobs come and go.
+            places: How many; without any they wait for what `homeless` says.
             load: Seconds.
         """
         if not places:
-            return self.waits(1, load) + 2 * load * self.weight + max(0.0, self._age)
+            return self.waits(1, load) + self.homeless(np.ones(len(self._seconds), bool), load)
         if places not in self._known:
             count = len(self._seconds)
             rows = -(-count // places)
@@ -146,35 +144,47 @@ class _Backlog:
             self._known[places] = float(np.dot(starts, self._weight))
         return self._known[places]
 
+    def homeless(self, some: Mask, load: float) -> float:
+        """Weighted seconds that jobs without any place wait: for a load there and back, and as long again as they
+        are old, so that none waits for ever for a base model whose jobs come and go.
+        """
+        return 2 * load * self.weight_of(some) + max(0.0, float(self._age[some].sum()))
+
+    def weight_of(self, some: Mask) -> float:
+        """Weight of some of the jobs."""
+        return float(self._weight[some].sum())
+
 
 def _may_change(places: Places, jobs: Jobs, place: int) -> bool:
     """Empty, or ready with jobs that may all be taken off."""
     if places.views[place].pinned is not None and places.base[place] >= 0:
         return False
-    calm = places.states[place] in (ActorState.EMPTY, ActorState.READY)
-    return calm and all(jobs.movable[job] for job in places.attached[place])
+    return places.calm(place) and all(jobs.movable[job] for job in places.attached[place])
+
+
+def _only_here(places: Places, backlog: _Backlog, number: int, ref: str, place: int) -> Mask:
+    """Which jobs of a base model fit on a place and on no other that hosts it."""
+    mine = places.kind(place, ref)
+    others = {places.kind(other, ref) for other in np.flatnonzero(places.hosts(number)).tolist() if other != place}
+    mask = backlog.fits(*mine)
+    for kind in others:
+        mask &= ~backlog.fits(*kind)
+    return mask
 
 
 def _needed(places: Places, backlogs: Sequence[_Backlog], bases: Sequence[str], place: int) -> bool:
-    """Whether a job fits on this place and on no other host of its base model."""
+    """Whether other places host its base model, and a job of it fits on none of them but here."""
     base = int(places.base[place])
-    if base < 0:
+    if base < 0 or int(places.hosts(base).sum()) < 2:
         return False
-    mine = places.kind(place, bases[base])
-    others = {
-        places.kind(other, bases[base]) for other in np.flatnonzero(places.hosts(base)).tolist() if other != place
-    }
-    if not others or mine in others:
-        return False
-    elsewhere = np.any([backlogs[base].fits(*kind) for kind in others], axis=0)
-    return bool((backlogs[base].fits(*mine) & ~elsewhere).any())
+    return bool(_only_here(places, backlogs[base], base, bases[base], place).any())
 
 
 def _pairs(places: Places, sources: Sequence[int], bases: Sequence[str]) -> list[tuple[int, int]]:
     """Places and base models that they could change to; of places that are alike only the first."""
     seen: set[object] = set()
     pairs = []
-    for place in sorted(sources, key=lambda p: (len(places.attached[p]), p)):
+    for place in sorted(sources):
         view = places.views[place]
         kind = (int(places.base[place]), view.pinned, view.memory_limit, view.shape, view.load_seconds)
         if kind in seen:
@@ -184,15 +194,20 @@ def _pairs(places: Places, sources: Sequence[int], bases: Sequence[str]) -> list
     return pairs
 
 
-def _worth(
-    places: Places, backlogs: Sequence[_Backlog], hosts: Sequence[int], place: int, base: int, ref: str
-) -> float:
+def _worth(places: Places, backlogs: Sequence[_Backlog], place: int, base: int, ref: str) -> float:
     """Weighted seconds that a change gains, beyond what it must."""
-    load, old = float(places.load[place]), int(places.base[place])
-    if not backlogs[base].fits(*places.kind(place, ref)).any():
+    load, old, backlog = float(places.load[place]), int(places.base[place]), backlogs[base]
+    if not backlog.fits(*places.kind(place, ref)).any():
         return 0.0
-    gain = backlogs[base].waits(hosts[base], load) - backlogs[base].waits(hosts[base] + 1, load)
+    hosts = int(places.hosts(base).sum())
+    gain = 0.0
+    if hosts:
+        gain = backlog.waits(hosts, load) - backlog.waits(hosts + 1, load) - load * backlog.weight / (hosts + 1)
+    homeless = _only_here(places, backlog, base, ref, place)
+    if homeless.any():
+        gain = max(gain, backlog.homeless(homeless, load) - load * backlog.weight_of(homeless))
     loss = 0.0
     if old >= 0 and backlogs[old].weight:
-        loss = backlogs[old].waits(hosts[old] - 1, load) - backlogs[old].waits(hosts[old], load)
-    return gain - _CLEARLY * loss - load * backlogs[base].weight / (hosts[base] + 1)
+        rest = int(places.hosts(old).sum())
+        loss = backlogs[old].waits(rest - 1, load) - backlogs[old].waits(rest, load)
+    return gain - _CLEARLY * loss

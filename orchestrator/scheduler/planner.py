@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -18,12 +19,11 @@ class Planner:
     """One plan in the making."""
 
     def __init__(self, view: ClusterView, policy: type[Policy]) -> None:
-        actors = sorted(view.actors, key=lambda actor: actor.id)
-        self._bases, models = unique_bases(view), Models(view)
-        self._jobs = Jobs(view, actors, self._bases, models)
-        self._places = Places(actors, self._bases, models, self._jobs)
+        self._look(view)
+        self._rejections = self._never_fit()
+        if self._rejections:  # they count for nothing from here on
+            self._look(replace(view, jobs=tuple(job for job in view.jobs if job.id not in self._rejections)))
         self._target = np.full(self._jobs.count, -1, np.int64)  # place where each job shall be
-        self._rejections: dict[int, str] = {}
         self._asked = ~self._jobs.lost  # whose place is still open
         self._vain: dict[int, tuple[float, float]] = {}  # base model -> bytes, tokens for which no place can be kept
         for job in np.flatnonzero(self._jobs.at >= 0):
@@ -34,21 +34,26 @@ class Planner:
         self._policy = policy(self._jobs, self._places)
         self._order = self._policy.order()
 
+    def _look(self, view: ClusterView) -> None:
+        actors = sorted(view.actors, key=lambda actor: actor.id)
+        self._bases, models = unique_bases(view), Models(view)
+        self._jobs = Jobs(view, actors, self._bases, models)
+        self._places = Places(actors, self._bases, models, self._jobs)
+
     def plan(self, *, words: bool) -> Plan:
         """The whole plan."""
-        self._reject()
         self._settle()
         for job in self._candidates():
             self._place(job)
         queued = self._order[(self._asked & (self._jobs.at < 0))[self._order]].tolist()
-        more = not self._policy.rebalances
-        self._rehosts |= hosting.change_bases(self._places, self._jobs, self._bases, queued, more=more)
+        if not self._policy.rebalances:
+            self._rehosts = hosting.change_bases(self._places, self._jobs, self._bases, queued)
         return self._differences(queued, words)
 
     # -- who is not asked ----------------------------------------------------------------------------------------
 
-    def _reject(self) -> None:
-        """Queued jobs that no place could ever hold."""
+    def _never_fit(self) -> dict[str, str]:
+        """Queued jobs that no place could ever hold, with the reason."""
         jobs, places = self._jobs, self._places
         fits = (jobs.at >= 0) | jobs.lost
         for number, ref in enumerate(self._bases):
@@ -58,16 +63,15 @@ class Planner:
                 fits |= mine
             for limit, fixed, per_token, cap in kinds:
                 fits |= mine & (fixed + jobs.bytes + per_token * np.maximum(cap, jobs.worst) <= limit)
-        for job in np.flatnonzero(~fits):
-            self._rejections[int(job)] = reasons.never_fits(places, jobs.views[job])
-            self._asked[job] = False
+        return {jobs.views[job].id: reasons.never_fits(places, jobs.views[job]) for job in np.flatnonzero(~fits)}
 
     def _settle(self) -> None:
         """Running jobs that stay where they are, whatever the policy would like."""
         jobs, places = self._jobs, self._places
         for job in np.flatnonzero(jobs.at >= 0):
             place = int(jobs.at[job])
-            if self._policy.preempts and jobs.movable[job] and places.states[place] is ActorState.READY:
+            calm = places.states[place] is ActorState.READY or places.closed[place]
+            if self._policy.preempts and jobs.movable[job] and calm:
                 places.wait(place, 1)
             else:
                 self._put(int(job), place)
@@ -172,7 +176,7 @@ class Planner:
         found = [
             place
             for place in np.flatnonzero(places.kept_for < 0).tolist()
-            if (places.states[place] in (ActorState.EMPTY, ActorState.READY) or hosts[place])
+            if (hosts[place] or (not self._policy.rebalances and places.calm(place)))
             and places.may_host(place, view.base_model)
             and places.fits_alone(place, view)
         ]
@@ -214,7 +218,7 @@ class Planner:
             moves={names[job]: ids[place] for job, place in moves.items()},
             after={names[job]: ids[place] for job, place in {**after, **moves}.items()},
             waiting={names[job]: why.waits(job, after.get(job)) if why else "" for job in waiting},
-            rejections={names[job]: text for job, text in self._rejections.items()},
+            rejections=self._rejections,
             rehosts={ids[place]: ref for place, ref in self._rehosts.items()},
             order=self._batch_order(names, ids),
         )

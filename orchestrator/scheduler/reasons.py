@@ -47,6 +47,8 @@ class Reasons:
         hosts, ref = self._hosts[base], self._bases[base]
         for place in self._loading[base]:
             if job in places.planned[place] or self._fits(job, place):
+                if places.closed[place]:
+                    return f"{places.views[place].name} changes to {ref} as soon as its jobs have left"
                 return f"{ref} is being loaded on {places.views[place].name}"
         if not hosts:
             return f"no actor hosts {ref} and {self._why_unhosted(self._jobs.views[job])}"

@@ -182,7 +182,7 @@ class Places:
         self.load = np.array([actor.load_seconds for actor in actors], np.float64)
         self.budget = np.array([actor.shape.token_budget for actor in actors], np.float64)
         self.kept_for = np.full(self.count, -1, np.int64)
-        self.closed = np.zeros(self.count, bool)  # to be emptied for another base model
+        self.closed = np.zeros(self.count, bool)  # planned for another base model, and to be emptied first
         self.attached: list[list[int]] = [[] for _ in actors]
         self.pending = np.zeros(self.count, np.int64)  # attached jobs of which nobody has decided yet
         self.planned: list[list[int]] = [[] for _ in actors]
@@ -214,7 +214,7 @@ class Places:
 
     def hosts(self, base: int) -> Mask:
         """Places that jobs of a base model can count on."""
-        mask: Mask = (self.base == base) & (self.ready | self.starting) & ~self.closed
+        mask: Mask = (self.base == base) & (self.ready | self.starting)
         return mask
 
     def may_host(self, place: int, base: str) -> bool:
@@ -223,8 +223,11 @@ class Places:
 
     def idle(self, place: int) -> bool:
         """Whether its base model may change now: nobody is attached or planned there."""
-        calm = self.states[place] in (ActorState.EMPTY, ActorState.READY)
-        return calm and not self.attached[place] and not self.planned[place]
+        return self.calm(place) and not self.attached[place] and not self.planned[place]
+
+    def calm(self, place: int) -> bool:
+        """Whether nothing is under way there that its base model would have to wait for."""
+        return self.states[place] in (ActorState.EMPTY, ActorState.READY)
 
     def alone(self, place: int, job: JobView) -> float:
         """Bytes of a place with one job only, its base model included."""
@@ -244,7 +247,7 @@ class Places:
         return self.alone(place, job) <= self.limit(place)
 
     def host(self, place: int, base: str) -> None:
-        """Plan another base model for an idle place."""
+        """Plan another base model for a place where no job is planned."""
         self.base[place] = self._bases.index(base)
         self.states[place] = ActorState.STARTING
         self.vacant -= int(self.ready[place])
@@ -267,7 +270,9 @@ class Places:
         self.weight_on[place] += jobs.weight[job]
 
     def wait(self, place: int, change: int) -> None:
-        """One attached job more, or fewer, of which nobody has decided yet."""
+        """One attached job more, or fewer, of which nobody has decided yet. On a closed place nobody stays."""
+        if self.closed[place]:
+            return
         before = self.pending[place]
         self.pending[place] += change
         if self.ready[place] and not self.jobs_on[place] and bool(before) != bool(self.pending[place]):
