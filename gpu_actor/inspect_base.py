@@ -51,6 +51,11 @@ def load_config(ref: str, trust_remote_code: bool = False) -> Any:
     raw = read_config(ref)
     if is_chatglm(raw):
         return glm_config(raw, ref)
+    if raw.get("is_encoder_decoder"):  # transformers would load the decoder alone, without a word
+        raise BaseModelError(
+            f"base_model: {ref}: a {raw.get('model_type')} model has an encoder and a decoder; Loray trains causal "
+            "(decoder-only) language models"
+        )
     quantised = raw.get("quantization_config")
     if quantised:
         method = quantised.get("quant_method", "") if isinstance(quantised, dict) else ""

@@ -170,7 +170,7 @@ def test_an_adapter_loads_with_peft_on_the_written_model(tmp_path, capsys):
 def test_it_is_described_without_its_weights(tmp_path):
     (tmp_path / "config.json").write_text((FIXTURE / "config.json").read_text())
     description = describe_base(str(tmp_path))
-    assert replace(description, ref=str(FIXTURE)) == BaseModel.load(str(FIXTURE)).description
+    assert replace(description, ref=str(FIXTURE), activations=None) == BaseModel.load(str(FIXTURE)).description
     assert description.parameters == 120000
     assert description.linears[0].name == "model.layers.0.self_attn.q_proj"
 

@@ -1,6 +1,7 @@
 """The forms in which base models come: safetensors in shards, GGUF, pickles on the operator's word; damaged ones."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from gpu_actor.base_model import BaseModel
 from gpu_actor.base_tokenizer import load_tokenizer
 from gpu_actor.errors import BaseModelError
-from gpu_actor.inspect_base import describe_base
+from gpu_actor.inspect_base import describe_base, load_config
 from gpu_actor.load_base import load_model
 from gpu_actor.model_store import BaseFiles, find_base
 from support.tiny import VOCABULARY, tiny_model
@@ -105,7 +106,7 @@ def test_a_gguf_file_is_described_hooked_and_quantised(gguf, tmp_path):
     description = describe_base(str(gguf))
     plain = describe_base(str(tmp_path))
     assert (description.linears, description.parameters) == (plain.linears, plain.parameters)
-    assert BaseModel.load(str(gguf)).description == description
+    assert BaseModel.load(str(gguf)).description == replace(description, activations=None)
     models = [load_model(str(place), quantization="nf4") for place in (gguf, tmp_path)]
     weights = [model.model.layers[0].mlp.up_proj.weight.data for model in models]
     assert torch.equal(*weights)
@@ -206,3 +207,12 @@ def test_a_vocabulary_of_another_model_is_refused(tmp_path):
     byte_level_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(BaseModelError, match="tokens, but the model only 128; the tokenizer belongs to another model"):
         load_tokenizer(str(tmp_path), vocab_size=VOCABULARY)
+
+
+def test_half_of_an_encoder_decoder_is_not_loaded_as_if_it_were_a_model(tmp_path):
+    """AutoModelForCausalLM would load BART's decoder alone."""
+    from transformers import BartConfig
+
+    BartConfig(vocab_size=128, d_model=32, encoder_layers=1, decoder_layers=1).save_pretrained(tmp_path)
+    with pytest.raises(BaseModelError, match="a bart model has an encoder and a decoder"):
+        load_config(str(tmp_path))

@@ -1,6 +1,7 @@
 """What Loray writes, PEFT reads; what PEFT wrote, Loray starts from."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -126,7 +127,7 @@ def test_a_start_adapter_that_is_damaged_is_named(tmp_path, tiny_base):
 
 
 def test_a_base_is_described_without_its_weights(tiny_base, base):
-    description = describe_base(tiny_base)
+    description = replace(describe_base(tiny_base), activations=None)  # counted without weights only
     assert description == base.description.__class__.from_dict({**base.description.to_dict(), "ref": tiny_base})
     assert len(description.linears) == 14
     assert description.parameters == sum(p.numel() for p in tiny_model().parameters())

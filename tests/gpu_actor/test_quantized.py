@@ -1,6 +1,7 @@
 """Quantised bases: QLoRA equals PEFT's on the same base, whoever shares the batch, and its bytes are known."""
 
 import importlib.util
+from dataclasses import replace
 
 import pytest
 import torch
@@ -119,7 +120,7 @@ def test_a_layer_is_made_dense_once_a_batch_and_one_at_a_time(tmp_path, folders,
 def test_the_bytes_are_those_that_the_description_says(folders, quantization, family):
     description = describe_base(folders[family])
     base = BaseModel.load(folders[family], quantization=quantization)
-    assert base.description == description
+    assert base.description == replace(description, activations=None)
     held = {id(parameter): parameter.nbytes for parameter in base.model.parameters()}
     extra = 0
     for layer in adaptable_linears(base.model).values():
