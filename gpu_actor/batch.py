@@ -12,7 +12,6 @@ import torch
 
 from gpu_actor.adapter_weights import AdapterWeights
 from gpu_actor.composer import split_samples
-from gpu_actor.dropout import mix_seed
 from gpu_actor.preference import PreferenceLoss
 from gpu_actor.samples import IGNORE_INDEX
 
@@ -56,7 +55,8 @@ class MicroBatch:
         labels: Labels of the same lengths, unshifted, -100 where no loss is taken.
         loss_scale: What each token loss is multiplied by: one over the loss tokens of the whole optimizer step. Of
             pairs, what each pair's loss is multiplied by: one over the pairs of the step.
-        dropout_seed: Decides the dropout masks; None switches dropout off (evaluation).
+        dropout_seeds: Decide the dropout masks, one for each sequence, so that no split of the samples changes a mask;
+            None switches dropout off (evaluation).
         pairs: Set where the samples are preference pairs.
     """
 
@@ -64,7 +64,7 @@ class MicroBatch:
     sequences: Sequence[Tokens]
     labels: Sequence[Tokens]
     loss_scale: float = 1.0
-    dropout_seed: int | None = None
+    dropout_seeds: tuple[int, ...] | None = None
     pairs: PairTask | None = None
 
     @property
@@ -98,7 +98,7 @@ class MicroBatch:
             self,
             sequences=self.sequences[places],
             labels=self.labels[places],
-            dropout_seed=None if self.dropout_seed is None else mix_seed(self.dropout_seed, start),
+            dropout_seeds=None if self.dropout_seeds is None else self.dropout_seeds[places],
             pairs=pairs,
         )
 
@@ -116,7 +116,7 @@ class Segment:
         loss_lengths: How many of them belong together, in order: all of them, or for pairs each pair's chosen and
             rejected answer (and the chosen side's prompt, where that is learned).
         loss_scale: As in `MicroBatch`.
-        dropout_seed: As in `MicroBatch`.
+        dropout: Rows and seed of each sequence, in order, padding included where there is some; None: no dropout.
         pairs: As in `MicroBatch`.
         references: fp64 [pairs, 2], log-probabilities of chosen and rejected under the reference, if there is one.
     """
@@ -128,7 +128,7 @@ class Segment:
     targets: torch.Tensor
     loss_lengths: tuple[int, ...]
     loss_scale: float
-    dropout_seed: int | None
+    dropout: tuple[tuple[int, int], ...] | None
     pairs: PairTask | None = None
     references: torch.Tensor | None = None
 
@@ -179,7 +179,7 @@ def _segment(micro_batch: MicroBatch, start: int, device: torch.device) -> Segme
     positions = _loss_positions(micro_batch, start)
     rows = np.concatenate([rows for rows, _ in positions])
     targets = np.concatenate([targets for _, targets in positions]).astype(np.int64)
-    references = None
+    references, seeds = None, micro_batch.dropout_seeds
     if pairs is not None and pairs.references is not None:
         references = torch.from_numpy(pairs.references.of(pairs.numbers)).to(device)
     return Segment(
@@ -190,7 +190,7 @@ def _segment(micro_batch: MicroBatch, start: int, device: torch.device) -> Segme
         targets=torch.from_numpy(targets).to(device),
         loss_lengths=(len(rows),) if pairs is None else tuple(len(rows) for rows, _ in positions),
         loss_scale=micro_batch.loss_scale,
-        dropout_seed=micro_batch.dropout_seed,
+        dropout=None if seeds is None else tuple(zip(map(len, micro_batch.sequences), seeds, strict=True)),
         pairs=pairs,
         references=references,
     )

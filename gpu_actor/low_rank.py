@@ -34,8 +34,8 @@ class LowRankUpdate:
         self.index = index
         self.base = base
         self.scaling = weights.plans[index].scaling
-        self.seed = segment.dropout_seed if weights.dropout > 0.0 else None
-        self.kept = 1.0 if self.seed is None else 1.0 - dropped_share(weights.dropout)
+        self.dropout = segment.dropout if weights.dropout > 0.0 else None
+        self.kept = 1.0 if self.dropout is None else 1.0 - dropped_share(weights.dropout)
         # dropout's 1 / (1 - p) is folded into the scale, so that no scaled copy of the input is made
         self.scale = self.scaling / self.kept
 
@@ -70,9 +70,14 @@ class LowRankUpdate:
 
     def drop(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Inputs [n, in] with some set to zero (not yet scaled up), and the mask."""
-        if self.seed is None:
+        if self.dropout is None:
             return inputs, None
-        mask = dropout_mask(self.seed, self.index, self.weights.dropout, inputs)
+        parts = inputs.split([rows for rows, _ in self.dropout])
+        masks = [
+            dropout_mask(seed, self.index, self.weights.dropout, part)
+            for (_, seed), part in zip(self.dropout, parts, strict=True)
+        ]
+        mask = torch.cat(masks)
         return inputs * mask, mask
 
 

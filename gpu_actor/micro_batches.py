@@ -89,7 +89,7 @@ class MicroBatches:
                 sequences=[ids for ids, _ in group],
                 labels=[labels for _, labels in group],
                 loss_scale=1.0 / loss_tokens,
-                dropout_seed=seed,
+                dropout_seeds=_each(seed, len(group)),
             )
             for group, seed in zip(samples, seeds, strict=True)
         ]
@@ -109,8 +109,13 @@ class MicroBatches:
                 sequences=[ids for pair in group for ids, _ in pair],
                 labels=[labels for pair in group for _, labels in pair],
                 loss_scale=1.0 / len(chosen),
-                dropout_seed=seed,
+                dropout_seeds=_each(seed, 2 * len(group)),
                 pairs=PairTask(loss, tuple(numbers), 1.0 / nll_tokens, source.references),
             )
             for group, numbers, seed in zip(samples, groups, seeds, strict=True)
         ]
+
+
+def _each(seed: int | None, sequences: int) -> tuple[int, ...] | None:
+    """A dropout seed for each sequence of a micro-batch."""
+    return None if seed is None else tuple(mix_seed(seed, number) for number in range(sequences))

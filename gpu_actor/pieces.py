@@ -65,9 +65,10 @@ def padded_by_segment(batch: SharedBatch) -> list[Piece]:
         input_ids = torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True)
         places = torch.arange(input_ids.shape[1], device=input_ids.device)
         mask = places[None] < torch.tensor(lengths, device=input_ids.device)[:, None]
-        pieces.append(
-            Piece(input_ids, (replace(segment, start=0, end=input_ids.numel()),), lengths, attention_mask=mask)
-        )
+        width = input_ids.shape[1]
+        dropout = segment.dropout and tuple((width, seed) for _, seed in segment.dropout)
+        padded = replace(segment, start=0, end=input_ids.numel(), dropout=dropout)
+        pieces.append(Piece(input_ids, (padded,), lengths, attention_mask=mask))
     return pieces
 
 

@@ -189,7 +189,7 @@ def our_layer(linear, lora, reference):
         if weights.variant in ("pissa", "vera") or number == 2:  # the others' start is drawn from their seeds
             torch.testing.assert_close(mine, start, rtol=1e-6, atol=1e-7)
         mine.copy_(now.detach())
-    routing.segments = pack([micro_batch(weights, [7], dropout_seed=9)], CPU).segments
+    routing.segments = pack([micro_batch(weights, [7], dropout_seeds=(9,))], CPU).segments
     return layer, weights
 
 
@@ -206,7 +206,7 @@ def test_gradcheck_with_a_fixed_dropout_mask(kind, dropout):
     weights = AdapterWeights(lora, {0: (plan, linear)}, CPU, torch.float64)
     weights.initialise(0)
     weights.flat.data.add_(torch.randn_like(weights.flat), alpha=0.3)
-    routing.segments = pack([micro_batch(weights, [4], dropout_seed=9), micro_batch(None, [3])], CPU).segments
+    routing.segments = pack([micro_batch(weights, [4], dropout_seeds=(9,)), micro_batch(None, [3])], CPU).segments
     x = torch.randn(1, 7, 6, dtype=torch.float64, requires_grad=True)
     torch.autograd.gradcheck(layer, (x,), atol=1e-8)
 
@@ -245,7 +245,7 @@ def test_a_base_in_half_precision_gives_nearly_the_same_gradients(kind):
         half = tiny_hooked(dtype=dtype)
         weights = disturbed(half, PISSA if kind == "pissa" else KINDS[kind])
         assert weights.flat.dtype == torch.float32
-        batch = pack([micro_batch(weights, [20, 9], dropout_seed=1)], CPU)
+        batch = pack([micro_batch(weights, [20, 9], dropout_seeds=(1, 2))], CPU)
         supervised_losses(half.hidden(batch), batch, half.head)[0].backward()
         found.append(weights.gradient)
     assert torch.nn.functional.cosine_similarity(*found, dim=0) > 0.98

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from gpu_actor.base_model import BaseModel
 from gpu_actor.report import TenantState
 from gpu_actor.trainer import CoTrainer
 from support.engine import flat, make_spec, make_tenant, run_all, tiny_hooked
 from support.oracle import metric_rows, same_bytes
-from support.tiny import token_rows
+from support.tiny import family_model, token_rows
 
 MINE = {
     "lora": {"r": 4, "lora_alpha": 9, "lora_dropout": 0.1},
@@ -233,3 +234,23 @@ def test_a_backward_that_breaks_off_half_way_leaves_no_gradient_behind(tmp_path,
     assert calls[2] > 1, "the break must hit a shared batch"
     assert {report.state for report in trainer.reports()} == {TenantState.SUCCEEDED}
     assert same_bytes(flat(mine), expected)
+
+
+@pytest.mark.parametrize("family", ["llama", "falcon"])
+def test_running_in_parts_gives_the_same_update_dropout_included(tmp_path, family):
+    """Packed, and padded rows whose width depends on the part; in fp64, where only another mask can differ."""
+    base = BaseModel("tiny", family_model(family, dtype=torch.float64))
+    training = {"max_steps": 4, "per_device_train_batch_size": 5, "learning_rate": 1e-3}
+    found = []
+    for name, cap in (("whole", 10_000), ("parts", 50)):
+        spec = make_spec(tmp_path / name, "mine", token_rows(13, 3), {"r": 4, "lora_dropout": 0.3}, training)
+        tenant = make_tenant(base, spec)
+        trainer = CoTrainer(base)
+        trainer.micro_batch_cap = cap
+        trainer.attach(tenant)
+        assert (len(tenant.pending) > 1) == (name == "parts")
+        while not trainer.idle:
+            trainer.step()
+        found.append(flat(tenant))
+    assert float(found[0].abs().max()) > 0
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-10)

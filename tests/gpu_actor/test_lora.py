@@ -71,7 +71,7 @@ def test_gradcheck_with_a_fixed_dropout_mask(dropout, conv):
         torch.float64,
     )
     weights.flat.data.normal_()
-    routing.segments = pack([micro_batch(weights, [4], dropout_seed=9), micro_batch(None, [3])], CPU).segments
+    routing.segments = pack([micro_batch(weights, [4], dropout_seeds=(9,)), micro_batch(None, [3])], CPU).segments
     x = torch.randn(1, 7, 6, dtype=torch.float64, requires_grad=True)
     torch.autograd.gradcheck(layer, (x,), atol=1e-8)
 
@@ -103,7 +103,7 @@ def test_dropout_keeps_the_expected_share_and_rescales():
         LoraConfig(r=1, lora_alpha=1, lora_dropout=0.3), {0: (LayerPlan("x", 500, 2, 1, 1.0), linear)}, CPU
     )
     weights.flat.data.fill_(0.1)
-    routing.segments = pack([micro_batch(weights, [400], dropout_seed=3)], CPU).segments
+    routing.segments = pack([micro_batch(weights, [400], dropout_seeds=(3,))], CPU).segments
     dropped = (layer(like[None]) - linear(like)).mean()
     assert float(dropped.detach()) == pytest.approx(500 * 0.1 * 0.1, rel=0.01), "dropout must keep the expectation"
 
@@ -112,7 +112,7 @@ def test_dropout_never_touches_the_base_branch():
     base = tiny_hooked()
     weights = base.new_adapter(LoraConfig(r=4, lora_dropout=0.5))
     weights.initialise(1)  # B is zero: the adapter changes nothing, whatever is dropped
-    dropped = base.logits(pack([micro_batch(weights, [20], dropout_seed=5)], CPU))
+    dropped = base.logits(pack([micro_batch(weights, [20], dropout_seeds=(5,))], CPU))
     bare = base.logits(pack([micro_batch(None, [20])], CPU))
     assert torch.equal(dropped, bare)
 
