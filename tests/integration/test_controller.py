@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 
 from gpu_actor.config import DatasetConfig, TrainingConfig
 from gpu_actor.errors import ClusterUnavailableError, IllegalTransitionError, JobNotFoundError
@@ -164,6 +165,34 @@ def test_an_idle_actor_changes_its_base_and_a_busy_one_does_not(orchestrator, ma
     orchestrator.call("cancel", "a")
     orchestrator.wait("b", "SUCCEEDED")
     assert [actor["name"].split("@")[0] for actor in orchestrator.actors()] == ["tiny-b"]
+
+
+def test_an_actor_keeps_its_base_in_four_bits_when_the_cluster_file_says_so(orchestrate, make):
+    from gpu_actor.footprint import weight_bytes
+    from gpu_actor.inspect_base import describe_base
+
+    orchestrator = orchestrate(actors=[{"quantization": "nf4"}])
+    job = make("small", steps=3)
+    orchestrator.submit(job)
+    orchestrator.wait("small", "SUCCEEDED", timeout=120)
+    (actor,) = orchestrator.actors()
+    base = describe_base(job.base_model)
+    assert actor["base_bytes"] == weight_bytes(base, 4, "nf4") < weight_bytes(base, 4)
+
+
+def test_pickled_weights_are_read_only_where_the_operator_allows_it(orchestrate, make, tmp_path):
+    folder = tmp_path / "pickled"
+    model = tiny_model()
+    model.config.save_pretrained(folder)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    job = make("pickled", steps=2, base=folder)
+    orchestrator = orchestrate()
+    (problem,) = orchestrator.call("check", [job.model_dump(mode="json")])
+    assert "pickle" in problem["message"]
+    stop_orchestrator()
+    orchestrator = orchestrate(allow_pickle=True)
+    orchestrator.submit(job)
+    orchestrator.wait("pickled", "SUCCEEDED", timeout=120)
 
 
 # -- submitting --------------------------------------------------------------------------------------------------------

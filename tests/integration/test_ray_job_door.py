@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,23 @@ def start_head(home, **variables):
     return re.search(r"--address='([^']+)'", said)[1], re.search(r"http://[0-9.:]+", said)[0]
 
 
+def ray_job_submit(checkout, job_file, env):
+    """`ray job submit` of the README; a head takes seconds after its first answer until it takes jobs."""
+    deadline = time.monotonic() + 60
+    while True:
+        done = subprocess.run(
+            [RAY, "job", "submit", "--working-dir", ".", "--", "python", "-m", "orchestrator", "run", job_file],
+            env=env | {"RAY_AUTH_MODE": "token"},
+            cwd=checkout,
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+        if "No available agent to submit job" not in done.stderr or time.monotonic() > deadline:
+            return done
+        time.sleep(1)
+
+
 @pytest.fixture
 def home():
     with Home() as home:
@@ -57,14 +75,7 @@ def test_ray_job_submit_with_a_token(home, tmp_path):
     files.write("door", max_steps=10)
     subprocess.run([RAY, "get-auth-token", "--generate"], env=home.env, check=True, capture_output=True)
     _, dashboard = start_head(home, RAY_AUTH_MODE="token")
-    done = subprocess.run(
-        [RAY, "job", "submit", "--working-dir", ".", "--", "python", "-m", "orchestrator", "run", "jobs/door.json"],
-        env=home.env | {"RAY_AUTH_MODE": "token", "RAY_API_SERVER_ADDRESS": dashboard},
-        cwd=checkout,
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
+    done = ray_job_submit(checkout, "jobs/door.json", home.env | {"RAY_API_SERVER_ADDRESS": dashboard})
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
     output = home.storage / "outputs" / "jobs" / "out" / "door"

@@ -103,6 +103,7 @@ def test_a_job_too_large_for_now_waits_with_its_reason_and_starts_when_room_appe
     orchestrator = orchestrate(actors=[{"memory_limit": limit}], scheduler={"policy": "fifo-memory"})
     large = {"r": 4096}
     orchestrator.submit(make("first", steps=LONG, lora=large), make("second", steps=3, lora=large))
+    orchestrator.submit(make("urgent", steps=LONG, lora=large, priority=5))
     waiting = orchestrator.wait(
         "second", "QUEUED", until=lambda job: "needs" in (job["waiting_for"] or ""), timeout=PATIENCE
     )
@@ -112,6 +113,9 @@ def test_a_job_too_large_for_now_waits_with_its_reason_and_starts_when_room_appe
     )
     assert f"({limit} bytes)" in problem["message"]
     orchestrator.call("cancel", "first")
+    orchestrator.wait("urgent", "RUNNING", timeout=PATIENCE)  # it came last, and goes first
+    assert orchestrator.call("get_job", "second")["state"] == "QUEUED"
+    orchestrator.call("cancel", "urgent")
     orchestrator.wait("second", "SUCCEEDED", timeout=PATIENCE)
 
 
