@@ -44,11 +44,6 @@ def segment_losses(hidden: torch.Tensor, batch: SharedBatch, head: Head) -> list
     ]
 
 
-def supervised_losses(hidden: torch.Tensor, batch: SharedBatch, head: Head) -> list[torch.Tensor]:
-    """The losses alone of `segment_losses`."""
-    return [found.loss for found in segment_losses(hidden, batch, head)]
-
-
 def _supervised(hidden: torch.Tensor, segment: Segment, head: Head) -> SegmentLoss:
     """loss_scale * sum of the token losses."""
     (loss,) = summed_token_losses(hidden, segment.targets, segment.loss_lengths, head, segment.loss_scale)

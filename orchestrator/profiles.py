@@ -1,7 +1,7 @@
 """What the orchestrator has learned of its devices: their speed and memory, per base model. It outlives restarts.
 
-A profile belongs to a kind of device (with its threads, on a CPU), a base model, a number format, and whether gradient
-checkpointing is on. So a second actor of a kind starts with what the first one has shown.
+A profile belongs to a kind of device (with its threads, on a CPU), a base model, a number format, its quantisation, and
+whether gradient checkpointing is on. So a second actor of a kind starts with what the first one has shown.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from orchestrator.store import Store
 
 _BELIEVED = 20  # measured steps from which a fit is trusted to set the token budget
 _SPREAD = 1.5  # largest batch over smallest, from which a fit can tell a from b
+_TOKEN_SHARE = 0.1  # of the largest step's time, from which a fit is trusted to tell tokens from the rest
 _LEAST_BUDGET, _MOST_BUDGET = 128, 65_536
 _CHANGE = 0.2  # a budget that would change by less stays
 
@@ -133,7 +134,8 @@ def profile_key(slot: Slot, base_model: str) -> str:
     kind = device_kind(slot.device)
     device = f"{kind}-{slot.cpu_threads or 'all'}" if kind == "cpu" else kind
     settings = slot.settings
-    return f"{device} {settings.dtype} {'checkpointing' if settings.gradient_checkpointing else 'plain'} {base_model}"
+    numbers = f"{settings.dtype}/{settings.quantization}" if settings.quantization else settings.dtype
+    return f"{device} {numbers} {'checkpointing' if settings.gradient_checkpointing else 'plain'} {base_model}"
 
 
 def token_budget(profile: Profile, slot: Slot, room: float | None, current: int) -> int:
@@ -148,7 +150,7 @@ def token_budget(profile: Profile, slot: Slot, room: float | None, current: int)
     if slot.settings.token_budget is not None:
         return current
     wanted = current
-    if profile.samples >= _BELIEVED and profile.largest >= _SPREAD * profile.smallest:
+    if profile.samples >= _BELIEVED and profile.largest >= _SPREAD * profile.smallest and _tells_tokens(profile):
         wanted = saturation_tokens(profile.speed.model)
     if room is not None:
         wanted = min(wanted, int(room / max(1.0, profile.memory.model.bytes_per_token)))
@@ -156,8 +158,16 @@ def token_budget(profile: Profile, slot: Slot, room: float | None, current: int)
     return wanted if abs(wanted - current) > _CHANGE * current else current
 
 
+def _tells_tokens(profile: Profile) -> bool:
+    """Whether tokens have a share in the time of the largest step: a fit that puts all elsewhere tells nothing."""
+    speed = profile.speed.model
+    by_tokens = speed.token_seconds * profile.largest
+    return by_tokens >= _TOKEN_SHARE * (speed.step_seconds + by_tokens + speed.adapter_seconds)
+
+
 def idle_memory(slot: Slot, base: BaseDescription, idle_bytes: int) -> MemoryModel:
     """The guess of an actor's memory, corrected by what its loaded base model was measured to take."""
     guess = prior_memory(base, slot.shape)
-    beyond = guess.fixed_bytes - base_bytes(base, slot.shape.dtype_bytes) - RESERVE_BYTES[device_kind(slot.device)]
+    beyond = guess.fixed_bytes - base_bytes(base, slot.shape.dtype_bytes, slot.shape.quantization)
+    beyond -= RESERVE_BYTES[device_kind(slot.device)]
     return MemoryModel(idle_bytes + max(0.0, beyond), guess.bytes_per_token, guess.token_cap)

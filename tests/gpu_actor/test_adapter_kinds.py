@@ -10,10 +10,9 @@ from gpu_actor.batch import pack
 from gpu_actor.dropout import dropout_mask, dropped_share
 from gpu_actor.lora import MultiAdapterLinear
 from gpu_actor.lora_config import LoraConfig
-from gpu_actor.objectives import supervised_losses
 from gpu_actor.routing import Routing
 from gpu_actor.targets import LayerPlan
-from support.engine import make_spec, make_tenant, micro_batch, run_all, tiny_hooked
+from support.engine import losses_of, make_spec, make_tenant, micro_batch, run_all, tiny_hooked
 from support.oracle import adapter_tensors, largest_difference, peft_model, peft_tensor, train_alone
 from support.tiny import tiny_model, token_rows
 
@@ -73,7 +72,7 @@ def test_logits_and_gradients_equal_peft_in_mixed_company(base, neighbours, kind
     mine = disturbed(base, KINDS[kind])
     around = [micro_batch(other, [9 + i], i) for i, other in enumerate(neighbours)]
     batch = pack([*around[:2], micro_batch(mine, [5, 17, 30]), around[2]], CPU)
-    losses = supervised_losses(base.hidden(batch), batch, base.head)
+    losses = losses_of(base, batch)
     torch.stack(losses).sum().backward()
 
     alone = peft_model(tiny_model(dtype=torch.float64), mine.lora, adapter_tensors(mine))
@@ -246,6 +245,6 @@ def test_a_base_in_half_precision_gives_nearly_the_same_gradients(kind):
         weights = disturbed(half, PISSA if kind == "pissa" else KINDS[kind])
         assert weights.flat.dtype == torch.float32
         batch = pack([micro_batch(weights, [20, 9], dropout_seeds=(1, 2))], CPU)
-        supervised_losses(half.hidden(batch), batch, half.head)[0].backward()
+        losses_of(half, batch)[0].backward()
         found.append(weights.gradient)
     assert torch.nn.functional.cosine_similarity(*found, dim=0) > 0.98

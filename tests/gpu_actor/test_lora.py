@@ -13,10 +13,9 @@ from gpu_actor.dropout import dropout_mask, dropped_share
 from gpu_actor.errors import InvalidJobError
 from gpu_actor.lora import MultiAdapterLinear
 from gpu_actor.lora_config import LoraConfig
-from gpu_actor.objectives import supervised_losses
 from gpu_actor.routing import Routing
 from gpu_actor.targets import LayerPlan
-from support.engine import micro_batch, tiny_hooked
+from support.engine import losses_of, micro_batch, tiny_hooked
 from support.oracle import adapter_tensors, peft_model, peft_tensor
 from support.tiny import tiny_model
 
@@ -40,7 +39,7 @@ def test_gradients_equal_peft_in_company(rslora, targets):
     mine = random_adapter(base, 1, r=4, lora_alpha=7, target_modules=targets, use_rslora=rslora)
     other = random_adapter(base, 2, r=9, lora_alpha=90, target_modules=["v_proj", "q_proj"])
     batch = pack([micro_batch(other, [11], 5), micro_batch(mine, [5, 17, 30]), micro_batch(other, [40], 6)], CPU)
-    losses = supervised_losses(base.hidden(batch), batch, base.head)
+    losses = losses_of(base, batch)
     torch.stack(losses).sum().backward()
 
     alone = peft_model(tiny_model(dtype=torch.float64), mine.lora, adapter_tensors(mine))
@@ -161,7 +160,7 @@ def test_no_gradient_reaches_the_base_or_a_neighbour():
     base = tiny_hooked()
     mine, other = random_adapter(base, 1, r=4), random_adapter(base, 2, r=4)
     batch = pack([micro_batch(mine, [9]), micro_batch(other, [14])], CPU)
-    supervised_losses(base.hidden(batch), batch, base.head)[0].backward()
+    losses_of(base, batch)[0].backward()
     assert mine.gradient.abs().max() > 0
     assert not other.gradient.any()
     assert all(parameter.grad is None for parameter in base.model.parameters())

@@ -8,8 +8,7 @@ from gpu_actor import base_model
 from gpu_actor.attention import packed_attention
 from gpu_actor.base_model import BaseModel
 from gpu_actor.batch import MicroBatch, count_loss_tokens, pack
-from gpu_actor.objectives import supervised_losses
-from support.engine import micro_batch, tiny_hooked
+from support.engine import losses_of, micro_batch, tiny_hooked
 from support.tiny import tiny_model
 
 CPU = torch.device("cpu")
@@ -60,7 +59,7 @@ def test_loss_counts_labelled_tokens_and_nothing_else():
     ids = [np.array([5, 6, 7, 8, 9], dtype=np.int32), np.array([11, 12, 13], dtype=np.int32)]
     labels = [np.array([5, -100, 7, -100, 9], dtype=np.int32), np.array([-100, -100, 13], dtype=np.int32)]
     batch = pack([micro_batch(None, [20], 3), MicroBatch(None, ids, labels, loss_scale=0.5)], CPU)
-    loss = float(supervised_losses(base.hidden(batch), batch, base.head)[1].detach())
+    loss = float(losses_of(base, batch)[1].detach())
     stock = tiny_model(dtype=torch.float64)
     expected = 0.0
     for sequence, wanted in ((ids[0], [2, 4]), (ids[1], [2])):
@@ -81,7 +80,7 @@ def test_loss_in_chunks_equals_loss_at_once(monkeypatch):
         weights = base.new_adapter(LoraConfig(r=4))
         weights.initialise(0)
         batch = pack([micro_batch(weights, [30, 25])], CPU)
-        (loss,) = supervised_losses(base.hidden(batch), batch, base.head)
+        (loss,) = losses_of(base, batch)
         loss.backward()
         found.append((float(loss.detach()), weights.gradient))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-13)
@@ -93,7 +92,7 @@ def test_a_segment_without_labels_has_no_loss():
     base = tiny_hooked()
     ids = [np.array([5, 6, 7], dtype=np.int32)]
     batch = pack([MicroBatch(None, ids, [np.full(3, -100, dtype=np.int32)]), micro_batch(None, [9])], CPU)
-    losses = supervised_losses(base.hidden(batch), batch, base.head)
+    losses = losses_of(base, batch)
     assert float(losses[0]) == 0.0
     assert float(losses[1]) > 0.0
 

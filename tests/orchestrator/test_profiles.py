@@ -5,7 +5,9 @@ import pytest
 from gpu_actor.footprint import BaseDescription, LinearShape
 from gpu_actor.report import ActorReport, StepSample
 from orchestrator.cluster_config import ActorConfig
-from orchestrator.profiles import Profiles, token_budget
+from orchestrator.profiles import Profile, Profiles, idle_memory, token_budget
+from orchestrator.scheduler.estimate import MemoryFit, SpeedFit
+from orchestrator.scheduler.view import MemoryModel, SpeedModel
 from orchestrator.slots import Slot
 from orchestrator.store import Store
 
@@ -62,6 +64,7 @@ def test_what_was_learned_is_there_after_a_restart_and_for_another_actor_of_the_
     assert again.of_place(other).keys() == {"tiny"}
     assert again.of(Slot("cpu:1", "n", ActorConfig(), 2**30, 2), "tiny") is None  # other threads, other speed
     assert again.of(Slot("cpu:1", "n", ActorConfig(dtype="bfloat16"), 2**30, 1), "tiny") is None
+    assert again.of(Slot("cpu:1", "n", ActorConfig(quantization="nf4"), 2**30, 1), "tiny") is None
 
 
 def test_the_token_budget_is_the_saturation_point(store):
@@ -78,3 +81,18 @@ def test_a_budget_waits_for_enough_and_different_steps(store):
     for _ in range(20):
         profiles.learn(slot(), BASE, report(tokens=(100, 110)))
     assert token_budget(profiles.of(slot(), "tiny"), slot(), None, 1024) == 1024
+
+
+def test_a_fit_without_a_share_for_tokens_sets_no_budget():
+    """All of the time in the adapters: a and b are near zero, and their ratio says nothing."""
+    profile = Profile(
+        SpeedFit(SpeedModel(1e-9, 1e-9, 0.5)), MemoryFit(MemoryModel(IDLE, PER_TOKEN)), None, 100, 100, 800
+    )
+    assert token_budget(profile, slot(), None, 1024) == 1024
+
+
+def test_the_idle_memory_of_a_quantised_base_replaces_its_own_weights_in_the_guess():
+    """What the guess has beyond weights and reserve, the logits of a chunk, does not depend on how weights are kept."""
+    plain, small = (idle_memory(slot(quantization=q), BASE, int(IDLE)) for q in (None, "nf4"))
+    assert small.fixed_bytes == pytest.approx(plain.fixed_bytes, rel=1e-6)
+    assert small.fixed_bytes > IDLE

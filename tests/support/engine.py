@@ -9,6 +9,7 @@ from gpu_actor.batch import MicroBatch
 from gpu_actor.config import AdapterSpec, DatasetConfig, TrainingConfig
 from gpu_actor.dataset import load_dataset
 from gpu_actor.lora_config import LoraConfig
+from gpu_actor.objectives import segment_losses
 from gpu_actor.references import read_reference
 from gpu_actor.start_adapter import check_adapter_fits
 from gpu_actor.trainer import CoTrainer
@@ -73,3 +74,8 @@ def micro_batch(weights, lengths, seed=0, **settings):
     random = np.random.default_rng(seed)
     ids = [random.integers(3, 128, n, dtype=np.int32) for n in lengths]
     return MicroBatch(weights, ids, ids, **settings)
+
+
+def losses_of(base, batch):
+    """The loss of every segment, in the batch's order."""
+    return [found.loss for found in segment_losses(base.hidden(batch), batch, base.head)]
