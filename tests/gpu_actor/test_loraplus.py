@@ -8,9 +8,8 @@ from gpu_actor.adapter import make_optimizer
 from gpu_actor.batch import pack
 from gpu_actor.config import TrainingConfig
 from gpu_actor.lora_config import LoraConfig
-from gpu_actor.objectives import supervised_losses
 from gpu_actor.trainer import CoTrainer
-from support.engine import flat, make_spec, make_tenant, micro_batch, run_all, tiny_hooked
+from support.engine import flat, losses_of, make_spec, make_tenant, micro_batch, run_all, tiny_hooked
 from support.oracle import adapter_tensors, largest_difference, metric_rows, peft_model, peft_tensor, same_bytes
 from support.tiny import tiny_model, token_rows
 
@@ -35,7 +34,7 @@ def test_a_run_equals_peft_in_fp64(lora):
     for step in range(5):
         batch = pack([micro_batch(weights, [12], step)], CPU)
         weights.zero_grad()
-        supervised_losses(base.hidden(batch), batch, base.head)[0].backward()
+        losses_of(base, batch)[0].backward()
         optimizer.step()
         ids = torch.tensor(micro_batch(weights, [12], step).sequences[0].astype("int64"))[None]
         theirs.zero_grad()
