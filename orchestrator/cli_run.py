@@ -105,6 +105,8 @@ def run(
 ) -> None:
     """Train jobs to their end: join a cluster, or start one here, submit, and show progress.
 
+    Jobs that an earlier run of the same file left in the queue go on where they were.
+
     Exit code: 0 all succeeded, 1 some failed or were cancelled, 2 refused, 3 no cluster reachable, 130 interrupted.
     """
     config = with_policy(load_cluster_config(cluster), policy)
@@ -118,10 +120,13 @@ def run(
             say(console, _dashboard(link))
         _warn_of_unused(cluster, policy, link)
         client = Client()
+        known, fresh = _split(client, specs)
         before = _live_jobs(client)
-        if before:
-            say(console, f"{words.plural(len(before), 'job')} in the queue already; trained as well")
-        jobs = _submit(client, specs, console)
+        if guests := before - {job.id for job in known}:
+            say(console, f"{words.plural(len(guests), 'job')} in the queue already; trained as well")
+        if known:
+            say(console, f"goes on, as left by an earlier run: {', '.join(job.name for job in known)}")
+        jobs = known + (_submit(client, fresh, console) if fresh else [])
         views = _follow_to_end(client, jobs, as_json=as_json, ours=link.started)
         if link.started:
             _wait_for_guests(client, before | {job.id for job in jobs}, console, as_json=as_json)
@@ -137,6 +142,19 @@ def _warn_of_unused(cluster: Path | None, policy: str | None, link: connection.C
         note = display.make_console(stderr=True)
         which = f"{' and '.join(unused)} {'is' if len(unused) == 1 else 'are'} not used"
         say(note, f"{which}: the orchestrator runs already, with the settings that it was started with")
+
+
+def _split(client: Client, specs: Sequence[JobSpec]) -> tuple[list[Job], list[JobSpec]]:
+    """Jobs that an earlier run left in the queue, the very same in every field, and those that are to be submitted."""
+    live = {view["name"]: view for view in client.list_jobs() if view["state"] in words.LIVE_STATES}
+    known, fresh = [], []
+    for spec in specs:
+        view = live.get(spec.name)
+        if view and view["state"] != "PAUSED" and view["spec"] == spec.model_dump(mode="json"):
+            known.append(Job(client, view["id"], view["name"]))
+        else:
+            fresh.append(spec)
+    return known, fresh
 
 
 def _live_jobs(client: Client, but: str | None = None) -> set[str]:

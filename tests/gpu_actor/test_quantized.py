@@ -10,13 +10,15 @@ from transformers import AutoModelForCausalLM
 
 from gpu_actor import base_linear
 from gpu_actor.base_model import BaseModel
+from gpu_actor.batch import pack
 from gpu_actor.config import ActorOptions
 from gpu_actor.errors import BaseModelError
 from gpu_actor.footprint import base_bytes, weight_bytes
 from gpu_actor.inspect_base import adaptable_linears, describe_base
 from gpu_actor.load_base import load_model
+from gpu_actor.lora_config import LoraConfig
 from gpu_actor.quantization import dequantised, quantization_of, quantization_settings
-from support.engine import flat, make_spec, make_tenant, run_all
+from support.engine import flat, losses_of, make_spec, make_tenant, micro_batch, run_all
 from support.jobs import JOBS
 from support.oracle import adapter_tensors, largest_difference, same_bytes, train_alone
 from support.tiny import tiny_model, token_rows
@@ -57,6 +59,53 @@ def test_a_full_run_equals_pefts_qlora(tmp_path, folders, quantization, family):
         assert len(log) >= 13
         assert largest_difference(starts[name], theirs) > 1e-3, "the oracle did not train"
         assert largest_difference(adapter_tensors(tenants[name].weights), theirs) < 1e-4
+
+
+@pytest.mark.parametrize("quantization", KINDS)
+def test_other_adapter_kinds_equal_pefts_on_the_quantised_base(tmp_path, folders, quantization):
+    """DoRA and VeRA beside each other, against PEFT alone. (It refuses PiSSA there: see the next test.)"""
+    base = BaseModel.load(folders["qwen2"], quantization=quantization)
+    adapters = {"dora": {"r": 4, "lora_alpha": 7, "use_dora": True}, "vera": {"peft_type": "VERA", "r": 16}}
+    rows = token_rows(12)
+    specs = {name: make_spec(tmp_path, name, rows, lora, TRAINING) for name, lora in adapters.items()}
+    tenants = {name: make_tenant(base, spec) for name, spec in specs.items()}
+    starts = {name: adapter_tensors(tenant.weights) for name, tenant in tenants.items()}
+    run_all(base, list(tenants.values()))
+    for name, spec in specs.items():
+        stock = load_model(folders["qwen2"], quantization=quantization)
+        theirs, _ = train_alone(stock if quantization == "nf4" else dense_twin(stock), spec, rows, starts[name])
+        assert largest_difference(starts[name], theirs) > 1e-3, "the oracle did not train"
+        assert largest_difference(adapter_tensors(tenants[name].weights), theirs) < 1e-4
+
+
+def dense_twin(model):
+    """A plain model with the weights that a quantised one stands for: PEFT 0.21 loses int8's scales under DoRA."""
+    plain = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)
+    state = dict(model.state_dict())
+    for name in adaptable_linears(model):
+        state[f"{name}.weight"] = dequantised(model.get_submodule(name))
+    plain.load_state_dict({name: state[name] for name in plain.state_dict()})
+    return plain
+
+
+@pytest.mark.parametrize("quantization", KINDS)
+def test_pissa_starts_as_the_quantised_base_itself(folders, quantization):
+    """PEFT refuses it there; ours starts from the dense weight's singular values, and from the base's own output."""
+    base = BaseModel.load(folders["llama"], quantization=quantization)
+    weights = base.new_adapter(LoraConfig(r=4, lora_alpha=6, init_lora_weights="pissa"))
+    weights.initialise(1)
+    plain = base.new_adapter(LoraConfig(r=4))
+    plain.initialise(1)  # its B is zero
+    with torch.no_grad():
+        ours, bare = (
+            losses_of(base, pack([micro_batch(some, [9, 14])], torch.device("cpu")))[0] for some in (weights, plain)
+        )
+    torch.testing.assert_close(ours, bare, rtol=1e-5, atol=1e-5)
+    name = "model.layers.0.mlp.up_proj"
+    a, b = weights.layers[next(index for index, known in weights.names.items() if known == name)]
+    dense = dequantised(base.model.get_submodule(name).base)
+    start = 1.5 * (b @ a).detach()  # alpha / r
+    torch.testing.assert_close(torch.linalg.svdvals(start)[:4], torch.linalg.svdvals(dense)[:4], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

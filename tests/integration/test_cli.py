@@ -180,6 +180,24 @@ def test_run_joins_and_ctrl_c_leaves_the_jobs_alone(home, abandoned):
     assert state(home, "joined") == "RUNNING"
 
 
+def test_the_same_run_again_goes_on_with_its_jobs(home, abandoned, files):
+    """A changed one of the same name is refused."""
+    before = home.json("show", "joined")
+    process = home.start(*LORAY, "run", files.folder / "joined.json", log="again")
+    home.wait_for("goes on, as left by an earlier run: joined", process, log="again")
+    home.wait_for("joined  RUNNING", process, log="again")
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(30) == 130
+    after = home.json("show", "joined")
+    assert (after["id"], after["attempt"]) == (before["id"], before["attempt"])
+    assert len([view for view in home.json("list") if view["name"] == "joined"]) == 1
+    other = files.folder / "other.json"
+    other.write_text(json.dumps(files.spec("joined", max_steps=LONG - 1)))
+    refused = home.run("run", other)
+    assert refused.returncode == 2
+    assert "name of a live job" in refused.stderr
+
+
 def test_a_terminal_gets_a_live_picture(home, served, files):
     path = files.write("live", max_steps=20)
     pid, terminal = pty.fork()
