@@ -2,7 +2,8 @@
 
 Prints one row per target: what is asked at least, what is aimed at, what was measured. Everything is drawn from seeds,
 so that the same command prints the same figures on every machine, decision times excepted. With `--trace FILE.csv
---profile FILE.yaml --actors N` a recorded workload is added to the table of scenarios.
+--profile FILE.yaml --actors N` (as often as wanted) a recorded workload at
+four loads is measured as well.
 """
 
 from __future__ import annotations
@@ -15,43 +16,38 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from scenarios import Scenario, devices, recorded, scenarios
 
-from orchestrator.scheduler.bounds import Task, relaxed_bound, unshared_bound
+from orchestrator.scheduler.bounds import Task, relaxed_bound, slowdown_bound, unshared_bound
 from orchestrator.scheduler.optimum import optimum
 from orchestrator.scheduler.policy import decide
 from orchestrator.scheduler.simulator import Outcome, Simulation
-from orchestrator.scheduler.trace import Profile, TraceJob, load_of, read_profile, read_trace, work_of
+from orchestrator.scheduler.trace import Profile, TraceJob, load_of, work_of
 from orchestrator.scheduler.view import ActorShape, ActorState, ActorView, ClusterView, JobView
-from orchestrator.scheduler.workload import WorkloadShape, generate
+from orchestrator.scheduler.workload import WorkloadShape, generate, small_instance
 
-TRACES = Path(__file__).parents[1] / "configs" / "traces"
 POLICIES = ("fifo", "fifo-4", "fifo-memory", "srpt", "cosrpt")
-Scenario = tuple[list[TraceJob], Profile, int]
+MAKESPAN = 1.5  # the knob of the cluster file, where makespan is looked at
+Row = tuple[str, str, str, float]
+RATIOS = (
+    ("mean turnaround / fifo-4", "0.60", "0.50", "fifo-4"),
+    ("mean turnaround / fifo-memory", "0.70", "0.60", "fifo-memory"),
+    ("mean turnaround / fifo", "0.30", "0.20", "fifo"),
+    ("mean turnaround / relaxed lower bound", "1.60", "1.45", "bound"),
+    ("mean turnaround / bound without shared steps", "1.0", "0.85", "unshared"),
+    ("p95 / fifo-memory", "0.75", "0.65", "p95"),
+    ("makespan / fifo-4", "1.00", "0.95", "makespan"),
+    (f"makespan / fifo-4 with makespan: {MAKESPAN}", "1.00", "0.95", "sooner, makespan"),
+    (f"mean turnaround / fifo-4 with makespan: {MAKESPAN}", "0.60", "0.50", "sooner, mean"),
+    ("p50 / srpt", "-", "-", "p50"),
+    ("largest slowdown / its lower bound", "-", "-", "slowdown"),
+)
 
 
-def devices() -> list[Profile]:
-    """Two devices with a 7B base, and one with a 1B base whose steps are mostly fixed cost."""
-    h100, a100 = (read_profile(TRACES / f"{name}-7b.yaml") for name in ("h100", "a100"))
-    small = {"step_seconds": 0.04, "token_seconds": 4e-5, "adapter_seconds": 0.001, "base_bytes": 2_600_000_000}
-    return [h100, a100, a100.model_copy(update={"name": "a100-1b", "activation_bytes_per_token": 7e5, **small})]
-
-
-def scenarios(count: int, actors: int = 4) -> dict[str, Scenario]:
-    """24 workloads: three devices, four loads, heavy-tailed jobs in bursts or more even ones."""
-    found: dict[str, Scenario] = {}
-    for profile in devices():
-        for load in (0.9, 1.2, 1.5, 2.0):
-            for kind, spread, bursts in (("bursts", 2.0, 3.0), ("even", 1.4, 1.5)):
-                shape = WorkloadShape(load=load, burstiness=bursts, seconds=600, spread=spread)
-                jobs = generate(count, profile, actors, shape, 100 + len(found))
-                found[f"{profile.name} {load} {kind}"] = (jobs, profile, actors)
-    return found
-
-
-def simulate(scenario: Scenario, policy: str, noise: float = 0.0) -> Outcome:
+def simulate(scenario: Scenario, policy: str, noise: float = 0.0, makespan: float = 0.0) -> Outcome:
     """One run."""
     jobs, profile, actors = scenario
-    return Simulation(jobs, profile, actors, policy, noise=noise).run()
+    return Simulation(jobs, profile, actors, policy, noise=noise, makespan=makespan).run()
 
 
 def tasks_of(jobs: Sequence[TraceJob], profile: Profile) -> list[Task]:
@@ -64,10 +60,10 @@ def geometric(values: Sequence[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-def contended(found: dict[str, Scenario]) -> list[tuple[str, str, str, float]]:
-    """The rows over all scenarios, each of which is printed as it is done."""
+def contended(found: dict[str, Scenario], title: str) -> list[Row]:
+    """The rows over some scenarios, each of which is printed as it is done."""
     ratios: dict[str, list[float]] = {}
-    print(f"{'scenario':24s} {'load':>5s} " + " ".join(f"{name:>11s}" for name in POLICIES) + "   bound  unshared")
+    print(f"\n{title:24s} {'load':>5s} " + " ".join(f"{name:>11s}" for name in POLICIES) + "   bound  unshared")
     for name, scenario in found.items():
         jobs, profile, actors = scenario
         runs = {policy: simulate(scenario, policy) for policy in POLICIES}
@@ -76,8 +72,10 @@ def contended(found: dict[str, Scenario]) -> list[tuple[str, str, str, float]]:
         lower = relaxed_bound(tasks, profile.step_seconds, actors)
         unshared = unshared_bound(tasks, profile.step_seconds, actors)
         ours, load = runs["cosrpt"], load_of(jobs, profile, actors)
+        sooner = simulate(scenario, "cosrpt", makespan=MAKESPAN)
         shown = " ".join(f"{means[policy]:11,.0f}" for policy in POLICIES)
         print(f"{name:24s} {load:5.2f} {shown} {lower:7,.0f} {unshared:9,.0f}", flush=True)
+        least = slowdown_bound(tasks, profile.step_seconds, actors)
         for key, value in (
             ("fifo-4", means["cosrpt"] / means["fifo-4"]),
             ("fifo-memory", means["cosrpt"] / means["fifo-memory"]),
@@ -86,34 +84,31 @@ def contended(found: dict[str, Scenario]) -> list[tuple[str, str, str, float]]:
             ("unshared", means["cosrpt"] / unshared),
             ("p95", float(np.percentile(ours.turnaround, 95) / np.percentile(runs["fifo-memory"].turnaround, 95))),
             ("makespan", ours.makespan / runs["fifo-4"].makespan),
+            ("sooner, makespan", sooner.makespan / runs["fifo-4"].makespan),
+            ("sooner, mean", float(sooner.turnaround.mean()) / means["fifo-4"]),
             ("p50", float(np.median(ours.turnaround) / np.median(runs["srpt"].turnaround))),
+            ("slowdown", slowest(ours) / least),
         ):
             ratios.setdefault(key, []).append(value)
             if load > 1.0:
                 ratios.setdefault(f"{key}, contended", []).append(value)
-    rows = (
-        ("mean turnaround / fifo-4", "0.60", "0.50", "fifo-4"),
-        ("mean turnaround / fifo-memory", "0.70", "0.60", "fifo-memory"),
-        ("mean turnaround / fifo", "0.30", "0.20", "fifo"),
-        ("mean turnaround / relaxed lower bound", "1.60", "1.45", "bound"),
-        ("mean turnaround / bound without shared steps", "1.0", "0.85", "unshared"),
-        ("p95 / fifo-memory", "0.75", "0.65", "p95"),
-        ("makespan / fifo-4", "1.00", "0.95", "makespan"),
-        ("p50 / srpt", "-", "-", "p50"),
-    )
     return [
-        (f"{words}, {which}", least, aim, geometric(ratios[f"{key}, contended" if which == "load > 1" else key]))
-        for words, least, aim, key in rows
+        (f"{words}, {title}, {which}", least, aim, geometric(ratios[f"{key}, contended" if "load" in which else key]))
+        for words, least, aim, key in RATIOS
         for which in ("load > 1", "all")
     ]
+
+
+def slowest(run: Outcome) -> float:
+    """The largest slowdown."""
+    return float((run.turnaround / run.alone).max())
 
 
 def slowdown(count: int) -> float:
     """The largest slowdown on 16 actors at load 1.2."""
     profile = devices()[1]
-    jobs = generate(count, profile, 16, WorkloadShape(load=1.2, seconds=600, spread=2.0), 7)
-    run = simulate((jobs, profile, 16), "cosrpt")
-    return float((run.turnaround / run.alone).max())
+    jobs = generate(count, profile, 16, WorkloadShape(load=1.2, seconds=600, spread=1.4, burstiness=1.5), 7)
+    return slowest(simulate((jobs, profile, 16), "cosrpt"))
 
 
 def urgent(count: int) -> float:
@@ -146,39 +141,6 @@ def misestimated(found: dict[str, Scenario]) -> float:
             for one in some
         ]
     )
-
-
-def small_instance(seed: int) -> Scenario:
-    """Up to five jobs on one or two actors, at once or one after another, from far below to far above saturation."""
-    random = np.random.default_rng(seed)
-    actors = int(random.choice([1, 1, 2]))
-    profile = Profile(
-        name="small",
-        step_seconds=0.1,
-        token_seconds=1e-4,
-        adapter_seconds=0.0,
-        memory_bytes=10**12,
-        base_bytes=0,
-        reserve_bytes=0,
-        activation_bytes_per_token=0,
-        microbatch_tokens=10**9,
-        swap_seconds=0,
-        base_load_seconds=0,
-    )
-    gap, now, jobs = float(random.choice([0.0, 0.3, 1.0])), 0.0, []
-    for number in range(int(random.integers(2, 6 if actors == 1 else 5))):
-        jobs.append(
-            TraceJob(
-                job=f"j{number}",
-                arrival_s=round(now, 3),
-                steps=int(math.exp(random.uniform(math.log(20), math.log(1000)))),
-                tokens_per_step=1000 * math.exp(random.uniform(math.log(0.03), math.log(5))),
-                adapter_bytes=0,
-                base_model="base",
-            )
-        )
-        now += gap * float(random.exponential(60))
-    return jobs, profile, actors
 
 
 def exact(count: int) -> tuple[float, float]:
@@ -274,10 +236,13 @@ def main() -> None:
     parser.add_argument("--actors", type=int, action="append", default=[], help="how many of it")
     parser.add_argument("--json", type=Path, help="write the rows here as well")
     options = parser.parse_args()
-    found = scenarios(options.jobs)
+    given: dict[str, Scenario] = {}
     for trace, profile, actors in zip(options.trace, options.profile, options.actors, strict=True):
-        found[trace.stem[:24]] = (read_trace(trace), read_profile(profile), actors)
-    rows = contended(found)
+        given |= recorded(trace, profile, actors)
+    found = scenarios(options.jobs)
+    rows = contended(found, "seeded")
+    if given:
+        rows += contended(given, "recorded")
     rows.append(("largest slowdown, 16 actors, load 1.2", "20", "12", slowdown(3 * options.jobs)))
     rows.append(("p95 slowdown of a weight-8 tenth, load 1.0", "1.5", "1.2", urgent(options.jobs)))
     mean, worst = exact(60)
@@ -288,9 +253,9 @@ def main() -> None:
     rows.append(("steps of 10^6 out of memory, filled to 85 %", "0", "-", out_of_memory(0.85)))
     rows.append(("steps of 10^6 out of memory, filled to 90 %", "-", "0", out_of_memory(0.90)))
     rows.append(("full plan, 10,000 queued, 1,000 actors, ms", "250", "70", decision_ms()))
-    print(f"\n{'what':56s} {'least':>6s} {'aim':>6s} {'measured':>9s}")
+    print(f"\n{'what':74s} {'least':>6s} {'aim':>6s} {'measured':>9s}")
     for words, least, aim, value in rows:
-        print(f"{words:56s} {least:>6s} {aim:>6s} {value:9.3f}")
+        print(f"{words:74s} {least:>6s} {aim:>6s} {value:9.3f}")
     if options.json:
         table = [dict(zip(("what", "least", "aim", "measured"), row, strict=True)) for row in rows]
         options.json.write_text(json.dumps(table, indent=1))

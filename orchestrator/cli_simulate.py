@@ -31,6 +31,9 @@ def simulate(
     noise: Annotated[
         float, typer.Option("--noise", min=0.0, max=5.0, help="The scheduler errs about sizes by exp(N(0, NOISE)).")
     ] = 0.0,
+    makespan: Annotated[
+        float, typer.Option("--makespan", min=0.0, max=4.0, help="As `scheduler.makespan` of the cluster file.")
+    ] = 0.0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the noise.")] = 0,
     chart: Annotated[
         Path | None,
@@ -44,7 +47,8 @@ def simulate(
     outcomes: dict[str, Outcome] = {}
     for name in dict.fromkeys([*names, REFERENCE]):
         record = chart is not None and name == names[0]
-        outcomes[name] = Simulation(jobs, device, actors, name, noise=noise, seed=seed, record=record).run()
+        options: dict[str, Any] = {"noise": noise, "seed": seed, "record": record, "makespan": makespan}
+        outcomes[name] = Simulation(jobs, device, actors, name, **options).run()
         if record and chart is not None:
             _draw(chart, outcomes[name], name, f"{trace.name} on {words.plural(actors, 'actor')} of {device.name}")
     result = summary(jobs, device, actors, outcomes, names)

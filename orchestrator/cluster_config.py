@@ -102,6 +102,13 @@ class SchedulerConfig(Strict):
         description="Who trains where. `cosrpt`: shortest remaining work first, shared steps where they pay; `srpt`: "
         "the same, one job per actor; `fifo`, `fifo-4`, `fifo-memory`: by arrival, 1, 4 or as many per actor as fit.",
     )
+    makespan: float = Field(
+        default=0.0,
+        ge=0,
+        le=4,
+        description="Under `cosrpt`: 0 for the shortest mean turnaround; with more, the jobs that would be the last to "
+        "end begin sooner. 1.5 makes the whole queue end as soon as under `fifo-4`, for a few per cent of the mean.",
+    )
     tick_seconds: float = Field(default=0.5, gt=0, le=60, description="Seconds between two looks at the cluster.")
 
     @field_validator("policy")

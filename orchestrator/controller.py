@@ -68,7 +68,7 @@ class Controller:
         self._fleet = Fleet(config, self._store, env_vars)
         self._bases = BaseCatalog(env_vars, config.trust_remote_code)
         profiles = Profiles(self._store)
-        lookout = Lookout(self._store, self._fleet, self._bases, profiles)
+        lookout = Lookout(self._store, self._fleet, self._bases, profiles, config.scheduler.makespan)
         self._admission = Admission(
             self._store, self._fleet, self._bases, lookout, config.allowed_roots, allow_pickle=config.allow_pickle
         )

@@ -48,7 +48,10 @@ class Look:
 class Lookout:
     """Builds the looks of one orchestrator."""
 
-    def __init__(self, store: Store, fleet: Fleet, bases: BaseCatalog, profiles: Profiles) -> None:
+    def __init__(
+        self, store: Store, fleet: Fleet, bases: BaseCatalog, profiles: Profiles, makespan: float = 0.0
+    ) -> None:
+        self._makespan = makespan
         self._store, self._fleet, self._bases, self._profiles = store, fleet, bases, profiles
         self._sizes: dict[str, DataSize | None] = {}
 
@@ -81,7 +84,7 @@ class Lookout:
                 (held if place is None else unsure)[place or job.id] = str(error)
         self._forget_sizes(job.id for job in jobs)
         places = tuple(self._learned(place, bases, unsure) for place in self._fleet.views())
-        return Look(ClusterView(tuple(jobs), places, bases, now=time.time()), held)
+        return Look(ClusterView(tuple(jobs), places, bases, time.time(), self._makespan), held)
 
     def places(self, base: BaseDescription) -> tuple[ActorView, ...]:
         """Every place with what is known of it, for a question about one base model."""

@@ -82,7 +82,7 @@ def plan_offline(specs: Sequence[JobSpec], config: ClusterConfig) -> list[dict[s
     bases = {ref: describe_base(ref, config.trust_remote_code) for ref in {spec.base_model for spec in specs}}
     profiles = _known_profiles(config)
     actors = tuple(with_profiles(_empty(slot), slot, profiles, bases) for slot in _slots(config))
-    view = ClusterView((), actors, bases)
+    view = ClusterView((), actors, bases, makespan=config.scheduler.makespan)
     return plan_jobs(specs, view, bases, config.scheduler.policy)
 
 

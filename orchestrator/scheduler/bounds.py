@@ -51,6 +51,49 @@ def unshared_bound(tasks: Sequence[Task], shared: float, actors: int) -> float:
     return _bound(tasks, [task.steps * (shared + task.added) / actors for task in tasks], shared)
 
 
+def slowdown_bound(tasks: Sequence[Task], shared: float, actors: int) -> float:
+    """A lower bound of the largest slowdown (turnaround over time alone) for every scheduler, to within a thousandth.
+
+    On the relaxed machine all jobs can keep a slowdown s exactly if earliest deadline first keeps it, with the
+    deadlines release + s * (time alone).
+    """
+    order = sorted(range(len(tasks)), key=lambda job: tasks[job].release)
+    release = [tasks[job].release for job in order]
+    work = [tasks[job].steps * tasks[job].added / actors for job in order]
+    alone = [tasks[job].steps * (shared + tasks[job].added) for job in order]
+
+    def kept(slowdown: float) -> bool:
+        heap: list[tuple[float, float]] = []  # deadline, work left
+        now, arrived = 0.0, 0
+        while heap or arrived < len(order):
+            if not heap:
+                now = max(now, release[arrived])
+            while arrived < len(order) and release[arrived] <= now:
+                heapq.heappush(heap, (release[arrived] + slowdown * alone[arrived], work[arrived]))
+                arrived += 1
+            deadline, left = heap[0]
+            until = release[arrived] if arrived < len(order) else float("inf")
+            if now + left <= until:
+                now += left
+                heapq.heappop(heap)
+                if now > deadline:
+                    return False
+            else:
+                heapq.heapreplace(heap, (deadline, left - (until - now)))
+                now = until
+        return True
+
+    low, high = 1.0, 2.0
+    if kept(low):
+        return low
+    while not kept(high):
+        low, high = high, 2 * high
+    while high > low * 1.001:
+        middle = (low + high) / 2
+        low, high = (low, middle) if kept(middle) else (middle, high)
+    return low
+
+
 def _bound(tasks: Sequence[Task], work: Sequence[float], shared: float) -> float:
     """The largest of three: alone, shortest remaining first on the fast machine, and mean busy times there."""
     release = [task.release for task in tasks]

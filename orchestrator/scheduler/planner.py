@@ -31,7 +31,7 @@ class Planner:
         self._rehosts: dict[int, str] = {}
         if policy.rebalances:
             self._rehosts = hosting.rebalance(self._places, self._jobs, self._bases)
-        self._policy = policy(self._jobs, self._places)
+        self._policy = policy(self._jobs, self._places, view.makespan)
         self._order = self._policy.order()
 
     def _look(self, view: ClusterView) -> None:

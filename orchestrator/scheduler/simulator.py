@@ -111,6 +111,7 @@ class Simulation:
         noise: float = 0.0,
         seed: int = 0,
         record: bool = False,
+        makespan: float = 0.0,
     ) -> None:
         """Nothing runs yet.
 
@@ -122,8 +123,10 @@ class Simulation:
             noise: The scheduler believes in steps times exp(N(0, noise)).
             seed: Of the noise.
             record: Whether to keep segments and memory for a chart.
+            makespan: `ClusterView.makespan`.
         """
         self._profile, self._policy, self._record = profile, policy, record
+        self._makespan = makespan
         self._guess = np.exp(np.random.default_rng(seed).normal(0.0, noise, len(jobs))) if noise else np.ones(len(jobs))
         self._jobs = list(jobs)
         bases = list(dict.fromkeys(job.base_model for job in jobs))
@@ -255,6 +258,7 @@ class Simulation:
             actors=tuple(actor.view for actor in self._actors),
             bases={},
             now=now,
+            makespan=self._makespan,
         )
         started = time.process_time()
         plan = decide(view, self._policy, words=False)

@@ -78,6 +78,40 @@ def generate(count: int, profile: Profile, actors: int, shape: WorkloadShape, se
     return [job.model_copy(update={"arrival_s": round(float(at), 1)}) for job, at in zip(jobs, arrival, strict=True)]
 
 
+def small_instance(seed: int) -> tuple[list[TraceJob], Profile, int]:
+    """Up to five jobs on one or two actors, at once or one after another, from far below to far above saturation.
+
+    Small enough for `optimum`. Swaps, loading and memory cost nothing.
+    """
+    random = np.random.default_rng(seed)
+    actors = int(random.choice([1, 1, 2]))
+    free = dict.fromkeys(("base_bytes", "reserve_bytes", "activation_bytes_per_token", "swap_seconds"), 0)
+    profile = Profile(
+        name="small",
+        step_seconds=0.1,
+        token_seconds=1e-4,
+        adapter_seconds=0.0,
+        memory_bytes=10**12,
+        microbatch_tokens=10**9,
+        base_load_seconds=0,
+        **free,
+    )
+    gap, now, jobs = float(random.choice([0.0, 0.3, 1.0])), 0.0, []
+    for number in range(int(random.integers(2, 6 if actors == 1 else 5))):
+        jobs.append(
+            TraceJob(
+                job=f"j{number}",
+                arrival_s=round(now, 3),
+                steps=int(math.exp(random.uniform(math.log(20), math.log(1000)))),
+                tokens_per_step=1000 * math.exp(random.uniform(math.log(0.03), math.log(5))),
+                adapter_bytes=0,
+                base_model="base",
+            )
+        )
+        now += gap * float(random.exponential(60))
+    return jobs, profile, actors
+
+
 def _gaps(count: int, variation: float, random: np.random.Generator) -> NDArray[np.float64]:
     """Gaps between arrivals with mean 1: exponential, or a mixture of two exponentials for bursts."""
     if variation <= 1:

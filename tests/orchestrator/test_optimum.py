@@ -6,21 +6,8 @@ import pytest
 from orchestrator.scheduler.bounds import Task
 from orchestrator.scheduler.optimum import optimum
 from orchestrator.scheduler.simulator import Simulation
-from orchestrator.scheduler.trace import Profile, TraceJob, work_of
-
-PROFILE = Profile(
-    name="small",
-    step_seconds=0.1,
-    token_seconds=1e-4,
-    adapter_seconds=0.0,
-    memory_bytes=10**12,
-    base_bytes=0,
-    reserve_bytes=0,
-    activation_bytes_per_token=0,
-    microbatch_tokens=10**9,
-    swap_seconds=0,
-    base_load_seconds=0,
-)
+from orchestrator.scheduler.trace import work_of
+from orchestrator.scheduler.workload import small_instance
 
 
 @pytest.mark.parametrize(("added", "mean"), [(0.05, (100 * 0.2 + 100 * 0.2 + 100 * 0.15) / 2), (0.5, (60 + 180) / 2)])
@@ -38,24 +25,10 @@ def test_a_weight_brings_a_longer_job_forward():
 def test_small_instances_are_close_to_the_optimum():
     ratios = []
     for seed in range(25):
-        random = np.random.default_rng(seed)
-        gap, now, jobs = float(random.choice([0.0, 20.0, 60.0])), 0.0, []
-        for number in range(int(random.integers(2, 5))):
-            tokens, steps = 1000 * np.exp(random.uniform(np.log(0.03), np.log(5))), int(random.integers(20, 1000))
-            jobs.append(
-                TraceJob(
-                    job=f"j{number}",
-                    arrival_s=now,
-                    steps=steps,
-                    tokens_per_step=float(tokens),
-                    adapter_bytes=0,
-                    base_model="base",
-                )
-            )
-            now += gap * float(random.exponential())
-        mean = float(Simulation(jobs, PROFILE, 1, "cosrpt").run().turnaround.mean())
-        tasks = [Task(job.arrival_s, job.steps, work_of(job, PROFILE).added) for job in jobs]
-        ratios.append(mean / optimum(tasks, PROFILE.step_seconds))
+        jobs, profile, actors = small_instance(seed)
+        mean = float(Simulation(jobs, profile, actors, "cosrpt").run().turnaround.mean())
+        tasks = [Task(job.arrival_s, job.steps, work_of(job, profile).added) for job in jobs]
+        ratios.append(mean / optimum(tasks, profile.step_seconds, actors, known=1.2 * mean))
     assert min(ratios) >= 1 - 1e-6
     assert np.mean(ratios) <= 1.05
     assert max(ratios) <= 1.15

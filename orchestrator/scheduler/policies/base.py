@@ -25,14 +25,15 @@ class Policy:
     rebalances: ClassVar[bool] = False
     turn: ClassVar[str] = "every actor that hosts {base} has its share of jobs"
 
-    def __init__(self, jobs: Jobs, places: Places) -> None:
+    def __init__(self, jobs: Jobs, places: Places, makespan: float = 0.0) -> None:
         """Look at the cluster once.
 
         Args:
             jobs: All jobs; a policy may raise `jobs.weight`.
             places: All places, without anything planned yet.
+            makespan: `ClusterView.makespan`.
         """
-        self.jobs, self.places = jobs, places
+        self.jobs, self.places, self.makespan = jobs, places, makespan
 
     def order(self) -> Ints:
         """All job numbers, the best first. It decides who is placed first and who comes first in an actor's batches."""

@@ -11,7 +11,7 @@ from orchestrator.scheduler.table import Floats, Ints, Jobs, Mask, Places
 
 PATIENT = 5.0  # slowdown up to which a job is patient; beyond it its weight grows
 AGE_POWER = 2.0
-FUTURE_PER_JOB, FUTURE_MOST = 0.1, 2.0  # f, the overhead saved for jobs still to come, by jobs per actor
+FUTURE = 2.0  # f: the overhead saved for jobs that are still to come counts twice that for those that are here
 
 
 class CoSrpt(Policy):
@@ -21,6 +21,9 @@ class CoSrpt(Policy):
     min(n_i, n_j) (w_i v_j + w_j v_i). So two jobs, k the shorter one, should share a step exactly when
     w_k v_j < w_j a. For many: lambda = a / g is the overhead that a step charges a job in a group of g, and a job
     shares a step where weight there * v <= lambda (1 + f) K, with K the weight behind it on an actor.
+
+    A job that takes longer alone than all the work takes at the least decides when everything is done. With
+    `makespan` its weight grows by that power of the ratio: such jobs begin sooner, at the expense of the mean.
     """
 
     name = "cosrpt"
@@ -28,23 +31,30 @@ class CoSrpt(Policy):
     rebalances = True
     turn: ClassVar[str] = "jobs with less work left for their weight go first on {base}"
 
-    def __init__(self, jobs: Jobs, places: Places) -> None:
+    def __init__(self, jobs: Jobs, places: Places, makespan: float = 0.0) -> None:
         """Weigh the jobs by their age, and find the group sizes."""
-        super().__init__(jobs, places)
+        super().__init__(jobs, places, makespan)
         alone = np.maximum(jobs.total * (jobs.shared + jobs.added), 1e-9)
         slow = jobs.age / alone
         jobs.weight = jobs.weight * np.maximum(1.0, slow / PATIENT) ** AGE_POWER
         self._lam = np.zeros(jobs.count)
-        self._f = np.zeros(jobs.count)
         self._keep = np.zeros(jobs.count)  # K
         for base in np.unique(jobs.base):
-            self._share(np.flatnonzero(jobs.base == base), max(1, int(places.hosts(int(base)).sum())))
+            mine, actors = np.flatnonzero(jobs.base == base), max(1, int(places.hosts(int(base)).sum()))
+            self._urge(mine, actors)
+            self._share(mine, actors)
+
+    def _urge(self, mine: Ints, actors: int) -> None:
+        """More weight for the jobs that decide when everything is done."""
+        jobs = self.jobs
+        alone = jobs.left[mine] * (jobs.shared[mine] + jobs.added[mine])
+        least = float((jobs.left[mine] * jobs.added[mine]).sum()) / actors
+        jobs.weight[mine] *= np.maximum(1.0, alone / max(least, 1e-9)) ** self.makespan
 
     def _share(self, mine: Ints, actors: int) -> None:
         """The group size g of one base model, and from it the overhead that a step charges a job."""
         jobs = self.jobs
         a = jobs.shared[mine]
-        f = min(FUTURE_MOST, FUTURE_PER_JOB * len(mine) / actors)
         lam = a
         keep = np.zeros(len(mine))
         for _ in range(2):
@@ -53,11 +63,11 @@ class CoSrpt(Policy):
             after = np.cumsum(weight[::-1])[::-1]
             ahead = (after[0] - after) / actors
             keep[by] = np.maximum(weight, after / actors)
-            limit = (a * (1 + f) * keep)[by] / np.maximum(jobs.added[mine][by] * ahead, 1e-12)
+            limit = (a * (1 + FUTURE) * keep)[by] / np.maximum(jobs.added[mine][by] * ahead, 1e-12)
             ranked = np.sort(limit)[::-1]
             group = np.minimum(ranked, np.arange(1, len(mine) + 1) / actors).max(initial=1.0)
             lam = a / max(1.0, group)
-        self._lam[mine], self._keep[mine], self._f[mine] = lam, keep, f
+        self._lam[mine], self._keep[mine] = lam, keep
 
     def order(self) -> Ints:
         """By what is left, overhead included, over the weight."""
@@ -76,7 +86,7 @@ class CoSrpt(Policy):
         return not places.jobs_on[place] or bool(places.weight_on[place] * self.jobs.added[job] <= self._most(job))
 
     def _most(self, jobs: int | Ints) -> Floats:
-        most: Floats = self._lam[jobs] * (1 + self._f[jobs]) * self._keep[jobs]
+        most: Floats = self._lam[jobs] * (1 + FUTURE) * self._keep[jobs]
         return most
 
     def hopeful(self, jobs: Ints, hosts: Mask) -> Mask:

@@ -1,0 +1,44 @@
+"""Workloads of the scheduler's benchmark: drawn from seeds, and recorded ones at several loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orchestrator.scheduler.trace import Profile, TraceJob, load_of, read_profile, read_trace
+from orchestrator.scheduler.workload import WorkloadShape, generate
+
+TRACES = Path(__file__).parents[1] / "configs" / "traces"
+LOADS = (0.9, 1.2, 1.5, 2.0)
+Scenario = tuple[list[TraceJob], Profile, int]
+
+
+def devices() -> list[Profile]:
+    """Two devices with a 7B base, and one with a 1B base whose steps are mostly fixed cost."""
+    h100, a100 = (read_profile(TRACES / f"{name}-7b.yaml") for name in ("h100", "a100"))
+    small = {"step_seconds": 0.04, "token_seconds": 4e-5, "adapter_seconds": 0.001, "base_bytes": 2_600_000_000}
+    return [h100, a100, a100.model_copy(update={"name": "a100-1b", "activation_bytes_per_token": 7e5, **small})]
+
+
+def scenarios(count: int, actors: int = 4) -> dict[str, Scenario]:
+    """24 workloads: three devices, four loads, heavy-tailed jobs in bursts or more even ones."""
+    found: dict[str, Scenario] = {}
+    for profile in devices():
+        for load in LOADS:
+            for kind, spread, bursts in (("bursts", 2.0, 3.0), ("even", 1.4, 1.5)):
+                shape = WorkloadShape(load=load, burstiness=bursts, seconds=600, spread=spread)
+                jobs = generate(count, profile, actors, shape, 100 + len(found))
+                found[f"{profile.name} {load} {kind}"] = (jobs, profile, actors)
+    return found
+
+
+def at_load(scenario: Scenario, load: float) -> Scenario:
+    """The same jobs, coming sooner or later one after another."""
+    jobs, profile, actors = scenario
+    factor = load_of(jobs, profile, actors) / load
+    return [job.model_copy(update={"arrival_s": job.arrival_s * factor}) for job in jobs], profile, actors
+
+
+def recorded(trace: Path, profile: Path, actors: int) -> dict[str, Scenario]:
+    """A recorded workload at its own arrivals' pattern, at four loads."""
+    scenario = read_trace(trace), read_profile(profile), actors
+    return {f"{trace.stem[:18]} {load}": at_load(scenario, load) for load in LOADS}
