@@ -85,6 +85,11 @@ class ActorConfig(Strict):
                 f"device {self.device} does not go with num_gpus {self.num_gpus:g}; "
                 "a cuda device needs num_gpus above 0, and cpu needs 0"
             )
+        if self.cpu_threads is not None and self.num_gpus:
+            raise ValueError(
+                f"cpu_threads {self.cpu_threads} does nothing for an actor with num_gpus {self.num_gpus:g}; "
+                "leave it out, or give num_gpus 0 for a CPU actor"
+            )
         check_quantization(self.quantization, self.dtype)
         return self
 

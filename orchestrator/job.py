@@ -22,7 +22,13 @@ MAX_NAME = 128
 class QueueConfig(Strict):
     """How a job stands in the queue."""
 
-    priority: int = Field(default=0, ge=-100, le=100, description="Higher goes first.")
+    priority: int = Field(
+        default=0,
+        ge=-100,
+        le=100,
+        description="Higher goes first. Under srpt and cosrpt each step up doubles the job's weight; beyond -10 and "
+        "10 nothing more is gained.",
+    )
     max_retries: int = Field(
         default=2,
         ge=0,
