@@ -212,7 +212,9 @@ class EarlyStopConfig(Strict):
     )
     halving_keep: float = Field(0.5, gt=0.0, lt=1.0, description="Share of a grid's jobs that passes a rung.")
     group: str | None = Field(
-        None, min_length=1, description="The jobs that are compared with each other; null: those of the grid."
+        None,
+        min_length=1,
+        description="The jobs of one submission that are compared with each other; null: those of the grid.",
     )
 
 
