@@ -13,7 +13,7 @@ from gpu_actor.footprint import BaseDescription
 from orchestrator.cluster_config import ClusterConfig
 from orchestrator.data_size import guess_size
 from orchestrator.job import JobSpec
-from orchestrator.look import scheduling_view, with_profiles
+from orchestrator.look import micro_batch_cap, scheduling_view, with_profiles
 from orchestrator.profiles import Profiles
 from orchestrator.scheduler.forecast import Forecast, forecast
 from orchestrator.scheduler.policy import DEFAULT
@@ -37,10 +37,11 @@ def plan_jobs(
         policy: Name of the policy.
     """
     start = max((job.arrival for job in view.jobs), default=0) + 1
+    cap = micro_batch_cap(actor.shape.device for actor in view.actors)
     new = []
     for number, spec in enumerate(specs):
         size = guess_size(spec.dataset)
-        job = scheduling_view(f"plan:{number}", spec, bases[spec.base_model], size=size)
+        job = scheduling_view(f"plan:{number}", spec, bases[spec.base_model], size=size, cap=cap)
         new.append(replace(job, arrival=start + number, submitted_at=view.now, queued_at=view.now))
     whole = replace(view, jobs=(*view.jobs, *new), bases={**view.bases, **bases})
     found = forecast(whole, policy)
