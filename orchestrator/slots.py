@@ -98,7 +98,8 @@ def find_slots(nodes: Sequence[Mapping[str, Any]]) -> list[Slot]:
 
 
 def listed_slots(actors: Sequence[ActorConfig], nodes: Sequence[Mapping[str, Any]]) -> list[Slot]:
-    """The places of a cluster file. Those on a CPU are on the head node and share its memory and cores evenly.
+    """The places of a cluster file. Those on a CPU are on the head node and share its cores evenly; and its memory
+    as well, those without a limit of their own what the others leave.
 
     Args:
         actors: The cluster file's list.
@@ -106,6 +107,8 @@ def listed_slots(actors: Sequence[ActorConfig], nodes: Sequence[Mapping[str, Any
     """
     head = next((node["NodeID"] for node in nodes if node["Alive"] and HEAD in node["Resources"]), None)
     on_cpu = sum(not actor.num_gpus for actor in actors)
+    given = [actor.memory_limit for actor in actors if not actor.num_gpus and actor.memory_limit]
+    rest = (memory_limit("cpu") - sum(given)) // max(1, on_cpu - len(given)) if on_cpu else 0
     threads = max(1, (os.cpu_count() or 1) // on_cpu) if on_cpu > 1 else None
     slots: list[Slot] = []
     for actor in actors:
@@ -114,7 +117,7 @@ def listed_slots(actors: Sequence[ActorConfig], nodes: Sequence[Mapping[str, Any
         if actor.num_gpus:
             slots.append(Slot(slot_id, None, actor, actor.memory_limit))
         else:
-            limit = actor.memory_limit or memory_limit("cpu") // on_cpu
+            limit = actor.memory_limit or max(1, rest)
             slots.append(Slot(slot_id, head, actor, limit, actor.cpu_threads or threads))
     return slots
 

@@ -37,7 +37,10 @@ def test_listed_actors_on_a_cpu_share_its_memory_and_cores():
         [ActorConfig(), ActorConfig(num_gpus=1), ActorConfig(memory_limit=5), ActorConfig()], [HEAD_NODE]
     )
     assert [slot.id for slot in slots] == ["cpu:0", "cuda:0", "cpu:1", "cpu:2"]
-    assert [slot.memory_limit for slot in slots] == [memory_limit("cpu") // 3, None, 5, memory_limit("cpu") // 3]
+    rest = (memory_limit("cpu") - 5) // 2
+    assert [slot.memory_limit for slot in slots] == [rest, None, 5, rest]
+    all_of_it = listed_slots([ActorConfig(memory_limit=memory_limit("cpu")), ActorConfig()], [HEAD_NODE])
+    assert [slot.memory_limit for slot in all_of_it] == [memory_limit("cpu"), 1]
     assert slots[0].cpu_threads == max(1, os.cpu_count() // 3)
     assert listed_slots([ActorConfig()], [HEAD_NODE])[0].cpu_threads is None
 
