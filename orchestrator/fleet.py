@@ -14,7 +14,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -109,6 +109,7 @@ class Fleet:
         self.members: dict[str, Member] = {}  # by name
         self._gone: set[str] = set()  # slots whose node is gone
         self._limits: dict[str, int] = {}
+        self._names: dict[str, str] = {}  # slot -> what its accelerator calls itself
         self._blocked: dict[str, tuple[str, float]] = {}  # slot -> reason, until
         self._barred: dict[tuple[str, str], tuple[str, float]] = {}  # slot and base model -> reason, until
         self._deaths: Counter[tuple[str, str]] = Counter()  # ... -> actors in a row that died while loading it
@@ -123,7 +124,7 @@ class Fleet:
         if isinstance(actors, str) and not any(slot.settings.num_gpus for slot in found):
             # Without GPUs `auto` means the CPU; but not when they are only gone for the moment.
             found = [] if any(slot.settings.num_gpus for slot in self.slots.values()) else found
-        self.slots |= {slot.id: slot for slot in found}
+        self.slots |= {slot.id: replace(slot, device_name=self._names.get(slot.id)) for slot in found}
         self._gone = set(self.slots) - {slot.id for slot in found}
 
     def views(self) -> tuple[ActorView, ...]:
@@ -310,6 +311,9 @@ class Fleet:
     def _answered(self, member: Member, report: ActorReport) -> Loss | None:
         member.report, member.heard, member.fresh, member.trouble = report, time.monotonic(), True, None
         self._limits[member.slot.id] = report.memory_limit
+        if report.device_name:
+            self._names[member.slot.id] = report.device_name
+            member.slot = replace(member.slot, device_name=report.device_name)
         if report.state == "failed":
             return self._unloadable(member, report.reason or "no reason given")
         if member.ready:

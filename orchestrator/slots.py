@@ -27,6 +27,7 @@ class Slot:
         settings: What the cluster file says of it, or the defaults.
         memory_limit: Bytes its actor may use; None: all that the device has.
         cpu_threads: Threads of its actor; None: one per core.
+        device_name: What its accelerator calls itself; None: a CPU, or nobody knows yet.
     """
 
     id: str
@@ -34,6 +35,7 @@ class Slot:
     settings: ActorConfig
     memory_limit: int | None = None
     cpu_threads: int | None = None
+    device_name: str | None = None
 
     @property
     def device(self) -> str:
@@ -72,6 +74,7 @@ class Slot:
             dtype=self.settings.dtype,
             quantization=self.settings.quantization,
             memory_limit=self.memory_limit,
+            memory_share=self.settings.num_gpus or 1.0,
             token_budget=self.token_budget,
             cpu_threads=self.cpu_threads,
             gradient_checkpointing=self.settings.gradient_checkpointing,

@@ -64,6 +64,13 @@ def test_the_limits_of_control_groups_are_those_of_all_that_hold_the_process(tmp
     assert control_group_limits(tmp_path / "root", tmp_path / "nowhere") == []
 
 
+def test_an_accelerator_is_shared_and_keeps_what_no_allocator_counts():
+    gib = 2**30
+    assert memory.accelerator_limit(80 * gib, 1.0) == 79 * gib
+    assert memory.accelerator_limit(80 * gib, 0.5) == 39 * gib  # a context of its own for each
+    assert memory.accelerator_limit(6 * gib, 0.25) == gib * 3 // 4  # a small share is not all reserve
+
+
 def test_a_container_has_no_more_memory_than_it_may_use(monkeypatch):
     total = psutil.virtual_memory().total
     for limits, whole in (([], total), ([2**62], total), ([2**30, 2**29], 2**29)):

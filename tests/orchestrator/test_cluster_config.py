@@ -118,12 +118,17 @@ def test_any_text_is_a_size_or_refused(text: str):
         ("actors: 5", "actors", "5 is not text or a list; allowed: auto or a list of mappings"),
         ("actors: many", "actors", "'many' is not allowed; allowed: auto or"),
         ("actors: []", "actors", "[] names no actor"),
-        ("actors: [{}, {device: gpu}]", "actors[1].device", "'gpu' is not allowed; allowed: `cpu`, `cuda` or"),
+        ("actors: [{}, {device: gpu}]", "actors[1].device", "'gpu' is not allowed; allowed: `cpu` or `cuda`"),
         ("actors: [{device: cuda}]", "actors[0]", "device cuda does not go with num_gpus 0"),
         (
             "actors: [{cpu_threads: 4, num_gpus: 1}]",
             "actors[0]",
             "cpu_threads 4 does nothing for an actor with num_gpus",
+        ),
+        (
+            "actors: [{device: cuda:1, num_gpus: 1}]",
+            "actors[0]",
+            "device cuda:1 is never there: Ray gives an actor its",
         ),
         ("actors: [{device: cpu, num_gpus: 1}]", "actors[0]", "device cpu does not go with num_gpus 1"),
         ("actors: [{memory_limit: 8G}]", "actors[0].memory_limit", "'8G' is not a size; allowed: bytes, or"),

@@ -241,6 +241,13 @@ def test_jobs_fail_only_when_no_place_that_may_host_their_base_is_left(house):
     assert not any(view.barred for view in house.fleet.views())  # jobs that come later find all of them open
 
 
+def test_a_place_is_called_by_what_its_accelerator_calls_itself(house):
+    (member,) = house.fleet.members.values()
+    house.fleet._answered(member, ActorReport(ACTOR, "boot", "ready", device_name="H100"))
+    assert member.slot.device_name == "H100"
+    assert house.fleet._names == {"cpu:0": "H100"}
+
+
 @pytest.mark.parametrize("left", [60.0, -1.0])
 def test_a_place_tries_again_after_a_while(house, left):
     house.fleet._barred["cpu:0", "/models/tiny"] = ("why", time.monotonic() + left)

@@ -52,4 +52,9 @@ def test_an_actor_gets_what_the_cluster_file_says():
     assert (options.device, options.dtype, options.token_budget, options.memory_limit) == ("cuda", "bfloat16", 77, 9)
     assert options.gradient_checkpointing
     assert options.trust_remote_code
+    assert options.memory_share == 1.0
+    (half,) = listed_slots([ActorConfig(num_gpus=0.5)], [HEAD_NODE])
+    assert half.options("name", "tiny", trust_remote_code=False).memory_share == 0.5
+    (on_cpu,) = listed_slots([ActorConfig()], [HEAD_NODE])
+    assert on_cpu.options("name", "tiny", trust_remote_code=False).memory_share == 1.0
     assert (slot.shape.dtype_bytes, slot.shape.token_budget, slot.shape.checkpointing) == (2, 77, True)
