@@ -25,6 +25,7 @@ from gpu_actor.actor import GpuActor
 from gpu_actor.report import ActorReport
 from orchestrator.cluster_config import ClusterConfig
 from orchestrator.connection import NAMESPACE
+from orchestrator.node_gpus import NodeGpus
 from orchestrator.scheduler.view import ActorState, ActorView
 from orchestrator.slots import Slot, find_slots, listed_slots
 from orchestrator.store import ActorRecord, Store
@@ -109,6 +110,7 @@ class Fleet:
         self.members: dict[str, Member] = {}  # by name
         self._gone: set[str] = set()  # slots whose node is gone
         self._limits: dict[str, int] = {}
+        self.gpus = NodeGpus()
         self._names: dict[str, str] = {}  # slot -> what its accelerator calls itself
         self._blocked: dict[str, tuple[str, float]] = {}  # slot -> reason, until
         self._barred: dict[tuple[str, str], tuple[str, float]] = {}  # slot and base model -> reason, until
@@ -124,7 +126,9 @@ class Fleet:
         if isinstance(actors, str) and not any(slot.settings.num_gpus for slot in found):
             # Without GPUs `auto` means the CPU; but not when they are only gone for the moment.
             found = [] if any(slot.settings.num_gpus for slot in self.slots.values()) else found
-        self.slots |= {slot.id: replace(slot, device_name=self._names.get(slot.id)) for slot in found}
+        self.gpus.look(nodes)
+        for slot in found:
+            self.slots[slot.id] = replace(slot, device_name=self._names.get(slot.id)).on(self.gpus.at(slot.node_id))
         self._gone = set(self.slots) - {slot.id for slot in found}
 
     def views(self) -> tuple[ActorView, ...]:

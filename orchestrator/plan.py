@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gpu_actor.accelerators import accelerators
 from gpu_actor.errors import LorayError
 from gpu_actor.footprint import BaseDescription
 from orchestrator.cluster_config import ClusterConfig
@@ -92,7 +93,9 @@ def _slots(config: ClusterConfig) -> list[Slot]:
     import torch
 
     here = [{"NodeID": "here", "Alive": True, "Resources": {HEAD: 1.0, "GPU": torch.cuda.device_count()}}]
-    return find_slots(here) if isinstance(config.actors, str) else listed_slots(config.actors, here)
+    slots = find_slots(here) if isinstance(config.actors, str) else listed_slots(config.actors, here)
+    gpu = max(accelerators(), key=lambda one: one.total_bytes, default=None)
+    return [slot.on(gpu) for slot in slots]
 
 
 def _empty(slot: Slot) -> ActorView:

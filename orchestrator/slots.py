@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from gpu_actor.accelerators import Accelerator
 from gpu_actor.config import ActorOptions
 from gpu_actor.footprint import DEFAULT_TOKEN_BUDGET, DTYPE_BYTES
-from gpu_actor.memory import memory_limit
+from gpu_actor.memory import accelerator_limit, memory_limit
 from orchestrator.cluster_config import ActorConfig
 from orchestrator.scheduler.estimate import device_kind
 from orchestrator.scheduler.view import ActorShape
@@ -25,7 +26,7 @@ class Slot:
         id: Unique in the cluster, and the same after a restart: `cpu:0`, `cuda:1`, `3f9a12/cuda:0`.
         node_id: The node it is on; None where Ray chooses.
         settings: What the cluster file says of it, or the defaults.
-        memory_limit: Bytes its actor may use; None: all that the device has.
+        memory_limit: Bytes its actor may use, as far as anybody knows; None: all that the device has.
         cpu_threads: Threads of its actor; None: one per core.
         device_name: What its accelerator calls itself; None: a CPU, or nobody knows yet.
     """
@@ -36,6 +37,13 @@ class Slot:
     memory_limit: int | None = None
     cpu_threads: int | None = None
     device_name: str | None = None
+
+    def on(self, gpu: Accelerator | None) -> Slot:
+        """This place with what is known of the GPU there; a place on a CPU, or that nobody knows, is as it was."""
+        if gpu is None or not self.settings.num_gpus:
+            return self
+        limit = self.memory_limit or accelerator_limit(gpu.total_bytes, self.settings.num_gpus)
+        return replace(self, memory_limit=limit, device_name=self.device_name or gpu.name)
 
     @property
     def device(self) -> str:
@@ -73,7 +81,7 @@ class Slot:
             device=self.device,
             dtype=self.settings.dtype,
             quantization=self.settings.quantization,
-            memory_limit=self.memory_limit,
+            memory_limit=self.settings.memory_limit if self.settings.num_gpus else self.memory_limit,
             memory_share=self.settings.num_gpus or 1.0,
             token_budget=self.token_budget,
             cpu_threads=self.cpu_threads,

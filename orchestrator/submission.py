@@ -67,6 +67,8 @@ class Admission:
         refs = sorted({spec.base_model for spec in specs})
         found = dict(zip(refs, await asyncio.gather(*(self._describe(ref) for ref in refs)), strict=True))
         self._fleet.discover()
+        await self._fleet.gpus.settled()
+        self._fleet.discover()
         problems: list[Problem] = []
         for spec in specs:
             base = found[spec.base_model]
