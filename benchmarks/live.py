@@ -41,7 +41,7 @@ from orchestrator.cluster_config import ClusterConfig
 from orchestrator.connection import controller, start_local
 from orchestrator.data_size import guess_size
 from orchestrator.job import JobSpec
-from orchestrator.look import scheduling_view, with_profiles
+from orchestrator.look import micro_batch_cap, scheduling_view, with_profiles
 from orchestrator.profiles import Profiles
 from orchestrator.scheduler.forecast import forecast
 from orchestrator.scheduler.gantt import Segment, render
@@ -243,7 +243,9 @@ def _forecast(
         actors.append(with_profiles(place, slot, profiles, descriptions))
     jobs = []
     for number, (spec, arrival) in enumerate(zip(specs, arrivals, strict=True)):
-        view = scheduling_view(spec.name, spec, descriptions[spec.base_model], size=guess_size(spec.dataset))
+        view = scheduling_view(
+            spec.name, spec, descriptions[spec.base_model], size=guess_size(spec.dataset), cap=micro_batch_cap(["cpu"])
+        )
         jobs.append(replace(view, arrival=number, submitted_at=arrival.at, queued_at=arrival.at))
     found = forecast(ClusterView(tuple(jobs), tuple(actors), descriptions, now=0.0), policy)
     return mean(one.finish - one.job.submitted_at for one in found.values())

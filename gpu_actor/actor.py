@@ -20,7 +20,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from gpu_actor.config import ActorOptions, AdapterSpec
-from gpu_actor.memory import MemoryMeter, memory_limit
+from gpu_actor.memory import MemoryMeter, device_name, memory_limit
 from gpu_actor.report import ActorReport, TenantReport, TenantState
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ class GpuActor:
         self._preparing: dict[str, TenantReport] = {}  # being prepared, or failed in it
         self._unwanted: dict[str, bool] = {}  # detached while being prepared -> keep
         self._memory = MemoryMeter(self._options.device)
+        self._limit = self._options.memory_limit or memory_limit(self._options.device, self._options.memory_share)
+        self._device_name = ""
         self._idle_bytes = 0
         self._state = "loading"
         self._reason: str | None = None
@@ -263,9 +265,10 @@ class GpuActor:
         )
         for remark in base.remarks:
             logger.warning(remark)
+        self._device_name = device_name(options.device)
         self._memory.release()
         self._idle_bytes = self._memory.used()
-        self._trainer = CoTrainer(base, options.token_budget, options.memory_limit)
+        self._trainer = CoTrainer(base, options.token_budget, self._limit)
         self._state = "ready"
         self._reason = "; ".join(base.remarks) or None
         self._base = base
@@ -314,5 +317,6 @@ class GpuActor:
             reason=self._reason,
             base_model=options.base_model,
             device=options.device,
-            memory_limit=options.memory_limit or memory_limit(options.device),
+            device_name=self._device_name,
+            memory_limit=self._limit,
         )

@@ -212,7 +212,9 @@ class EarlyStopConfig(Strict):
     )
     halving_keep: float = Field(0.5, gt=0.0, lt=1.0, description="Share of a grid's jobs that passes a rung.")
     group: str | None = Field(
-        None, min_length=1, description="The jobs that are compared with each other; null: those of the grid."
+        None,
+        min_length=1,
+        description="The jobs of one submission that are compared with each other; null: those of the grid.",
     )
 
 
@@ -240,6 +242,7 @@ class ActorOptions(Strict):
         None, description="How the base's linear layers are kept; null: as dtype."
     )
     memory_limit: int | None = Field(None, gt=0, description="Bytes the actor may use; null: all that the device has.")
+    memory_share: float = Field(1.0, gt=0, le=1, description="Share of an accelerator that is its own.")
     token_budget: int | None = Field(
         None, gt=0, description="Most tokens in one shared batch (a larger micro-batch goes alone); null: the default."
     )

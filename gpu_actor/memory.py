@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
+ACCELERATOR_RESERVE = 1024 * 2**20  # bytes of each actor's context, kernels and fragmentation
+_CPU_SHARE = 0.8  # of a machine's memory, for actors without a limit of their own
 _FORGET_PEAK = "5"  # what Linux wants in clear_refs to set a process's peak resident set to what it is now
 
 
@@ -93,10 +95,60 @@ def _high_water() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT
 
 
-def memory_limit(device: str) -> int:
-    """Bytes that an actor may use when nobody sets a limit: the whole accelerator, or 80 % of the machine's memory."""
+def memory_limit(device: str, share: float = 1.0) -> int:
+    """Bytes that an actor may use when nobody sets a limit: its accelerator, or 80 % of the machine's memory.
+
+    In a container the machine's memory is what the container may use: beyond it the kernel kills.
+
+    Args:
+        device: `cpu`, `cuda` or `cuda:<n>`.
+        share: Of an accelerator, that is the actor's.
+    """
     if device.startswith("cuda"):
         import torch
 
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    return int(psutil.virtual_memory().total * 0.8)
+        return accelerator_limit(int(torch.cuda.get_device_properties(device).total_memory), share)
+    return int(min([psutil.virtual_memory().total, *control_group_limits()]) * _CPU_SHARE)
+
+
+def accelerator_limit(total: int, share: float) -> int:
+    """Bytes that an actor on an accelerator may have allocated: its share, less what no allocator counts.
+
+    Args:
+        total: Bytes of the accelerator.
+        share: Of it, that is the actor's.
+    """
+    mine = int(total * min(1.0, share))
+    return max(mine - ACCELERATOR_RESERVE, mine // 2)
+
+
+def device_name(device: str) -> str:
+    """What an accelerator calls itself; nothing for a CPU."""
+    if device.startswith("cuda"):
+        import torch
+
+        return str(torch.cuda.get_device_name(device))
+    return ""
+
+
+def control_group_limits(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """Bytes that the control groups of this process allow: its own group, and those that hold it.
+
+    A container may see its group under the path that the host knows, or as the root of what it sees.
+
+    Args:
+        root: Where they are mounted.
+        own: Names the groups of this process, one hierarchy a line: number, controllers, path.
+    """
+    limits = []
+    for line in own.read_text().splitlines() if own.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top, name = (root / "memory", "memory.limit_in_bytes") if controllers else (root, "memory.max")
+        group = top / path.lstrip("/")
+        for folder in [group, *group.parents]:
+            if folder.is_relative_to(top):
+                with contextlib.suppress(OSError, ValueError):  # no such group here, or its limit is `max`
+                    limits.append(int((folder / name).read_text()))
+    return limits

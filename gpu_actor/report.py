@@ -63,6 +63,7 @@ class ActorReport:
     reason: str | None = None  # of "failed", or a remark (a base that cannot be packed)
     base_model: str = ""
     device: str = ""
+    device_name: str = ""  # what an accelerator calls itself
     memory_limit: int = 0  # bytes the actor may use
     memory_used: int = 0  # bytes in use now (resident set on CPU, allocated on CUDA)
     memory_reserved: int = 0  # bytes taken from the device, in use or not

@@ -63,6 +63,10 @@ def simulate(
         soft_wrap=True,
     )
     console.print(_table(result["policies"], console.width))
+    rejected = max(one["rejected_jobs"] for one in result["policies"].values())
+    if rejected:
+        which = f"{words.plural(rejected, 'job')} of {len(jobs)} would not fit on {device.name} even alone"
+        console.print(f"{which}: rejected, and in no figure above", soft_wrap=True)
 
 
 def summary(
@@ -158,6 +162,7 @@ _COLUMNS = (
     ("fifo-4", "ratio_to_fifo_4", ".2f"),
     ("bound", "ratio_to_lower_bound", ".2f"),
 )
+_LARGE = 1e9  # from here on a figure is shown by its power of ten
 _WIDE = 110  # columns of a terminal from which on all figures are shown
 _FEWER = ("mean s", "p95 s", "makespan s", "slowdown", "oom", "fifo-4", "bound")
 
@@ -170,6 +175,12 @@ def _table(policies: dict[str, dict[str, float]], width: int) -> Table:
     for head, _, _ in columns:
         table.add_column(head, justify="right", no_wrap=True)
     for name, one in policies.items():
-        shown = ["-" if one[key] is None else format(one[key], form) for _, key, form in columns]
+        shown = [_shown(one[key], form) for _, key, form in columns]
         table.add_row(name, *shown, style="bold" if name == DEFAULT else None)
     return table
+
+
+def _shown(value: float | None, form: str) -> str:
+    if value is None:
+        return "-"
+    return format(value, form) if value < _LARGE else f"{value:.1e}"

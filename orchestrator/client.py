@@ -147,14 +147,18 @@ class Client:
             raise JobFileError([Problem(**problem) for problem in answer["problems"]])
         return [Job(self, view["id"], view["name"]) for view in answer["accepted"]], remarks
 
-    def plan(self, specs: Sequence[JobSpec]) -> list[dict[str, Any]]:
+    def plan(self, specs: Sequence[JobSpec], policy: str | None = None) -> list[dict[str, Any]]:
         """What would become of jobs if they were submitted now; nothing is.
+
+        Args:
+            specs: What `read_jobs` returned.
+            policy: Name of a policy to plan with; None: that of the cluster.
 
         Raises:
             JobFileError: They would not be accepted.
         """
         fields = [spec.model_dump(mode="json") for spec in specs]
-        answer = self._call("plan", fields, timeout=SUBMIT_SECONDS, again=True)
+        answer = self._call("plan", fields, policy, timeout=SUBMIT_SECONDS, again=True)
         if answer["problems"]:
             raise JobFileError([Problem(**problem) for problem in answer["problems"]])
         return cast("list[dict[str, Any]]", answer["jobs"])

@@ -57,7 +57,7 @@ class ActorConfig(Strict):
     device: str | None = Field(
         default=None,
         pattern=r"^(cpu|cuda(:[0-9]{1,3})?)$",
-        description="`cpu`, `cuda` or `cuda:<n>`; null: `cuda` when num_gpus is above 0, else `cpu`.",
+        description="`cpu` or `cuda`; null: `cuda` when num_gpus is above 0, else `cpu`.",
     )
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = Field(
         default="float32", description="Number format of the base model."
@@ -84,6 +84,16 @@ class ActorConfig(Strict):
             raise ValueError(
                 f"device {self.device} does not go with num_gpus {self.num_gpus:g}; "
                 "a cuda device needs num_gpus above 0, and cpu needs 0"
+            )
+        if self.device and self.device not in ("cpu", "cuda", "cuda:0"):
+            raise ValueError(
+                f"device {self.device} is never there: Ray gives an actor its GPU and shows it no other, so that it is "
+                "cuda:0 to it; give cuda, and choose GPUs by CUDA_VISIBLE_DEVICES when Ray is started"
+            )
+        if self.cpu_threads is not None and self.num_gpus:
+            raise ValueError(
+                f"cpu_threads {self.cpu_threads} does nothing for an actor with num_gpus {self.num_gpus:g}; "
+                "leave it out, or give num_gpus 0 for a CPU actor"
             )
         check_quantization(self.quantization, self.dtype)
         return self

@@ -204,9 +204,9 @@ def start_local(config: ClusterConfig) -> Iterator[Connection]:
 
     Raises:
         AlreadyRunningError: Another process runs Loray from the same storage folder.
+        StoreError: The storage folder cannot be made or written.
     """
     storage = Path(config.storage)
-    storage.mkdir(parents=True, exist_ok=True)
     with _only_one(storage):
         connection = _start_ray()
         try:
@@ -265,7 +265,9 @@ def _shut_down_controller(connection: Connection) -> None:
 @contextlib.contextmanager
 def _only_one(storage: Path) -> Iterator[None]:
     """Holds the storage folder, so that no two orchestrators write into one job table. The lock dies with us."""
-    with (storage / LOCK_FILE).open("a") as lock:
+    from orchestrator.storage_lock import open_file
+
+    with open_file(storage, LOCK_FILE) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

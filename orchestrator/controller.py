@@ -22,7 +22,7 @@ from gpu_actor.errors import ClusterUnavailableError, JobFailedError
 from gpu_actor.model_store import loray_home
 from orchestrator import __version__, verbs
 from orchestrator.bases import BaseCatalog
-from orchestrator.cluster_config import ClusterConfig
+from orchestrator.cluster_config import ClusterConfig, with_policy
 from orchestrator.connection import CONTROLLER, NAMESPACE
 from orchestrator.field_errors import Problem
 from orchestrator.fleet import Fleet, one_line, short_name
@@ -238,21 +238,26 @@ class Controller:
         _, problems = await self._admission.check(jobs)
         return [asdict(problem) for problem in problems]
 
-    async def plan(self, jobs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    async def plan(self, jobs: Sequence[Mapping[str, Any]], policy: str | None = None) -> dict[str, Any]:
         """What would become of jobs if they were submitted now; nothing is accepted.
 
         Args:
             jobs: Fields of `JobSpec`, paths absolute.
+            policy: Name of a policy to plan with; None: that of this cluster.
 
         Returns:
             `jobs`, a row for each, and `problems`; one of them is empty.
+
+        Raises:
+            ClusterFileError: There is no such policy.
         """
+        name = with_policy(self._config, policy).scheduler.policy
         specs, problems = await self._admission.check(jobs)
         if problems:
             return {"jobs": [], "problems": [asdict(problem) for problem in problems]}
         bases = {spec.base_model: await self._bases.get(spec.base_model) for spec in specs}
         view = self._reconciler.look().view
-        rows = await asyncio.to_thread(plan_jobs, specs, view, bases, self._config.scheduler.policy)
+        rows = await asyncio.to_thread(plan_jobs, specs, view, bases, name)
         return {"jobs": rows, "problems": []}
 
     async def submit(self, jobs: Sequence[Mapping[str, Any]], request_id: str) -> dict[str, Any]:

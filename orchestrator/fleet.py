@@ -14,7 +14,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -25,6 +25,7 @@ from gpu_actor.actor import GpuActor
 from gpu_actor.report import ActorReport
 from orchestrator.cluster_config import ClusterConfig
 from orchestrator.connection import NAMESPACE
+from orchestrator.node_gpus import NodeGpus
 from orchestrator.scheduler.view import ActorState, ActorView
 from orchestrator.slots import Slot, find_slots, listed_slots
 from orchestrator.store import ActorRecord, Store
@@ -35,6 +36,7 @@ START_SECONDS = 120.0  # to get its resources and a process; loading the base mo
 SILENCE_SECONDS = 60.0
 STOP_SECONDS = 60.0
 BLOCK_SECONDS = 60.0
+BAR_SECONDS = 600.0  # that a place does not try again to load a base model which it could not
 _POLL_SECONDS = 2.0
 _CALL_SECONDS = 5.0
 _MOST_DEATHS = 3  # of actors in a row that die while they load one base model
@@ -108,8 +110,11 @@ class Fleet:
         self.members: dict[str, Member] = {}  # by name
         self._gone: set[str] = set()  # slots whose node is gone
         self._limits: dict[str, int] = {}
+        self.gpus = NodeGpus()
+        self._names: dict[str, str] = {}  # slot -> what its accelerator calls itself
         self._blocked: dict[str, tuple[str, float]] = {}  # slot -> reason, until
-        self._deaths: Counter[str] = Counter()  # base model -> actors in a row that died while loading it
+        self._barred: dict[tuple[str, str], tuple[str, float]] = {}  # slot and base model -> reason, until
+        self._deaths: Counter[tuple[str, str]] = Counter()  # ... -> actors in a row that died while loading it
 
     # -- places --------------------------------------------------------------------------------------------------
 
@@ -121,7 +126,9 @@ class Fleet:
         if isinstance(actors, str) and not any(slot.settings.num_gpus for slot in found):
             # Without GPUs `auto` means the CPU; but not when they are only gone for the moment.
             found = [] if any(slot.settings.num_gpus for slot in self.slots.values()) else found
-        self.slots |= {slot.id: slot for slot in found}
+        self.gpus.look(nodes)
+        for slot in found:
+            self.slots[slot.id] = replace(slot, device_name=self._names.get(slot.id)).on(self.gpus.at(slot.node_id))
         self._gone = set(self.slots) - {slot.id for slot in found}
 
     def views(self) -> tuple[ActorView, ...]:
@@ -140,6 +147,7 @@ class Fleet:
             pinned=slot.settings.base_model,
             memory_limit=self._limits.get(slot.id, slot.memory_limit),
             reason=reason,
+            barred={base: why for base in self._bases_barred(slot.id) if (why := self.barred(slot.id, base))},
         )
 
     def _state(self, slot_id: str, member: Member | None) -> tuple[ActorState, str | None]:
@@ -153,6 +161,27 @@ class Fleet:
         if member.trouble:
             return ActorState.BLOCKED, member.trouble
         return (ActorState.READY if member.ready else ActorState.STARTING), None
+
+    def _bases_barred(self, slot_id: str) -> list[str]:
+        return [base for slot, base in self._barred if slot == slot_id]
+
+    def barred(self, slot_id: str, base_model: str) -> str | None:
+        """Why a base model is not loaded in a place for the time being: it could not be a short while ago."""
+        reason, until = self._barred.get((slot_id, base_model), ("", 0.0))
+        return reason if time.monotonic() < until else None
+
+    def give_up(self, base_model: str) -> list[str]:
+        """The places where a base model could not be loaded, with the reason, if no other may host it; else none.
+
+        They are then free to try again, for jobs that come after whatever was wrong was mended.
+        """
+        may = [slot.id for slot in self.slots.values() if slot.settings.base_model in (None, base_model)]
+        reasons = {slot_id: self.barred(slot_id, base_model) for slot_id in may}
+        if not all(reasons.values()):
+            return []
+        for slot_id in may:
+            del self._barred[slot_id, base_model]
+        return [f"{slot_id}: {reason}" for slot_id, reason in reasons.items()]
 
     def at(self, slot_id: str) -> Member | None:
         """The actor in a place."""
@@ -286,10 +315,14 @@ class Fleet:
     def _answered(self, member: Member, report: ActorReport) -> Loss | None:
         member.report, member.heard, member.fresh, member.trouble = report, time.monotonic(), True, None
         self._limits[member.slot.id] = report.memory_limit
+        if report.device_name:
+            self._names[member.slot.id] = report.device_name
+            member.slot = replace(member.slot, device_name=report.device_name)
         if report.state == "failed":
-            return _loss(member, LossKind.UNLOADABLE, report.reason or "no reason given")
+            return self._unloadable(member, report.reason or "no reason given")
         if member.ready:
-            self._deaths[member.base_model] = 0
+            self._deaths[member.slot.id, member.base_model] = 0
+            self._barred.pop((member.slot.id, member.base_model), None)
             if member.started is not None and member.load_seconds is None:
                 member.load_seconds = time.monotonic() - member.started
         return None
@@ -298,11 +331,16 @@ class Fleet:
         reason = f"its process died: {one_line(error)}"
         if member.ready:
             return _loss(member, LossKind.DIED, reason)
-        self._deaths[member.base_model] += 1
-        if self._deaths[member.base_model] < _MOST_DEATHS:
+        tries = member.slot.id, member.base_model
+        self._deaths[tries] += 1
+        if self._deaths[tries] < _MOST_DEATHS:
             return _loss(member, LossKind.DIED, reason)
-        self._deaths[member.base_model] = 0
-        return _loss(member, LossKind.UNLOADABLE, f"{_MOST_DEATHS} actors in a row died while loading it; {reason}")
+        self._deaths[tries] = 0
+        return self._unloadable(member, f"{_MOST_DEATHS} actors in a row died while loading it; {reason}")
+
+    def _unloadable(self, member: Member, reason: str) -> Loss:
+        self._barred[member.slot.id, member.base_model] = (reason, time.monotonic() + BAR_SECONDS)
+        return _loss(member, LossKind.UNLOADABLE, reason)
 
     async def tell(self, name: str, method: str, *arguments: Any) -> None:
         """Call a control method of an actor. A failure is only logged: the next tick sees what is missing."""

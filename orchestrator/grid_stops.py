@@ -18,28 +18,31 @@ class GridStops:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._losses: dict[tuple[str, int], float] = {}  # job and rung -> loss there
-        self._seen: dict[str, int] = {}  # job -> the latest rung that it had passed at the last look
+        self._seen: object = None  # what the last look came from
 
     def due(self, live: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-        """Running jobs that stop now, and why. Looks closer only when a job has come past a rung.
+        """Running jobs that stop now, and why.
+
+        Looks closer only when a job of a grid has come past a rung, or is in another state: one that ended elsewhere
+        decides about the others, and one whose wish was in the way may be free to stop.
 
         Args:
             live: Progress by job.
         """
-        running = [job for job in self._store.jobs([JobState.RUNNING]) if job.spec.early_stop.halving_steps]
-        passed = {job.id: max(_passed(job, live), default=0) for job in running}
-        if all(self._seen.get(job_id) == rung for job_id, rung in passed.items()):
+        requests = {job.request_id for job in self._store.jobs([JobState.RUNNING]) if _is_halved(job)}
+        jobs = [job for job in self._store.jobs(requests=requests) if _is_halved(job)] if requests else []
+        seen = [(job.id, job.state, job.wish, max(_passed(job, live), default=0)) for job in jobs]
+        if seen == self._seen:
             return {}
-        self._seen = passed
-        groups: dict[tuple[str, str], list[JobRecord]] = defaultdict(list)
-        for job in self._store.jobs():
-            if job.spec.early_stop.halving_steps and job.spec.early_stop.group:
-                groups[job.request_id, job.spec.early_stop.group].append(job)
-        wanted = {(job.request_id, job.spec.early_stop.group or "") for job in running}
+        self._seen = seen
+        groups: dict[tuple[str, str | None], list[JobRecord]] = defaultdict(list)
+        for job in jobs:
+            groups[job.request_id, job.spec.early_stop.group].append(job)
         found: dict[str, str] = {}
-        for key in wanted & set(groups):
-            found |= self._stops(groups[key], live)
-        return {job.id: found[job.id] for job in running if job.id in found and job.wish is None}
+        for group in groups.values():
+            found |= self._stops(group, live)
+        free = [job for job in jobs if job.state is JobState.RUNNING and job.wish is None]
+        return {job.id: found[job.id] for job in free if job.id in found}
 
     def _stops(self, jobs: Sequence[JobRecord], live: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         rules = jobs[0].spec.early_stop
@@ -65,6 +68,10 @@ class GridStops:
                 return None
             self._losses[job.id, rung] = evaluated[-1] if evaluated else sum(trained) / len(trained)
         return self._losses[job.id, rung]
+
+
+def _is_halved(job: JobRecord) -> bool:
+    return bool(job.spec.early_stop.halving_steps and job.spec.early_stop.group)
 
 
 def _progress(job: JobRecord, live: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:

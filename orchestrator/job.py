@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from gpu_actor.config import AdapterSpec, DatasetConfig, EarlyStopConfig, TrainingConfig
 from gpu_actor.errors import IllegalTransitionError, InvalidJobError
@@ -17,12 +17,20 @@ from orchestrator.yaml_file import write_document
 __all__ = ["TERMINAL", "JobFileError", "JobSpec", "JobState", "Problem", "QueueConfig", "check_transition"]
 
 MAX_NAME = 128
+ACCEPTED = "accepted"
+"""As the context of a validation: a job that an earlier Loray accepted, perhaps before a rule was made."""
 
 
 class QueueConfig(Strict):
     """How a job stands in the queue."""
 
-    priority: int = Field(default=0, ge=-100, le=100, description="Higher goes first.")
+    priority: int = Field(
+        default=0,
+        ge=-100,
+        le=100,
+        description="Higher goes first. Under srpt and cosrpt each step up doubles the job's weight; beyond -10 and "
+        "10 nothing more is gained.",
+    )
     max_retries: int = Field(
         default=2,
         ge=0,
@@ -63,11 +71,10 @@ class JobSpec(Strict):
         return value
 
     @model_validator(mode="after")
-    def _early_stop_can_see(self) -> JobSpec:
-        if self.early_stop.patience is not None and not self.dataset.val_size:
-            raise ValueError(
-                "early_stop.patience needs evaluations; set dataset.val_size, such as 0.05, or leave patience out"
-            )
+    def _early_stop_can_see(self, info: ValidationInfo) -> JobSpec:
+        wrong = None if info.context == ACCEPTED else _blind_rule(self)
+        if wrong:
+            raise ValueError(wrong)
         return self
 
     def to_adapter_spec(self, job_id: str) -> AdapterSpec:
@@ -90,6 +97,32 @@ class JobSpec(Strict):
     def to_yaml(self) -> str:
         """The job file with every field written out; reading it again gives an equal job."""
         return write_document(self.model_dump(mode="json"))
+
+
+def _blind_rule(spec: JobSpec) -> str | None:
+    """Which rule of early stop could never act, in words: it sees nothing, or another one would have to use it."""
+    rules, training = spec.early_stop, spec.training
+    if rules.patience is not None and not spec.dataset.val_size:
+        return "early_stop.patience needs evaluations; set dataset.val_size, such as 0.05, or leave patience out"
+    if rules.min_delta and rules.patience is None:
+        return f"early_stop.min_delta {rules.min_delta:g} does nothing without early_stop.patience; give both or none"
+    if rules.halving_steps is None:
+        given = {"halving_keep": rules.halving_keep != EarlyStopConfig().halving_keep, "group": rules.group is not None}
+        lone = next((name for name, is_given in given.items() if is_given), None)
+        return f"early_stop.{lone} does nothing without early_stop.halving_steps; give both or none" if lone else None
+    if rules.group is None:
+        return (
+            "early_stop.halving_steps compares the jobs of a grid, and this job is in none; give it a grid, or give "
+            "jobs that are submitted together the same early_stop.group"
+        )
+    evaluated = spec.dataset.val_size and training.eval_steps is not None and training.eval_steps <= rules.halving_steps
+    if training.logging_steps > rules.halving_steps and not evaluated:
+        return (
+            f"early_stop.halving_steps {rules.halving_steps} comes before the first loss is known; set "
+            f"training.logging_steps (now {training.logging_steps}), or training.eval_steps with dataset.val_size, to "
+            f"at most {rules.halving_steps}"
+        )
+    return None
 
 
 class JobFileError(ProblemsError, InvalidJobError):

@@ -219,25 +219,24 @@ class _Plan:
             own: list[tuple[tuple[str, ...], Any]] = []
             if suffix:
                 own = [(("name",), f"{name}-{suffix}"), (("output_dir",), os.path.join(output_dir, suffix))]
-                own += self._group(name)
             job, problems = self._read([*settings, *own])
             self.problems += problems
             if job:
                 jobs.append(job)
         return jobs
 
-    def _group(self, name: str) -> Settings:
+    def _with_group(self, fields: Mapping[str, Any]) -> Mapping[str, Any]:
         """The jobs of a grid that is halved are compared with each other."""
-        early = self._fields.get("early_stop")
+        early = fields.get("early_stop")
         if not isinstance(early, Mapping) or early.get("halving_steps") is None or early.get("group") is not None:
-            return []
-        return [(("early_stop", "group"), name)]
+            return fields
+        return _with(fields, ("early_stop", "group"), self._fields.get("name"))
 
     def _read(self, settings: Settings) -> tuple[JobSpec | None, list[tuple[FieldPath, str]]]:
         fields: Mapping[str, Any] = self._fields
         for path, value in settings:
             fields = _with(fields, path, value)
-        fields = _with_absolute_paths(fields, self._folder)
+        fields = _with_absolute_paths(self._with_group(fields) if self.axes else fields, self._folder)
         try:
             return JobSpec.model_validate(fields), []
         except ValidationError as error:

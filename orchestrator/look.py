@@ -17,6 +17,7 @@ from orchestrator.data_size import DataSize, guess_size
 from orchestrator.fleet import Fleet
 from orchestrator.job import JobSpec, JobState
 from orchestrator.profiles import Profiles, idle_memory
+from orchestrator.scheduler.estimate import device_kind
 from orchestrator.scheduler.view import UNKNOWN_STEPS, ActorState, ActorView, ClusterView, JobView
 from orchestrator.slots import Slot
 from orchestrator.store import JobRecord, Store
@@ -65,6 +66,7 @@ class Lookout:
         bases: dict[str, BaseDescription] = {}
         jobs: list[JobView] = []
         held: dict[str, str] = {}
+        cap = micro_batch_cap(slot.device for slot in self._fleet.slots.values())
         unsure: dict[str, str] = {}  # place -> why nobody knows how much memory is free there
         for job in self._store.jobs([JobState.QUEUED, JobState.RUNNING]):
             place = self._place_of(job)
@@ -75,7 +77,7 @@ class Lookout:
                 if isinstance(found, str):
                     raise LorayError(found)
                 view = scheduling_view(
-                    job.id, job.spec, found, live.get(job.id, job.progress), self._size(job.id, job.spec)
+                    job.id, job.spec, found, live.get(job.id, job.progress), self._size(job.id, job.spec), cap=cap
                 )
                 view = replace(view, arrival=job.seq, submitted_at=job.submitted_at, queued_at=job.queued_at)
                 jobs.append(replace(view, actor=place, movable=place is not None and movable(job)))
@@ -147,12 +149,19 @@ def with_profiles(
     )
 
 
+def micro_batch_cap(devices: Iterable[str]) -> int:
+    """Most tokens of a micro-batch on the roomiest of some devices; without any, on any device there is."""
+    return max((MICRO_BATCH_CAP[device_kind(device)] for device in devices), default=max(MICRO_BATCH_CAP.values()))
+
+
 def scheduling_view(
     job_id: str,
     spec: JobSpec,
     base: BaseDescription,
     progress: Mapping[str, Any] | None = None,
     size: DataSize | None = None,
+    *,
+    cap: int | None = None,
 ) -> JobView:
     """A queued job as the scheduler sees it.
 
@@ -162,11 +171,12 @@ def scheduling_view(
         base: Its base model.
         progress: Counters of its reports, if it has trained.
         size: What its data file looks like.
+        cap: Most tokens of a micro-batch where it may run (`micro_batch_cap`); None: on any device there is.
     """
     progress = progress or {}
     training = spec.training
     longest = progress.get("longest") or None
-    worst = footprint.worst_micro_batch_tokens(training, max(MICRO_BATCH_CAP.values()), longest)
+    worst = footprint.worst_micro_batch_tokens(training, cap or micro_batch_cap(()), longest)
     samples = training.per_device_train_batch_size * training.gradient_accumulation_steps
     if size is not None:
         samples = min(samples, size.samples)

@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gpu_actor.accelerators import accelerators
 from gpu_actor.errors import LorayError
 from gpu_actor.footprint import BaseDescription
 from orchestrator.cluster_config import ClusterConfig
 from orchestrator.data_size import guess_size
 from orchestrator.job import JobSpec
-from orchestrator.look import scheduling_view, with_profiles
+from orchestrator.look import micro_batch_cap, scheduling_view, with_profiles
 from orchestrator.profiles import Profiles
 from orchestrator.scheduler.forecast import Forecast, forecast
 from orchestrator.scheduler.policy import DEFAULT
@@ -37,10 +38,11 @@ def plan_jobs(
         policy: Name of the policy.
     """
     start = max((job.arrival for job in view.jobs), default=0) + 1
+    cap = micro_batch_cap(actor.shape.device for actor in view.actors)
     new = []
     for number, spec in enumerate(specs):
         size = guess_size(spec.dataset)
-        job = scheduling_view(f"plan:{number}", spec, bases[spec.base_model], size=size)
+        job = scheduling_view(f"plan:{number}", spec, bases[spec.base_model], size=size, cap=cap)
         new.append(replace(job, arrival=start + number, submitted_at=view.now, queued_at=view.now))
     whole = replace(view, jobs=(*view.jobs, *new), bases={**view.bases, **bases})
     found = forecast(whole, policy)
@@ -91,7 +93,9 @@ def _slots(config: ClusterConfig) -> list[Slot]:
     import torch
 
     here = [{"NodeID": "here", "Alive": True, "Resources": {HEAD: 1.0, "GPU": torch.cuda.device_count()}}]
-    return find_slots(here) if isinstance(config.actors, str) else listed_slots(config.actors, here)
+    slots = find_slots(here) if isinstance(config.actors, str) else listed_slots(config.actors, here)
+    gpu = max(accelerators(), key=lambda one: one.total_bytes, default=None)
+    return [slot.on(gpu) for slot in slots]
 
 
 def _empty(slot: Slot) -> ActorView:

@@ -1,7 +1,8 @@
 """What the orchestrator has learned of its devices: their speed and memory, per base model. It outlives restarts.
 
-A profile belongs to a kind of device (with its threads, on a CPU), a base model, a number format, its quantisation, and
-whether gradient checkpointing is on. So a second actor of a kind starts with what the first one has shown.
+A profile belongs to a kind of device (an accelerator by its name, a CPU with its threads), a base model, a number
+format, its quantisation, and whether gradient checkpointing is on. So a second actor of a kind starts with what the
+first one has shown.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ class Profiles:
 def profile_key(slot: Slot, base_model: str) -> str:
     """The name of a profile in the store."""
     kind = device_kind(slot.device)
-    device = f"{kind}-{slot.cpu_threads or 'all'}" if kind == "cpu" else kind
+    device = f"{kind}-{slot.cpu_threads or 'all'}" if kind == "cpu" else slot.device_name or kind
     settings = slot.settings
     numbers = f"{settings.dtype}/{settings.quantization}" if settings.quantization else settings.dtype
     return f"{device} {numbers} {'checkpointing' if settings.gradient_checkpointing else 'plain'} {base_model}"

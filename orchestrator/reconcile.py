@@ -231,12 +231,11 @@ class Reconciler:
     def _actor_lost(self, loss: Loss) -> None:
         for job in self._running().get(loss.name, {}).values():
             self._job_lost(job, f"{loss.name} is lost: {loss.reason}")
-        hosted = any(member.base_model == loss.base_model for member in self._fleet.members.values())
-        if loss.kind is LossKind.UNLOADABLE and not hosted:
-            for job in self._store.jobs([JobState.QUEUED]):
-                if job.spec.base_model == loss.base_model:
-                    words = f"{loss.base_model} cannot be loaded on {loss.slot}: {loss.reason}"
-                    self._move(job, JobState.FAILED, f"failed: {words}", reason=words)
+        vain = self._fleet.give_up(loss.base_model) if loss.kind is LossKind.UNLOADABLE else []
+        for job in self._store.jobs([JobState.QUEUED]) if vain else ():
+            if job.spec.base_model == loss.base_model:
+                words = f"{loss.base_model} cannot be loaded on {'; '.join(vain)}"
+                self._move(job, JobState.FAILED, f"failed: {words}", reason=words)
 
     def _move(self, job: JobRecord, state: JobState, message: str, **changes: Any) -> None:
         if state is JobState.PAUSED:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from gpu_actor.accelerators import Accelerator
 from gpu_actor.config import ActorOptions
 from gpu_actor.footprint import DEFAULT_TOKEN_BUDGET, DTYPE_BYTES
-from gpu_actor.memory import memory_limit
+from gpu_actor.memory import accelerator_limit, memory_limit
 from orchestrator.cluster_config import ActorConfig
 from orchestrator.scheduler.estimate import device_kind
 from orchestrator.scheduler.view import ActorShape
@@ -25,8 +26,9 @@ class Slot:
         id: Unique in the cluster, and the same after a restart: `cpu:0`, `cuda:1`, `3f9a12/cuda:0`.
         node_id: The node it is on; None where Ray chooses.
         settings: What the cluster file says of it, or the defaults.
-        memory_limit: Bytes its actor may use; None: all that the device has.
+        memory_limit: Bytes its actor may use, as far as anybody knows; None: all that the device has.
         cpu_threads: Threads of its actor; None: one per core.
+        device_name: What its accelerator calls itself; None: a CPU, or nobody knows yet.
     """
 
     id: str
@@ -34,6 +36,14 @@ class Slot:
     settings: ActorConfig
     memory_limit: int | None = None
     cpu_threads: int | None = None
+    device_name: str | None = None
+
+    def on(self, gpu: Accelerator | None) -> Slot:
+        """This place with what is known of the GPU there; a place on a CPU, or that nobody knows, is as it was."""
+        if gpu is None or not self.settings.num_gpus:
+            return self
+        limit = self.memory_limit or accelerator_limit(gpu.total_bytes, self.settings.num_gpus)
+        return replace(self, memory_limit=limit, device_name=self.device_name or gpu.name)
 
     @property
     def device(self) -> str:
@@ -71,7 +81,8 @@ class Slot:
             device=self.device,
             dtype=self.settings.dtype,
             quantization=self.settings.quantization,
-            memory_limit=self.memory_limit,
+            memory_limit=self.settings.memory_limit if self.settings.num_gpus else self.memory_limit,
+            memory_share=self.settings.num_gpus or 1.0,
             token_budget=self.token_budget,
             cpu_threads=self.cpu_threads,
             gradient_checkpointing=self.settings.gradient_checkpointing,
@@ -98,7 +109,8 @@ def find_slots(nodes: Sequence[Mapping[str, Any]]) -> list[Slot]:
 
 
 def listed_slots(actors: Sequence[ActorConfig], nodes: Sequence[Mapping[str, Any]]) -> list[Slot]:
-    """The places of a cluster file. Those on a CPU are on the head node and share its memory and cores evenly.
+    """The places of a cluster file. Those on a CPU are on the head node and share its cores evenly; and its memory
+    as well, those without a limit of their own what the others leave.
 
     Args:
         actors: The cluster file's list.
@@ -106,6 +118,8 @@ def listed_slots(actors: Sequence[ActorConfig], nodes: Sequence[Mapping[str, Any
     """
     head = next((node["NodeID"] for node in nodes if node["Alive"] and HEAD in node["Resources"]), None)
     on_cpu = sum(not actor.num_gpus for actor in actors)
+    given = [actor.memory_limit for actor in actors if not actor.num_gpus and actor.memory_limit]
+    rest = (memory_limit("cpu") - sum(given)) // max(1, on_cpu - len(given)) if on_cpu else 0
     threads = max(1, (os.cpu_count() or 1) // on_cpu) if on_cpu > 1 else None
     slots: list[Slot] = []
     for actor in actors:
@@ -114,7 +128,7 @@ def listed_slots(actors: Sequence[ActorConfig], nodes: Sequence[Mapping[str, Any
         if actor.num_gpus:
             slots.append(Slot(slot_id, None, actor, actor.memory_limit))
         else:
-            limit = actor.memory_limit or memory_limit("cpu") // on_cpu
+            limit = actor.memory_limit or max(1, rest)
             slots.append(Slot(slot_id, head, actor, limit, actor.cpu_threads or threads))
     return slots
 

@@ -14,17 +14,26 @@ LOCK_FILE = "controller.lock"
 _PATIENCE_S = 5.0  # for a predecessor that is just dying
 
 
+def open_file(storage: Path, name: str) -> TextIO:
+    """A file of the storage folder, to be written to; what is missing of both is made.
+
+    Raises:
+        StoreError: It cannot be written.
+    """
+    try:
+        storage.mkdir(parents=True, exist_ok=True)
+        return (storage / name).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"the storage {storage} cannot be used: {error.strerror}; give another `storage`") from None
+
+
 def hold(storage: Path) -> TextIO:
     """Lock a storage folder for this process, for as long as it lives or the file stays open.
 
     Raises:
         StoreError: Another orchestrator holds it, or it cannot be written.
     """
-    try:
-        storage.mkdir(parents=True, exist_ok=True)
-        lock = (storage / LOCK_FILE).open("a+", encoding="utf-8")
-    except OSError as error:
-        raise StoreError(f"the storage {storage} cannot be used: {error.strerror}; give another `storage`") from None
+    lock = open_file(storage, LOCK_FILE)
     deadline = time.monotonic() + _PATIENCE_S
     while True:
         try:

@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection
 
 from gpu_actor.errors import InvalidJobError, JobNotFoundError, LorayError
 from orchestrator import tables
-from orchestrator.job import TERMINAL, JobSpec, JobState, check_transition
+from orchestrator.job import ACCEPTED, TERMINAL, JobSpec, JobState, check_transition
 
 _DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
 _CHUNK = 500  # names in one IN (...)
@@ -216,11 +216,13 @@ class Store:
             raise JobNotFoundError(f"no job has the id or name {ref!r}; `loray list` shows all")
         return self._record(row)
 
-    def jobs(self, states: Iterable[JobState] | None = None) -> list[JobRecord]:
-        """Jobs in the order of arrival; all, or those in some states."""
+    def jobs(self, states: Iterable[JobState] | None = None, requests: Iterable[str] | None = None) -> list[JobRecord]:
+        """Jobs in the order of arrival; all, or those in some states, or of some requests."""
         query = sa.select(tables.jobs).order_by(tables.jobs.c.seq)
         if states is not None:
             query = query.where(tables.jobs.c.state.in_([state.value for state in states]))
+        if requests is not None:
+            query = query.where(tables.jobs.c.request_id.in_(list(requests)))
         with self._engine.begin() as connection:
             return [self._record(row) for row in connection.execute(query)]
 
@@ -353,7 +355,7 @@ class Store:
         values = dict(row._mapping)
         spec = self._specs.get(row.id)
         if spec is None:
-            spec = self._specs[row.id] = JobSpec.model_validate(values["spec"])
+            spec = self._specs[row.id] = JobSpec.model_validate(values["spec"], context=ACCEPTED)
         return JobRecord(**{**values, "state": JobState(row.state), "spec": spec})
 
     # -- inside a transaction ------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from orchestrator.field_errors import Problem, explain
 from orchestrator.field_index import dotted
 from orchestrator.fleet import Fleet
 from orchestrator.job import JobSpec
-from orchestrator.look import Lookout, scheduling_view
+from orchestrator.look import Lookout, micro_batch_cap, scheduling_view
 from orchestrator.preflight import check_files, check_roots
 from orchestrator.scheduler.policy import decide
 from orchestrator.scheduler.view import ActorState, ActorView, ClusterView
@@ -67,6 +67,8 @@ class Admission:
         refs = sorted({spec.base_model for spec in specs})
         found = dict(zip(refs, await asyncio.gather(*(self._describe(ref) for ref in refs)), strict=True))
         self._fleet.discover()
+        await self._fleet.gpus.settled()
+        self._fleet.discover()
         problems: list[Problem] = []
         for spec in specs:
             base = found[spec.base_model]
@@ -114,7 +116,7 @@ def _misfits(spec: JobSpec, base: BaseDescription, places: Iterable[ActorView]) 
         pinned = ", ".join(sorted({str(place.pinned) for place in places}))
         words = f"{spec.base_model} has no actor: the cluster file gives every one to another base model ({pinned})"
         problems.append(Problem(source, "base_model", words))
-    job = scheduling_view("", spec, base)
+    job = scheduling_view("", spec, base, cap=micro_batch_cap(place.shape.device for place in hosts))
     blocked = [_blocked(place) for place in hosts]  # the question is not where it could run now, but whether ever
     never = decide(ClusterView((job,), tuple(blocked), {spec.base_model: base})).rejections
     return [*problems, *(Problem(source, "training", reason) for reason in never.values())]

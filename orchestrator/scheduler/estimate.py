@@ -17,8 +17,9 @@ from gpu_actor import footprint
 from gpu_actor.footprint import LOSS_CHUNK, BaseDescription
 from orchestrator.scheduler.view import ActorShape, MemoryModel, SpeedModel
 
-# Interpreter and libraries on a CPU; context, kernels and fragmentation on an accelerator.
-RESERVE_BYTES = {"cpu": 640 * 2**20, "cuda": 1024 * 2**20}
+# Interpreter and libraries on a CPU. On an accelerator only allocated bytes are measured and counted: the limit leaves
+# room for the rest (`gpu_actor.memory.accelerator_limit`).
+RESERVE_BYTES = {"cpu": 640 * 2**20, "cuda": 0}
 
 _FORGET = 0.99  # per measurement: about a hundred of them are remembered
 _NOISE = 0.03**2  # variance of one relative error

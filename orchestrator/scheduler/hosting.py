@@ -44,7 +44,7 @@ def change_bases(places: Places, jobs: Jobs, bases: Sequence[str], queued: Seque
             for place in idle
             if place not in rehosts
             and places.base[place] != base
-            and places.may_host(place, view.base_model)
+            and places.can_load(place, view.base_model)
             and places.fits_alone(place, view)
         ]
         if found:
@@ -186,11 +186,11 @@ def _pairs(places: Places, sources: Sequence[int], bases: Sequence[str]) -> list
     pairs = []
     for place in sorted(sources):
         view = places.views[place]
-        kind = (int(places.base[place]), view.pinned, view.memory_limit, view.shape, view.load_seconds)
+        kind = (int(places.base[place]), view.pinned, view.memory_limit, view.shape, view.load_seconds, *view.barred)
         if kind in seen:
             continue
         seen.add(kind)
-        pairs += [(place, n) for n, ref in enumerate(bases) if n != places.base[place] and places.may_host(place, ref)]
+        pairs += [(place, n) for n, ref in enumerate(bases) if n != places.base[place] and places.can_load(place, ref)]
     return pairs
 
 

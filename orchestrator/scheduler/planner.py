@@ -176,8 +176,7 @@ class Planner:
         found = [
             place
             for place in np.flatnonzero(places.kept_for < 0).tolist()
-            if (hosts[place] or (not self._policy.rebalances and places.calm(place)))
-            and places.may_host(place, view.base_model)
+            if (hosts[place] or (self._may_load(place) and places.can_load(place, view.base_model)))
             and places.fits_alone(place, view)
         ]
         if not found:
@@ -188,6 +187,10 @@ class Planner:
             key=lambda p: (not places.idle(p), not hosts[p], places.views[p].pinned is None, places.jobs_on[p], p),
         )
         places.kept_for[best] = job
+
+    def _may_load(self, place: int) -> bool:
+        """Whether a place can be kept for another base model; a policy that rebalances sees to that itself."""
+        return not self._policy.rebalances and self._places.calm(place)
 
     # -- the plan ------------------------------------------------------------------------------------------------
 

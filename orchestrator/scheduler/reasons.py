@@ -82,7 +82,13 @@ class Reasons:
             if kept >= 0 and self._jobs.views[kept].id == job.id:
                 return f"{places.views[place].name} changes to it once its jobs are done"
         large = [place for place in hosts if places.fits_alone(place, job)]
-        blocked = [place for place in large if places.states[place] is ActorState.BLOCKED]
-        if len(blocked) == len(large):
-            return "; ".join(f"{places.views[p].name}: {places.views[p].reason or 'out of reach'}" for p in blocked)
+        out = {place: why for place in large if (why := self._out_of_reach(place, job.base_model))}
+        if len(out) == len(large):
+            return "; ".join(f"{places.views[place].name}: {why}" for place, why in out.items())
         return "every actor is busy with another base model"
+
+    def _out_of_reach(self, place: int, base: str) -> str | None:
+        view = self._places.views[place]
+        if self._places.states[place] is ActorState.BLOCKED:
+            return view.reason or "out of reach"
+        return f"could not load it: {view.barred[base]}" if base in view.barred else None

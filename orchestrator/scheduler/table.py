@@ -221,6 +221,10 @@ class Places:
         """By the cluster file."""
         return self.views[place].pinned in (None, base)
 
+    def can_load(self, place: int, base: str) -> bool:
+        """Whether it may host a base model and has not just failed to load it."""
+        return self.may_host(place, base) and base not in self.views[place].barred
+
     def idle(self, place: int) -> bool:
         """Whether its base model may change now: nobody is attached or planned there."""
         return self.calm(place) and not self.attached[place] and not self.planned[place]

@@ -38,7 +38,12 @@ class TraceJob(Strict):
     tokens_per_step: float = Field(gt=0, description="Real tokens of one optimizer step.")
     adapter_bytes: int = Field(ge=0, description="Bytes of its weights, gradients and moments.")
     base_model: str = Field(min_length=1, description="The base model it adapts.")
-    priority: int = Field(default=0, ge=-100, le=100, description="Its class; each step up doubles its weight.")
+    priority: int = Field(
+        default=0,
+        ge=-100,
+        le=100,
+        description="Its class; each step up to 10 doubles its weight, and down to -10 halves it.",
+    )
 
 
 class Profile(Strict):
@@ -110,7 +115,7 @@ def read_trace(path: Path) -> list[TraceJob]:
     """
     source = str(path)
     try:
-        with Path(path).open(encoding="utf-8", newline="") as file:
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:  # spreadsheets write a mark at the start
             reader = csv.DictReader(file)
             rows, found = list(reader), reader.fieldnames or ()
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -122,6 +127,9 @@ def read_trace(path: Path) -> list[TraceJob]:
     problems: list[Problem] = []
     jobs: list[TraceJob] = []
     for number, row in enumerate(rows, start=2):
+        if None in row:
+            problems.append(Problem(f"{source}:{number}", "", f"has more fields than the header ({len(found)})"))
+            continue
         try:
             jobs.append(
                 TraceJob.model_validate({key: value for key, value in row.items() if value != ""}, strict=False)

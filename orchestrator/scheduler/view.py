@@ -151,6 +151,7 @@ class ActorView:
             guessed from `ClusterView.bases` (`estimate.prior_speed`, `estimate.prior_memory`).
         load_seconds: To load a base model here.
         swap_seconds: To take an adapter off an actor, or to go on with one from its checkpoint.
+        barred: Base model -> why it is not loaded here for the time being: it could not be a short while ago.
     """
 
     id: str
@@ -165,6 +166,7 @@ class ActorView:
     memories: Mapping[str, MemoryModel] = field(default_factory=dict)
     load_seconds: float = 60.0
     swap_seconds: float = 2.0
+    barred: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

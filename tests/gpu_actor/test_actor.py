@@ -52,6 +52,7 @@ def test_a_job_from_attach_to_forget(tmp_path, actor):
     assert state.memory_used > 0
     assert state.memory_peak >= state.memory_used * 0.5
     assert state.base_bytes > 0
+    assert actor._trainer.memory_limit == state.memory_limit  # what it reports is what it keeps to
     assert repr(actor).endswith("@cpu")
 
 

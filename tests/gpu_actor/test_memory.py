@@ -1,9 +1,11 @@
 """Memory: what is measured, what is predicted, and what an actor does at its limit."""
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
+from gpu_actor import memory
 from gpu_actor.adapter_shapes import adapter_activation_bytes
 from gpu_actor.batch import MicroBatch, pack
 from gpu_actor.composer import split_samples
@@ -16,7 +18,7 @@ from gpu_actor.footprint import (
 )
 from gpu_actor.inspect_base import describe_base
 from gpu_actor.lora_config import LoraConfig
-from gpu_actor.memory import MemoryMeter
+from gpu_actor.memory import MemoryMeter, control_group_limits
 from gpu_actor.report import TenantState
 from gpu_actor.trainer import CoTrainer
 from support.engine import flat, make_spec, make_tenant, run_all, tiny_hooked
@@ -38,6 +40,42 @@ def test_the_peak_is_that_since_the_restart():
     assert meter.peak() < before + 40 * MIB
     assert 0 < meter.free(meter.used() + 10 * MIB) <= 11 * MIB
     assert meter.free(1) == 0
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "limits"),
+    [
+        ("0::/", {"memory.max": "max"}, []),
+        ("0::/", {"memory.max": "1000"}, [1000]),  # a container sees its own group as the root
+        ("0::/kube/pod", {"kube/pod/memory.max": "max", "kube/memory.max": "700", "memory.max": "900"}, [700, 900]),
+        ("0::/not/here", {"memory.max": "900"}, [900]),  # the host's path, which a container does not see
+        ("4:cpu,memory:/docker/1\n3:cpuset:/", {"memory/docker/1/memory.limit_in_bytes": "800"}, [800]),
+        ("4:memory:/docker/1\n0::/", {"memory/memory.limit_in_bytes": "800"}, [800]),
+        ("3:cpuset:/", {"memory.max": "5"}, []),
+    ],
+)
+def test_the_limits_of_control_groups_are_those_of_all_that_hold_the_process(tmp_path, own, files, limits):
+    (tmp_path / "own").write_text(f"{own}\n")
+    for name, text in files.items():
+        path = tmp_path / "root" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+    assert control_group_limits(tmp_path / "root", tmp_path / "own") == limits
+    assert control_group_limits(tmp_path / "root", tmp_path / "nowhere") == []
+
+
+def test_an_accelerator_is_shared_and_keeps_what_no_allocator_counts():
+    gib = 2**30
+    assert memory.accelerator_limit(80 * gib, 1.0) == 79 * gib
+    assert memory.accelerator_limit(80 * gib, 0.5) == 39 * gib  # a context of its own for each
+    assert memory.accelerator_limit(6 * gib, 0.25) == gib * 3 // 4  # a small share is not all reserve
+
+
+def test_a_container_has_no_more_memory_than_it_may_use(monkeypatch):
+    total = psutil.virtual_memory().total
+    for limits, whole in (([], total), ([2**62], total), ([2**30, 2**29], 2**29)):
+        monkeypatch.setattr(memory, "control_group_limits", lambda limits=limits: limits)
+        assert memory.memory_limit("cpu") == int(0.8 * whole)
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])

@@ -38,6 +38,12 @@ def job_file(tmp_path):
     return write
 
 
+@pytest.fixture
+def trainable(job_file, tiny_base):
+    """A job file that can be planned and trained."""
+    return job_file("trainable.yaml", base_model=tiny_base)
+
+
 def refused(done, code=2):
     """The process told its error on stderr, in words and nothing else."""
     assert done.returncode == code, done.stderr
@@ -187,6 +193,32 @@ def test_an_unknown_policy_is_refused_before_ray_is_started(home, job_file, verb
     arguments = [job_file()] if verb == "run" else []
     text = refused(home.run(verb, *arguments, "--policy", "lifo"))
     assert "--policy: 'lifo' is no policy; allowed: fifo, fifo-4, fifo-memory, srpt, cosrpt" in text
+
+
+@pytest.mark.parametrize("verb", ["run", "serve"])
+def test_a_storage_that_cannot_be_made_is_told_in_words(home, tmp_path, verb, trainable):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "cluster.yaml").write_text("storage: file/below\n")
+    arguments = [trainable] if verb == "run" else []
+    text = home.run(verb, *arguments, "--cluster", tmp_path / "cluster.yaml").stderr
+    assert "error: the storage" in text
+    assert "file/below cannot be used: Not a directory; give another `storage`" in text
+
+
+def test_plan_for_a_cluster_file_and_for_an_address_are_two_things(home, tmp_path, trainable):
+    (tmp_path / "cluster.yaml").write_text("scheduler: {policy: srpt}\n")
+    text = refused(home.run("plan", trainable, "--cluster", tmp_path / "cluster.yaml", "--address", "127.0.0.1:6"))
+    assert "--address: does not go with --cluster" in text
+    assert "--policy: 'lifo' is no policy" in refused(home.run("plan", trainable, "--policy", "lifo"))
+
+
+def test_plan_tells_of_a_job_that_can_never_run_by_its_exit_code(home, tmp_path, trainable):
+    for limit, code in (("64GiB", 0), ("1MiB", 1)):
+        (tmp_path / "cluster.yaml").write_text(f"actors: [{{memory_limit: {limit}}}]\n")
+        options = ["--cluster", tmp_path / "cluster.yaml", "--policy", "fifo", "--json"]
+        done = home.run("plan", trainable, *options)
+        assert done.returncode == code, done.stderr
+        assert [row["reason"] is None for row in json.loads(done.stdout)] == [code == 0]
 
 
 def test_debug_shows_where(home):

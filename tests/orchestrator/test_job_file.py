@@ -302,3 +302,32 @@ def test_the_jobs_of_a_halved_grid_are_one_group_and_patience_needs_evaluations(
     path.write_text(text + "early_stop: {patience: 2}\n")
     with pytest.raises(JobFileError, match="val_size"):
         load_jobs([path])
+
+
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [
+        ("{halving_steps: 10}", "compares the jobs of a grid, and this job is in none"),
+        ("{min_delta: 0.1}", "min_delta 0.1 does nothing without early_stop.patience"),
+        ("{halving_keep: 0.25}", "halving_keep does nothing without early_stop.halving_steps"),
+        ("{group: g}", "group does nothing without early_stop.halving_steps"),
+        ("{halving_steps: 10, group: g}\ntraining: {logging_steps: 50}", "set training.logging_steps \\(now 50\\)"),
+        ("{halving_steps: 10, group: g}\ntraining: {logging_steps: 50, eval_steps: 5}", "with dataset.val_size"),
+    ],
+)
+def test_a_rule_of_early_stop_that_could_never_act_is_refused(tmp_path, rules, words):
+    path = tmp_path / "job.yaml"
+    path.write_text(f"name: g\nbase_model: org/m\ndataset: {{path: d.jsonl}}\noutput_dir: out\nearly_stop: {rules}\n")
+    with pytest.raises(JobFileError, match=words):
+        load_jobs([path])
+
+
+def test_a_halved_grid_may_log_up_to_its_first_rung_or_evaluate(tmp_path):
+    path = tmp_path / "grid.yaml"
+    text = "name: g\nbase_model: org/m\noutput_dir: out\nearly_stop: {halving_steps: 10}\ngrid: {lora.r: [4, 8]}\n"
+    for rest in (
+        "training: {logging_steps: 10}\ndataset: {path: d.jsonl}\n",
+        "training: {logging_steps: 50, eval_steps: 10}\ndataset: {path: d.jsonl, val_size: 0.1}\n",
+    ):
+        path.write_text(text + rest)
+        assert len(load_jobs([path])) == 2

@@ -3,9 +3,14 @@
 import pytest
 
 from gpu_actor.config import DatasetConfig, LoraConfig, TrainingConfig
-from orchestrator.cluster_config import ClusterConfig
+from gpu_actor.inspect_base import describe_base
+from orchestrator.cluster_config import ActorConfig, ClusterConfig
 from orchestrator.job import JobSpec
-from orchestrator.plan import plan_offline
+from orchestrator.look import micro_batch_cap, scheduling_view, with_profiles
+from orchestrator.plan import _empty, plan_offline
+from orchestrator.profiles import Profiles
+from orchestrator.slots import listed_slots
+from orchestrator.submission import _misfits
 from support.tiny import token_rows, write_rows
 
 
@@ -41,6 +46,24 @@ def test_two_jobs_on_one_actor_share_its_steps(tmp_path, make):
     assert rows["one"]["bytes"] > rows["one"]["adapter_bytes"] > 0
     assert not (tmp_path / "storage").exists()
     assert not (tmp_path / "out").exists()
+
+
+def test_a_job_on_a_cpu_is_sized_by_the_micro_batches_of_a_cpu(tmp_path, make, tiny_base):
+    """Of 8 x 1024 tokens a CPU runs parts of 1024, a CUDA device all at once; the default of a job holds both."""
+    job = make("one", per_device_train_batch_size=8, cutoff_len=1024)
+    base, roomy = describe_base(tiny_base), 2**40
+    (on_cpu,) = plan(tmp_path, [job], [{"memory_limit": roomy}]).values()
+    size = {kind: scheduling_view("", job, base, cap=micro_batch_cap([kind])) for kind in ("cpu", "cuda:1")}
+    assert [view.worst_tokens for view in size.values()] == [1024, 8192]
+    assert scheduling_view("", job, base).worst_tokens == micro_batch_cap(["cpu", "cuda"]) == 8192
+    assert on_cpu["adapter_bytes"] == size["cpu"].adapter_bytes < size["cuda:1"].adapter_bytes
+    limit = on_cpu["bytes"]
+    for bytes_, fits in ((limit, True), (limit - 1, False)):
+        (row,) = plan(tmp_path, [job], [{"memory_limit": bytes_}]).values()
+        assert (row["reason"] is None) == fits
+        slots = listed_slots([ActorConfig(memory_limit=bytes_)], [{"NodeID": "a", "Alive": True, "Resources": {}}])
+        places = [with_profiles(_empty(slot), slot, Profiles(None), {base.ref: base}) for slot in slots]
+        assert (_misfits(job, base, places) == []) == fits
 
 
 def test_a_job_that_fits_nowhere_is_told_with_both_numbers(tmp_path, make):

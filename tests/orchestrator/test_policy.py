@@ -164,6 +164,18 @@ def test_a_blocked_actor_is_left_alone_and_named():
     assert plan.waiting["a"] == "no actor hosts A and x: its node is gone"
 
 
+@pytest.mark.parametrize("name", sorted(policy.POLICIES))
+def test_a_place_that_has_just_failed_to_load_a_base_leaves_it_to_others(name):
+    """Places are alike but for that; and a job is not refused because the only place with room for it has failed."""
+    failed = replace(actor("x", None, state=ActorState.EMPTY), barred={"A": "its disk is full"})
+    seen = view([job("a", waited=10 * PATIENCE_S)], [failed, actor("y", None, state=ActorState.EMPTY)])
+    assert policy.decide(seen, name).rehosts == {"y": "A"}
+    plan = policy.decide(view(seen.jobs, [failed, actor("y", None, room=1, state=ActorState.EMPTY)]), name)
+    assert (plan.rehosts, plan.rejections) == ({}, {})
+    assert plan.waiting["a"] == "no actor hosts A and x: could not load it: its disk is full"
+    assert policy.decide(view([job("b", "B")], [failed]), name).rehosts == {"x": "B"}
+
+
 def test_a_rare_base_gets_its_turn_in_a_stream_of_jobs_for_another():
     """One actor, a new job for A each round, each running for three rounds; B came first of those that wait."""
     jobs, base_model, ends = [job("b", "B", arrival=0)], "A", {}

@@ -53,7 +53,8 @@ def clusters(draw):
         hosts = None if state is ActorState.EMPTY else pinned or draw(refs)
         rooms = st.integers(0, 120)
         known = rooms if state is ActorState.READY else st.none() | rooms
-        actors.append(actor(f"x{number}", hosts, draw(known), state, pinned, models))
+        bars = {ref: "it failed" for ref in draw(st.sampled_from(["", "", "A", "BC"])) if ref != hosts}
+        actors.append(replace(actor(f"x{number}", hosts, draw(known), state, pinned, models), barred=bars))
     jobs = []
     for number in range(draw(st.integers(0, 14))):
         age = draw(st.sampled_from([0.0, PATIENCE_S, 1e4]))
@@ -150,6 +151,7 @@ def test_bases_change_only_on_idle_actors_that_may(seen, policy):
         assert at.state in (ActorState.EMPTY, ActorState.READY)
         assert at.base_model != ref
         assert at.pinned in (None, ref)
+        assert ref not in at.barred
         assert not [j for j in seen.jobs if j.actor == name]
         assert name not in plan.placements.values()
         assert name not in plan.after.values()
@@ -221,6 +223,7 @@ def test_every_job_gets_its_turn(seen, policy):
             a,
             state=ActorState.READY if a.base_model else ActorState.EMPTY,
             memory_limit=a.memory_limit or 145,
+            barred={},
         )
         for a in seen.actors
     )

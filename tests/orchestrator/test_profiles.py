@@ -67,6 +67,21 @@ def test_what_was_learned_is_there_after_a_restart_and_for_another_actor_of_the_
     assert again.of(Slot("cpu:1", "n", ActorConfig(quantization="nf4"), 2**30, 1), "tiny") is None
 
 
+def test_accelerators_of_two_names_have_two_profiles(store):
+    profiles = Profiles(store)
+    h100, t4 = (Slot("cuda:0", "n", ActorConfig(num_gpus=1), device_name=name) for name in ("H100 80GB", "T4"))
+    profiles.learn(h100, BASE, report())
+    assert profiles.of_place(h100).keys() == {"tiny"}
+    assert profiles.of_place(t4) == profiles.of_place(Slot("cuda:0", "n", ActorConfig(num_gpus=1))) == {}
+
+
+def test_the_idle_memory_of_an_accelerator_is_all_that_is_allocated():
+    """What no allocator counts is in the limit, so it is neither taken from the idle memory nor added to it."""
+    on_cpu = idle_memory(slot(), BASE, int(IDLE))
+    on_cuda = idle_memory(Slot("cuda:0", "n", ActorConfig(num_gpus=1)), BASE, int(IDLE))
+    assert on_cuda.fixed_bytes == pytest.approx(on_cpu.fixed_bytes, rel=1e-6)
+
+
 def test_the_token_budget_is_the_saturation_point(store):
     profile = taught(store).of(slot(), "tiny")
     assert token_budget(profile, slot(), None, 400) == pytest.approx(9 * A / B, rel=0.15)

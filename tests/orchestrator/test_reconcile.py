@@ -1,5 +1,7 @@
 """What the orchestrator makes of the reports of its actors: real store, reports written by hand, no Ray."""
 
+import time
+
 import pytest
 
 from gpu_actor.config import DatasetConfig
@@ -210,6 +212,46 @@ def test_a_pre_empted_job_is_recorded_before_its_actor_hears_of_it_and_once(hous
     assert house.job.wish == "yield"
     assert "a shorter job goes first" in house.store.events(house.id)[-1]["message"]
     assert house.reconciler._act(plan) == []
+
+
+def fail_to_load(house, slot):
+    """An actor in a place says that its base model cannot be loaded, and the reconciler hears of the loss."""
+    member = Member(f"tiny@{slot.id}#1", slot, "/models/tiny", handle=None)
+    loss = house.fleet._answered(member, ActorReport(member.name, "boot", "failed", reason=f"no room on {slot.id}"))
+    house.reconciler._actor_lost(loss)
+
+
+def test_jobs_fail_only_when_no_place_that_may_host_their_base_is_left(house):
+    config = ClusterConfig(actors=[{}, {}, {"base_model": "/models/other"}])
+    slots = listed_slots(config.actors, NODES)
+    house.fleet.slots = {slot.id: slot for slot in slots}
+    house.store.move(house.id, JobState.QUEUED, "waits")
+    house.fleet.members.clear()  # whoever hosted it is gone: what counts is where it can be loaded
+    for attempt in range(2):
+        fail_to_load(house, slots[0])
+        assert house.job.state is JobState.QUEUED
+        assert house.fleet.views()[0].barred == {"/models/tiny": "no room on cpu:0"}
+        assert not house.fleet.views()[1].barred
+        if attempt == 0:
+            house.fleet._answered(Member("m", slots[0], "/models/tiny", None), ActorReport("m", "boot", "ready"))
+            assert not house.fleet.views()[0].barred
+    fail_to_load(house, slots[1])
+    assert house.job.state is JobState.FAILED
+    assert house.job.reason == "/models/tiny cannot be loaded on cpu:0: no room on cpu:0; cpu:1: no room on cpu:1"
+    assert not any(view.barred for view in house.fleet.views())  # jobs that come later find all of them open
+
+
+def test_a_place_is_called_by_what_its_accelerator_calls_itself(house):
+    (member,) = house.fleet.members.values()
+    house.fleet._answered(member, ActorReport(ACTOR, "boot", "ready", device_name="H100"))
+    assert member.slot.device_name == "H100"
+    assert house.fleet._names == {"cpu:0": "H100"}
+
+
+@pytest.mark.parametrize("left", [60.0, -1.0])
+def test_a_place_tries_again_after_a_while(house, left):
+    house.fleet._barred["cpu:0", "/models/tiny"] = ("why", time.monotonic() + left)
+    assert house.fleet.barred("cpu:0", "/models/tiny") == ("why" if left > 0 else None)
 
 
 def test_a_person_who_pauses_a_job_that_makes_room_is_heard(house):

@@ -153,12 +153,22 @@ def test_a_workload_has_the_load_that_was_asked_for_and_survives_a_file(tmp_path
         ("", "lacks the column job"),
         ("job,arrival_s,steps,tokens_per_step,adapter_bytes,base_model,priority\na,0,0,5,1,A,0\n", "steps"),
         ("job,arrival_s,steps,tokens_per_step,adapter_bytes,base_model\na,0,1,5,1,A\na,1,1,5,1,A\n", "there twice"),
+        (
+            "job,arrival_s,steps,tokens_per_step,adapter_bytes,base_model\na,0,1,5,1,A,0,\n",
+            r"t.csv:2: has more fields than the header \(6\)",
+        ),
     ],
 )
 def test_a_trace_that_cannot_be_used_says_why(tmp_path, text, words):
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(TraceError, match=words):
         read_trace(tmp_path / "t.csv")
+
+
+def test_a_trace_that_a_spreadsheet_wrote_is_read(tmp_path):
+    text = "job,arrival_s,steps,tokens_per_step,adapter_bytes,base_model\na,0,1,5,1,A\n"
+    (tmp_path / "t.csv").write_text(text, encoding="utf-8-sig")
+    assert [job.job for job in read_trace(tmp_path / "t.csv")] == ["a"]
 
 
 def test_a_profile_with_a_typo_says_so(tmp_path):
@@ -198,6 +208,16 @@ def test_the_command_prints_a_table_with_every_policy(width):
     assert all(f"\n{name} " in done.stdout for name in POLICIES)
     assert "…" not in done.stdout
     assert ("p99 s" in done.stdout) == (width >= 120)
+
+
+def test_what_fits_nowhere_and_what_is_beyond_all_measure_is_said_in_words(tmp_path):
+    head = "job,arrival_s,steps,tokens_per_step,adapter_bytes,base_model\n"
+    (tmp_path / "t.csv").write_text(f"{head}a,0,1{'0' * 280},5,1,A\nbig,0,1,5,{10**15},A\n")
+    options = ["--trace", str(tmp_path / "t.csv"), *SMALL[2:], "1"]
+    done = CliRunner().invoke(app, ["simulate", *options], env={"COLUMNS": "120"}, catch_exceptions=False)
+    assert "1 job of 2 would not fit on" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) < 200
+    assert "e+27" in done.stdout
 
 
 def test_an_unknown_policy_is_refused_with_the_names_that_exist():

@@ -37,7 +37,10 @@ def test_listed_actors_on_a_cpu_share_its_memory_and_cores():
         [ActorConfig(), ActorConfig(num_gpus=1), ActorConfig(memory_limit=5), ActorConfig()], [HEAD_NODE]
     )
     assert [slot.id for slot in slots] == ["cpu:0", "cuda:0", "cpu:1", "cpu:2"]
-    assert [slot.memory_limit for slot in slots] == [memory_limit("cpu") // 3, None, 5, memory_limit("cpu") // 3]
+    rest = (memory_limit("cpu") - 5) // 2
+    assert [slot.memory_limit for slot in slots] == [rest, None, 5, rest]
+    all_of_it = listed_slots([ActorConfig(memory_limit=memory_limit("cpu")), ActorConfig()], [HEAD_NODE])
+    assert [slot.memory_limit for slot in all_of_it] == [memory_limit("cpu"), 1]
     assert slots[0].cpu_threads == max(1, os.cpu_count() // 3)
     assert listed_slots([ActorConfig()], [HEAD_NODE])[0].cpu_threads is None
 
@@ -49,4 +52,9 @@ def test_an_actor_gets_what_the_cluster_file_says():
     assert (options.device, options.dtype, options.token_budget, options.memory_limit) == ("cuda", "bfloat16", 77, 9)
     assert options.gradient_checkpointing
     assert options.trust_remote_code
+    assert options.memory_share == 1.0
+    (half,) = listed_slots([ActorConfig(num_gpus=0.5)], [HEAD_NODE])
+    assert half.options("name", "tiny", trust_remote_code=False).memory_share == 0.5
+    (on_cpu,) = listed_slots([ActorConfig()], [HEAD_NODE])
+    assert on_cpu.options("name", "tiny", trust_remote_code=False).memory_share == 1.0
     assert (slot.shape.dtype_bytes, slot.shape.token_budget, slot.shape.checkpointing) == (2, 77, True)
