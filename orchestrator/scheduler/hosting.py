@@ -48,7 +48,10 @@ def change_bases(places: Places, jobs: Jobs, bases: Sequence[str], queued: Seque
             and places.fits_alone(place, view)
         ]
         if found:
-            rehost(min(found, key=lambda p: (places.views[p].pinned is None, places.base[p] >= 0, p)), base)
+            rehost(
+                min(found, key=lambda p: (places.views[p].pinned is None, places.views[p].base_model is not None, p)),
+                base,
+            )
 
     for job in waiting:
         if not places.hosts(int(jobs.base[job])).any():
@@ -157,7 +160,7 @@ class _Backlog:
 
 def _may_change(places: Places, jobs: Jobs, place: int) -> bool:
     """Empty, or ready with jobs that may all be taken off."""
-    if places.views[place].pinned is not None and places.base[place] >= 0:
+    if places.views[place].pinned is not None and places.views[place].base_model is not None:
         return False
     return places.calm(place) and all(jobs.movable[job] for job in places.attached[place])
 

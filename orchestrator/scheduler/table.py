@@ -168,7 +168,11 @@ class Room:
 
 
 class Places:
-    """Columns over all places, and what is planned for each of them."""
+    """Columns over all places, and what is planned for each of them.
+
+    Attributes:
+        base: Index of the base model there; -1 where there is none, or one that no job names.
+    """
 
     def __init__(self, actors: Sequence[ActorView], bases: Sequence[str], models: Models, jobs: Jobs) -> None:
         self.views, self.count = actors, len(actors)
@@ -309,5 +313,5 @@ class Places:
 
 
 def unique_bases(view: ClusterView) -> list[str]:
-    """Every base model that a job or a place names, sorted."""
-    return sorted({job.base_model for job in view.jobs} | {a.base_model for a in view.actors if a.base_model})
+    """Every base model that a job names, sorted. Of others nothing need be known: a place that hosts one has no job."""
+    return sorted({job.base_model for job in view.jobs})

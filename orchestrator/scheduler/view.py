@@ -174,8 +174,7 @@ class ClusterView:
     """One look at the cluster.
 
     Attributes:
-        bases: Describes every base model that a job here or an actor here names, as far as actors have no models
-            of their own for it.
+        bases: Describes every base model that a job here names, as far as actors have no models of their own for it.
         now: The time of the look, on the clock of `JobView.submitted_at`.
         makespan: What the operator wants: 0 for the shortest mean turnaround; with more, jobs that would be the last
             to end begin sooner (`policies.cosrpt`).

@@ -14,7 +14,7 @@ from gpu_actor.config import DatasetConfig, TrainingConfig
 from gpu_actor.errors import ClusterUnavailableError, IllegalTransitionError, JobNotFoundError
 from gpu_actor.lora_config import LoraConfig
 from orchestrator.job import JobSpec, QueueConfig
-from support.cluster import start_orchestrator, stop_orchestrator, wait_until
+from support.cluster import orchestrator_runs, start_orchestrator, stop_orchestrator, wait_until
 from support.tiny import tiny_model, token_rows, write_rows
 
 pytestmark = pytest.mark.cluster
@@ -57,7 +57,15 @@ def orchestrator(ray_cluster, shared_storage):
 def orchestrate(ray_cluster, tmp_path):
     """Starts an orchestrator of the test's own; further calls attach to it or start it again."""
     stop_orchestrator()
-    yield lambda **fields: start_orchestrator(tmp_path / "storage", **{"scheduler": FIFO, **fields})
+    started = []
+
+    def orchestrate(**fields):
+        started.append(start_orchestrator(tmp_path / "storage", **{"scheduler": FIFO, **fields}))
+        return started[-1]
+
+    yield orchestrate
+    if started and orchestrator_runs():
+        assert started[-1].call("cluster")["controller"]["trouble"] is None
     stop_orchestrator()
 
 

@@ -8,7 +8,7 @@ from gpu_actor.adapter_shapes import adapter_bytes
 from gpu_actor.config import DatasetConfig, EarlyStopConfig, LoraConfig, TrainingConfig
 from gpu_actor.inspect_base import describe_base
 from orchestrator.job import JobSpec, QueueConfig
-from support.cluster import start_orchestrator, stop_orchestrator, wait_until
+from support.cluster import orchestrator_runs, start_orchestrator, stop_orchestrator, wait_until
 from support.tiny import tiny_model, token_rows, write_rows
 
 pytestmark = pytest.mark.cluster
@@ -28,7 +28,15 @@ def bases(tmp_path_factory):
 @pytest.fixture
 def orchestrate(ray_cluster, tmp_path):
     stop_orchestrator()
-    yield lambda **fields: start_orchestrator(tmp_path / "storage", **fields)
+    started = []
+
+    def orchestrate(**fields):
+        started.append(start_orchestrator(tmp_path / "storage", **fields))
+        return started[-1]
+
+    yield orchestrate
+    if started and orchestrator_runs():
+        assert started[-1].call("cluster")["controller"]["trouble"] is None
     stop_orchestrator()
 
 

@@ -77,6 +77,12 @@ def clusters(draw):
         if at is not None and used([*jobs, replace(j, actor=at.id)], at) <= (at.memory_limit or 0):
             j = replace(j, actor=at.id)
         jobs.append(j)
+    if draw(st.booleans()):  # of a base model without a job nothing need be known
+        named = {j.base_model for j in jobs}
+        actors = [
+            replace(a, **{kind: {ref: getattr(a, kind)[ref] for ref in named} for kind in ("speeds", "memories")})
+            for a in actors
+        ]
     return ClusterView(draw(st.permutations(jobs).map(tuple)), draw(st.permutations(actors).map(tuple)), {})
 
 

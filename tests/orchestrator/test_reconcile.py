@@ -4,57 +4,29 @@ import time
 
 import pytest
 
-from gpu_actor.config import DatasetConfig
 from gpu_actor.report import ActorReport, TenantReport, TenantState
-from orchestrator.bases import BaseCatalog
-from orchestrator.cluster_config import ClusterConfig
-from orchestrator.fleet import Fleet, Member
-from orchestrator.job import JobSpec, JobState, QueueConfig
-from orchestrator.look import Lookout
-from orchestrator.profiles import Profiles
-from orchestrator.reconcile import Reconciler
+from orchestrator.job import JobState
 from orchestrator.scheduler.view import Plan
-from orchestrator.slots import listed_slots
-from orchestrator.store import Store
+from support.house import House as Empty
 
 ACTOR = "tiny@cpu:0#0000"
-NODES = [{"NodeID": "a" * 8, "Alive": True, "Resources": {"node:__internal_head__": 1.0}}]
 
 
-class House:
-    """A store, one actor that has job `a` under attempt 1, and the reconciler between them."""
+class House(Empty):
+    """With one actor that has job `a` under attempt 1."""
 
     def __init__(self, folder, max_retries=1):
-        config = ClusterConfig(storage=str(folder), actors=[{}])
-        self.store = Store(config.database_url)
-        self.fleet = Fleet(config, self.store, {})
-        (slot,) = listed_slots(config.actors, NODES)
-        self.fleet.slots[slot.id] = slot
-        self.fleet.members[ACTOR] = Member(ACTOR, slot, "/models/tiny", handle=None)
-        self.over = []
-        bases, profiles = BaseCatalog({}), Profiles(self.store)
-        lookout = Lookout(self.store, self.fleet, bases, profiles)
-        self.reconciler = Reconciler(
-            self.store, self.fleet, bases, lambda job: None, self.over.append, profiles, lookout
-        )
+        super().__init__(folder)
+        self.host(ACTOR, known=False)
+        self.id = self.submit("a", max_retries=max_retries, out="out")
         self.folder = folder / "out"
-        spec = JobSpec(
-            name="a",
-            base_model="/models/tiny",
-            dataset=DatasetConfig(path="/data/a.jsonl"),
-            queue=QueueConfig(max_retries=max_retries),
-            output_dir=str(self.folder),
-        )
-        self.id = self.store.add([spec], "r1")[0].id
         self.store.assign(self.id, ACTOR, "boot")
         (self.folder / "checkpoint-5").mkdir(parents=True)
 
     def hear(self, state=None, attempt=1, boot="boot", **fields):
         """The actor reports its job in a state (None: it does not know it); returns the calls that follow."""
         tenants = () if state is None else (TenantReport(self.id, attempt, state, **fields),)
-        member = self.fleet.members[ACTOR]
-        member.report, member.fresh = ActorReport(ACTOR, boot, "ready", tenants=tenants), True
-        return self.reconciler.observe()
+        return self.report(ACTOR, *tenants, boot=boot)
 
     @property
     def job(self):

@@ -62,13 +62,22 @@ def wait_until(condition, timeout=60.0):
     return value
 
 
+def orchestrator_runs():
+    """The orchestrator's handle; None if there is none."""
+    import ray
+
+    try:
+        return ray.get_actor("loray-controller", namespace="loray")
+    except ValueError:
+        return None
+
+
 def stop_orchestrator():
     """End the orchestrator, if there is one, and wait until its name is free."""
     import ray
 
-    try:
-        handle = ray.get_actor("loray-controller", namespace="loray")
-    except ValueError:
+    handle = orchestrator_runs()
+    if handle is None:
         return
     ray.get(handle.shutdown.remote(), timeout=90)
     wait_until(lambda: not [a for a in ray.util.list_named_actors(all_namespaces=True) if a["namespace"] == "loray"])

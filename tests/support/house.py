@@ -1,0 +1,76 @@
+"""A cluster on paper: a real store, and actors whose reports are written by hand. No Ray, nothing trains."""
+
+from gpu_actor.config import DatasetConfig, TrainingConfig
+from gpu_actor.footprint import BaseDescription, LinearShape
+from gpu_actor.report import ActorReport
+from orchestrator.bases import BaseCatalog, _key
+from orchestrator.cluster_config import ClusterConfig
+from orchestrator.fleet import Fleet, Member
+from orchestrator.job import JobSpec, QueueConfig
+from orchestrator.look import Lookout
+from orchestrator.profiles import Profiles
+from orchestrator.reconcile import Reconciler
+from orchestrator.scheduler.policy import DEFAULT
+from orchestrator.slots import listed_slots
+from orchestrator.store import Store
+
+NODES = [{"NodeID": "a" * 8, "Alive": True, "Resources": {"node:__internal_head__": 1.0}}]
+TINY = "/models/tiny"
+
+
+def describe(ref=TINY):
+    """A base model of two layers."""
+    linears = tuple(LinearShape(f"model.layers.{layer}.mlp.up_proj", 64, 100) for layer in range(2))
+    return BaseDescription(ref, "llama", linears, 64, 2, 128, 100_000)
+
+
+class House:
+    """A store, places for actors, and the reconciler between them."""
+
+    def __init__(self, folder, policy=DEFAULT, actors=({},)):
+        self.path = folder
+        config = ClusterConfig(storage=str(folder), actors=list(actors))
+        self.store = Store(config.database_url)
+        self.fleet = Fleet(config, self.store, {})
+        self.fleet.slots |= {slot.id: slot for slot in listed_slots(config.actors, NODES)}
+        self.bases, self.profiles = BaseCatalog({}), Profiles(self.store)
+        self.over = []
+        self.lookout = Lookout(self.store, self.fleet, self.bases, self.profiles)
+        self.reconciler = Reconciler(
+            self.store,
+            self.fleet,
+            self.bases,
+            lambda job: None,
+            self.over.append,
+            self.profiles,
+            self.lookout,
+            policy,
+        )
+
+    def host(self, name, slot="cpu:0", base_model=TINY, *, known=True):
+        """An actor in a place; `known`: what its base model is like."""
+        self.fleet.members[name] = Member(name, self.fleet.slots[slot], base_model, handle=None)
+        if known:
+            self.know(base_model)
+
+    def know(self, base_model):
+        """What a base model is like has been found out."""
+        self.bases._found[_key(base_model)] = describe(base_model)
+
+    def submit(self, name, base_model=TINY, priority=0, max_retries=1, out=None, **training):
+        """Accept a job; returns its id."""
+        spec = JobSpec(
+            name=name,
+            base_model=base_model,
+            dataset=DatasetConfig(path=f"/data/{name}.jsonl"),
+            training=TrainingConfig(**training),
+            queue=QueueConfig(priority=priority, max_retries=max_retries),
+            output_dir=str(self.path / (out or f"out-{name}")),
+        )
+        return self.store.add([spec], f"request of {name} {out}")[0].id
+
+    def report(self, name, *tenants, boot="boot", **fields):
+        """An actor reports; returns the calls that follow."""
+        member = self.fleet.members[name]
+        member.report, member.fresh = ActorReport(name, boot, "ready", tenants=tenants, **fields), True
+        return self.reconciler.observe()
