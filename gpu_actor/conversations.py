@@ -62,7 +62,11 @@ def read_message(message: Any, field: str) -> Message:
 def read_sharegpt(value: Any, field: str, system: Any = None) -> tuple[Message, ...]:
     """A list of turns with from and value, and the record's `system` before them."""
     _check_list(value, field, "turn")
-    messages = tuple(read_turn(turn, f"{field}[{index}]") for index, turn in enumerate(value))
+    return with_system(tuple(read_turn(turn, f"{field}[{index}]") for index, turn in enumerate(value)), field, system)
+
+
+def with_system(messages: tuple[Message, ...], field: str, system: Any) -> tuple[Message, ...]:
+    """A conversation with the record's `system` before it; a null or blank one changes nothing."""
     text = read_optional_text(system, "system")
     if text is None:
         return messages

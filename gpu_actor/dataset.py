@@ -11,9 +11,9 @@ import numpy as np
 
 from gpu_actor.config import DatasetConfig, TrainingConfig
 from gpu_actor.data_files import read_records
-from gpu_actor.data_formats import detect_format, read_sample
+from gpu_actor.data_formats import detect_format, read_fields, read_sample
 from gpu_actor.errors import DataError, UnfitDataError
-from gpu_actor.record_types import Chat, Pair, Record, Sample, Single, Tokens
+from gpu_actor.record_types import Chat, Pair, Record, Sample, Single, Tokens, shorten
 from gpu_actor.samples import NO_ANSWER, Collector, Labelled, PairSet, SampleSet
 from gpu_actor.tokenize import SampleEncoder
 
@@ -151,6 +151,7 @@ class _RecordReader:
         vocab_size: int,
     ) -> None:
         self._format = config.format
+        self._columns: dict[str, str] | None = config.columns  # until they have been looked at
         self._template = config.chat_template
         self._training = training
         self._tokenizer = tokenizer
@@ -166,6 +167,7 @@ class _RecordReader:
         if self._format == "auto":
             self._format = detect_format(record, pairs=self._training.objective != "sft")
         self._check_objective()
+        self._check_columns(record)
         return tuple(map(self._encode, _sides(read_sample(record, self._format, self._vocab_size))))
 
     def _check_objective(self) -> None:
@@ -180,6 +182,17 @@ class _RecordReader:
                 f"holds samples of the format {self._format}, but training.objective is {objective}, which "
                 "learns from preference pairs; give pairs (chosen and rejected), or set the objective to sft"
             )
+
+    def _check_columns(self, record: Record) -> None:
+        """Refuse a renamed column that the format does not read: it was asked for, and would be dropped."""
+        columns, self._columns = self._columns, None
+        known = read_fields(record, self._format) if columns else frozenset()
+        for field, column in (columns or {}).items():
+            if field not in known:
+                raise UnfitDataError(
+                    f"dataset.columns.{field}: {shorten(column)} would not be read: these records are of the format "
+                    f"{self._format}, which has {', '.join(sorted(known))}; remove it, or set dataset.format"
+                )
 
     def _encode(self, sample: Single) -> Labelled:
         if self._template is not None and not isinstance(sample, Chat):
