@@ -16,7 +16,7 @@ from gpu_actor.conversations import assistant_turns, read_messages, read_sharegp
 from gpu_actor.errors import DataError
 from gpu_actor.preferences import PAIR_COLUMNS, pair_fields, read_pair
 from gpu_actor.record_types import Chat, Plain, Record, Sample, shorten
-from gpu_actor.values import read_text, read_tokens
+from gpu_actor.values import read_answer, read_any_text, read_tokens
 
 # In the order in which `auto` tries them: the first format whose columns are all there is taken.
 _REQUIRED: dict[DatasetFormat, tuple[str, ...]] = {
@@ -164,11 +164,11 @@ def _read_prompt_completion(record: Record) -> Plain | Chat:
     for field in ("system", "tools"):
         if not _is_blank(record.get(field)):
             raise DataError(f"{field}: only a conversation has it; give prompt and completion as lists of messages")
-    return Plain(read_text(prompt, "prompt"), read_text(completion, "completion"))
+    return Plain(read_any_text(prompt, "prompt"), read_answer(completion, "completion"))
 
 
 def _read_plain_text(record: Record) -> Plain:
-    return Plain("", read_text(record["text"], "text"))
+    return Plain("", read_answer(record["text"], "text"))
 
 
 _READERS: Mapping[str, Callable[[Record], Plain | Chat]] = {

@@ -12,9 +12,9 @@ import numpy as np
 from gpu_actor.config import DatasetConfig, TrainingConfig
 from gpu_actor.data_files import read_records
 from gpu_actor.data_formats import detect_format, read_fields, read_sample
-from gpu_actor.errors import DataError, UnfitDataError
+from gpu_actor.errors import DataError, NoAnswerError, UnfitDataError
 from gpu_actor.record_types import Chat, Pair, Record, Sample, Single, Tokens, shorten
-from gpu_actor.samples import NO_ANSWER, Collector, Labelled, PairSet, SampleSet
+from gpu_actor.samples import EMPTY_ANSWER, NO_ANSWER, Collector, Labelled, PairSet, SampleSet
 from gpu_actor.tokenize import SampleEncoder
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ class LoadedDataset:
         train: Training samples in the order of the file.
         val: Samples held out for evaluation, in the order of the file; may be empty.
         truncated: Samples of the whole file that were cut to `cutoff_len`.
-        dropped: Samples of the whole file that were left out, because no token in them carries loss (not
-            counting the first one, which nothing predicts), and pairs of which a side has none, or whose sides
-            are the same.
+        dropped: Samples of the whole file that were left out, because their answer is blank or no token in them
+            carries loss (not counting the first one, which nothing predicts), and pairs of which a side has none,
+            or whose sides are the same.
     """
 
     train: SampleSet | PairSet
@@ -75,6 +75,8 @@ def load_dataset(
             if isinstance(record, DataError):
                 raise record
             collected.add(*reader.encode(record))
+        except NoAnswerError:
+            collected.dropped[EMPTY_ANSWER] += 1
         except UnfitDataError as error:
             raise UnfitDataError(f"{place}: {error}") from None
         except DataError as error:
@@ -104,8 +106,7 @@ def _finish(
     train, val = _split(path, samples, config.val_size, training.seed)
     dropped = collected.dropped.total()
     if dropped:
-        reasons = ", ".join(f"{count}: {reason}" for reason, count in collected.dropped.items())
-        logger.info("%s: %d of %d samples were dropped (%s)", path, dropped, records, reasons)
+        logger.info("%s: %d of %d records were dropped (%s)", path, dropped, records, _reasons(collected))
     return LoadedDataset(train, val, collected.truncated, dropped)
 
 
@@ -115,8 +116,11 @@ def _nothing_left(path: str, collected: Collector, records: int, cutoff_len: int
             f"{path}: nothing to train on: all {records} samples were dropped, as none has a token with loss "
             f"within its first {cutoff_len} tokens; raise training.cutoff_len, or check the labels"
         )
-    reasons = ", ".join(f"{count}: {reason}" for reason, count in collected.dropped.items())
-    return f"{path}: nothing to train on: all {records} pairs were dropped ({reasons}); check them"
+    return f"{path}: nothing to train on: all {records} records were dropped ({_reasons(collected)}); check them"
+
+
+def _reasons(collected: Collector) -> str:
+    return ", ".join(f"{count}: {reason}" for reason, count in collected.dropped.items())
 
 
 def _split(

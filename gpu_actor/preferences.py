@@ -19,10 +19,10 @@ from gpu_actor.conversations import (
     read_turn,
     with_system,
 )
-from gpu_actor.errors import DataError
+from gpu_actor.errors import DataError, NoAnswerError
 from gpu_actor.record_types import Chat, Message, Pair, Plain, Record, shorten
 from gpu_actor.turns import common_length
-from gpu_actor.values import read_text, read_tokens
+from gpu_actor.values import read_answer, read_text, read_tokens
 
 SIDES = ("chosen", "rejected")
 # Columns that hold a prompt in other people's files: beside them, what both answers begin with is not the prompt.
@@ -44,6 +44,9 @@ def read_pair(record: Record, vocab_size: int) -> Pair:
                 f"{field}: missing; a preference pair has chosen and rejected, this one has {shorten(list(record))}"
             )
     chosen, rejected = record["chosen"], record["rejected"]
+    for side in SIDES:
+        if record[side] is None:
+            raise NoAnswerError(f"{side}: is empty (None)")
     if type(chosen) is not type(rejected):
         raise DataError(
             f"rejected: chosen and rejected must be of one kind, not {shorten(chosen)} and {shorten(rejected)}"
@@ -144,14 +147,14 @@ def _read_alpaca_pair(record: Record) -> Pair:
     before = alpaca_prompt(record)
     chats = []
     for side in SIDES:
-        answer = read_text(record[side], side)
+        answer = read_answer(record[side], side)
         messages = (*before, {"role": "assistant", "content": answer})
         chats.append(Chat(messages, (len(before),), alpaca_fallback(record, before, answer)))
     return Pair(*chats)
 
 
 def _read_texts(record: Record) -> Pair:
-    chosen, rejected = (read_text(record[side], side) for side in SIDES)
+    chosen, rejected = (read_answer(record[side], side) for side in SIDES)
     if record.get("prompt") is not None:
         prompt = read_text(record["prompt"], "prompt")
         return Pair(Plain(prompt, chosen), Plain(prompt, rejected))

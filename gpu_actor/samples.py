@@ -15,6 +15,7 @@ Labelled = tuple[IdArray, IdArray]
 """Token ids and unshifted labels of one sequence."""
 
 NO_ANSWER = "no token with loss is left"
+EMPTY_ANSWER = "the answer is empty"
 EQUAL_SIDES = "both sides of the pair are the same"
 
 

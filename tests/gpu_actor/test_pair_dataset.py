@@ -50,7 +50,7 @@ def test_a_pair_needs_an_answer_on_both_sides(tmp_path):
 
 
 def test_only_equal_pairs(tmp_path):
-    message = r"all 2 pairs were dropped \(2: both sides of the pair are the same\); check them"
+    message = r"all 2 records were dropped \(2: both sides of the pair are the same\); check them"
     with pytest.raises(DataError, match=message):
         load(write(tmp_path, pair([3], [3]), pair([4], [4])), no_tokenizer, objective="dpo")
     same = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
