@@ -38,12 +38,14 @@ class LoadedDataset:
         dropped: Samples of the whole file that were left out, because their answer is blank or no token in them
             carries loss (not counting the first one, which nothing predicts), and pairs of which a side has none,
             or whose sides are the same.
+        longest: Tokens of the longest sequence (of a pair, the longer side).
     """
 
     train: SampleSet | PairSet
     val: SampleSet | PairSet
     truncated: int
     dropped: int
+    longest: int
 
 
 def load_dataset(
@@ -51,6 +53,7 @@ def load_dataset(
     training: TrainingConfig,
     tokenizer: Callable[[], PreTrainedTokenizerBase],
     vocab_size: int,
+    positions: int | None = None,
 ) -> LoadedDataset:
     """Read, tokenise, cut and split the data set of one adapter.
 
@@ -59,10 +62,11 @@ def load_dataset(
         training: `cutoff_len`, `train_on_inputs` and `seed` are used.
         tokenizer: Gives the base model's tokenizer; not called for the format `tokens`.
         vocab_size: Number of tokens that the base model knows.
+        positions: Longest sequence that the base model can run; None: any.
 
     Raises:
         DataError: The file cannot be read, has records that cannot be used (all are counted, the first ones
-            are named by line), or leaves nothing to train on.
+            are named by line), leaves nothing to train on, or has a sample that the base model cannot run.
     """
     path = config.path
     reader = _RecordReader(config, training, tokenizer, vocab_size)
@@ -87,6 +91,11 @@ def load_dataset(
         raise DataError(_list_problems(path, problems, bad, records))
     if not records:
         raise DataError(f"{path}: holds no record; a data set needs at least one")
+    if positions is not None and collected.longest > positions:
+        raise DataError(
+            f"{path}: a sample has {collected.longest} tokens, but the base model has a table of {positions} positions "
+            f"and cannot run more; lower training.cutoff_len ({training.cutoff_len}) to {positions}"
+        )
     return _finish(path, collected, records, config, training)
 
 
@@ -107,7 +116,7 @@ def _finish(
     dropped = collected.dropped.total()
     if dropped:
         logger.info("%s: %d of %d records were dropped (%s)", path, dropped, records, _reasons(collected))
-    return LoadedDataset(train, val, collected.truncated, dropped)
+    return LoadedDataset(train, val, collected.truncated, dropped, collected.longest)
 
 
 def _nothing_left(path: str, collected: Collector, records: int, cutoff_len: int) -> str:

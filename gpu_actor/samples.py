@@ -87,6 +87,7 @@ class Collector:
     Attributes:
         truncated: Samples (or pairs) that were cut.
         dropped: Samples (or pairs) that were left out, by reason.
+        longest: Tokens of the longest sequence that was kept.
     """
 
     def __init__(self, cutoff_len: int) -> None:
@@ -94,6 +95,7 @@ class Collector:
         self._sides: list[_Growing] = []
         self.truncated = 0
         self.dropped: Counter[str] = Counter()
+        self.longest = 0
 
     def add(self, *sides: Labelled) -> None:
         """Keep a sample (one side) or a pair (two), unless nothing can be learned from it."""
@@ -108,6 +110,7 @@ class Collector:
             self._sides = self._sides or [_Growing() for _ in cut]
             for side, (ids, labels) in zip(self._sides, cut, strict=True):
                 side.add(ids, labels)
+                self.longest = max(self.longest, len(ids))
 
     def collected(self) -> SampleSet | PairSet | None:
         """All that was kept, or None where that is nothing."""
