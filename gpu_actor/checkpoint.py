@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from gpu_actor.whole_files import read_tensors, sync_folder, write_bytes, write_
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "trainer_state.json"
 METRICS_FILE = "metrics.jsonl"
-BEST_FOLDER = "checkpoint-best"  # the adapter alone, at the lowest evaluation loss so far
+_BEST = "checkpoint-best-"  # and a step: the adapter alone, at the lowest evaluation loss until then
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -103,6 +104,32 @@ def load_checkpoint(
     return progress
 
 
+def save_best(output_dir: Path, weights: AdapterWeights, base_model: str, step: int) -> None:
+    """Write the adapter of `step` whole, as the best one so far."""
+    final = best_folder(output_dir, step)
+    draft = output_dir / f".{final.name}.{os.getpid()}.tmp"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    save_adapter(draft, weights, base_model)
+    shutil.rmtree(final, ignore_errors=True)  # of a run that was lost, whose rounding may differ
+    os.rename(draft, final)
+    sync_folder(output_dir)
+
+
+def best_folder(output_dir: Path, step: int) -> Path:
+    """Where the adapter of `step` lies if it was the best one. A run that is resumed may make a step again, and find
+    another one the best: so each has a folder of its own, and the checkpoint says which one counts."""
+    return output_dir / f"{_BEST}{step}"
+
+
+def keep_best(output_dir: Path, steps: Collection[int]) -> None:
+    """Remove the best adapters of all other steps."""
+    kept = {best_folder(output_dir, step) for step in steps}
+    for folder in output_dir.glob(f"{_BEST}*"):
+        if folder not in kept:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def _moments(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """The optimizer's state as `<number of the parameter>.<name>`."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -121,8 +148,9 @@ def _restore(optimizer: torch.optim.Optimizer, moments: dict[str, torch.Tensor],
 
 
 def remove_checkpoints(output_dir: Path) -> None:
-    """Remove every checkpoint, finished or half-written, and the best adapter so far."""
-    for folder in [*_checkpoints(output_dir), output_dir / BEST_FOLDER, *output_dir.glob(".checkpoint-*.tmp")]:
+    """Remove every checkpoint, finished or half-written, and the best adapters."""
+    keep_best(output_dir, ())
+    for folder in [*_checkpoints(output_dir), *output_dir.glob(".checkpoint-*.tmp")]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
