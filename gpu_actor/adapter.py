@@ -30,6 +30,7 @@ from gpu_actor.objectives import SegmentLoss
 from gpu_actor.peft_layout import load_adapter, save_adapter
 from gpu_actor.references import reference_folder
 from gpu_actor.report import TenantReport, TenantState
+from gpu_actor.samples import digest
 from gpu_actor.step_sums import StepSums
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class Tenant:
         self.cursor = DataCursor(spec.training, len(data.train))
         self.optimizer = make_optimizer(weights, spec.training)
         self.scheduler = make_scheduler(self.optimizer, spec.training, self.cursor.total_steps)
+        self._data_digest = digest(data.train, data.val)
         self.progress = self._start()
         self._saved_best = self.progress.watch.best_step  # the best step that the newest checkpoint names
         self._micro_batches = MicroBatches(spec.training, weights, data, reference)
@@ -99,7 +101,9 @@ class Tenant:
 
     def _start(self) -> checkpoint.Progress:
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        found = checkpoint.load_checkpoint(self.output_dir, self.weights, self.optimizer, self.scheduler)
+        found = checkpoint.load_checkpoint(
+            self.output_dir, self.weights, self.optimizer, self.scheduler, self._data_digest
+        )
         checkpoint.trim_metrics(self.output_dir, found.step if found else 0)
         if found is not None:
             return found
@@ -263,7 +267,13 @@ class Tenant:
     def save_checkpoint(self) -> None:
         """Write a checkpoint of the last complete optimizer step."""
         checkpoint.save_checkpoint(
-            self.output_dir, self.weights, self.spec.base_model, self.optimizer, self.scheduler, self.progress
+            self.output_dir,
+            self.weights,
+            self.spec.base_model,
+            self.optimizer,
+            self.scheduler,
+            self.progress,
+            self._data_digest,
         )
         self._saved_best = self.progress.watch.best_step
         checkpoint.keep_best(self.output_dir, {self._saved_best})

@@ -55,8 +55,18 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     scheduler: Any,
     progress: Progress,
+    data: str,
 ) -> Path:
     """Write `checkpoint-<step>` whole, then remove older ones.
+
+    Args:
+        output_dir: Where the job's files are.
+        weights: The adapter.
+        base_model: Name of its base.
+        optimizer: With its moments.
+        scheduler: The learning rate's.
+        progress: Counters.
+        data: Digest of the data set, by which `load_checkpoint` knows it again.
 
     Returns:
         The checkpoint's folder.
@@ -67,7 +77,7 @@ def save_checkpoint(
     draft.mkdir(parents=True)
     save_adapter(draft, weights, base_model)
     write_tensors(draft / OPTIMIZER_FILE, _moments(optimizer))
-    write_json(draft / STATE_FILE, {"progress": asdict(progress), "scheduler": scheduler.state_dict()})
+    write_json(draft / STATE_FILE, {"progress": asdict(progress), "scheduler": scheduler.state_dict(), "data": data})
     if final.exists():  # the same step was saved before this process: equal by construction, the new one wins
         shutil.rmtree(final)
     os.rename(draft, final)
@@ -79,12 +89,12 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    output_dir: Path, weights: AdapterWeights, optimizer: torch.optim.Optimizer, scheduler: Any
+    output_dir: Path, weights: AdapterWeights, optimizer: torch.optim.Optimizer, scheduler: Any, data: str
 ) -> Progress | None:
     """Go on from the newest checkpoint in `output_dir`; None when there is none.
 
     Raises:
-        AdapterError: The checkpoint is damaged or belongs to other settings.
+        AdapterError: The checkpoint is damaged or belongs to other settings or other data.
     """
     folders = _checkpoints(output_dir)
     if not folders:
@@ -94,10 +104,16 @@ def load_checkpoint(
     moments = read_tensors(folder / OPTIMIZER_FILE)
     try:
         state = json.loads((folder / STATE_FILE).read_text("utf-8"))
+        saved_data = state["data"]
         progress = Progress.from_dict(state["progress"])
         scheduler.load_state_dict(state["scheduler"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AdapterError(f"{folder / STATE_FILE}: damaged ({error}); remove the folder to start over") from None
+    if saved_data != data:
+        raise AdapterError(
+            f"the data set is no longer the one that {folder} was trained on: its records, their order, the "
+            "tokenizer or the chat template have changed; bring them back, or remove the folder to start over"
+        )
     _restore(optimizer, moments, weights.flat.device)
     for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
         group["lr"] = rate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from collections import Counter
 from dataclasses import dataclass
@@ -79,6 +80,20 @@ class PairSet:
     def select(self, indices: npt.NDArray[np.int64]) -> PairSet:
         """Some pairs in the given order; no token is copied."""
         return PairSet(self.chosen.select(indices), self.rejected.select(indices))
+
+
+def digest(*sets: SampleSet | PairSet) -> str:
+    """What tells data sets apart: their tokens, labels, order and parts, as 32 hexadecimal digits."""
+    sides: list[SampleSet] = []
+    for part in sets:
+        sides += [part] if isinstance(part, SampleSet) else [part.chosen, part.rejected]
+    hashed = hashlib.blake2b(digest_size=16)
+    for side in sides:
+        order = np.arange(len(side)) if side.order is None else side.order
+        for values in (side.input_ids, side.labels, side.offsets, order):
+            hashed.update(len(values).to_bytes(8, "little"))
+            hashed.update(values.data)
+    return hashed.hexdigest()
 
 
 class Collector:

@@ -1,6 +1,9 @@
 """The chat template of a job: a program of strangers, which is stopped, counted and explained."""
 
+from pathlib import Path
+
 import pytest
+import trl
 from sample_files import GOOD, TOKENIZER, VOCAB, load, write
 from sample_tokenizers import CHATML
 
@@ -76,3 +79,22 @@ def test_tools_that_the_template_does_not_write(tmp_path):
     calls = [{"name": "f", "arguments": {}}]
     with pytest.raises(DataError, match=r"writes the tool calls of message 0 \(role assistant\) 0 times"):
         load(write(tmp_path, {"messages": [{"role": "assistant", "content": "", "tool_calls": calls}]}))
+
+
+# --- the clock ---
+
+
+@pytest.mark.parametrize(
+    ("template", "date"),
+    [
+        ("llama3_2", "Today Date: 26 Jul 2024"),
+        ("gptoss", "Current date: 2024-07-26"),
+        ("{{ strftime_now('%Y-%m-%d') }}{% for m in messages %}{{ m.role + m.content }}{% endfor %}", "2024-07-26"),
+    ],
+)
+def test_a_template_sees_one_day_whenever_it_runs(tmp_path, template, date):
+    """Today's date in a sample would make a job that goes on after midnight another one."""
+    file = Path(trl.__file__).parent / "chat_templates" / f"{template}.jinja"
+    text = file.read_text() if "{" not in template else template
+    ids, _ = load_with_template(write(tmp_path, GOOD), text).train[0]
+    assert date in TOKENIZER.decode(ids)
