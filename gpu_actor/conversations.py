@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from gpu_actor.errors import DataError
+from gpu_actor.errors import DataError, NoAnswerError
+from gpu_actor.message_weights import WEIGHTS, read_weight
 from gpu_actor.record_types import Message, shorten
 from gpu_actor.values import read_answer, read_any_text, read_optional_text, read_text
 
@@ -22,6 +23,9 @@ _TAGS = {
     "assistant": "assistant",
     "tool": "tool",
 }
+
+# What would change a sample, and has no place in a turn.
+_NOT_IN_TURNS = ("tool_calls", "tool_call_id", "loss", "mask", "image", "images", "video", "videos", "audio", "audios")
 
 
 def read_messages(value: Any, field: str) -> tuple[Message, ...]:
@@ -41,7 +45,7 @@ def read_message(message: Any, field: str) -> Message:
     role = message["role"]
     if not isinstance(role, str) or role not in ROLES:
         raise DataError(f"{field}.role: {shorten(role)} is no role; use one of {', '.join(ROLES)}")
-    allowed = ("role", "content", *_EXTRAS.get(role, ("name",)))
+    allowed = ("role", "content", *_EXTRAS.get(role, ("name",)), *WEIGHTS)
     for name, given in message.items():
         if name not in allowed and given not in (None, [], "", {}):
             raise DataError(
@@ -52,6 +56,7 @@ def read_message(message: Any, field: str) -> Message:
     found: Message = {"role": role, "content": _read_content(content, f"{field}.content", role, bool(calls))}
     if calls:
         found["tool_calls"] = _read_calls(calls, f"{field}.tool_calls")
+    found |= read_weight(message, role, field)
     for name in ("name", "tool_call_id"):
         if message.get(name) not in (None, ""):
             found[name] = read_text(message[name], f"{field}.{name}")
@@ -95,23 +100,36 @@ def read_turn(turn: Any, field: str) -> Message:
     for name in ("from", "value"):
         if name not in turn:
             raise DataError(f"{field}.{name}: missing; the turn has {shorten(list(turn))}")
+    for name in _NOT_IN_TURNS:
+        if turn.get(name) not in (None, [], "", {}):
+            raise DataError(
+                f"{field}: the field {shorten(name)} is not supported in a turn; write messages, or remove it"
+            )
     tag = turn["from"]
     if not isinstance(tag, str) or tag not in _TAGS:
         raise DataError(f"{field}.from: {shorten(tag)} is no tag; use one of {', '.join(_TAGS)}")
+    role = _TAGS[tag]
+    weight = read_weight(turn, role, field)
     if tag != "function_call":
-        role = _TAGS[tag]
-        return {"role": role, "content": _read_content(turn["value"], f"{field}.value", role, calls=False)}
+        return {"role": role, "content": _read_content(turn["value"], f"{field}.value", role, calls=False), **weight}
     calls = _parse(read_answer(turn["value"], f"{field}.value"), f"{field}.value")
     calls = calls if isinstance(calls, list) else [calls]
-    return {"role": "assistant", "content": "", "tool_calls": _read_calls(calls, f"{field}.value")}
+    return {"role": "assistant", "content": "", "tool_calls": _read_calls(calls, f"{field}.value"), **weight}
 
 
 def assistant_turns(messages: tuple[Message, ...], field: str, start: int = 0) -> tuple[int, ...]:
-    """The places of the assistant's messages, from `start` on."""
+    """The places of the assistant's messages that are learned, from `start` on.
+
+    Raises:
+        NoAnswerError: All of them have the weight 0.
+    """
     turns = tuple(i for i in range(start, len(messages)) if messages[i]["role"] == "assistant")
     if not turns:
         raise DataError(f"{field}: holds no message of the role assistant, so there is nothing to learn")
-    return turns
+    learned = tuple(i for i in turns if messages[i].get("weight") != 0)
+    if not learned:
+        raise NoAnswerError(f"{field}: every message of the role assistant has the weight 0")
+    return learned
 
 
 def read_tools(value: Any) -> tuple[dict[str, Any], ...] | None:

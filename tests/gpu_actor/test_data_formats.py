@@ -143,8 +143,8 @@ def test_text_and_tokens():
         ("messages", {"messages": [user("a")]}, r"messages: holds no message of the role assistant"),
         (
             "messages",
-            {"messages": [{**assistant("a"), "weight": 0}]},
-            r"messages\[0\]: the field 'weight' is not supported",
+            {"messages": [{**assistant("a"), "loss": 0}]},
+            r"messages\[0\]: the field 'loss' is not supported",
         ),
         (
             "messages",
