@@ -173,7 +173,11 @@ class GpuActor:
         from gpu_actor.start_adapter import check_adapter_fits
 
         check_adapter_fits(base.description, spec.lora)
-        data = load_dataset(spec.dataset, spec.training, self._tokenizer, base.description.vocab_size)
+        known = base.description
+        data = load_dataset(spec.dataset, spec.training, self._tokenizer, known.vocab_size, known.longest_sequence)
+        if known.positions is not None and data.longest > known.positions:
+            remark = "job %s: a sample has %d tokens; the base model was made for %d positions"
+            logger.warning(remark, spec.name, data.longest, known.positions)
         return Tenant(spec, attempt, base.new_adapter(spec.lora), data, read_reference(base, spec))
 
     @lru_cache(maxsize=1)  # noqa: B019 - the actor lives as long as its process

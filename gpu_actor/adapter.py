@@ -30,6 +30,7 @@ from gpu_actor.objectives import SegmentLoss
 from gpu_actor.peft_layout import load_adapter, save_adapter
 from gpu_actor.references import reference_folder
 from gpu_actor.report import TenantReport, TenantState
+from gpu_actor.samples import digest
 from gpu_actor.step_sums import StepSums
 
 if TYPE_CHECKING:
@@ -84,7 +85,9 @@ class Tenant:
         self.cursor = DataCursor(spec.training, len(data.train))
         self.optimizer = make_optimizer(weights, spec.training)
         self.scheduler = make_scheduler(self.optimizer, spec.training, self.cursor.total_steps)
+        self._data_digest = digest(data.train, data.val)
         self.progress = self._start()
+        self._saved_best = self.progress.watch.best_step  # the best step that the newest checkpoint names
         self._micro_batches = MicroBatches(spec.training, weights, data, reference)
         self._told_to_stop: str | None = None
         self.left_out = 0
@@ -98,7 +101,9 @@ class Tenant:
 
     def _start(self) -> checkpoint.Progress:
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        found = checkpoint.load_checkpoint(self.output_dir, self.weights, self.optimizer, self.scheduler)
+        found = checkpoint.load_checkpoint(
+            self.output_dir, self.weights, self.optimizer, self.scheduler, self._data_digest
+        )
         checkpoint.trim_metrics(self.output_dir, found.step if found else 0)
         if found is not None:
             return found
@@ -250,9 +255,9 @@ class Tenant:
         watch = self.progress.watch.after_evaluation(step, eval_loss, config.min_delta)
         self.progress = dataclasses.replace(self.progress, watch=watch)
         if watch.stale == 0:
-            best = self.output_dir / checkpoint.BEST_FOLDER
-            best.mkdir(exist_ok=True)
-            save_adapter(best, self.weights, self.spec.base_model)
+            checkpoint.save_best(self.output_dir, self.weights, self.spec.base_model, step)
+            # a restart goes on from the newest checkpoint, which names the best step of its own time
+            checkpoint.keep_best(self.output_dir, {step, self._saved_best})
 
     @property
     def wants_checkpoint(self) -> bool:
@@ -262,16 +267,39 @@ class Tenant:
     def save_checkpoint(self) -> None:
         """Write a checkpoint of the last complete optimizer step."""
         checkpoint.save_checkpoint(
-            self.output_dir, self.weights, self.spec.base_model, self.optimizer, self.scheduler, self.progress
+            self.output_dir,
+            self.weights,
+            self.spec.base_model,
+            self.optimizer,
+            self.scheduler,
+            self.progress,
+            self._data_digest,
         )
+        self._saved_best = self.progress.watch.best_step
+        checkpoint.keep_best(self.output_dir, {self._saved_best})
 
     def export(self) -> None:
         """Put the finished adapter into the output folder, with patience the best one; the checkpoints go."""
-        best = self.progress.watch.best_step
-        if self.spec.early_stop.patience is not None and 0 < best < self.progress.step:
-            load_adapter(self.output_dir / checkpoint.BEST_FOLDER, self.weights)
+        best = self._better_step
+        if best is not None:
+            load_adapter(checkpoint.best_folder(self.output_dir, best), self.weights)
         save_adapter(self.output_dir, self.weights, self.spec.base_model)
         checkpoint.remove_checkpoints(self.output_dir)
+
+    @property
+    def _better_step(self) -> int | None:
+        """With patience, the earlier step whose adapter is exported; None where that is the last one."""
+        best = self.progress.watch.best_step
+        return best if self.spec.early_stop.patience is not None and 0 < best < self.progress.step else None
+
+    @property
+    def end_reason(self) -> str | None:
+        """What there is to say of a finished run: why it stopped early, and which adapter it left if not its last."""
+        early, best = self.stop_reason, self._better_step
+        if best is None or (early is not None and self._told_to_stop is None):  # patience says it by itself
+            return early
+        which = f"the adapter is that of step {best}, which has the lowest evaluation loss"
+        return f"{early}; {which}" if early else which
 
     def discard(self) -> None:
         """Remove what would let the job go on: it was cancelled."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from gpu_actor.errors import DataError
 from gpu_actor.record_types import Chat, Message, Plain, Record, shorten
-from gpu_actor.values import read_optional_text, read_text
+from gpu_actor.values import read_answer, read_optional_text, read_text
 
 _WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -23,7 +23,7 @@ _WITHOUT_INPUT = (
 def read_alpaca(record: Record) -> Chat:
     """The conversation of a record; the answers of its history are learned too, as in LLaMA-Factory."""
     before = alpaca_prompt(record)
-    messages = (*before, {"role": "assistant", "content": read_text(record["output"], "output")})
+    messages = (*before, {"role": "assistant", "content": read_answer(record["output"], "output")})
     learned = tuple(i for i, message in enumerate(messages) if message["role"] == "assistant")
     return Chat(messages, learned, alpaca_fallback(record, before, messages[-1]["content"]))
 
@@ -31,9 +31,7 @@ def read_alpaca(record: Record) -> Chat:
 def alpaca_prompt(record: Record) -> tuple[Message, ...]:
     """What comes before the answer: system, history and the question, which is instruction and input."""
     system = read_optional_text(record.get("system"), "system")
-    question = read_text(record["instruction"], "instruction")
-    # The original Alpaca data has an empty input wherever there is none.
-    context = read_optional_text(record.get("input"), "input")
+    question, context = _question(record)
     return (
         *([{"role": "system", "content": system}] if system else []),
         *_read_history(record.get("history")),
@@ -45,9 +43,18 @@ def alpaca_fallback(record: Record, before: tuple[Message, ...], answer: str) ->
     """Alpaca's own prompt, for a tokenizer without a chat template; it has no place for system and history."""
     if len(before) > 1:
         return None
-    context = read_optional_text(record.get("input"), "input")
+    question, context = _question(record)
     form = _WITH_INPUT if context else _WITHOUT_INPUT
-    return Plain(form.format(instruction=record["instruction"], input=context), answer)
+    return Plain(form.format(instruction=question, input=context), answer)
+
+
+def _question(record: Record) -> tuple[str, str | None]:
+    """The instruction and its input. One of them may be blank: the original data has an empty input for most."""
+    context = read_optional_text(record.get("input"), "input")
+    instruction = read_optional_text(record["instruction"], "instruction")
+    if instruction is not None:
+        return instruction, context
+    return context or read_text(record["instruction"], "instruction"), None
 
 
 def _read_history(value: Any) -> list[Message]:
@@ -61,5 +68,5 @@ def _read_history(value: Any) -> list[Message]:
         if not isinstance(turn, list) or len(turn) != 2:
             raise DataError(f"{field}: must be [question, answer], not {shorten(turn)}")
         messages.append({"role": "user", "content": read_text(turn[0], f"{field}[0]")})
-        messages.append({"role": "assistant", "content": read_text(turn[1], f"{field}[1]")})
+        messages.append({"role": "assistant", "content": read_answer(turn[1], f"{field}[1]")})
     return messages

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ MAX_STEPS = 1_000_000
 """Most steps (lines of the compiled template) of one rendering; real templates need some hundred per message."""
 
 _LARGEST_FILE = 1 << 20
+_DAY = datetime.date(2024, 7, 26)  # that of Llama 3.2's template where it has no clock
 _COMPILED = "<template>"  # the file name that jinja2 gives to a compiled template
 
 
@@ -59,12 +61,14 @@ class ChatTemplate:
             DataError: The template refuses the conversation.
             UnfitDataError: It does not come to an end.
         """
+        source = self.source(tools)
         try:
+            _stop_clock(source)
             with _step_limit():
                 text = self._tokenizer.apply_chat_template(
                     list(messages),
                     tools=list(tools) if tools else None,
-                    chat_template=self.source(tools),
+                    chat_template=source,
                     tokenize=False,
                     add_generation_prompt=add_generation_prompt,
                 )
@@ -76,6 +80,15 @@ class ChatTemplate:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise DataError(f"the chat template refuses the conversation: {reason}") from None
         return str(text)
+
+
+def _stop_clock(source: str | None) -> None:
+    """Let a template that writes the date always see the same one: else a job that is restarted after midnight, or run
+    again, trains on other tokens. transformers keeps the compiled template, and passes no function on to it."""
+    if source is not None and "strftime_now" in source:
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
+        _compile_jinja_template(source).globals["strftime_now"] = _DAY.strftime
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from gpu_actor.whole_files import read_tensors, sync_folder, write_bytes, write_
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "trainer_state.json"
 METRICS_FILE = "metrics.jsonl"
-BEST_FOLDER = "checkpoint-best"  # the adapter alone, at the lowest evaluation loss so far
+_BEST = "checkpoint-best-"  # and a step: the adapter alone, at the lowest evaluation loss until then
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -54,8 +55,18 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     scheduler: Any,
     progress: Progress,
+    data: str,
 ) -> Path:
     """Write `checkpoint-<step>` whole, then remove older ones.
+
+    Args:
+        output_dir: Where the job's files are.
+        weights: The adapter.
+        base_model: Name of its base.
+        optimizer: With its moments.
+        scheduler: The learning rate's.
+        progress: Counters.
+        data: Digest of the data set, by which `load_checkpoint` knows it again.
 
     Returns:
         The checkpoint's folder.
@@ -66,7 +77,7 @@ def save_checkpoint(
     draft.mkdir(parents=True)
     save_adapter(draft, weights, base_model)
     write_tensors(draft / OPTIMIZER_FILE, _moments(optimizer))
-    write_json(draft / STATE_FILE, {"progress": asdict(progress), "scheduler": scheduler.state_dict()})
+    write_json(draft / STATE_FILE, {"progress": asdict(progress), "scheduler": scheduler.state_dict(), "data": data})
     if final.exists():  # the same step was saved before this process: equal by construction, the new one wins
         shutil.rmtree(final)
     os.rename(draft, final)
@@ -78,12 +89,12 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    output_dir: Path, weights: AdapterWeights, optimizer: torch.optim.Optimizer, scheduler: Any
+    output_dir: Path, weights: AdapterWeights, optimizer: torch.optim.Optimizer, scheduler: Any, data: str
 ) -> Progress | None:
     """Go on from the newest checkpoint in `output_dir`; None when there is none.
 
     Raises:
-        AdapterError: The checkpoint is damaged or belongs to other settings.
+        AdapterError: The checkpoint is damaged or belongs to other settings or other data.
     """
     folders = _checkpoints(output_dir)
     if not folders:
@@ -93,14 +104,46 @@ def load_checkpoint(
     moments = read_tensors(folder / OPTIMIZER_FILE)
     try:
         state = json.loads((folder / STATE_FILE).read_text("utf-8"))
+        saved_data = state["data"]
         progress = Progress.from_dict(state["progress"])
         scheduler.load_state_dict(state["scheduler"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AdapterError(f"{folder / STATE_FILE}: damaged ({error}); remove the folder to start over") from None
+    if saved_data != data:
+        raise AdapterError(
+            f"the data set is no longer the one that {folder} was trained on: its records, their order, the "
+            "tokenizer or the chat template have changed; bring them back, or remove the folder to start over"
+        )
     _restore(optimizer, moments, weights.flat.device)
     for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
         group["lr"] = rate
     return progress
+
+
+def save_best(output_dir: Path, weights: AdapterWeights, base_model: str, step: int) -> None:
+    """Write the adapter of `step` whole, as the best one so far."""
+    final = best_folder(output_dir, step)
+    draft = output_dir / f".{final.name}.{os.getpid()}.tmp"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    save_adapter(draft, weights, base_model)
+    shutil.rmtree(final, ignore_errors=True)  # of a run that was lost, whose rounding may differ
+    os.rename(draft, final)
+    sync_folder(output_dir)
+
+
+def best_folder(output_dir: Path, step: int) -> Path:
+    """Where the adapter of `step` lies if it was the best one. A run that is resumed may make a step again, and find
+    another one the best: so each has a folder of its own, and the checkpoint says which one counts."""
+    return output_dir / f"{_BEST}{step}"
+
+
+def keep_best(output_dir: Path, steps: Collection[int]) -> None:
+    """Remove the best adapters of all other steps."""
+    kept = {best_folder(output_dir, step) for step in steps}
+    for folder in output_dir.glob(f"{_BEST}*"):
+        if folder not in kept:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -121,8 +164,9 @@ def _restore(optimizer: torch.optim.Optimizer, moments: dict[str, torch.Tensor],
 
 
 def remove_checkpoints(output_dir: Path) -> None:
-    """Remove every checkpoint, finished or half-written, and the best adapter so far."""
-    for folder in [*_checkpoints(output_dir), output_dir / BEST_FOLDER, *output_dir.glob(".checkpoint-*.tmp")]:
+    """Remove every checkpoint, finished or half-written, and the best adapters."""
+    keep_best(output_dir, ())
+    for folder in [*_checkpoints(output_dir), *output_dir.glob(".checkpoint-*.tmp")]:
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from gpu_actor.errors import DataError
+from gpu_actor.errors import DataError, NoAnswerError
+from gpu_actor.message_weights import WEIGHTS, read_weight
 from gpu_actor.record_types import Message, shorten
-from gpu_actor.values import read_optional_text, read_text
+from gpu_actor.values import read_answer, read_any_text, read_optional_text, read_text
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _EXTRAS = {"assistant": ("tool_calls", "name"), "tool": ("tool_call_id", "name")}
@@ -23,11 +24,14 @@ _TAGS = {
     "tool": "tool",
 }
 
+# What would change a sample, and has no place in a turn.
+_NOT_IN_TURNS = ("tool_calls", "tool_call_id", "loss", "mask", "image", "images", "video", "videos", "audio", "audios")
+
 
 def read_messages(value: Any, field: str) -> tuple[Message, ...]:
-    """A list of messages with role and content, as OpenAI's API has them."""
+    """A list of messages with role and content, as OpenAI's API has them; a blank system message is left out."""
     _check_list(value, field, "message")
-    return tuple(read_message(message, f"{field}[{index}]") for index, message in enumerate(value))
+    return _without_blank_system([read_message(message, f"{field}[{index}]") for index, message in enumerate(value)])
 
 
 def read_message(message: Any, field: str) -> Message:
@@ -41,32 +45,50 @@ def read_message(message: Any, field: str) -> Message:
     role = message["role"]
     if not isinstance(role, str) or role not in ROLES:
         raise DataError(f"{field}.role: {shorten(role)} is no role; use one of {', '.join(ROLES)}")
-    allowed = ("role", "content", *_EXTRAS.get(role, ("name",)))
+    allowed = ("role", "content", *_EXTRAS.get(role, ("name",)), *WEIGHTS)
     for name, given in message.items():
-        if name not in allowed and given not in (None, []):
+        if name not in allowed and given not in (None, [], "", {}):
             raise DataError(
                 f"{field}: the field {shorten(name)} is not supported; a message of the role {role} has "
                 f"{', '.join(allowed)}"
             )
     content = message.get("content")
-    read = read_optional_text if calls else read_text
-    found: Message = {"role": role, "content": read(content, f"{field}.content") or ""}
+    found: Message = {"role": role, "content": _read_content(content, f"{field}.content", role, bool(calls))}
     if calls:
         found["tool_calls"] = _read_calls(calls, f"{field}.tool_calls")
+    found |= read_weight(message, role, field)
     for name in ("name", "tool_call_id"):
-        if message.get(name) is not None:
+        if message.get(name) not in (None, ""):
             found[name] = read_text(message[name], f"{field}.{name}")
     return found
+
+
+def _read_content(content: Any, field: str, role: str, calls: bool) -> str:
+    """What a message says. A tool may return nothing, and a system message may be blank; an answer is learned."""
+    if role == "assistant" and not calls:
+        return read_answer(content, field)
+    if calls or role in ("system", "developer"):
+        return read_optional_text(content, field) or ""
+    return read_any_text(content, field) if role == "tool" else read_text(content, field)
+
+
+def _without_blank_system(messages: list[Message]) -> tuple[Message, ...]:
+    return tuple(m for m in messages if m["content"] or m["role"] not in ("system", "developer"))
 
 
 def read_sharegpt(value: Any, field: str, system: Any = None) -> tuple[Message, ...]:
     """A list of turns with from and value, and the record's `system` before them."""
     _check_list(value, field, "turn")
-    messages = tuple(read_turn(turn, f"{field}[{index}]") for index, turn in enumerate(value))
+    turns = [read_turn(turn, f"{field}[{index}]") for index, turn in enumerate(value)]
+    return with_system(_without_blank_system(turns), field, system)
+
+
+def with_system(messages: tuple[Message, ...], field: str, system: Any) -> tuple[Message, ...]:
+    """A conversation with the record's `system` before it; a null or blank one changes nothing."""
     text = read_optional_text(system, "system")
     if text is None:
         return messages
-    if messages[0]["role"] == "system":
+    if messages and messages[0]["role"] == "system":
         raise DataError(f"system: given twice, here and as {field}[0]; remove one")
     return ({"role": "system", "content": text}, *messages)
 
@@ -78,23 +100,36 @@ def read_turn(turn: Any, field: str) -> Message:
     for name in ("from", "value"):
         if name not in turn:
             raise DataError(f"{field}.{name}: missing; the turn has {shorten(list(turn))}")
+    for name in _NOT_IN_TURNS:
+        if turn.get(name) not in (None, [], "", {}):
+            raise DataError(
+                f"{field}: the field {shorten(name)} is not supported in a turn; write messages, or remove it"
+            )
     tag = turn["from"]
     if not isinstance(tag, str) or tag not in _TAGS:
         raise DataError(f"{field}.from: {shorten(tag)} is no tag; use one of {', '.join(_TAGS)}")
-    text = read_text(turn["value"], f"{field}.value")
+    role = _TAGS[tag]
+    weight = read_weight(turn, role, field)
     if tag != "function_call":
-        return {"role": _TAGS[tag], "content": text}
-    calls = _parse(text, f"{field}.value")
+        return {"role": role, "content": _read_content(turn["value"], f"{field}.value", role, calls=False), **weight}
+    calls = _parse(read_answer(turn["value"], f"{field}.value"), f"{field}.value")
     calls = calls if isinstance(calls, list) else [calls]
-    return {"role": "assistant", "content": "", "tool_calls": _read_calls(calls, f"{field}.value")}
+    return {"role": "assistant", "content": "", "tool_calls": _read_calls(calls, f"{field}.value"), **weight}
 
 
 def assistant_turns(messages: tuple[Message, ...], field: str, start: int = 0) -> tuple[int, ...]:
-    """The places of the assistant's messages, from `start` on."""
+    """The places of the assistant's messages that are learned, from `start` on.
+
+    Raises:
+        NoAnswerError: All of them have the weight 0.
+    """
     turns = tuple(i for i in range(start, len(messages)) if messages[i]["role"] == "assistant")
     if not turns:
         raise DataError(f"{field}: holds no message of the role assistant, so there is nothing to learn")
-    return turns
+    learned = tuple(i for i in turns if messages[i].get("weight") != 0)
+    if not learned:
+        raise NoAnswerError(f"{field}: every message of the role assistant has the weight 0")
+    return learned
 
 
 def read_tools(value: Any) -> tuple[dict[str, Any], ...] | None:
@@ -125,6 +160,7 @@ def _read_call(call: Any, field: str) -> dict[str, Any]:
     arguments = function["arguments"]
     if isinstance(arguments, str):
         arguments = _parse(arguments, f"{field}.arguments") if arguments.strip() else {}
+    arguments = {} if arguments is None else arguments
     if not isinstance(arguments, dict):
         raise DataError(f"{field}.arguments: must be a JSON object, not {shorten(arguments)}")
     _check_plain(arguments, f"{field}.arguments")

@@ -25,7 +25,7 @@ def read_csv(path: Path) -> Iterator[tuple[int, Record | DataError]]:
             for row in rows:
                 if row and header is None:
                     header = _header(row)
-                elif row:
+                elif any(map(str.strip, row)):  # a row of commas alone is what Excel leaves at the end
                     yield line, _record(header or [], row)
                 line = rows.line_num + 1
         except DataError as error:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from gpu_actor.alpaca import read_alpaca
 from gpu_actor.config import DatasetFormat
-from gpu_actor.conversations import assistant_turns, read_messages, read_sharegpt, read_tools
+from gpu_actor.conversations import assistant_turns, read_messages, read_sharegpt, read_tools, with_system
 from gpu_actor.errors import DataError
-from gpu_actor.preferences import PAIR_COLUMNS, read_pair
+from gpu_actor.preferences import PAIR_COLUMNS, pair_fields, read_pair
 from gpu_actor.record_types import Chat, Plain, Record, Sample, shorten
-from gpu_actor.values import read_text, read_tokens
+from gpu_actor.values import read_answer, read_any_text, read_tokens
 
 # In the order in which `auto` tries them: the first format whose columns are all there is taken.
 _REQUIRED: dict[DatasetFormat, tuple[str, ...]] = {
@@ -28,11 +29,15 @@ _REQUIRED: dict[DatasetFormat, tuple[str, ...]] = {
 }
 _OPTIONAL: dict[DatasetFormat, tuple[str, ...]] = {
     "tokens": ("labels",),
-    "messages": ("tools",),
+    "messages": ("system", "tools"),
     "sharegpt": ("system", "tools"),
     "alpaca": ("input", "system", "history"),
-    "prompt_completion": ("tools",),
+    "prompt_completion": ("system", "tools"),
 }
+# What changes a conversation wherever it stands: a format or layout without a place for it refuses it. A text and
+# token ids are whole as they are; such fields beside them say where they come from.
+_CONTEXT = ("system", "tools", "history", "image", "images", "video", "videos", "audio", "audios")
+_WHOLE = ("text", "tokens")
 _TEMPLATE_ARGUMENTS = {"chat_template_kwargs": "put what they change into dataset.chat_template and remove the field"}
 _UNSUPPORTED: dict[DatasetFormat, dict[str, str]] = {
     "tokens": {
@@ -77,11 +82,42 @@ def read_sample(record: Record, data_format: DatasetFormat, vocab_size: int) -> 
         DataError: A field is missing, empty, of the wrong type or not supported; its name comes first.
     """
     _check_fields(record, data_format)
+    _check_context(record, data_format)
     if data_format == "tokens":
         return read_tokens(record, vocab_size)
     if data_format == "preference":
         return read_pair(record, vocab_size)
     return _READERS[data_format](record)
+
+
+def read_fields(record: Record, data_format: DatasetFormat) -> frozenset[str]:
+    """The fields that a record's format, and of pairs its layout, reads."""
+    if data_format == "preference":
+        return pair_fields(record)
+    return frozenset((*_REQUIRED[data_format], *_OPTIONAL.get(data_format, ())))
+
+
+def _check_context(record: Record, data_format: DatasetFormat) -> None:
+    if data_format in _WHOLE or "chosen_input_ids" in record:
+        return
+    read = read_fields(record, data_format)
+    for field in _CONTEXT:
+        if field not in read and not _is_blank(record.get(field)):
+            place = "these pairs have" if data_format == "preference" else f"the format {data_format} has"
+            raise DataError(
+                f"{field}: {place} no place for it ({shorten(record[field])}), and without it another sample would be "
+                f"learned; {_remedy(field)}"
+            )
+
+
+def _remedy(field: str) -> str:
+    if field in ("system", "tools", "history"):
+        return "write the conversation as messages, or take the column out of the file"
+    return "Loray trains on text alone; take the column out of the file"
+
+
+def _is_blank(value: Any) -> bool:
+    return value.strip() in ("", "[]", "null") if isinstance(value, str) else not value
 
 
 def _check_fields(record: Record, data_format: DatasetFormat) -> None:
@@ -104,7 +140,7 @@ def _check_fields(record: Record, data_format: DatasetFormat) -> None:
 
 
 def _read_messages(record: Record) -> Chat:
-    messages = read_messages(record["messages"], "messages")
+    messages = with_system(read_messages(record["messages"], "messages"), "messages", record.get("system"))
     return Chat(messages, assistant_turns(messages, "messages"), tools=read_tools(record.get("tools")))
 
 
@@ -117,7 +153,7 @@ def _read_prompt_completion(record: Record) -> Plain | Chat:
     prompt, completion = record["prompt"], record["completion"]
     tools = read_tools(record.get("tools"))
     if isinstance(prompt, list) and isinstance(completion, list):
-        before = read_messages(prompt, "prompt")
+        before = with_system(read_messages(prompt, "prompt"), "prompt", record.get("system"))
         messages = before + read_messages(completion, "completion")
         return Chat(messages, assistant_turns(messages, "completion", len(before)), tools=tools)
     if isinstance(prompt, list) != isinstance(completion, list):
@@ -125,13 +161,14 @@ def _read_prompt_completion(record: Record) -> Plain | Chat:
             f"completion: prompt and completion must both be strings or both be lists of messages, "
             f"not {shorten(prompt)} and {shorten(completion)}"
         )
-    if tools:
-        raise DataError("tools: only a conversation has tools; give prompt and completion as lists of messages")
-    return Plain(read_text(prompt, "prompt"), read_text(completion, "completion"))
+    for field in ("system", "tools"):
+        if not _is_blank(record.get(field)):
+            raise DataError(f"{field}: only a conversation has it; give prompt and completion as lists of messages")
+    return Plain(read_any_text(prompt, "prompt"), read_answer(completion, "completion"))
 
 
 def _read_plain_text(record: Record) -> Plain:
-    return Plain("", read_text(record["text"], "text"))
+    return Plain("", read_answer(record["text"], "text"))
 
 
 _READERS: Mapping[str, Callable[[Record], Plain | Chat]] = {

@@ -11,10 +11,10 @@ import numpy as np
 
 from gpu_actor.config import DatasetConfig, TrainingConfig
 from gpu_actor.data_files import read_records
-from gpu_actor.data_formats import detect_format, read_sample
-from gpu_actor.errors import DataError, UnfitDataError
-from gpu_actor.record_types import Chat, Pair, Record, Sample, Single, Tokens
-from gpu_actor.samples import NO_ANSWER, Collector, Labelled, PairSet, SampleSet
+from gpu_actor.data_formats import detect_format, read_fields, read_sample
+from gpu_actor.errors import DataError, NoAnswerError, UnfitDataError
+from gpu_actor.record_types import Chat, Pair, Record, Sample, Single, Tokens, shorten
+from gpu_actor.samples import EMPTY_ANSWER, NO_ANSWER, Collector, Labelled, PairSet, SampleSet
 from gpu_actor.tokenize import SampleEncoder
 
 if TYPE_CHECKING:
@@ -35,15 +35,17 @@ class LoadedDataset:
         train: Training samples in the order of the file.
         val: Samples held out for evaluation, in the order of the file; may be empty.
         truncated: Samples of the whole file that were cut to `cutoff_len`.
-        dropped: Samples of the whole file that were left out, because no token in them carries loss (not
-            counting the first one, which nothing predicts), and pairs of which a side has none, or whose sides
-            are the same.
+        dropped: Samples of the whole file that were left out, because their answer is blank or no token in them
+            carries loss (not counting the first one, which nothing predicts), and pairs of which a side has none,
+            or whose sides are the same.
+        longest: Tokens of the longest sequence (of a pair, the longer side).
     """
 
     train: SampleSet | PairSet
     val: SampleSet | PairSet
     truncated: int
     dropped: int
+    longest: int
 
 
 def load_dataset(
@@ -51,6 +53,7 @@ def load_dataset(
     training: TrainingConfig,
     tokenizer: Callable[[], PreTrainedTokenizerBase],
     vocab_size: int,
+    positions: int | None = None,
 ) -> LoadedDataset:
     """Read, tokenise, cut and split the data set of one adapter.
 
@@ -59,10 +62,11 @@ def load_dataset(
         training: `cutoff_len`, `train_on_inputs` and `seed` are used.
         tokenizer: Gives the base model's tokenizer; not called for the format `tokens`.
         vocab_size: Number of tokens that the base model knows.
+        positions: Longest sequence that the base model can run; None: any.
 
     Raises:
         DataError: The file cannot be read, has records that cannot be used (all are counted, the first ones
-            are named by line), or leaves nothing to train on.
+            are named by line), leaves nothing to train on, or has a sample that the base model cannot run.
     """
     path = config.path
     reader = _RecordReader(config, training, tokenizer, vocab_size)
@@ -75,6 +79,8 @@ def load_dataset(
             if isinstance(record, DataError):
                 raise record
             collected.add(*reader.encode(record))
+        except NoAnswerError:
+            collected.dropped[EMPTY_ANSWER] += 1
         except UnfitDataError as error:
             raise UnfitDataError(f"{place}: {error}") from None
         except DataError as error:
@@ -85,6 +91,11 @@ def load_dataset(
         raise DataError(_list_problems(path, problems, bad, records))
     if not records:
         raise DataError(f"{path}: holds no record; a data set needs at least one")
+    if positions is not None and collected.longest > positions:
+        raise DataError(
+            f"{path}: a sample has {collected.longest} tokens, but the base model has a table of {positions} positions "
+            f"and cannot run more; lower training.cutoff_len ({training.cutoff_len}) to {positions}"
+        )
     return _finish(path, collected, records, config, training)
 
 
@@ -104,9 +115,8 @@ def _finish(
     train, val = _split(path, samples, config.val_size, training.seed)
     dropped = collected.dropped.total()
     if dropped:
-        reasons = ", ".join(f"{count}: {reason}" for reason, count in collected.dropped.items())
-        logger.info("%s: %d of %d samples were dropped (%s)", path, dropped, records, reasons)
-    return LoadedDataset(train, val, collected.truncated, dropped)
+        logger.info("%s: %d of %d records were dropped (%s)", path, dropped, records, _reasons(collected))
+    return LoadedDataset(train, val, collected.truncated, dropped, collected.longest)
 
 
 def _nothing_left(path: str, collected: Collector, records: int, cutoff_len: int) -> str:
@@ -115,8 +125,11 @@ def _nothing_left(path: str, collected: Collector, records: int, cutoff_len: int
             f"{path}: nothing to train on: all {records} samples were dropped, as none has a token with loss "
             f"within its first {cutoff_len} tokens; raise training.cutoff_len, or check the labels"
         )
-    reasons = ", ".join(f"{count}: {reason}" for reason, count in collected.dropped.items())
-    return f"{path}: nothing to train on: all {records} pairs were dropped ({reasons}); check them"
+    return f"{path}: nothing to train on: all {records} records were dropped ({_reasons(collected)}); check them"
+
+
+def _reasons(collected: Collector) -> str:
+    return ", ".join(f"{count}: {reason}" for reason, count in collected.dropped.items())
 
 
 def _split(
@@ -151,6 +164,7 @@ class _RecordReader:
         vocab_size: int,
     ) -> None:
         self._format = config.format
+        self._columns: dict[str, str] | None = config.columns  # until they have been looked at
         self._template = config.chat_template
         self._training = training
         self._tokenizer = tokenizer
@@ -166,6 +180,7 @@ class _RecordReader:
         if self._format == "auto":
             self._format = detect_format(record, pairs=self._training.objective != "sft")
         self._check_objective()
+        self._check_columns(record)
         return tuple(map(self._encode, _sides(read_sample(record, self._format, self._vocab_size))))
 
     def _check_objective(self) -> None:
@@ -180,6 +195,17 @@ class _RecordReader:
                 f"holds samples of the format {self._format}, but training.objective is {objective}, which "
                 "learns from preference pairs; give pairs (chosen and rejected), or set the objective to sft"
             )
+
+    def _check_columns(self, record: Record) -> None:
+        """Refuse a renamed column that the format does not read: it was asked for, and would be dropped."""
+        columns, self._columns = self._columns, None
+        known = read_fields(record, self._format) if columns else frozenset()
+        for field, column in (columns or {}).items():
+            if field not in known:
+                raise UnfitDataError(
+                    f"dataset.columns.{field}: {shorten(column)} would not be read: these records are of the format "
+                    f"{self._format}, which has {', '.join(sorted(known))}; remove it, or set dataset.format"
+                )
 
     def _encode(self, sample: Single) -> Labelled:
         if self._template is not None and not isinstance(sample, Chat):

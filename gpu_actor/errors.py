@@ -22,6 +22,10 @@ class UnfitDataError(DataError):
     """A data set as a whole is not what its job needs, so that no other record is worth a look."""
 
 
+class NoAnswerError(DataError):
+    """A record is whole but has a blank answer: it is left out and counted, and its data set goes on."""
+
+
 class BaseModelError(LorayError, ValueError):
     """A base model cannot be loaded, hooked or packed."""
 

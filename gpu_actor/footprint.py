@@ -44,7 +44,8 @@ class BaseDescription:
     """What must be known of a base model to check and size a job.
 
     `linears` leaves out the output head. `experts` names weights of three dimensions, which mixtures of experts have:
-    they are no linear layers, and no adapter can change them.
+    they are no linear layers, and no adapter can change them. `positions` is how many the base was made for; with
+    `position_table` it looks them up (gpt2, opt, gptj), so that it cannot run a longer sequence at all.
     """
 
     ref: str
@@ -56,6 +57,13 @@ class BaseDescription:
     parameters: int
     experts: tuple[str, ...] = ()
     activations: Activations | None = None  # None: nobody has counted
+    positions: int | None = None  # None: any number, or nobody says
+    position_table: bool = False
+
+    @property
+    def longest_sequence(self) -> int | None:
+        """Tokens of the longest sequence that the base can run; None: any number."""
+        return self.positions if self.position_table else None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, so that it can travel and be cached as JSON."""

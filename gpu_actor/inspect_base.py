@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,8 @@ from gpu_actor.chatglm import glm_config, is_chatglm
 from gpu_actor.errors import BaseModelError
 from gpu_actor.footprint import BaseDescription, LinearShape
 from gpu_actor.model_store import BaseFiles, find_base
+
+_POSITIONS = re.compile(r"wpe|pos")  # in the name of a table of positions
 
 
 def describe_base(ref: str, trust_remote_code: bool = False) -> BaseDescription:
@@ -125,7 +128,19 @@ def describe_model(ref: str, model: Any) -> BaseDescription:
         vocab_size=text.vocab_size,
         parameters=_count_parameters(model),
         experts=tuple(expert_weights(model)),
+        positions=(positions := getattr(text, "max_position_embeddings", None)),
+        position_table=positions is not None and _has_position_table(model, positions),
     )
+
+
+def _has_position_table(model: Any, positions: int) -> bool:
+    """Whether a model looks positions up in a table, be it learned (gpt2, opt) or computed (gptj)."""
+    import torch
+
+    tables = [(name, module.weight) for name, module in model.named_modules() if isinstance(module, torch.nn.Embedding)]
+    tables += [(name, buffer) for name, buffer in model.named_buffers() if buffer.dim() == 2]
+    # opt has two rows more
+    return any(_POSITIONS.search(name) and positions <= len(table) <= positions + 8 for name, table in tables)
 
 
 def _count_parameters(model: Any) -> int:

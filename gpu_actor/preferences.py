@@ -6,17 +6,27 @@ beginning), of LLaMA-Factory (ShareGPT turns or an alpaca instruction, and two a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gpu_actor.alpaca import alpaca_fallback, alpaca_prompt
-from gpu_actor.conversations import assistant_turns, read_message, read_messages, read_sharegpt, read_tools, read_turn
-from gpu_actor.errors import DataError
+from gpu_actor.conversations import (
+    assistant_turns,
+    read_message,
+    read_messages,
+    read_sharegpt,
+    read_tools,
+    read_turn,
+    with_system,
+)
+from gpu_actor.errors import DataError, NoAnswerError
 from gpu_actor.record_types import Chat, Message, Pair, Plain, Record, shorten
 from gpu_actor.turns import common_length
-from gpu_actor.values import read_text, read_tokens
+from gpu_actor.values import read_answer, read_text, read_tokens
 
 SIDES = ("chosen", "rejected")
+# Columns that hold a prompt in other people's files: beside them, what both answers begin with is not the prompt.
+_QUESTIONS = ("question", "query", "problem", "input", "context", "messages")
 PAIR_COLUMNS = (SIDES, ("chosen_input_ids", "rejected_input_ids"))
 
 
@@ -26,7 +36,7 @@ def read_pair(record: Record, vocab_size: int) -> Pair:
     Raises:
         DataError: It has no layout that is known, or a field cannot be used; its name comes first.
     """
-    if "chosen_input_ids" in record or "rejected_input_ids" in record:
+    if _layout(record) == "tokens":
         return _read_token_pair(record, vocab_size)
     for field in SIDES:
         if field not in record:
@@ -34,22 +44,54 @@ def read_pair(record: Record, vocab_size: int) -> Pair:
                 f"{field}: missing; a preference pair has chosen and rejected, this one has {shorten(list(record))}"
             )
     chosen, rejected = record["chosen"], record["rejected"]
+    for side in SIDES:
+        if record[side] is None:
+            raise NoAnswerError(f"{side}: is empty (None)")
     if type(chosen) is not type(rejected):
         raise DataError(
             f"rejected: chosen and rejected must be of one kind, not {shorten(chosen)} and {shorten(rejected)}"
         )
+    return _LAYOUTS[_layout(record)][1](record)
+
+
+def pair_fields(record: Record) -> frozenset[str]:
+    """The fields that a pair's layout reads."""
+    layout = _layout(record)
+    if layout == "tokens":
+        return frozenset(f"{side}_{field}" for side in SIDES for field in ("input_ids", "labels"))
+    return frozenset((*SIDES, *_LAYOUTS[layout][0]))
+
+
+def _layout(record: Record) -> str:
+    """The name of a pair's layout, by its columns."""
+    if "chosen_input_ids" in record or "rejected_input_ids" in record:
+        return "tokens"
     if "conversations" in record:
-        before = read_sharegpt(record["conversations"], "conversations", record.get("system"))
-        return _answers(record, before, _single(read_turn))
-    if "messages" in record and isinstance(chosen, dict):
-        return _answers(record, read_messages(record["messages"], "messages"), _single(read_message))
+        return "turns"
+    if "messages" in record and isinstance(record.get("chosen"), dict):
+        return "messages"
     if "instruction" in record:
-        return _read_alpaca_pair(record)
+        return "alpaca"
     if isinstance(record.get("prompt"), list):
-        return _answers(record, read_messages(record["prompt"], "prompt"), _one_or_many)
-    if isinstance(chosen, list):  # a prompt beside them that is text repeats what they begin with
-        return _read_conversations(record)
-    return _read_texts(record)
+        return "prompt of messages"
+    if isinstance(record.get("chosen"), list):
+        return "conversations"
+    return "text"
+
+
+def _read_turns(record: Record) -> Pair:
+    before = read_sharegpt(record["conversations"], "conversations", record.get("system"))
+    return _answers(record, before, _single(read_turn))
+
+
+def _read_messages(record: Record) -> Pair:
+    before = with_system(read_messages(record["messages"], "messages"), "messages", record.get("system"))
+    return _answers(record, before, _single(read_message))
+
+
+def _read_prompt_of_messages(record: Record) -> Pair:
+    before = with_system(read_messages(record["prompt"], "prompt"), "prompt", record.get("system"))
+    return _answers(record, before, _one_or_many)
 
 
 def _read_token_pair(record: Record, vocab_size: int) -> Pair:
@@ -90,7 +132,7 @@ def _pair_of_chats(record: Record, before: Sequence[Message], *answers: Sequence
 
 def _read_conversations(record: Record) -> Pair:
     """Two whole conversations: the prompt is what they have in common at the beginning."""
-    sides = [read_messages(record[side], side) for side in SIDES]
+    sides = [with_system(read_messages(record[side], side), side, record.get("system")) for side in SIDES]
     shared = common_length(*sides)
     if not shared:
         raise DataError(
@@ -105,20 +147,37 @@ def _read_alpaca_pair(record: Record) -> Pair:
     before = alpaca_prompt(record)
     chats = []
     for side in SIDES:
-        answer = read_text(record[side], side)
+        answer = read_answer(record[side], side)
         messages = (*before, {"role": "assistant", "content": answer})
         chats.append(Chat(messages, (len(before),), alpaca_fallback(record, before, answer)))
     return Pair(*chats)
 
 
 def _read_texts(record: Record) -> Pair:
-    chosen, rejected = (read_text(record[side], side) for side in SIDES)
+    chosen, rejected = (read_answer(record[side], side) for side in SIDES)
     if record.get("prompt") is not None:
         prompt = read_text(record["prompt"], "prompt")
         return Pair(Plain(prompt, chosen), Plain(prompt, rejected))
+    for field in _QUESTIONS:
+        if record.get(field):
+            raise DataError(
+                f"prompt: missing, and {field} may be it; set dataset.columns: {{prompt: {field}}} where that is text, "
+                "or write prompt and answers as lists of messages"
+            )
     shared = common_length(chosen, rejected)
     if shared and chosen[shared - 1] == " ":  # as in TRL: the blank belongs to the answers
         shared -= 1
     if not chosen[:shared].strip():
         raise DataError("prompt: missing, and chosen and rejected do not begin alike; give the prompt as a field")
     return Pair(*(Plain(side[:shared], side[shared:]) for side in (chosen, rejected)))
+
+
+# Which fields a layout has a place for, beside the two answers, and its reader.
+_LAYOUTS: Mapping[str, tuple[Sequence[str], Callable[[Record], Pair]]] = {
+    "turns": (("conversations", "system", "tools"), _read_turns),
+    "messages": (("messages", "system", "tools"), _read_messages),
+    "alpaca": (("instruction", "input", "system", "history"), _read_alpaca_pair),
+    "prompt of messages": (("prompt", "system", "tools"), _read_prompt_of_messages),
+    "conversations": (("prompt", "system", "tools"), _read_conversations),  # a prompt that repeats their beginning
+    "text": (("prompt",), _read_texts),
+}

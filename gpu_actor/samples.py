@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from collections import Counter
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ Labelled = tuple[IdArray, IdArray]
 """Token ids and unshifted labels of one sequence."""
 
 NO_ANSWER = "no token with loss is left"
+EMPTY_ANSWER = "the answer is empty"
 EQUAL_SIDES = "both sides of the pair are the same"
 
 
@@ -80,12 +82,27 @@ class PairSet:
         return PairSet(self.chosen.select(indices), self.rejected.select(indices))
 
 
+def digest(*sets: SampleSet | PairSet) -> str:
+    """What tells data sets apart: their tokens, labels, order and parts, as 32 hexadecimal digits."""
+    sides: list[SampleSet] = []
+    for part in sets:
+        sides += [part] if isinstance(part, SampleSet) else [part.chosen, part.rejected]
+    hashed = hashlib.blake2b(digest_size=16)
+    for side in sides:
+        order = np.arange(len(side)) if side.order is None else side.order
+        for values in (side.input_ids, side.labels, side.offsets, order):
+            hashed.update(len(values).to_bytes(8, "little"))
+            hashed.update(values.data)
+    return hashed.hexdigest()
+
+
 class Collector:
     """Cuts samples or pairs, counts what is lost, and keeps the rest in flat arrays.
 
     Attributes:
         truncated: Samples (or pairs) that were cut.
         dropped: Samples (or pairs) that were left out, by reason.
+        longest: Tokens of the longest sequence that was kept.
     """
 
     def __init__(self, cutoff_len: int) -> None:
@@ -93,6 +110,7 @@ class Collector:
         self._sides: list[_Growing] = []
         self.truncated = 0
         self.dropped: Counter[str] = Counter()
+        self.longest = 0
 
     def add(self, *sides: Labelled) -> None:
         """Keep a sample (one side) or a pair (two), unless nothing can be learned from it."""
@@ -107,6 +125,7 @@ class Collector:
             self._sides = self._sides or [_Growing() for _ in cut]
             for side, (ids, labels) in zip(self._sides, cut, strict=True):
                 side.add(ids, labels)
+                self.longest = max(self.longest, len(ids))
 
     def collected(self) -> SampleSet | PairSet | None:
         """All that was kept, or None where that is nothing."""

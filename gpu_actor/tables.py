@@ -10,7 +10,8 @@ from gpu_actor.errors import DataError
 from gpu_actor.record_types import Record, shorten
 
 Rows = Iterator[tuple[int, Record | DataError]]
-_BATCH = 256  # rows that are Python objects at a time
+_BATCH = 64  # rows that are Python objects at a time
+_BUFFER = 1 << 20  # bytes of a column that are read at a time; without it a whole row group, often the whole file
 
 
 def read_parquet(path: Path) -> Rows:
@@ -22,8 +23,8 @@ def read_parquet(path: Path) -> Rows:
         raise DataError(f"{path}: parquet files need pyarrow; pip install loray[data]") from None
     number = 0
     try:
-        with parquet.ParquetFile(path, pre_buffer=False) as file:
-            for batch in file.iter_batches(batch_size=_BATCH):
+        with parquet.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER) as file:
+            for batch in file.iter_batches(batch_size=_BATCH, use_threads=False):
                 for row in batch.to_pylist():
                     number += 1
                     yield number, _without_nulls(row)

@@ -65,6 +65,10 @@ class SampleEncoder:
     def _encode_chat(self, sample: Chat, source: str) -> Labelled:
         if sample.tools and "tools" not in source:
             raise DataError("tools: the chat template writes no tools; remove them, or give dataset.chat_template")
+        if self._train_on_inputs and any(message.get("weight") == 0 for message in sample.messages):
+            raise DataError(
+                "weight: training.train_on_inputs is true, but a message has the weight 0; remove one of the two"
+            )
         conversation = Conversation(
             sample.messages,
             lambda messages, prompt: self._template.render(messages, sample.tools, prompt),

@@ -294,7 +294,7 @@ class CoTrainer:
         except Exception as error:
             self._fail(tenant, error)
         else:
-            self._end(tenant, TenantState.SUCCEEDED, tenant.stop_reason)
+            self._end(tenant, TenantState.SUCCEEDED, tenant.end_reason)
 
     def _fail(self, tenant: Tenant, error: Exception) -> None:
         self._end(tenant, TenantState.FAILED, reason_of(error))

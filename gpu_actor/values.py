@@ -4,17 +4,34 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpu_actor.errors import DataError
+from gpu_actor.errors import DataError, NoAnswerError
 from gpu_actor.record_types import Record, Tokens, shorten
 from gpu_actor.samples import IGNORE_INDEX
 
 
 def read_text(value: Any, field: str) -> str:
     """Text that is not blank."""
+    text = read_any_text(value, field)
+    if not text.strip():
+        raise DataError(f"{field}: is empty ({shorten(value)}); give some text or remove the record")
+    return text
+
+
+def read_answer(value: Any, field: str) -> str:
+    """Text that is learned.
+
+    Raises:
+        NoAnswerError: It is null or blank, as real data sets have it in a few records.
+    """
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise NoAnswerError(f"{field}: is empty ({shorten(value)})")
+    return read_text(value, field)
+
+
+def read_any_text(value: Any, field: str) -> str:
+    """Text, blank or not."""
     if not isinstance(value, str):
         raise DataError(f"{field}: must be a string, not {shorten(value)}")
-    if not value.strip():
-        raise DataError(f"{field}: is empty ({shorten(value)}); give some text or remove the record")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:

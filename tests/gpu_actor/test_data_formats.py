@@ -103,7 +103,6 @@ def test_text_and_tokens():
         ),
         ("alpaca", {"instruction": "a", "output": " \n"}, r"output: is empty \(' \\n'\)"),
         ("alpaca", {"instruction": "a", "output": 42}, r"output: must be a string, not 42"),
-        ("alpaca", {"instruction": "a", "output": None}, r"output: must be a string, not None"),
         ("alpaca", {"instruction": "a", "input": 5, "output": "b"}, r"input: must be a string, not 5"),
         (
             "alpaca",
@@ -144,8 +143,8 @@ def test_text_and_tokens():
         ("messages", {"messages": [user("a")]}, r"messages: holds no message of the role assistant"),
         (
             "messages",
-            {"messages": [{**assistant("a"), "weight": 0}]},
-            r"messages\[0\]: the field 'weight' is not supported",
+            {"messages": [{**assistant("a"), "loss": 0}]},
+            r"messages\[0\]: the field 'loss' is not supported",
         ),
         (
             "messages",
@@ -154,7 +153,7 @@ def test_text_and_tokens():
         ),
         ("prompt_completion", {"prompt": "a"}, r"completion: missing"),
         ("prompt_completion", {"prompt": "a", "completion": ""}, r"completion: is empty"),
-        ("prompt_completion", {"prompt": "", "completion": "b"}, r"prompt: is empty"),
+        ("prompt_completion", {"prompt": None, "completion": "b"}, r"prompt: must be a string, not None"),
         (
             "prompt_completion",
             {"prompt": "a", "completion": [assistant("b")]},

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,83 @@ def test_a_run_that_was_interrupted_stops_at_the_same_step(tmp_path):
     report = run(base, make_tenant(base, cut))["cut"]
     assert (report.step, report.reason) == (expected.step, expected.reason)
     assert _adapter(cut) == _adapter(whole)
+
+
+OVERFITTING = {
+    "learning_rate": 0.02,
+    "per_device_train_batch_size": 4,
+    "eval_steps": 2,
+    "lr_scheduler_type": "constant",
+}
+
+
+def until_step(base, spec, step):
+    """A process that is lost after this optimizer step."""
+    trainer = CoTrainer(base)
+    trainer.attach(make_tenant(base, spec))
+    while trainer.reports()[0].step < step:
+        trainer.step()
+
+
+def test_a_restarted_run_never_exports_an_adapter_of_its_lost_future(tmp_path):
+    """The best adapter is that of the step which the checkpoint names, and not of a step that was made after it."""
+    base = tiny_hooked()
+    training = {**OVERFITTING, "learning_rate": 0.002, "max_steps": 40, "save_steps": 5}
+
+    def make(name, **more):
+        return make_spec(tmp_path, name, token_rows(10), {"r": 8}, {**training, **more}, {"val_size": 4})
+
+    spec = with_rules(make("job"), patience=9)
+    until_step(base, spec, 9)
+    losses = evaluations(spec)
+    assert min(losses, key=losses.get) == 8  # step 8 was the best one when the process was lost
+    resumed = make_tenant(base, spec, attempt=2)
+    assert (resumed.progress.step, resumed.progress.watch.best_step) == (5, 4)
+    trainer = CoTrainer(base)
+    trainer.attach(resumed)
+    trainer.finish("job", "a rung")
+    (report,) = trainer.reports()
+    assert report.reason == "a rung; the adapter is that of step 4, which has the lowest evaluation loss"
+    short = make("short", max_steps=4).model_copy(update={"dataset": spec.dataset})
+    run(base, make_tenant(base, short))
+    assert _adapter(spec) == _adapter(short)
+
+
+def test_a_best_adapter_that_is_gone_is_no_other_one(tmp_path):
+    base = tiny_hooked()
+    spec = make_spec(tmp_path, "job", token_rows(10), {"r": 8}, {**OVERFITTING, "max_steps": 40}, {"val_size": 4})
+    trainer = CoTrainer(base)
+    trainer.attach(make_tenant(base, with_rules(spec, patience=9)))
+    while not trainer.reports()[0].step > 2:
+        trainer.step()
+    for folder in Path(spec.output_dir).glob("checkpoint-best-*"):
+        shutil.rmtree(folder)
+    trainer.finish("job", "a rung")
+    (report,) = trainer.reports()
+    assert report.state is TenantState.FAILED
+    assert "checkpoint-best-2" in report.reason
+
+
+def test_few_best_adapters_lie_about(tmp_path):
+    base = tiny_hooked()
+    training = {**OVERFITTING, "learning_rate": 0.002, "max_steps": 40, "eval_steps": 1, "save_steps": 4}
+    spec = with_rules(make_spec(tmp_path, "job", token_rows(10), {"r": 8}, training, {"val_size": 4}), patience=9)
+    trainer = CoTrainer(base)
+    trainer.attach(make_tenant(base, spec))
+    seen = set()
+    while trainer.reports()[0].step < 11:
+        trainer.step()
+        seen.add(tuple(sorted(int(p.name.split("-")[-1]) for p in Path(spec.output_dir).glob("checkpoint-best-*"))))
+    assert seen == {(1,), (2,), (3,), (4,), (4, 5), (4, 6), (4, 7), (8,), (8, 9), (8, 10), (8, 11)}
+
+
+def test_a_run_to_its_end_says_that_its_adapter_is_an_earlier_one(tmp_path):
+    base = tiny_hooked()
+    spec = make_spec(tmp_path, "job", token_rows(10), {"r": 8}, {**OVERFITTING, "max_steps": 20}, {"val_size": 4})
+    report = run(base, make_tenant(base, with_rules(spec, patience=50)))["job"]
+    best = min(evaluations(spec), key=evaluations(spec).get)
+    assert best < 20
+    assert report.reason == f"the adapter is that of step {best}, which has the lowest evaluation loss"
 
 
 def test_a_run_that_diverges_fails_alone_with_its_reason(tmp_path):

@@ -2,12 +2,15 @@
 
 import json
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from gpu_actor import checkpoint
 from gpu_actor.errors import AdapterError
+from gpu_actor.samples import PairSet, SampleSet, digest
 from gpu_actor.trainer import CoTrainer
 from support.engine import flat, make_spec, make_tenant, run_all, tiny_hooked
 from support.oracle import metric_rows, same_bytes
@@ -164,6 +167,50 @@ def test_a_damaged_checkpoint_is_named(tmp_path, file):
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(AdapterError, match=file):
         make_tenant(base, spec_in(tmp_path), attempt=2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda lines: [*lines, lines[0]],
+        lambda lines: lines[:-1],
+        lambda lines: [lines[1], lines[0], *lines[2:]],
+        lambda lines: [json.dumps({**json.loads(lines[0]), "labels": json.loads(lines[0])["input_ids"]}), *lines[1:]],
+    ],
+)
+def test_a_checkpoint_does_not_go_on_with_other_data(tmp_path, change):
+    """A file that grew, a hub split that moved or a new tokenizer: step k of another run would be made in silence."""
+    base = tiny_hooked()
+    spec = spec_in(tmp_path)
+    make_tenant(base, spec).save_checkpoint()
+    assert make_tenant(base, spec).progress.step == 0
+    file = Path(spec.dataset.path)
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join(change(lines)))
+    with pytest.raises(AdapterError, match=r"data set is no longer the one that .*checkpoint-0 was trained on"):
+        make_tenant(base, spec)
+    file.write_text("\n".join(lines))
+    make_tenant(base, spec)
+
+
+def test_data_sets_are_told_apart_by_every_part():
+    ids, offsets = np.arange(6, dtype=np.int32), np.array([0, 1, 4, 6])
+    whole = SampleSet(ids, ids, offsets)
+    none = whole.select(np.array([], dtype=np.int64))
+    first, last = whole.select(np.array([0, 1])), whole.select(np.array([2]))
+    others = [
+        digest(whole, none),
+        digest(none, whole),
+        digest(first, last),
+        digest(last, first),
+        digest(whole.select(np.array([1, 0])), last),
+        digest(SampleSet(ids, -ids, offsets), none),
+        digest(SampleSet(ids, ids, np.array([0, 2, 4, 6])), none),
+        digest(PairSet(whole, whole), PairSet(none, none)),
+        digest(PairSet(whole, SampleSet(ids, -ids, offsets)), PairSet(none, none)),
+    ]
+    assert len(set(others)) == len(others)
+    assert digest(SampleSet(ids.copy(), ids.copy(), offsets.copy()), none) == others[0]
 
 
 def test_a_job_killed_between_its_last_step_and_its_export_finishes(tmp_path):
