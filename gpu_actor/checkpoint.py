@@ -97,7 +97,7 @@ def load_checkpoint(
         scheduler.load_state_dict(state["scheduler"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AdapterError(f"{folder / STATE_FILE}: damaged ({error}); remove the folder to start over") from None
-    _restore(optimizer, moments, weights.flat.device)
+    _restore(optimizer, moments)
     for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
         group["lr"] = rate
     return progress
@@ -113,11 +113,13 @@ def _moments(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     }
 
 
-def _restore(optimizer: torch.optim.Optimizer, moments: dict[str, torch.Tensor], device: torch.device) -> None:
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+def _restore(optimizer: torch.optim.Optimizer, moments: dict[str, torch.Tensor]) -> None:
+    """Give the optimizer its state back: torch knows on which device each part of it must be, the step count too."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in moments.items():
         number, _, name = key.partition(".")
-        optimizer.state[parameters[int(number)]][name] = value if name == "step" else value.to(device)
+        state.setdefault(int(number), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def remove_checkpoints(output_dir: Path) -> None:

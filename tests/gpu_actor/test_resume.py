@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from gpu_actor import checkpoint
+from gpu_actor.adapter import make_optimizer, make_scheduler
+from gpu_actor.adapter_weights import AdapterWeights
 from gpu_actor.errors import AdapterError
 from gpu_actor.trainer import CoTrainer
 from support.engine import flat, make_spec, make_tenant, run_all, tiny_hooked
@@ -119,6 +121,26 @@ def test_detached_and_attached_elsewhere_equals_uninterrupted(tmp_path):
     assert moved.progress.step == 5
     run_all(elsewhere, [moved])
     assert same_bytes(flat(moved), flat(expected))
+
+
+def test_what_is_restored_is_all_on_the_device_of_the_adapter(tmp_path):
+    """A fused optimizer wants its step count beside its moments: on another device than the CPU that is not the CPU."""
+    base = tiny_hooked()
+    for name, ratio in (("one-group", None), ("two-groups", 4.0)):
+        tenant = make_tenant(base, spec_in(tmp_path / name, loraplus_lr_ratio=ratio))
+        trainer = CoTrainer(base)
+        trainer.attach(tenant)
+        while tenant.progress.step < 1:
+            trainer.step()
+        tenant.save_checkpoint()
+        layers = {index: (plan, tenant.weights._bases[index]) for index, plan in tenant.weights.plans.items()}
+        weights = AdapterWeights(tenant.spec.lora, layers, torch.device("meta"))
+        optimizer = make_optimizer(weights, tenant.spec.training)
+        scheduler = make_scheduler(optimizer, tenant.spec.training, 9)
+        assert checkpoint.load_checkpoint(tenant.output_dir, weights, optimizer, scheduler).step == 1
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        assert [sorted(optimizer.state[p]) for p in parameters] == [["exp_avg", "exp_avg_sq", "step"]] * len(parameters)
+        assert {value.device.type for p in parameters for value in optimizer.state[p].values()} == {"meta"}
 
 
 def test_paused_before_its_first_step(tmp_path):
