@@ -5,6 +5,7 @@ Whatever appears under its final name is whole: folders are written beside it, f
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -57,23 +58,25 @@ def save_checkpoint(
 ) -> Path:
     """Write `checkpoint-<step>` whole, then remove older ones.
 
+    One that is there already is kept: the same step of the same job is equal by construction.
+
     Returns:
         The checkpoint's folder.
     """
     final = output_dir / f"checkpoint-{progress.step}"
-    draft = output_dir / f".{final.name}.{os.getpid()}.tmp"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    save_adapter(draft, weights, base_model)
-    write_tensors(draft / OPTIMIZER_FILE, _moments(optimizer))
-    write_json(draft / STATE_FILE, {"progress": asdict(progress), "scheduler": scheduler.state_dict()})
-    if final.exists():  # the same step was saved before this process: equal by construction, the new one wins
-        shutil.rmtree(final)
-    os.rename(draft, final)
-    sync_folder(output_dir)
-    for old in _checkpoints(output_dir):
-        if old != final:
-            shutil.rmtree(old, ignore_errors=True)
+    if not final.exists():
+        draft = output_dir / f".{final.name}.{os.getpid()}.tmp"
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        save_adapter(draft, weights, base_model)
+        write_tensors(draft / OPTIMIZER_FILE, _moments(optimizer))
+        write_json(draft / STATE_FILE, {"progress": asdict(progress), "scheduler": scheduler.state_dict()})
+        sync_folder(draft)
+        os.rename(draft, final)
+        sync_folder(output_dir)
+    folders = _checkpoints(output_dir)
+    for old in folders[: folders.index(final)]:  # a newer one belongs to a newer attempt
+        _remove(old)
     return final
 
 
@@ -124,8 +127,19 @@ def _restore(optimizer: torch.optim.Optimizer, moments: dict[str, torch.Tensor])
 
 def remove_checkpoints(output_dir: Path) -> None:
     """Remove every checkpoint, finished or half-written, and the best adapter so far."""
-    for folder in [*_checkpoints(output_dir), output_dir / BEST_FOLDER, *output_dir.glob(".checkpoint-*.tmp")]:
-        shutil.rmtree(folder, ignore_errors=True)
+    for folder in [*_checkpoints(output_dir), output_dir / BEST_FOLDER]:
+        _remove(folder)
+    for draft in output_dir.glob(".checkpoint-*.tmp"):
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _remove(folder: Path) -> None:
+    """Take a folder's final name away first: half removed under that name, it would pass for a whole one."""
+    leftover = folder.with_name(f".{folder.name}.old.tmp")
+    shutil.rmtree(leftover, ignore_errors=True)
+    with contextlib.suppress(OSError):  # it is not there; or it cannot be removed, which must not end the job
+        os.rename(folder, leftover)
+    shutil.rmtree(leftover, ignore_errors=True)
 
 
 def trim_metrics(output_dir: Path, step: int) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,6 +26,10 @@ TRAINING = {
     "save_steps": 2,
     "logging_steps": 3,
 }
+
+
+class Killed(BaseException):
+    """Stands for the end of the process at that point."""
 
 
 def spec_in(folder, **training):
@@ -163,18 +168,71 @@ def test_a_checkpoint_appears_whole_and_older_ones_go(tmp_path, monkeypatch):
         trainer.step()
     (kept,) = tenant.output_dir.glob("*checkpoint-*")
     assert kept.name == "checkpoint-2"
+    trainer.step()
 
     def dies(*_):
-        raise KeyboardInterrupt  # the process ends while the next checkpoint is half written
+        raise Killed  # while the next checkpoint is half written
 
     monkeypatch.setattr(checkpoint, "write_json", dies)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Killed):
         tenant.save_checkpoint()
     monkeypatch.undo()
     again = make_tenant(base, spec_in(tmp_path), attempt=2)
     assert again.progress.step == 2
     run_all(base, [again])
     assert not list(tenant.output_dir.glob("*checkpoint*")), "a finished job leaves no checkpoint, whole or half"
+
+
+def test_a_process_that_ends_while_a_checkpoint_is_removed_or_written_again_leaves_the_newest_whole(
+    tmp_path, monkeypatch
+):
+    """Paused at a step that was just saved; and killed in the middle of any removal, the cancelled job's included."""
+    base = tiny_hooked()
+    expected = uninterrupted(base, tmp_path / "whole")
+    tenant = make_tenant(base, spec_in(tmp_path))
+    trainer = CoTrainer(base)
+    trainer.attach(tenant)
+    while tenant.progress.step < 4:
+        trainer.step()
+
+    def dies(folder, **_):
+        if Path(folder).exists():
+            for file in sorted(Path(folder).iterdir())[:2]:
+                file.unlink()
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", dies)
+        trainer.detach("job", keep=True)  # the same step again: nothing to write, nothing to remove
+    moved = make_tenant(base, spec_in(tmp_path), attempt=2)
+    assert moved.progress.step == 4
+    trainer.attach(moved)
+    trainer.step()
+    monkeypatch.setattr(shutil, "rmtree", dies)
+    with pytest.raises(Killed):
+        moved.save_checkpoint()  # step 5 is written, step 4 goes
+    assert [folder.name for folder in moved.output_dir.glob("checkpoint-*")] == ["checkpoint-5"]
+    monkeypatch.undo()
+    assert make_tenant(base, spec_in(tmp_path), attempt=3).progress.step == 5
+    monkeypatch.setattr(shutil, "rmtree", dies)
+    with pytest.raises(Killed):
+        moved.discard()
+    monkeypatch.undo()
+    again = make_tenant(base, spec_in(tmp_path), attempt=4)
+    assert again.progress.step == 0
+    run_all(base, [again])
+    assert same_bytes(flat(again), flat(expected))
+
+
+def test_an_older_attempt_that_still_writes_removes_no_newer_checkpoint(tmp_path):
+    base = tiny_hooked()
+    old, new = (make_tenant(base, spec_in(tmp_path), attempt) for attempt in (1, 2))
+    trainer = CoTrainer(base)
+    trainer.attach(new)
+    while new.progress.step < 2:
+        trainer.step()
+    old.save_checkpoint()
+    assert make_tenant(base, spec_in(tmp_path), attempt=3).progress.step == 2
 
 
 @pytest.mark.parametrize("file", ["adapter_model.safetensors", "optimizer.safetensors", "trainer_state.json"])
