@@ -266,12 +266,16 @@ class Tenant:
         )
 
     def export(self) -> None:
-        """Put the finished adapter into the output folder, with patience the best one; the checkpoints go."""
+        """Put the finished adapter into the output folder, with patience the best one.
+
+        The checkpoint of the last step stays until the orchestrator has recorded the end: an actor that dies before
+        that finishes the job again from it, instead of training it again from the start.
+        """
+        self.save_checkpoint()
         best = self.progress.watch.best_step
         if self.spec.early_stop.patience is not None and 0 < best < self.progress.step:
             load_adapter(self.output_dir / checkpoint.BEST_FOLDER, self.weights)
         save_adapter(self.output_dir, self.weights, self.spec.base_model)
-        checkpoint.remove_checkpoints(self.output_dir)
 
     def discard(self) -> None:
         """Remove what would let the job go on: it was cancelled."""

@@ -68,7 +68,7 @@ class CoTrainer:
         self._ended.pop(job_id, None)
         self._tenants[job_id] = tenant
         tenant.limit_micro_batches(self.micro_batch_cap)
-        if tenant.finished:  # it was killed between its last step and the record of its end
+        if tenant.finished:  # its actor died between its last step and the record of its end
             self._finish(tenant)
 
     def detach(self, job_id: str, *, keep: bool) -> None:

@@ -192,7 +192,7 @@ def test_padding_of_the_flat_buffer_stays_zero(tmp_path):
 
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
 def test_running_out_of_memory_costs_a_smaller_batch_never_a_job(tmp_path, device):
-    """A device that takes 40 tokens at a time: above that, what torch raises on CUDA, or what its CPU allocator says."""
+    """A device that takes 40 tokens at a time; more raises what torch raises on CUDA, or on a CPU."""
     base = tiny_hooked()
     expected = alone(base, tmp_path / "alone", lora={"r": 4})
     run_forward = base.hidden

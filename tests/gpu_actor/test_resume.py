@@ -10,7 +10,9 @@ import torch
 from gpu_actor import checkpoint
 from gpu_actor.adapter import make_optimizer, make_scheduler
 from gpu_actor.adapter_weights import AdapterWeights
+from gpu_actor.config import EarlyStopConfig
 from gpu_actor.errors import AdapterError
+from gpu_actor.report import TenantState
 from gpu_actor.trainer import CoTrainer
 from support.engine import flat, make_spec, make_tenant, run_all, tiny_hooked
 from support.oracle import metric_rows, same_bytes
@@ -180,7 +182,8 @@ def test_a_checkpoint_appears_whole_and_older_ones_go(tmp_path, monkeypatch):
     again = make_tenant(base, spec_in(tmp_path), attempt=2)
     assert again.progress.step == 2
     run_all(base, [again])
-    assert not list(tenant.output_dir.glob("*checkpoint*")), "a finished job leaves no checkpoint, whole or half"
+    left = [path.name for path in tenant.output_dir.glob("checkpoint-*")]
+    assert left == ["checkpoint-9"], "of a finished job, what it would finish from again"
 
 
 def test_a_process_that_ends_while_a_checkpoint_is_removed_or_written_again_leaves_the_newest_whole(
@@ -260,6 +263,25 @@ def test_a_job_killed_between_its_last_step_and_its_export_finishes(tmp_path):
     run_all(base, [again])
     assert same_bytes(flat(again), flat(expected))
     assert (again.output_dir / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("patience", [None, 1])
+def test_a_job_that_ended_on_an_actor_that_died_before_it_could_tell_ends_again_and_trains_no_step(tmp_path, patience):
+    base = tiny_hooked()
+    spec = spec_in(tmp_path).model_copy(update={"early_stop": EarlyStopConfig(patience=patience, min_delta=0.5)})
+    tenant = make_tenant(base, spec)
+    first = run_all(base, [tenant]).reports()
+    files = {path.name: path.read_bytes() for path in tenant.output_dir.iterdir() if path.is_file()}
+    assert {"metrics.jsonl", "adapter_model.safetensors"} < set(files)
+    (tenant.output_dir / "adapter_model.safetensors").write_bytes(b"")  # it died while it copied, say
+    again = make_tenant(base, spec, attempt=2)
+    assert again.finished
+    trainer = CoTrainer(base)
+    trainer.attach(again)
+    assert trainer.idle
+    (report,) = trainer.reports()
+    assert (report.step, report.state, report.reason) == (first[0].step, TenantState.SUCCEEDED, first[0].reason)
+    assert {path.name: path.read_bytes() for path in tenant.output_dir.iterdir() if path.is_file()} == files
 
 
 def test_evaluation_changes_nothing_and_is_the_mean_token_loss(tmp_path):
