@@ -279,12 +279,16 @@ class Tenant:
         checkpoint.keep_best(self.output_dir, {self._saved_best})
 
     def export(self) -> None:
-        """Put the finished adapter into the output folder, with patience the best one; the checkpoints go."""
+        """Put the finished adapter into the output folder, with patience the best one.
+
+        The checkpoint of the last step stays until the orchestrator has recorded the end: an actor that dies before
+        that finishes the job again from it, instead of training it again from the start.
+        """
+        self.save_checkpoint()
         best = self._better_step
         if best is not None:
             load_adapter(checkpoint.best_folder(self.output_dir, best), self.weights)
         save_adapter(self.output_dir, self.weights, self.spec.base_model)
-        checkpoint.remove_checkpoints(self.output_dir)
 
     @property
     def _better_step(self) -> int | None:

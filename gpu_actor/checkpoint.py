@@ -5,6 +5,7 @@ Whatever appears under its final name is whole: folders are written beside it, f
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -59,6 +60,8 @@ def save_checkpoint(
 ) -> Path:
     """Write `checkpoint-<step>` whole, then remove older ones.
 
+    One that is there already is kept: the same step of the same job is equal by construction.
+
     Args:
         output_dir: Where the job's files are.
         weights: The adapter.
@@ -72,19 +75,20 @@ def save_checkpoint(
         The checkpoint's folder.
     """
     final = output_dir / f"checkpoint-{progress.step}"
-    draft = output_dir / f".{final.name}.{os.getpid()}.tmp"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    save_adapter(draft, weights, base_model)
-    write_tensors(draft / OPTIMIZER_FILE, _moments(optimizer))
-    write_json(draft / STATE_FILE, {"progress": asdict(progress), "scheduler": scheduler.state_dict(), "data": data})
-    if final.exists():  # the same step was saved before this process: equal by construction, the new one wins
-        shutil.rmtree(final)
-    os.rename(draft, final)
-    sync_folder(output_dir)
-    for old in _checkpoints(output_dir):
-        if old != final:
-            shutil.rmtree(old, ignore_errors=True)
+    if not final.exists():
+        draft = output_dir / f".{final.name}.{os.getpid()}.tmp"
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        save_adapter(draft, weights, base_model)
+        write_tensors(draft / OPTIMIZER_FILE, _moments(optimizer))
+        state = {"progress": asdict(progress), "scheduler": scheduler.state_dict(), "data": data}
+        write_json(draft / STATE_FILE, state)
+        sync_folder(draft)
+        os.rename(draft, final)
+        sync_folder(output_dir)
+    folders = _checkpoints(output_dir)
+    for old in folders[: folders.index(final)]:  # a newer one belongs to a newer attempt
+        _remove(old)
     return final
 
 
@@ -114,7 +118,7 @@ def load_checkpoint(
             f"the data set is no longer the one that {folder} was trained on: its records, their order, the "
             "tokenizer or the chat template have changed; bring them back, or remove the folder to start over"
         )
-    _restore(optimizer, moments, weights.flat.device)
+    _restore(optimizer, moments)
     for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
         group["lr"] = rate
     return progress
@@ -143,7 +147,7 @@ def keep_best(output_dir: Path, steps: Collection[int]) -> None:
     kept = {best_folder(output_dir, step) for step in steps}
     for folder in output_dir.glob(f"{_BEST}*"):
         if folder not in kept:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -156,18 +160,31 @@ def _moments(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     }
 
 
-def _restore(optimizer: torch.optim.Optimizer, moments: dict[str, torch.Tensor], device: torch.device) -> None:
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+def _restore(optimizer: torch.optim.Optimizer, moments: dict[str, torch.Tensor]) -> None:
+    """Give the optimizer its state back: torch knows on which device each part of it must be, the step count too."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in moments.items():
         number, _, name = key.partition(".")
-        optimizer.state[parameters[int(number)]][name] = value if name == "step" else value.to(device)
+        state.setdefault(int(number), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def remove_checkpoints(output_dir: Path) -> None:
     """Remove every checkpoint, finished or half-written, and the best adapters."""
     keep_best(output_dir, ())
-    for folder in [*_checkpoints(output_dir), *output_dir.glob(".checkpoint-*.tmp")]:
-        shutil.rmtree(folder, ignore_errors=True)
+    for folder in _checkpoints(output_dir):
+        _remove(folder)
+    for draft in output_dir.glob(".checkpoint-*.tmp"):
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _remove(folder: Path) -> None:
+    """Take a folder's final name away first: half removed under that name, it would pass for a whole one."""
+    leftover = folder.with_name(f".{folder.name}.old.tmp")
+    shutil.rmtree(leftover, ignore_errors=True)
+    with contextlib.suppress(OSError):  # it is not there; or it cannot be removed, which must not end the job
+        os.rename(folder, leftover)
+    shutil.rmtree(leftover, ignore_errors=True)
 
 
 def trim_metrics(output_dir: Path, step: int) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 
 from gpu_actor.errors import InvalidJobError
+from gpu_actor.expressions import whole_matches
 from gpu_actor.footprint import BaseDescription
 
 
@@ -26,7 +27,7 @@ def check_no_experts(base: BaseDescription, target_modules: str | list[str]) -> 
             f"which are no linear layers and cannot be trained; name the linear layers instead: {', '.join(ends)}"
         )
     for target in [target_modules] if isinstance(target_modules, str) else target_modules:
-        meant = [name for name in base.experts if _names_expert(name, target, isinstance(target_modules, str))]
+        meant = _meant(base.experts, target, is_pattern=isinstance(target_modules, str))
         if meant:
             raise InvalidJobError(
                 f"lora.target_modules: {target!r} means expert weights such as {meant[0]}; these are no linear layers "
@@ -34,9 +35,12 @@ def check_no_experts(base: BaseDescription, target_modules: str | list[str]) -> 
             )
 
 
-def _names_expert(name: str, target: str, is_pattern: bool) -> bool:
-    """Whether a target means an expert weight, or the module that holds it."""
-    owner = name.rpartition(".")[0]
+def _meant(experts: Sequence[str], target: str, *, is_pattern: bool) -> list[str]:
+    """The expert weights that a target means, by their own names or by those of the modules that hold them."""
+    owners = [name.rpartition(".")[0] for name in experts]
+    full = [*experts, *owners]
     if is_pattern:
-        return any(re.fullmatch(target, full) for full in (name, owner))
-    return any(full == target or full.endswith("." + target) for full in (name, owner))
+        hit = set(whole_matches(target, full, "lora.target_modules"))
+    else:
+        hit = {name for name in full if name == target or name.endswith("." + target)}
+    return [name for name, owner in zip(experts, owners, strict=True) if name in hit or owner in hit]

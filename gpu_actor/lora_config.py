@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from gpu_actor.expressions import check_expression, pattern_values
 from gpu_actor.strict import Strict
 
-Number = TypeVar("Number", int, float)
 _PISSA_ROUNDS = re.compile(r"pissa_niter_([1-9]\d{0,2})$")
 
 
@@ -85,7 +85,7 @@ class LoraConfig(Strict):
             if len(set(value)) != len(value):
                 raise ValueError("names a module twice")
         elif value is not None:
-            _check_expression(value)
+            check_expression(value)
         return value
 
     @field_validator("layers_to_transform")
@@ -103,14 +103,14 @@ class LoraConfig(Strict):
         if names is not None and not (names and all(names)):
             raise ValueError("must name at least one list of layers")
         for name in names or []:
-            _check_expression(name)
+            check_expression(name)
         return value
 
     @field_validator("rank_pattern", "alpha_pattern")
     @classmethod
     def _patterns(cls, value: dict[str, Any]) -> dict[str, Any]:
         for key in value:
-            _check_expression(key)
+            check_expression(key)
         return value
 
     @field_validator("init_lora_weights")
@@ -189,30 +189,17 @@ class LoraConfig(Strict):
         match = _PISSA_ROUNDS.match(str(self.init_lora_weights))
         return int(match[1]) if match else None
 
-    def rank_of(self, name: str) -> int:
-        """Rank of the update of one module."""
-        return pattern_value(self.rank_pattern, name, self.r)
+    def ranks_of(self, names: Sequence[str]) -> dict[str, int]:
+        """Rank of the update of each of some modules; here as below, a pattern that takes too long is refused."""
+        return pattern_values(self.rank_pattern, names, self.r, "lora.rank_pattern")
 
-    def alpha_of(self, name: str) -> float:
-        """The lora_alpha of one module."""
-        return pattern_value(self.alpha_pattern, name, self.lora_alpha)
+    def alphas_of(self, names: Sequence[str]) -> dict[str, float]:
+        """The lora_alpha of each of some modules."""
+        return pattern_values(self.alpha_pattern, names, self.lora_alpha, "lora.alpha_pattern")
 
-    def scaling_of(self, name: str) -> float:
-        """The factor on the update of one module."""
+    def scalings_of(self, names: Sequence[str]) -> dict[str, float]:
+        """The factor on the update of each of some modules."""
         if self.peft_type == "VERA":
-            return 1.0
-        rank = self.rank_of(name)
-        return self.alpha_of(name) / (math.sqrt(rank) if self.use_rslora else rank)
-
-
-def pattern_value(patterns: Mapping[str, Number], name: str, default: Number) -> Number:
-    """The value of the first pattern that fits the end of a module name, as PEFT matches them."""
-    fitting = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name))
-    return next(fitting, default)
-
-
-def _check_expression(text: str) -> None:
-    try:
-        re.compile(text)
-    except re.error as error:
-        raise ValueError(f"is not a regular expression: {error}") from None
+            return dict.fromkeys(names, 1.0)
+        ranks, alphas = self.ranks_of(names), self.alphas_of(names)
+        return {name: alphas[name] / (math.sqrt(ranks[name]) if self.use_rslora else ranks[name]) for name in names}

@@ -57,8 +57,10 @@ def _check_same_function(lora: LoraConfig, saved: LoraConfig, layers: tuple[Laye
                 f"lora.init_adapter: {lora.init_adapter} was trained with {field} {_words(there)}, this job has "
                 f"{_words(here)}; set lora.{field}: {_words(there)}"
             )
+    names = [layer.name for layer in layers]
+    alphas_there, alphas_here = saved.alphas_of(names), lora.alphas_of(names)
     for layer in layers:
-        there, here = saved.alpha_of(layer.name), lora.alpha_of(layer.name)
+        there, here = alphas_there[layer.name], alphas_here[layer.name]
         if there != here:
             raise AdapterError(
                 f"lora.init_adapter: {lora.init_adapter} was trained with a lora_alpha of {there:g} at {layer.name}, "

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from gpu_actor.errors import InvalidJobError
 from gpu_actor.experts import check_no_experts
+from gpu_actor.expressions import ending_matches, numbers_behind, whole_matches
 from gpu_actor.footprint import BaseDescription
-from gpu_actor.lora_config import LoraConfig, pattern_value
+from gpu_actor.lora_config import LoraConfig
 
 _SHOWN_NAMES = 12
 # A name without a pattern: the first number that follows two names, as in model.layers.3.mlp.
@@ -48,18 +49,18 @@ def plan_layers(base: BaseDescription, lora: LoraConfig) -> tuple[LayerPlan, ...
     """
     check_no_experts(base, lora.target_modules)
     names = select_names([linear.name for linear in base.linears], lora)
-    for field, patterns in (("rank_pattern", lora.rank_pattern), ("alpha_pattern", lora.alpha_pattern)):
-        idle = [key for key in patterns if not any(pattern_value({key: 1}, name, 0) for name in names)]
+    for field, patterns in (("lora.rank_pattern", lora.rank_pattern), ("lora.alpha_pattern", lora.alpha_pattern)):
+        idle = [key for key, fitting in ending_matches(list(patterns), names, field).items() if not fitting]
         if idle:
             raise InvalidJobError(
-                f"lora.{field}: {_quoted(idle)} matches no layer that the adapter changes; they end in "
+                f"{field}: {_quoted(idle)} matches no layer that the adapter changes; they end in "
                 f"{_endings(names)} (whole names look like {names[0]!r})"
             )
-    chosen = set(names)
+    ranks, scalings = lora.ranks_of(names), lora.scalings_of(names)
     plans = tuple(
-        LayerPlan(s.name, s.in_features, s.out_features, lora.rank_of(s.name), lora.scaling_of(s.name))
+        LayerPlan(s.name, s.in_features, s.out_features, ranks[s.name], scalings[s.name])
         for s in base.linears
-        if s.name in chosen
+        if s.name in ranks
     )
     narrow = next((plan for plan in plans if plan.rank > min(plan.in_features, plan.out_features)), None)
     if lora.starts_from_base and narrow:
@@ -103,7 +104,7 @@ def match_names(names: Iterable[str], target_modules: str | list[str]) -> list[s
 def _matching(names: Sequence[str], wanted: str | list[str], field: str) -> list[str]:
     """The names that a regular expression matches as a whole, or that a list gives whole or by their endings."""
     if isinstance(wanted, str):
-        matched = [name for name in names if re.fullmatch(wanted, name)]
+        matched = whole_matches(wanted, names, field)
         missing = [] if matched else [wanted]
     else:
         ends = {target: [n for n in names if n == target or n.endswith("." + target)] for target in wanted}
@@ -123,7 +124,7 @@ def _in_layers(names: Sequence[str], lora: LoraConfig) -> list[str]:
     """The names whose layer number is wanted. A target given by its whole name stays, as in PEFT."""
     given = lora.layers_to_transform
     wanted = [given] if isinstance(given, int) else list(given or [])
-    numbers = {name: _layer_number(name, lora.layers_pattern) for name in names}
+    numbers = _layer_numbers(names, lora.layers_pattern)
     present = sorted({number for number in numbers.values() if number is not None})
     if not present:
         what = (
@@ -142,12 +143,11 @@ def _in_layers(names: Sequence[str], lora: LoraConfig) -> list[str]:
     return [name for name in names if numbers[name] in wanted or name in whole]
 
 
-def _layer_number(name: str, pattern: str | list[str] | None) -> int | None:
-    patterns = [pattern] if isinstance(pattern, str) else pattern or []
-    for expression in [rf"(?:^|.*?\.){one}\.(?P<index>\d+)\." for one in patterns] or [_ANY_LAYER]:
-        if match := re.match(expression, name):
-            return int(match["index"])
-    return None
+def _layer_numbers(names: Sequence[str], pattern: str | list[str] | None) -> dict[str, int | None]:
+    if lists := [pattern] if isinstance(pattern, str) else pattern:
+        return numbers_behind(lists, names, "lora.layers_pattern")
+    found = {name: re.match(_ANY_LAYER, name) for name in names}
+    return {name: int(match["index"]) if match else None for name, match in found.items()}
 
 
 def _quoted(names: Iterable[str]) -> str:

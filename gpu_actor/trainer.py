@@ -28,6 +28,7 @@ from gpu_actor.step_sums import StepSums
 logger = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
+_CPU_IS_FULL = ("can't allocate memory", "not enough memory")
 _SPEED_WINDOW = 20  # shared batches over which the actor's speed is averaged
 
 
@@ -67,7 +68,7 @@ class CoTrainer:
         self._ended.pop(job_id, None)
         self._tenants[job_id] = tenant
         tenant.limit_micro_batches(self.micro_batch_cap)
-        if tenant.finished:  # it was killed between its last step and the record of its end
+        if tenant.finished:  # its actor died between its last step and the record of its end
             self._finish(tenant)
 
     def detach(self, job_id: str, *, keep: bool) -> None:
@@ -343,5 +344,9 @@ def reason_of(error: Exception) -> str:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error of torch means that memory ran out, on an accelerator or on the CPU."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in str(error)
+    """Whether an error of torch means that memory ran out, on an accelerator or on the CPU.
+
+    Torch's allocator on a CPU raises a RuntimeError, with other words on Windows than elsewhere.
+    """
+    text = str(error).lower()
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in text for words in _CPU_IS_FULL)

@@ -196,6 +196,7 @@ class Reconciler:
         if tenant.state is TenantState.SUCCEEDED:
             words = f"succeeded after {tenant.step} steps" + (f": {tenant.reason}" if tenant.reason else "")
             self._move(job, JobState.SUCCEEDED, words, progress=progress, reason=tenant.reason)
+            discard_checkpoints(job.output_dir)  # not before: a job whose end is not recorded goes on from the last one
         elif job.wish == "cancel" or tenant.state is TenantState.CANCELLED:
             discard_checkpoints(job.output_dir)
             self._move(job, JobState.CANCELLED, f"cancelled at step {tenant.step}", progress=progress)

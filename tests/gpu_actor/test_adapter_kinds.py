@@ -179,7 +179,7 @@ def our_layer(linear, lora, reference):
     """Our layer with PEFT's present values; its start must be PEFT's start."""
     routing = Routing(CPU)
     layer = MultiAdapterLinear(linear, 0, routing)
-    plan = LayerPlan("x", 8, 5, lora.r, lora.scaling_of("x"))
+    plan = LayerPlan("x", 8, 5, lora.r, lora.scalings_of(["x"])["x"])
     weights = AdapterWeights(lora, {0: (plan, linear)}, CPU, torch.float64)
     weights.initialise(1)
     for number, (mine, start, now) in enumerate(
@@ -201,7 +201,7 @@ def test_gradcheck_with_a_fixed_dropout_mask(kind, dropout):
     lora = one_layer_config(kind, 2, dropout)
     routing = Routing(CPU)
     layer = MultiAdapterLinear(linear, 0, routing)
-    plan = LayerPlan("x", 6, 5, 2, lora.scaling_of("x"))
+    plan = LayerPlan("x", 6, 5, 2, lora.scalings_of(["x"])["x"])
     weights = AdapterWeights(lora, {0: (plan, linear)}, CPU, torch.float64)
     weights.initialise(0)
     weights.flat.data.add_(torch.randn_like(weights.flat), alpha=0.3)

@@ -190,14 +190,17 @@ def test_padding_of_the_flat_buffer_stays_zero(tmp_path):
     assert tenant.weights.flat.data[~gaps].any()
 
 
-def test_running_out_of_memory_costs_a_smaller_batch_never_a_job(tmp_path):
-    """A device that takes 40 tokens at a time: torch's own error is raised above that."""
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_running_out_of_memory_costs_a_smaller_batch_never_a_job(tmp_path, device):
+    """A device that takes 40 tokens at a time; more raises what torch raises on CUDA, or on a CPU."""
     base = tiny_hooked()
     expected = alone(base, tmp_path / "alone", lora={"r": 4})
     run_forward = base.hidden
 
     def little_memory(batch):
         if batch.tokens > 40:
+            if device == "cpu":
+                torch.empty(2**55, dtype=torch.uint8)
             raise torch.OutOfMemoryError(f"{batch.tokens} tokens")
         return run_forward(batch)
 

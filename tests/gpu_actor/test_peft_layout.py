@@ -50,7 +50,7 @@ def test_peft_loads_the_result_and_gives_the_engines_logits(tmp_path, base, tiny
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     with loaded.disable_adapter():
         assert not torch.allclose(theirs, loaded(ids).logits[0], atol=1e-2), "the adapter changed nothing"
-    assert sorted(path.name for path in tenant.output_dir.iterdir()) == [
+    assert sorted(path.name for path in tenant.output_dir.iterdir() if path.is_file()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
         "metrics.jsonl",

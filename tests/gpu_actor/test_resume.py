@@ -9,7 +9,11 @@ import pytest
 import torch
 
 from gpu_actor import checkpoint
+from gpu_actor.adapter import make_optimizer, make_scheduler
+from gpu_actor.adapter_weights import AdapterWeights
+from gpu_actor.config import EarlyStopConfig
 from gpu_actor.errors import AdapterError
+from gpu_actor.report import TenantState
 from gpu_actor.samples import PairSet, SampleSet, digest
 from gpu_actor.trainer import CoTrainer
 from support.engine import flat, make_spec, make_tenant, run_all, tiny_hooked
@@ -26,6 +30,10 @@ TRAINING = {
     "save_steps": 2,
     "logging_steps": 3,
 }
+
+
+class Killed(BaseException):
+    """Stands for the end of the process at that point."""
 
 
 def spec_in(folder, **training):
@@ -124,6 +132,27 @@ def test_detached_and_attached_elsewhere_equals_uninterrupted(tmp_path):
     assert same_bytes(flat(moved), flat(expected))
 
 
+def test_what_is_restored_is_all_on_the_device_of_the_adapter(tmp_path):
+    """A fused optimizer wants its step count beside its moments: on another device than the CPU that is not the CPU."""
+    base = tiny_hooked()
+    for name, ratio in (("one-group", None), ("two-groups", 4.0)):
+        tenant = make_tenant(base, spec_in(tmp_path / name, loraplus_lr_ratio=ratio))
+        trainer = CoTrainer(base)
+        trainer.attach(tenant)
+        while tenant.progress.step < 1:
+            trainer.step()
+        tenant.save_checkpoint()
+        layers = {index: (plan, tenant.weights._bases[index]) for index, plan in tenant.weights.plans.items()}
+        weights = AdapterWeights(tenant.spec.lora, layers, torch.device("meta"))
+        optimizer = make_optimizer(weights, tenant.spec.training)
+        scheduler = make_scheduler(optimizer, tenant.spec.training, 9)
+        found = checkpoint.load_checkpoint(tenant.output_dir, weights, optimizer, scheduler, tenant._data_digest)
+        assert found.step == 1
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        assert [sorted(optimizer.state[p]) for p in parameters] == [["exp_avg", "exp_avg_sq", "step"]] * len(parameters)
+        assert {value.device.type for p in parameters for value in optimizer.state[p].values()} == {"meta"}
+
+
 def test_paused_before_its_first_step(tmp_path):
     base = tiny_hooked()
     expected = uninterrupted(base, tmp_path / "whole")
@@ -144,18 +173,72 @@ def test_a_checkpoint_appears_whole_and_older_ones_go(tmp_path, monkeypatch):
         trainer.step()
     (kept,) = tenant.output_dir.glob("*checkpoint-*")
     assert kept.name == "checkpoint-2"
+    trainer.step()
 
     def dies(*_):
-        raise KeyboardInterrupt  # the process ends while the next checkpoint is half written
+        raise Killed  # while the next checkpoint is half written
 
     monkeypatch.setattr(checkpoint, "write_json", dies)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Killed):
         tenant.save_checkpoint()
     monkeypatch.undo()
     again = make_tenant(base, spec_in(tmp_path), attempt=2)
     assert again.progress.step == 2
     run_all(base, [again])
-    assert not list(tenant.output_dir.glob("*checkpoint*")), "a finished job leaves no checkpoint, whole or half"
+    left = [path.name for path in tenant.output_dir.glob("checkpoint-*")]
+    assert left == ["checkpoint-9"], "of a finished job, what it would finish from again"
+
+
+def test_a_process_that_ends_while_a_checkpoint_is_removed_or_written_again_leaves_the_newest_whole(
+    tmp_path, monkeypatch
+):
+    """Paused at a step that was just saved; and killed in the middle of any removal, the cancelled job's included."""
+    base = tiny_hooked()
+    expected = uninterrupted(base, tmp_path / "whole")
+    tenant = make_tenant(base, spec_in(tmp_path))
+    trainer = CoTrainer(base)
+    trainer.attach(tenant)
+    while tenant.progress.step < 4:
+        trainer.step()
+
+    def dies(folder, **_):
+        if Path(folder).exists():
+            for file in sorted(Path(folder).iterdir())[:2]:
+                file.unlink()
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", dies)
+        trainer.detach("job", keep=True)  # the same step again: nothing to write, nothing to remove
+    moved = make_tenant(base, spec_in(tmp_path), attempt=2)
+    assert moved.progress.step == 4
+    trainer.attach(moved)
+    trainer.step()
+    monkeypatch.setattr(shutil, "rmtree", dies)
+    with pytest.raises(Killed):
+        moved.save_checkpoint()  # step 5 is written, step 4 goes
+    assert [folder.name for folder in moved.output_dir.glob("checkpoint-*")] == ["checkpoint-5"]
+    monkeypatch.undo()
+    assert make_tenant(base, spec_in(tmp_path), attempt=3).progress.step == 5
+    monkeypatch.setattr(shutil, "rmtree", dies)
+    with pytest.raises(Killed):
+        moved.discard()
+    monkeypatch.undo()
+    again = make_tenant(base, spec_in(tmp_path), attempt=4)
+    assert again.progress.step == 0
+    run_all(base, [again])
+    assert same_bytes(flat(again), flat(expected))
+
+
+def test_an_older_attempt_that_still_writes_removes_no_newer_checkpoint(tmp_path):
+    base = tiny_hooked()
+    old, new = (make_tenant(base, spec_in(tmp_path), attempt) for attempt in (1, 2))
+    trainer = CoTrainer(base)
+    trainer.attach(new)
+    while new.progress.step < 2:
+        trainer.step()
+    old.save_checkpoint()
+    assert make_tenant(base, spec_in(tmp_path), attempt=3).progress.step == 2
 
 
 @pytest.mark.parametrize("file", ["adapter_model.safetensors", "optimizer.safetensors", "trainer_state.json"])
@@ -227,6 +310,25 @@ def test_a_job_killed_between_its_last_step_and_its_export_finishes(tmp_path):
     run_all(base, [again])
     assert same_bytes(flat(again), flat(expected))
     assert (again.output_dir / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("patience", [None, 1])
+def test_a_job_that_ended_on_an_actor_that_died_before_it_could_tell_ends_again_and_trains_no_step(tmp_path, patience):
+    base = tiny_hooked()
+    spec = spec_in(tmp_path).model_copy(update={"early_stop": EarlyStopConfig(patience=patience, min_delta=0.5)})
+    tenant = make_tenant(base, spec)
+    first = run_all(base, [tenant]).reports()
+    files = {path.name: path.read_bytes() for path in tenant.output_dir.iterdir() if path.is_file()}
+    assert {"metrics.jsonl", "adapter_model.safetensors"} < set(files)
+    (tenant.output_dir / "adapter_model.safetensors").write_bytes(b"")  # it died while it copied, say
+    again = make_tenant(base, spec, attempt=2)
+    assert again.finished
+    trainer = CoTrainer(base)
+    trainer.attach(again)
+    assert trainer.idle
+    (report,) = trainer.reports()
+    assert (report.step, report.state, report.reason) == (first[0].step, TenantState.SUCCEEDED, first[0].reason)
+    assert {path.name: path.read_bytes() for path in tenant.output_dir.iterdir() if path.is_file()} == files
 
 
 def test_evaluation_changes_nothing_and_is_the_mean_token_loss(tmp_path):

@@ -1,13 +1,22 @@
 """Which layers an adapter changes: PEFT's own choice, rank and scale for the same fields."""
 
+import itertools
+import json
+import threading
+import time
+
 import pytest
 from peft import get_peft_model
 from pydantic import ValidationError
 
+from gpu_actor import expressions
 from gpu_actor.adapter_shapes import adapter_bytes, adapter_parameters, frozen_values
 from gpu_actor.errors import InvalidJobError
+from gpu_actor.experts import check_no_experts
+from gpu_actor.footprint import BaseDescription, LinearShape
 from gpu_actor.inspect_base import describe_base
 from gpu_actor.lora_config import LoraConfig
+from gpu_actor.start_adapter import check_adapter_fits
 from gpu_actor.targets import plan_layers
 from support.engine import tiny_hooked
 from support.oracle import peft_config
@@ -72,6 +81,81 @@ def test_every_layer_of_some_numbers_can_be_asked_for(tiny_base):
 def test_what_matches_nothing_is_refused(tiny_base, fields, message):
     with pytest.raises(InvalidJobError, match=message):
         plan_layers(describe_base(tiny_base), LoraConfig(**fields))
+
+
+ENDLESS = r"((\w|\.)+)+!"  # tries 2^n ways to match n characters
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"target_modules": ENDLESS}, "target_modules"),
+        ({"exclude_modules": ENDLESS}, "exclude_modules"),
+        ({"target_modules": ["q_proj"], "layers_to_transform": 0, "layers_pattern": ENDLESS}, "layers_pattern"),
+        ({"rank_pattern": {"q_proj": 2, ENDLESS: 2}}, "rank_pattern"),
+        ({"alpha_pattern": {ENDLESS: 2}}, "alpha_pattern"),
+    ],
+)
+def test_an_expression_that_would_never_end_is_refused_and_holds_up_nobody(tiny_base, monkeypatch, fields, field):
+    """Other threads of the process run on meanwhile; asked again, the answer is known."""
+    monkeypatch.setattr(expressions, "_CPU_SECONDS", 1)
+    expressions._run.cache_clear()
+    description, lora = describe_base(tiny_base), LoraConfig(**fields)
+    turns, over = [], threading.Event()
+
+    def watch():
+        while not over.wait(0.05):
+            turns.append(time.monotonic())
+
+    other = threading.Thread(target=watch)
+    other.start()
+    try:
+        with pytest.raises(InvalidJobError, match=rf"lora.{field}: .*\)\+\)\+!' takes more than 1 seconds"):
+            plan_layers(description, lora)
+    finally:
+        over.set()
+        other.join()
+    assert len(turns) > 10
+    assert max(after - before for before, after in itertools.pairwise(turns)) < 0.5
+    started = time.monotonic()
+    with pytest.raises(InvalidJobError):
+        plan_layers(description, lora)
+    assert time.monotonic() - started < 0.5
+
+
+EXPERT = "model.layers.10.block_sparse_moe.experts.up_proj"
+
+
+def test_an_expression_that_would_never_end_is_refused_for_experts_and_start_adapters(tmp_path):
+    base = BaseDescription("moe", "moe", (LinearShape("a.q_proj", 4, 4),), 4, 1, 8, 9, experts=(EXPERT,))
+    with pytest.raises(InvalidJobError, match=r"lora.target_modules: .* takes more than"):
+        check_no_experts(base, ENDLESS)
+    lora = LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj"], init_adapter=str(tmp_path))
+    saved = {"peft_type": "LORA", "r": 2, "lora_alpha": 8, "target_modules": ["q_proj"], "alpha_pattern": {ENDLESS: 3}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(saved))
+    base = BaseDescription("b", "b", (LinearShape("model.layers.10.self_attn.q_proj", 4, 4),), 4, 1, 8, 9)
+    with pytest.raises(InvalidJobError, match=r"lora.alpha_pattern: .* takes more than"):
+        check_adapter_fits(base, lora)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("(", "is not a regular expression"),
+        ("(" * 900, "is not a regular expression"),
+        ("a{99999999999999999999}", "is not a regular expression: the repetition number is too large"),
+        ("a" * 1001, "of 1001 characters; allowed are 1000"),
+    ],
+)
+def test_what_is_no_expression_is_refused_with_the_job(text, message):
+    for field, value in (("target_modules", text), ("rank_pattern", {text: 2})):
+        with pytest.raises(ValidationError, match=message):
+            LoraConfig(**{field: value})
+
+
+def test_a_pattern_that_cannot_stand_inside_of_pefts_is_refused_in_words(tiny_base):
+    with pytest.raises(InvalidJobError, match=r"lora.rank_pattern: '\(\?i\)q_proj' is not a regular expression here"):
+        plan_layers(describe_base(tiny_base), LoraConfig(rank_pattern={"(?i)q_proj": 2}))
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,12 @@ import time
 import pytest
 
 from gpu_actor.report import ActorReport, TenantReport, TenantState
+from orchestrator.cluster_config import ClusterConfig
+from orchestrator.fleet import Member
 from orchestrator.job import JobState
 from orchestrator.scheduler.view import Plan
+from orchestrator.slots import listed_slots
+from support.house import NODES
 from support.house import House as Empty
 
 ACTOR = "tiny@cpu:0#0000"
@@ -41,14 +45,14 @@ def house(tmp_path):
 @pytest.mark.parametrize(
     ("wish", "reported", "state", "kept"),
     [
-        (None, TenantState.SUCCEEDED, JobState.SUCCEEDED, True),
+        (None, TenantState.SUCCEEDED, JobState.SUCCEEDED, False),
         (None, TenantState.FAILED, JobState.FAILED, True),
         (None, TenantState.DETACHED, JobState.QUEUED, True),
         (None, TenantState.CANCELLED, JobState.CANCELLED, False),
-        ("pause", TenantState.SUCCEEDED, JobState.SUCCEEDED, True),
+        ("pause", TenantState.SUCCEEDED, JobState.SUCCEEDED, False),
         ("pause", TenantState.FAILED, JobState.FAILED, True),
         ("pause", TenantState.DETACHED, JobState.PAUSED, True),
-        ("cancel", TenantState.SUCCEEDED, JobState.SUCCEEDED, True),
+        ("cancel", TenantState.SUCCEEDED, JobState.SUCCEEDED, False),
         ("cancel", TenantState.FAILED, JobState.CANCELLED, False),
         ("cancel", TenantState.DETACHED, JobState.CANCELLED, False),
         ("cancel", TenantState.CANCELLED, JobState.CANCELLED, False),
