@@ -227,32 +227,40 @@ def decision_ms(queued: int = 10_000, actors: int = 1000) -> float:
     return 1000 * float(np.median(times))
 
 
+def single_rows(found: dict[str, Scenario], quick: bool, count: int) -> list[Row]:
+    """The rows that are no ratio over all scenarios."""
+    steps, cluster = (10**4, (200, 20)) if quick else (10**6, (10_000, 1000))
+    mean, worst = exact(4 if quick else 60)
+    return [
+        ("largest slowdown, 16 actors, load 1.2", "20", "12", slowdown(3 * count)),
+        ("p95 slowdown of a weight-8 tenth, load 1.0", "1.5", "1.2", urgent(count)),
+        ("exact small instances, mean", "1.05", "1.02", mean),
+        ("exact small instances, worst", "1.15", "1.08", worst),
+        ("four base models with bursts / one base", "1.15", "1.08", four_bases(count)),
+        ("sizes off by exp(N(0, 0.5)) / fifo-4", "0.65", "0.55", misestimated(found)),
+        (f"steps of {steps:,} out of memory, filled to 85 %", "0", "-", out_of_memory(0.85, steps)),
+        (f"steps of {steps:,} out of memory, filled to 90 %", "-", "0", out_of_memory(0.90, steps)),
+        ("full plan, {:,} queued, {:,} actors, ms".format(*cluster), "250", "70", decision_ms(*cluster)),
+    ]
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=400, help="jobs of each scenario")
+    parser.add_argument("--quick", action="store_true", help="a dozen jobs each: does the benchmark itself work?")
     parser.add_argument("--trace", type=Path, action="append", default=[], help="a recorded workload, added to them")
     parser.add_argument("--profile", type=Path, action="append", default=[], help="its device")
     parser.add_argument("--actors", type=int, action="append", default=[], help="how many of it")
     parser.add_argument("--json", type=Path, help="write the rows here as well")
     options = parser.parse_args()
+    count = 12 if options.quick else options.jobs
     given: dict[str, Scenario] = {}
     for trace, profile, actors in zip(options.trace, options.profile, options.actors, strict=True):
         given |= recorded(trace, profile, actors)
-    found = scenarios(options.jobs)
-    rows = contended(found, "seeded")
-    if given:
-        rows += contended(given, "recorded")
-    rows.append(("largest slowdown, 16 actors, load 1.2", "20", "12", slowdown(3 * options.jobs)))
-    rows.append(("p95 slowdown of a weight-8 tenth, load 1.0", "1.5", "1.2", urgent(options.jobs)))
-    mean, worst = exact(60)
-    rows.append(("exact small instances, mean", "1.05", "1.02", mean))
-    rows.append(("exact small instances, worst", "1.15", "1.08", worst))
-    rows.append(("four base models with bursts / one base", "1.15", "1.08", four_bases(options.jobs)))
-    rows.append(("sizes off by exp(N(0, 0.5)) / fifo-4", "0.65", "0.55", misestimated(found)))
-    rows.append(("steps of 10^6 out of memory, filled to 85 %", "0", "-", out_of_memory(0.85)))
-    rows.append(("steps of 10^6 out of memory, filled to 90 %", "-", "0", out_of_memory(0.90)))
-    rows.append(("full plan, 10,000 queued, 1,000 actors, ms", "250", "70", decision_ms()))
+    found = scenarios(count)
+    rows = contended(found, "seeded") + (contended(given, "recorded") if given else [])
+    rows += single_rows(found, options.quick, count)
     print(f"\n{'what':74s} {'least':>6s} {'aim':>6s} {'measured':>9s}")
     for words, least, aim, value in rows:
         print(f"{words:74s} {least:>6s} {aim:>6s} {value:9.3f}")
