@@ -31,7 +31,7 @@ from orchestrator.job_folder import make_folders, read_metrics, write_job_file
 from orchestrator.job_view import actor_view, job_view
 from orchestrator.look import Lookout
 from orchestrator.metrics import Metrics
-from orchestrator.plan import plan_jobs
+from orchestrator.plan import plan_apart
 from orchestrator.profiles import Profiles
 from orchestrator.reconcile import Reconciler
 from orchestrator.slots import HEAD
@@ -257,7 +257,8 @@ class Controller:
             return {"jobs": [], "problems": [asdict(problem) for problem in problems]}
         bases = {spec.base_model: await self._bases.get(spec.base_model) for spec in specs}
         view = self._reconciler.look().view
-        rows = await asyncio.to_thread(plan_jobs, specs, view, bases, name)
+        names = {job.id: job.name for job in self._store.jobs([JobState.QUEUED, JobState.RUNNING])}
+        rows = await plan_apart(specs, view, bases, name, names)
         return {"jobs": rows, "problems": []}
 
     async def submit(self, jobs: Sequence[Mapping[str, Any]], request_id: str) -> dict[str, Any]:
