@@ -38,6 +38,7 @@ from orchestrator.slots import HEAD
 from orchestrator.storage_lock import hold
 from orchestrator.store import JobRecord, LiveJobError, Store
 from orchestrator.submission import Admission
+from orchestrator.timeline import Timeline
 
 logger = logging.getLogger("loray.controller")
 
@@ -76,6 +77,7 @@ class Controller:
             self._store, self._fleet, self._bases, self._started, self._over, profiles, lookout, config.scheduler.policy
         )
         self._metrics = Metrics()
+        self._timeline = Timeline(self._store)
         self._since = time.time()
         self._trouble: str | None = None
         self._adopted = False
@@ -108,8 +110,9 @@ class Controller:
         for loss in await self._reconciler.tick():
             self._metrics.actor_lost(loss.kind.value)
         self._metrics.jobs(self._store.counts())
-        members = self._fleet.members.values()
-        self._metrics.actors((member.slot.id, member.report) for member in members if member.report)
+        reports = [(member.slot.id, member.report) for member in self._fleet.members.values() if member.report]
+        self._metrics.actors(reports)
+        self._timeline.note(reports)
 
     def _take_over(self) -> None:
         """Go on where an earlier process stopped, and start what the cluster file wants to be hosted from the start."""
@@ -203,6 +206,14 @@ class Controller:
             JobNotFoundError: No job has that id or name.
         """
         return self._store.events(self._store.find(ref).id, after)
+
+    async def timeline(self, ids: Sequence[str]) -> dict[str, Any]:
+        """Where jobs were when, and how full the places were: see `orchestrator.timeline`.
+
+        Args:
+            ids: Of the jobs.
+        """
+        return self._timeline.tell(ids)
 
     async def cluster(self) -> dict[str, Any]:
         """The orchestrator, its actors, and the number of jobs by state."""
