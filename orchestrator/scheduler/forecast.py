@@ -78,7 +78,9 @@ class _Clock:
         self._left: dict[str, float] = {job.id: float(job.steps_left) for job in view.jobs}
         self._ready: dict[str, float] = {}  # job -> when it takes part in steps
         self._loaded = {
-            actor.id: view.now + actor.load_seconds for actor in view.actors if actor.state is ActorState.STARTING
+            actor.id: view.now + actor.seconds_to_load(actor.base_model)
+            for actor in view.actors
+            if actor.state is ActorState.STARTING
         }
         coming = [(job.submitted_at, job.arrival, job.id) for job in view.jobs if job.submitted_at > view.now]
         self._coming = sorted(coming)
@@ -188,7 +190,7 @@ class _Clock:
             self._put_on(job_id, place)
         for place, base in plan.rehosts.items():
             self._actors[place] = replace(self._actors[place], base_model=base, state=ActorState.STARTING)
-            self._loaded[place] = self._now + self._actors[place].load_seconds
+            self._loaded[place] = self._now + self._actors[place].seconds_to_load(base)
 
     def _as_seen(self, job: JobView) -> JobView:
         """As the scheduler sees it now. A job that waits is the same value from event to event."""

@@ -57,6 +57,14 @@ def test_a_base_that_nobody_hosts_is_loaded_first():
     assert found.start == pytest.approx(30.0 + 2.0)
 
 
+def test_each_base_takes_its_own_time_to_load():
+    found = run([job("j0", base="y"), job("j1", base="x", at=300.0)], actor(loads={"y": 90.0}))
+    assert found["j0"].start == pytest.approx(90.0 + 2.0)
+    assert found["j1"].start == pytest.approx(300.0 + 30.0 + 2.0)
+    starting = actor(base="y", state=ActorState.STARTING, loads={"y": 50.0, "x": 7.0})
+    assert run([job("j0", base="y")], starting)["j0"].start == pytest.approx(50.0 + 2.0)
+
+
 def test_a_job_that_is_there_goes_on_at_once_and_a_later_one_comes_later():
     found = run([job("j0", steps=10, actor="a"), job("j1", steps=1, at=100.0)], actor())
     assert found["j0"].finish == pytest.approx(10 * 2.5)
