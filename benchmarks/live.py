@@ -44,10 +44,10 @@ from orchestrator.job import JobSpec
 from orchestrator.look import micro_batch_cap, scheduling_view, with_profiles
 from orchestrator.profiles import Profiles
 from orchestrator.scheduler.forecast import forecast
-from orchestrator.scheduler.gantt import Segment, render
 from orchestrator.scheduler.view import ActorState, ActorView, ClusterView
 from orchestrator.slots import HEAD, listed_slots
 from orchestrator.store import Store
+from orchestrator.timeline import draw
 
 POLICIES = ("fifo-4", "cosrpt")
 _JOBS, _SEED = 16, 0
@@ -175,17 +175,16 @@ def _run(
             time.sleep(max(0.0, started + job.at - time.time()))
             _submit(orchestrator, [spec])
         done = _wait(orchestrator, {spec.name for spec in specs})
-        events = {job["name"]: ray.get(orchestrator.events.remote(job["name"])) for job in done}
-    segments = [segment for name, rows in events.items() for segment in _segments(name, rows, started)]
+        names = {job["id"]: job["name"] for job in done}
+        told = ray.get(orchestrator.timeline.remote(list(names)))
     if chart is not None and policy == POLICIES[1]:
-        lanes = sorted({segment.lane for segment in segments})
-        chart.write_text(render(lanes, segments, title=f"{len(done)} jobs under {policy}"), encoding="utf-8")
+        chart.write_text(draw(told, names, f"{len(done)} jobs under {policy}"), encoding="utf-8")
     return {
         "measured_s": mean(job["finished_at"] - job["submitted_at"] for job in done),
         "forecast_before_s": before,
         "forecast_s": _forecast(config, policy, jobs, specs, descriptions, hosted),
         "makespan_s": max(job["finished_at"] for job in done) - started,
-        "taken_off": sum("is taken off" in row["message"] for rows in events.values() for row in rows),
+        "taken_off": len(told["stays"]) - len(done),
         "turnaround_s": {job["name"]: job["finished_at"] - job["submitted_at"] for job in done},
     }
 
@@ -208,18 +207,6 @@ def _wait(controller: Any, names: set[str]) -> list[dict[str, Any]]:
             return jobs
         time.sleep(0.2)
     raise RuntimeError(f"not within {_PATIENCE_S} s; is the machine busy?")
-
-
-def _segments(name: str, events: list[dict[str, Any]], started: float) -> list[Segment]:
-    """Who was where when, from a job's events."""
-    found, since, lane = [], 0.0, ""
-    for event in events:
-        if event["message"].startswith("assigned to "):
-            since, lane = event["time"], event["message"].split()[2].split("@")[1].split("#")[0]
-        elif lane and event["message"].startswith(("taken off", "succeeded")):
-            found.append(Segment(name, lane, since - started, event["time"] - started))
-            lane = ""
-    return found
 
 
 def _forecast(

@@ -13,9 +13,11 @@ from rich.text import Text
 
 from gpu_actor.errors import LorayError
 from orchestrator import display, progress, words
+from orchestrator.chart import Chart, write_chart
 from orchestrator.cli_run import Address, AsJson
 from orchestrator.client import Client, JobView
 from orchestrator.job import JobState
+from orchestrator.timeline import draw
 
 Ref = Annotated[str, typer.Argument(metavar="JOB", help="Id or name of a job.", show_default=False)]
 Refs = Annotated[list[str], typer.Argument(metavar="JOB...", help="Ids or names of jobs.", show_default=False)]
@@ -31,14 +33,22 @@ def list_jobs(
         JobState | None,
         typer.Option("--state", case_sensitive=False, help="Only jobs in this state.", show_default=False),
     ] = None,
+    chart: Chart = None,
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the queue: jobs that run, that wait (and why), and that ended in the last day."""
-    views = Client(address).list_jobs()
+    """Show the queue: jobs that run, that wait (and why), and that ended in the last day.
+
+    --gantt draws the jobs shown: on which actor each was when, and the memory of the actors below.
+    """
+    client = Client(address)
+    views = client.list_jobs()
     wanted = [view for view in views if state is None or view["state"] == state.value]
     oldest = time.time() - RECENT_SECONDS
     shown = [view for view in wanted if every or (view["finished_at"] or oldest) >= oldest]
+    if chart is not None:
+        names = {view["id"]: view["name"] for view in shown}
+        write_chart(chart, draw(client.timeline(list(names)), names, f"Loray at {client.connection.address}"))
     if as_json:
         progress.print_json(shown)
         return

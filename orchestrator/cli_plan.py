@@ -53,8 +53,8 @@ def _show(rows: Sequence[dict[str, Any]], where: str) -> None:
     console.print(f"On {where}; nothing was submitted. Times are predictions, from now.", soft_wrap=True)
     console.print(_table(rows))
     for row in rows:
-        if row["reason"]:
-            console.print(f"{row['job']}: {row['reason']}", soft_wrap=True)
+        if row["reason"] or row["remark"]:
+            console.print(f"{row['job']}: {row['reason'] or row['remark']}", soft_wrap=True)
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Table:

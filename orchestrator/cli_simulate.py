@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from orchestrator import display, progress, words
+from orchestrator.chart import Chart, write_chart
 from orchestrator.field_errors import Problem
 from orchestrator.scheduler import gantt
 from orchestrator.scheduler.bounds import Task, relaxed_bound, unshared_bound
@@ -35,13 +36,13 @@ def simulate(
         float, typer.Option("--makespan", min=0.0, max=4.0, help="As `scheduler.makespan` of the cluster file.")
     ] = 0.0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the noise.")] = 0,
-    chart: Annotated[
-        Path | None,
-        typer.Option("--gantt", metavar="FILE.svg", help="Draw the first of the policies.", show_default=False),
-    ] = None,
+    chart: Chart = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Run a workload through the scheduler on a simulated clock, and compare policies; nothing is trained."""
+    """Run a workload through the scheduler on a simulated clock, and compare policies; nothing is trained.
+
+    --gantt draws the first of the policies.
+    """
     names = _policies(policy)
     jobs, device = read_trace(trace), read_profile(profile)
     outcomes: dict[str, Outcome] = {}
@@ -141,12 +142,7 @@ def _policies(text: str) -> list[str]:
 
 
 def _draw(path: Path, outcome: Outcome, policy: str, title: str) -> None:
-    text = gantt.render(tuple(outcome.memory), outcome.segments, outcome.memory, f"{policy}: {title}")
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        words_ = f"{path} cannot be written: {error.strerror}; name a file in a folder that exists"
-        raise TraceError([Problem("--gantt", "", words_)]) from None
+    write_chart(path, gantt.render(tuple(outcome.memory), outcome.segments, outcome.memory, f"{policy}: {title}"))
 
 
 _COLUMNS = (

@@ -208,6 +208,10 @@ class Client:
         """What happened to a job: `seq`, `time` (Unix seconds) and `message`, from the `seq` after `after`."""
         return cast("list[dict[str, Any]]", self._call("events", ref, after, again=True))
 
+    def timeline(self, ids: Sequence[str]) -> dict[str, Any]:
+        """Where some jobs were when, and how full the places were: see `orchestrator.timeline`."""
+        return cast("dict[str, Any]", self._call("timeline", list(ids), again=True))
+
     def cluster(self) -> dict[str, Any]:
         """The orchestrator, its actors, and how many jobs are in which state."""
         return cast("dict[str, Any]", self._call("cluster", again=True))

@@ -31,13 +31,14 @@ from orchestrator.job_folder import make_folders, read_metrics, write_job_file
 from orchestrator.job_view import actor_view, job_view
 from orchestrator.look import Lookout
 from orchestrator.metrics import Metrics
-from orchestrator.plan import plan_jobs
+from orchestrator.plan import plan_apart
 from orchestrator.profiles import Profiles
 from orchestrator.reconcile import Reconciler
 from orchestrator.slots import HEAD
 from orchestrator.storage_lock import hold
 from orchestrator.store import JobRecord, LiveJobError, Store
 from orchestrator.submission import Admission
+from orchestrator.timeline import Timeline
 
 logger = logging.getLogger("loray.controller")
 
@@ -76,6 +77,7 @@ class Controller:
             self._store, self._fleet, self._bases, self._started, self._over, profiles, lookout, config.scheduler.policy
         )
         self._metrics = Metrics()
+        self._timeline = Timeline(self._store)
         self._since = time.time()
         self._trouble: str | None = None
         self._adopted = False
@@ -108,8 +110,9 @@ class Controller:
         for loss in await self._reconciler.tick():
             self._metrics.actor_lost(loss.kind.value)
         self._metrics.jobs(self._store.counts())
-        members = self._fleet.members.values()
-        self._metrics.actors((member.slot.id, member.report) for member in members if member.report)
+        reports = [(member.slot.id, member.report) for member in self._fleet.members.values() if member.report]
+        self._metrics.actors(reports)
+        self._timeline.note(reports)
 
     def _take_over(self) -> None:
         """Go on where an earlier process stopped, and start what the cluster file wants to be hosted from the start."""
@@ -204,6 +207,14 @@ class Controller:
         """
         return self._store.events(self._store.find(ref).id, after)
 
+    async def timeline(self, ids: Sequence[str]) -> dict[str, Any]:
+        """Where jobs were when, and how full the places were: see `orchestrator.timeline`.
+
+        Args:
+            ids: Of the jobs.
+        """
+        return self._timeline.tell(ids)
+
     async def cluster(self) -> dict[str, Any]:
         """The orchestrator, its actors, and the number of jobs by state."""
         running = self._store.jobs([JobState.RUNNING])
@@ -257,7 +268,8 @@ class Controller:
             return {"jobs": [], "problems": [asdict(problem) for problem in problems]}
         bases = {spec.base_model: await self._bases.get(spec.base_model) for spec in specs}
         view = self._reconciler.look().view
-        rows = await asyncio.to_thread(plan_jobs, specs, view, bases, name)
+        names = {job.id: job.name for job in self._store.jobs([JobState.QUEUED, JobState.RUNNING])}
+        rows = await plan_apart(specs, view, bases, name, names)
         return {"jobs": rows, "problems": []}
 
     async def submit(self, jobs: Sequence[Mapping[str, Any]], request_id: str) -> dict[str, Any]:

@@ -28,8 +28,8 @@ class QueueConfig(Strict):
         default=0,
         ge=-100,
         le=100,
-        description="Higher goes first. Under srpt and cosrpt each step up doubles the job's weight; beyond -10 and "
-        "10 nothing more is gained.",
+        description="Higher goes first: under fifo policies ten minutes ahead for each step, under srpt and cosrpt "
+        "with twice the weight for each step, up to 10.",
     )
     max_retries: int = Field(
         default=2,

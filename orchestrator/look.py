@@ -137,15 +137,17 @@ def with_profiles(
     hosted = bases.get(place.base_model or "")
     if hosted and report and report.memory_idle and hosted.ref not in memories:
         memories[hosted.ref] = idle_memory(slot, hosted, report.memory_idle)
-    loads = [profile.load_seconds for profile in found.values() if profile.load_seconds is not None]
-    guesses = [_LOAD_SECONDS + 4 * base.parameters / _LOAD_BYTES_PER_SECOND for base in bases.values()]
+    loads = {ref: _LOAD_SECONDS + 4 * base.parameters / _LOAD_BYTES_PER_SECOND for ref, base in bases.items()}
+    loads |= {ref: profile.load_seconds for ref, profile in found.items() if profile.load_seconds is not None}
+    swaps = {ref: profile.swap_seconds for ref, profile in found.items() if profile.swap_seconds is not None}
     budget = report.token_budget if report else 0
     return replace(
         place,
         shape=replace(place.shape, token_budget=budget or place.shape.token_budget),
         speeds={ref: profile.speed.model for ref, profile in found.items()},
         memories=memories,
-        load_seconds=max(loads or guesses, default=place.load_seconds),
+        loads=loads,
+        swap_seconds=swaps.get(place.base_model or "", max(swaps.values(), default=place.swap_seconds)),
     )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from gpu_actor.accelerators import accelerators
 from gpu_actor.errors import LorayError
@@ -22,12 +23,15 @@ from orchestrator.scheduler.view import ActorState, ActorView, ClusterView
 from orchestrator.slots import HEAD, Slot, find_slots, listed_slots
 from orchestrator.store import Store
 
+PLAN_SECONDS = 240.0
+
 
 def plan_jobs(
     specs: Sequence[JobSpec],
     view: ClusterView,
     bases: Mapping[str, BaseDescription],
     policy: str = DEFAULT,
+    names: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """What would become of jobs if they were submitted now.
 
@@ -36,6 +40,7 @@ def plan_jobs(
         view: The cluster with what it has to do.
         bases: Descriptions of the jobs' base models.
         policy: Name of the policy.
+        names: Of the jobs that the cluster has to do, by id.
     """
     start = max((job.arrival for job in view.jobs), default=0) + 1
     cap = micro_batch_cap(actor.shape.device for actor in view.actors)
@@ -45,17 +50,36 @@ def plan_jobs(
         job = scheduling_view(f"plan:{number}", spec, bases[spec.base_model], size=size, cap=cap)
         new.append(replace(job, arrival=start + number, submitted_at=view.now, queued_at=view.now))
     whole = replace(view, jobs=(*view.jobs, *new), bases={**view.bases, **bases})
-    found = forecast(whole, policy)
-    names = {job.id: job.id for job in view.jobs} | {job.id: spec.name for job, spec in zip(new, specs, strict=True)}
+    found = forecast(whole, policy, {job.id for job in new})
+    names = {**(names or {}), **{job.id: spec.name for job, spec in zip(new, specs, strict=True)}}
     places = {actor.id: actor.name for actor in view.actors}
     return [_row(spec, found[job.id], names, places, view.now) for job, spec in zip(new, specs, strict=True)]
+
+
+async def plan_apart(*arguments: Any) -> list[dict[str, Any]]:
+    """`plan_jobs` in a process of its own on this node: it takes long where much waits, and must hold up nobody.
+
+    Raises:
+        LorayError: It takes too long.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    found = ray.remote(num_cpus=0, max_calls=1)(plan_jobs).options(scheduling_strategy=here).remote(*arguments)
+    try:
+        return cast("list[dict[str, Any]]", await asyncio.wait_for(found, PLAN_SECONDS))
+    except asyncio.TimeoutError:
+        ray.cancel(found, force=True)
+        raise LorayError(f"no plan was made within {PLAN_SECONDS:.0f} s; plan fewer jobs at a time") from None
 
 
 def _row(
     spec: JobSpec, found: Forecast, names: Mapping[str, str], places: Mapping[str, str], now: float
 ) -> dict[str, Any]:
     reason = found.rejected
-    if reason is None and not math.isfinite(found.finish):
+    beyond = found.beyond and reason is None
+    if reason is None and not beyond and not math.isfinite(found.finish):
         reason = "no actor would ever start it"
     return {
         "job": spec.name,
@@ -68,8 +92,9 @@ def _row(
         "moves": max(0, len(found.places) - 1),
         "start_s": found.start - now if math.isfinite(found.start) else None,
         "finish_s": found.finish - now if math.isfinite(found.finish) else None,
-        "with": sorted(names[job_id] for job_id in found.company),
+        "with": sorted(names.get(job_id, job_id) for job_id in found.company),
         "reason": reason,
+        "remark": "its end was not forecast: too much comes before it" if beyond else None,
     }
 
 

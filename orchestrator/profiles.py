@@ -30,6 +30,8 @@ _BELIEVED = 20  # measured steps from which a fit is trusted to set the token bu
 _SPREAD = 1.5  # largest batch over smallest, from which a fit can tell a from b
 _TOKEN_SHARE = 0.1  # of the largest step's time, from which a fit is trusted to tell tokens from the rest
 _LEAST_BUDGET, _MOST_BUDGET = 128, 65_536
+_NEWEST = 0.2  # weight of the newest swap in the mean
+_HALF_SWAP = 1.0  # seconds, of the half of a swap that was never measured
 _CHANGE = 0.2  # a budget that would change by less stays
 
 
@@ -39,6 +41,8 @@ class Profile:
 
     Attributes:
         load_seconds: Latest time to load the base model; None: never measured.
+        leave_seconds: From the wish to take a job off to its leaving, averaged; None: never measured.
+        start_seconds: From giving a job to an actor to its training there, averaged; None: never measured.
         samples: Steps that were measured.
         smallest: Tokens of the smallest batch measured.
         largest: Tokens of the largest.
@@ -53,6 +57,8 @@ class Profile:
     smallest: int = 0
     largest: int = 0
     boots: dict[str, tuple[int, int]] = field(default_factory=dict)
+    leave_seconds: float | None = None
+    start_seconds: float | None = None
 
     def learn(self, boot: str, sample: StepSample) -> None:
         """Take in one shared step."""
@@ -71,6 +77,8 @@ class Profile:
             "speed": asdict(self.speed.model),
             "memory": asdict(self.memory.model),
             "load_seconds": self.load_seconds,
+            "leave_seconds": self.leave_seconds,
+            "start_seconds": self.start_seconds,
             "samples": self.samples,
             "smallest": self.smallest,
             "largest": self.largest,
@@ -80,7 +88,14 @@ class Profile:
     def from_dict(cls, data: Mapping[str, Any]) -> Profile:
         """The inverse of `to_dict`: both fits go on from where they were."""
         rest = {key: data[key] for key in ("load_seconds", "samples", "smallest", "largest")}
+        rest |= {key: data.get(key) for key in ("leave_seconds", "start_seconds")}  # profiles of old do not have them
         return cls(SpeedFit(SpeedModel(**data["speed"])), MemoryFit(MemoryModel(**data["memory"])), **rest)
+
+    @property
+    def swap_seconds(self) -> float | None:
+        """To take a job off and to go on with it, what was never measured guessed; None: neither was."""
+        parts = (self.leave_seconds, self.start_seconds)
+        return None if parts == (None, None) else sum(_HALF_SWAP if part is None else part for part in parts)
 
 
 class Profiles:
@@ -114,6 +129,14 @@ class Profiles:
             profile.load_seconds = seconds
             self._changed.add(profile_key(slot, base_model))
 
+    def swapped(self, slot: Slot, base_model: str, leave: float | None = None, start: float | None = None) -> None:
+        """A job was taken off an actor, or has come to train on one, in so many seconds."""
+        profile = self._found.get(profile_key(slot, base_model))
+        if profile is not None:
+            profile.leave_seconds = _smoothed(profile.leave_seconds, leave)
+            profile.start_seconds = _smoothed(profile.start_seconds, start)
+            self._changed.add(profile_key(slot, base_model))
+
     def of(self, slot: Slot, base_model: str) -> Profile | None:
         """What was measured of a place with a base model."""
         return self._found.get(profile_key(slot, base_model))
@@ -128,6 +151,12 @@ class Profiles:
         if self._changed and self._store:
             self._store.save_profiles({key: self._found[key].to_dict() for key in self._changed})
             self._changed.clear()
+
+
+def _smoothed(mean: float | None, latest: float | None) -> float | None:
+    if mean is None or latest is None:
+        return mean if latest is None else latest
+    return mean + _NEWEST * (latest - mean)
 
 
 def profile_key(slot: Slot, base_model: str) -> str:

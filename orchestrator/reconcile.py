@@ -25,6 +25,7 @@ from orchestrator.profiles import Profiles, token_budget
 from orchestrator.scheduler.policy import DEFAULT, decide
 from orchestrator.scheduler.view import Plan
 from orchestrator.store import JobRecord, Store
+from orchestrator.swaps import Swaps
 from orchestrator.verbs import paused_words
 
 _PROGRESS_SECONDS = 1.0  # between two writes of progress to the store
@@ -76,6 +77,7 @@ class Reconciler:
         self._unwritten: set[str] = set()
         self._written = 0.0
         self._absent: dict[tuple[str, int], float] = {}
+        self._swaps = Swaps(profiles)
         self._training: dict[tuple[str, int], float] = {}  # job and attempt -> since when it trains (monotonic)
         self._planned: tuple[object, float] = (None, 0.0)  # key of the latest look that was planned on, and when
 
@@ -150,10 +152,13 @@ class Reconciler:
 
     def _read_tenant(self, member: Member, job: JobRecord, tenant: TenantReport) -> list[Call]:
         if tenant.state not in _ACTIVE:
+            if tenant.state is TenantState.DETACHED:
+                self._swaps.off(member.slot, job)
             self._ended(job, tenant)
             return [(member.name, "forget", job.id)]
         progress = progress_of(tenant)
         if tenant.state is TenantState.TRAINING:
+            self._swaps.trains(member.slot, job)
             self._training.setdefault((job.id, job.attempt), time.monotonic())
             if self.live.get(job.id) != progress:
                 self.live[job.id] = progress
@@ -244,6 +249,7 @@ class Reconciler:
         moved = self._store.move(job.id, state, message, **changes)
         self.live.pop(job.id, None)
         self._training.pop((job.id, job.attempt), None)
+        self._swaps.forget(job)
         self._unwritten.discard(job.id)
         if state in TERMINAL:
             self._on_end(moved)
@@ -332,6 +338,7 @@ class Reconciler:
             job = running.get(job_id)
             if job is not None and job.actor is not None and job.wish is None:
                 self._store.wish(job_id, "yield", f"is taken off {job.actor}: {why}")
+                self._swaps.asked(job)
                 calls.append((job.actor, "detach", job_id, True))
         return calls
 
@@ -355,5 +362,6 @@ class Reconciler:
         assigned = self._store.assign(job.id, member.name, member.report.boot_id)
         if assigned is None:
             return []
+        self._swaps.given(assigned)
         self._on_start(assigned)
         return [(member.name, "attach", job.spec.to_adapter_spec(job.id).model_dump(), assigned.attempt)]

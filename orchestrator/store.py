@@ -62,6 +62,16 @@ class JobRecord:
 
 
 @dataclass(frozen=True)
+class Stay:
+    """A job on an actor, from its assignment to its leaving (None: it is there)."""
+
+    job_id: str
+    actor: str
+    since: float
+    until: float | None
+
+
+@dataclass(frozen=True)
 class ActorRecord:
     """An actor that was started: written before it exists, so that none can be forgotten."""
 
@@ -241,6 +251,13 @@ class Store:
         with self._engine.begin() as connection:
             return [dict(row._mapping) for row in connection.execute(query.order_by(tables.events.c.seq))]
 
+    def stays(self) -> list[Stay]:
+        """Who was where when, in the order of the assignments."""
+        columns = [tables.stays.c[name] for name in ("job_id", "actor", "since", "until")]
+        with self._engine.begin() as connection:
+            rows = connection.execute(sa.select(*columns).order_by(tables.stays.c.seq))
+            return [Stay(**row._mapping) for row in rows]
+
     # -- changing ------------------------------------------------------------------------------------------------
 
     def move(self, job_id: str, state: JobState, message: str, **changes: Any) -> JobRecord:
@@ -272,6 +289,9 @@ class Store:
                 if conflicts:
                     raise conflicts[0]
             self._set(connection, job_id, {**defaults, **changes, "state": state.value})
+            if job.state is JobState.RUNNING:
+                there = sa.and_(tables.stays.c.job_id == job_id, tables.stays.c.until.is_(None))
+                connection.execute(tables.stays.update().where(there).values(until=now))
             self._log(connection, job_id, message)
             return self._get(connection, job_id)
 
@@ -290,6 +310,7 @@ class Store:
                 "started_at": job.started_at or time.time(),
             }
             self._set(connection, job_id, changes)
+            connection.execute(tables.stays.insert().values(job_id=job_id, actor=actor, since=time.time()))
             self._log(connection, job_id, f"assigned to {actor} (attempt {job.attempt + 1})")
             return self._get(connection, job_id)
 

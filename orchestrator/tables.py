@@ -6,8 +6,8 @@ import sqlalchemy as sa
 
 from orchestrator.job import TERMINAL, JobState
 
-SCHEMA_VERSION = 2
-"""2: `profiles`."""
+SCHEMA_VERSION = 3
+"""2: `profiles`; 3: `stays`."""
 _LIVE = sorted(state.value for state in JobState if state not in TERMINAL)
 
 metadata = sa.MetaData()
@@ -46,6 +46,16 @@ events = sa.Table(
     sa.Column("job_id", sa.String(32), nullable=False, index=True),
     sa.Column("time", sa.Double, nullable=False),
     sa.Column("message", sa.Text, nullable=False),
+    sqlite_autoincrement=True,
+)
+stays = sa.Table(  # who was where when: one row for each assignment of a job to an actor
+    "stays",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("job_id", sa.String(32), nullable=False, index=True),
+    sa.Column("actor", sa.String(256), nullable=False),
+    sa.Column("since", sa.Double, nullable=False),
+    sa.Column("until", sa.Double),
     sqlite_autoincrement=True,
 )
 requests = sa.Table(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from orchestrator.scheduler.estimate import prior_memory, prior_speed
@@ -16,7 +16,7 @@ from orchestrator.scheduler.policy import DEFAULT, decide
 from orchestrator.scheduler.view import ActorState, ActorView, ClusterView, JobView, MemoryModel, SpeedModel
 
 _TICK_S = 30.0  # when nothing else happens although jobs wait: reasons ripen with time
-_MOST_EVENTS = 100_000
+_MOST_WORK = 500_000  # jobs looked at, over all events: some ten seconds; beyond it nothing is forecast
 
 
 @dataclass
@@ -31,6 +31,7 @@ class Forecast:
         finish: When it ends.
         company: Jobs that it shares steps with.
         rejected: Why it can never run.
+        beyond: Whether the forecast was ended before this job was: too much comes before it.
     """
 
     job: JobView
@@ -40,6 +41,7 @@ class Forecast:
     finish: float = math.inf
     company: set[str] = field(default_factory=set)
     rejected: str | None = None
+    beyond: bool = False
 
     @property
     def place(self) -> str | None:
@@ -47,14 +49,15 @@ class Forecast:
         return self.places[0] if self.places else None
 
 
-def forecast(view: ClusterView, policy: str = DEFAULT) -> dict[str, Forecast]:
+def forecast(view: ClusterView, policy: str = DEFAULT, wanted: Collection[str] | None = None) -> dict[str, Forecast]:
     """What becomes of every job of a view; jobs with a later `submitted_at` arrive then.
 
     Args:
         view: The cluster. Actors that are blocked are taken to stay so.
         policy: Name of the policy.
+        wanted: Jobs in question: with the last of them the forecast ends. None: all.
     """
-    return _Clock(view, policy).run()
+    return _Clock(view, policy, wanted).run()
 
 
 def bytes_needed(view: ClusterView, actor: ActorView, job: JobView) -> int:
@@ -65,15 +68,19 @@ def bytes_needed(view: ClusterView, actor: ActorView, job: JobView) -> int:
 
 
 class _Clock:
-    def __init__(self, view: ClusterView, policy: str) -> None:
+    def __init__(self, view: ClusterView, policy: str, wanted: Collection[str] | None) -> None:
         self._view, self._policy, self._now = view, policy, view.now
         self._actors = {actor.id: actor for actor in view.actors}
         self._found = {job.id: Forecast(job) for job in view.jobs}
-        self._jobs: dict[str, JobView] = {}
+        self._open = {job.id for job in view.jobs} if wanted is None else set(wanted)
+        self._jobs: dict[str, JobView] = {}  # that are there: queued ones with the steps that they have left
+        self._on: dict[str, list[str]] = {actor.id: [] for actor in view.actors}  # who is attached where
         self._left: dict[str, float] = {job.id: float(job.steps_left) for job in view.jobs}
         self._ready: dict[str, float] = {}  # job -> when it takes part in steps
         self._loaded = {
-            actor.id: view.now + actor.load_seconds for actor in view.actors if actor.state is ActorState.STARTING
+            actor.id: view.now + actor.seconds_to_load(actor.base_model)
+            for actor in view.actors
+            if actor.state is ActorState.STARTING
         }
         coming = [(job.submitted_at, job.arrival, job.id) for job in view.jobs if job.submitted_at > view.now]
         self._coming = sorted(coming)
@@ -85,8 +92,12 @@ class _Clock:
 
     def run(self) -> dict[str, Forecast]:
         self._decide()
-        for _ in range(_MOST_EVENTS):
-            if not self._jobs and not self._coming:
+        work = 0
+        while self._open and (self._jobs or self._coming):
+            work += len(self._jobs) + 1
+            if work > _MOST_WORK:
+                for job_id in {*self._jobs, *(job_id for _, _, job_id in self._coming)}:
+                    self._found[job_id].beyond = True
                 return self._found
             ends = {job_id: when for place in self._actors for job_id, when in self._ends(place).items()}
             times = [
@@ -113,7 +124,7 @@ class _Clock:
 
     def _at_work(self, place: str) -> list[JobView]:
         """The jobs that take part in the steps of an actor now."""
-        return [job for job in self._jobs.values() if job.actor == place and self._ready[job.id] <= self._now]
+        return [self._jobs[job_id] for job_id in self._on[place] if self._ready[job_id] <= self._now]
 
     def _step_seconds(self, place: str, jobs: list[JobView]) -> float:
         actor = self._actors[place]
@@ -148,39 +159,50 @@ class _Clock:
 
     def _end(self, job_id: str) -> None:
         self._found[job_id].finish = self._now
-        del self._jobs[job_id], self._ready[job_id]
+        self._open.discard(job_id)
+        self._leave(job_id)
+        del self._jobs[job_id]
+
+    def _leave(self, job_id: str) -> None:
+        """A job is taken off, with the steps that it has left."""
+        job = self._jobs[job_id]
+        self._on[job.actor or ""].remove(job_id)
+        del self._ready[job_id]
+        left = max(1, math.ceil(self._left[job_id]))
+        self._jobs[job_id] = replace(job, actor=None, queued_at=self._now, steps_left=left, movable=False)
 
     # -- decisions -----------------------------------------------------------------------------------------------
 
     def _decide(self) -> None:
         if not self._jobs:
             return
-        jobs = tuple(
-            replace(
-                job,
-                steps_left=max(1, math.ceil(self._left[job.id])),
-                movable=job.actor is not None and self._ready[job.id] <= self._now,
-            )
-            for job in self._jobs.values()
-        )
+        jobs = tuple(self._as_seen(job) for job in self._jobs.values())
         view = replace(self._view, jobs=jobs, actors=tuple(self._actors.values()), now=self._now)
         plan = decide(view, self._policy, words=False)
         for job_id, reason in plan.rejections.items():
             self._found[job_id].rejected = reason
+            self._open.discard(job_id)
             del self._jobs[job_id]
         for job_id in (*plan.preemptions, *plan.moves):
-            del self._ready[job_id]
-            self._jobs[job_id] = replace(self._jobs[job_id], actor=None, queued_at=self._now)
+            self._leave(job_id)
         placed: Mapping[str, str] = {**plan.placements, **plan.after}
         for job_id, place in placed.items():
             self._put_on(job_id, place)
         for place, base in plan.rehosts.items():
             self._actors[place] = replace(self._actors[place], base_model=base, state=ActorState.STARTING)
-            self._loaded[place] = self._now + self._actors[place].load_seconds
+            self._loaded[place] = self._now + self._actors[place].seconds_to_load(base)
+
+    def _as_seen(self, job: JobView) -> JobView:
+        """As the scheduler sees it now. A job that waits is the same value from event to event."""
+        if job.actor is None:
+            return job
+        left = max(1, math.ceil(self._left[job.id]))
+        return replace(job, steps_left=left, movable=self._ready[job.id] <= self._now)
 
     def _put_on(self, job_id: str, place: str, *, swap: bool = True) -> None:
         found, actor = self._found[job_id], self._actors[place]
         self._jobs[job_id] = replace(self._jobs[job_id], actor=place)
+        self._on.setdefault(place, []).append(job_id)
         self._ready[job_id] = self._now + (actor.swap_seconds if swap else 0.0)
         found.places.append(place)
         if len(found.places) == 1:

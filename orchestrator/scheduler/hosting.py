@@ -189,7 +189,8 @@ def _pairs(places: Places, sources: Sequence[int], bases: Sequence[str]) -> list
     pairs = []
     for place in sorted(sources):
         view = places.views[place]
-        kind = (int(places.base[place]), view.pinned, view.memory_limit, view.shape, view.load_seconds, *view.barred)
+        alike = (int(places.base[place]), view.pinned, view.memory_limit, view.shape, view.load_seconds)
+        kind = (alike, *sorted(view.loads.items()), *sorted(view.barred))
         if kind in seen:
             continue
         seen.add(kind)
@@ -199,7 +200,7 @@ def _pairs(places: Places, sources: Sequence[int], bases: Sequence[str]) -> list
 
 def _worth(places: Places, backlogs: Sequence[_Backlog], place: int, base: int, ref: str) -> float:
     """Weighted seconds that a change gains, beyond what it must."""
-    load, old, backlog = float(places.load[place]), int(places.base[place]), backlogs[base]
+    load, old, backlog = places.views[place].seconds_to_load(ref), int(places.base[place]), backlogs[base]
     if not backlog.fits(*places.kind(place, ref)).any():
         return 0.0
     hosts = int(places.hosts(base).sum())
@@ -211,6 +212,6 @@ def _worth(places: Places, backlogs: Sequence[_Backlog], place: int, base: int, 
         gain = max(gain, backlog.homeless(homeless, load) - load * backlog.weight_of(homeless))
     loss = 0.0
     if old >= 0 and backlogs[old].weight:
-        rest = int(places.hosts(old).sum())
-        loss = backlogs[old].waits(rest - 1, load) - backlogs[old].waits(rest, load)
+        rest, back = int(places.hosts(old).sum()), float(places.load[place])
+        loss = backlogs[old].waits(rest - 1, back) - backlogs[old].waits(rest, back)
     return gain - _CLEARLY * loss

@@ -183,7 +183,7 @@ class Places:
         self.ready = np.array([actor.state is ActorState.READY for actor in actors], bool)
         self.starting = np.array([actor.state is ActorState.STARTING for actor in actors], bool)
         self.swap = np.array([actor.swap_seconds for actor in actors], np.float64)
-        self.load = np.array([actor.load_seconds for actor in actors], np.float64)
+        self.load = np.array([actor.seconds_to_load(actor.base_model) for actor in actors], np.float64)
         self.budget = np.array([actor.shape.token_budget for actor in actors], np.float64)
         self.kept_for = np.full(self.count, -1, np.int64)
         self.closed = np.zeros(self.count, bool)  # planned for another base model, and to be emptied first
@@ -257,6 +257,7 @@ class Places:
     def host(self, place: int, base: str) -> None:
         """Plan another base model for a place where no job is planned."""
         self.base[place] = self._bases.index(base)
+        self.load[place] = self.views[place].seconds_to_load(base)
         self.states[place] = ActorState.STARTING
         self.vacant -= int(self.ready[place])
         self.ready[place], self.starting[place] = False, True

@@ -149,8 +149,9 @@ class ActorView:
         speeds: Base model -> how fast this place trains on it, where that was measured.
         memories: Base model -> the memory it takes here, where that was measured. What is missing in either is
             guessed from `ClusterView.bases` (`estimate.prior_speed`, `estimate.prior_memory`).
-        load_seconds: To load a base model here.
+        load_seconds: To load a base model here that `loads` does not have.
         swap_seconds: To take an adapter off an actor, or to go on with one from its checkpoint.
+        loads: Base model -> seconds to load it here.
         barred: Base model -> why it is not loaded here for the time being: it could not be a short while ago.
     """
 
@@ -166,7 +167,12 @@ class ActorView:
     memories: Mapping[str, MemoryModel] = field(default_factory=dict)
     load_seconds: float = 60.0
     swap_seconds: float = 2.0
+    loads: Mapping[str, float] = field(default_factory=dict)
     barred: Mapping[str, str] = field(default_factory=dict)
+
+    def seconds_to_load(self, base: str | None) -> float:
+        """To load a base model here."""
+        return self.loads.get(base or "", self.load_seconds)
 
 
 @dataclass(frozen=True)

@@ -171,6 +171,25 @@ def test_top_shows_actors_and_counts(home, trained):
     assert home.json("top")["actors"][0]["memory_used"] > 0
 
 
+def test_a_picture_shows_where_the_jobs_were_and_the_memory(home, trained):
+    chart = home.path / "run.svg"
+    done = home.run("list", "--gantt", chart)
+    assert done.returncode == 0, done.stderr
+    text = chart.read_text()
+    assert "<title>first: 0s to " in text
+    assert "<title>cpu:0</title>" in text
+    assert "memory in use; the dashed line is" in text
+
+
+def test_a_plan_on_the_running_cluster_names_the_policy_that_it_was_asked_for(home, trained, files):
+    path = files.write("planned", max_steps=30)
+    (row,) = home.json("plan", path, "--policy", "fifo")
+    assert (row["job"], row["reason"], row["remark"]) == ("planned", None, None)
+    assert 0 <= row["start_s"] < row["finish_s"]
+    assert "@cpu:0" in row["actor"]
+    assert "planned" not in [view["name"] for view in home.json("list", "--all")]
+
+
 def test_run_joins_and_ctrl_c_leaves_the_jobs_alone(home, abandoned):
     code, said = abandoned
     assert code == 130

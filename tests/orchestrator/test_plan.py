@@ -1,5 +1,7 @@
 """`loray plan` without a cluster: what it tells, and that it starts nothing and writes nothing."""
 
+from dataclasses import replace
+
 import pytest
 
 from gpu_actor.config import DatasetConfig, LoraConfig, TrainingConfig
@@ -7,8 +9,9 @@ from gpu_actor.inspect_base import describe_base
 from orchestrator.cluster_config import ActorConfig, ClusterConfig
 from orchestrator.job import JobSpec
 from orchestrator.look import micro_batch_cap, scheduling_view, with_profiles
-from orchestrator.plan import _empty, plan_offline
+from orchestrator.plan import _empty, plan_jobs, plan_offline
 from orchestrator.profiles import Profiles
+from orchestrator.scheduler.view import ActorState, ClusterView
 from orchestrator.slots import listed_slots
 from orchestrator.submission import _misfits
 from support.tiny import token_rows, write_rows
@@ -46,6 +49,25 @@ def test_two_jobs_on_one_actor_share_its_steps(tmp_path, make):
     assert rows["one"]["bytes"] > rows["one"]["adapter_bytes"] > 0
     assert not (tmp_path / "storage").exists()
     assert not (tmp_path / "out").exists()
+
+
+def test_jobs_that_are_there_are_called_by_their_names(make, tiny_base):
+    base = describe_base(tiny_base)
+    slots = listed_slots([ActorConfig()], [{"NodeID": "a", "Alive": True, "Resources": {}}])
+    place = replace(with_profiles(_empty(slots[0]), slots[0], Profiles(None), {base.ref: base}), base_model=base.ref)
+    there = replace(scheduling_view("0abc", make("old"), base, cap=1024), actor="cpu:0", steps_left=1000)
+    seen = ClusterView((there,), (replace(place, state=ActorState.READY),), {base.ref: base})
+    (row,) = plan_jobs([make("new")], seen, {base.ref: base}, "fifo-4", {"0abc": "old"})
+    assert row["with"] == ["old"]
+    assert row["reason"] is row["remark"] is None
+
+
+def test_what_is_not_forecast_is_no_job_that_can_never_run(tmp_path, make, monkeypatch):
+    monkeypatch.setattr("orchestrator.scheduler.forecast._MOST_WORK", 1)
+    (row,) = plan(tmp_path, [make("one")], [{}]).values()
+    assert row["reason"] is None
+    assert row["finish_s"] is None
+    assert "was not forecast" in row["remark"]
 
 
 def test_a_job_on_a_cpu_is_sized_by_the_micro_batches_of_a_cpu(tmp_path, make, tiny_base):

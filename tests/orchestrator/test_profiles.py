@@ -1,13 +1,16 @@
 """What the orchestrator learns of its devices: fits from reports, kept in the store, and token budgets from them."""
 
+from dataclasses import replace
+
 import pytest
 
 from gpu_actor.footprint import BaseDescription, LinearShape
 from gpu_actor.report import ActorReport, StepSample
 from orchestrator.cluster_config import ActorConfig
+from orchestrator.look import with_profiles
 from orchestrator.profiles import Profile, Profiles, idle_memory, token_budget
 from orchestrator.scheduler.estimate import MemoryFit, SpeedFit
-from orchestrator.scheduler.view import MemoryModel, SpeedModel
+from orchestrator.scheduler.view import ActorState, ActorView, MemoryModel, SpeedModel
 from orchestrator.slots import Slot
 from orchestrator.store import Store
 
@@ -65,6 +68,33 @@ def test_what_was_learned_is_there_after_a_restart_and_for_another_actor_of_the_
     assert again.of(Slot("cpu:1", "n", ActorConfig(), 2**30, 2), "tiny") is None  # other threads, other speed
     assert again.of(Slot("cpu:1", "n", ActorConfig(dtype="bfloat16"), 2**30, 1), "tiny") is None
     assert again.of(Slot("cpu:1", "n", ActorConfig(quantization="nf4"), 2**30, 1), "tiny") is None
+
+
+def test_swaps_and_loads_are_of_the_base_model_and_outlive_a_restart(store):
+    profiles = taught(store)
+    assert profiles.of(slot(), "tiny").swap_seconds is None
+    profiles.swapped(slot(), "tiny", leave=4.0)
+    assert profiles.of(slot(), "tiny").swap_seconds == 4.0 + 1.0  # its other half is guessed
+    profiles.swapped(slot(), "tiny", start=2.0)
+    profiles.swapped(slot(), "tiny", start=3.0)
+    profiles.swapped(slot(), "unheard", start=99.0)
+    profiles.loaded(slot(), "tiny", 7.5)
+    profiles.save()
+    again = Profiles(store)
+    assert again.of(slot(), "tiny").swap_seconds == pytest.approx(4.0 + 2.2)
+    other = replace(BASE, ref="other", parameters=10**9)
+    empty = ActorView("cpu:0", "cpu:0", ActorState.EMPTY, slot().shape)
+    place = with_profiles(empty, slot(), again, {"tiny": BASE, "other": other})
+    assert place.seconds_to_load("tiny") == 7.5
+    assert place.seconds_to_load("other") == pytest.approx(8.0 + 4e9 / 5e8)
+    assert place.swap_seconds == pytest.approx(6.2)
+    assert with_profiles(empty, slot(), Profiles(None), {}).swap_seconds == 2.0
+
+
+def test_a_profile_of_old_is_read(store):
+    profile = taught(store).of(slot(), "tiny").to_dict()
+    del profile["leave_seconds"], profile["start_seconds"]
+    assert Profile.from_dict(profile).swap_seconds is None
 
 
 def test_accelerators_of_two_names_have_two_profiles(store):

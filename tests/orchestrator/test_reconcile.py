@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from gpu_actor.report import ActorReport, TenantReport, TenantState
+from gpu_actor.footprint import BaseDescription, LinearShape
+from gpu_actor.report import ActorReport, StepSample, TenantReport, TenantState
 from orchestrator.cluster_config import ClusterConfig
 from orchestrator.fleet import Member
 from orchestrator.job import JobState
@@ -228,6 +229,33 @@ def test_a_place_is_called_by_what_its_accelerator_calls_itself(house):
 def test_a_place_tries_again_after_a_while(house, left):
     house.fleet._barred["cpu:0", "/models/tiny"] = ("why", time.monotonic() + left)
     assert house.fleet.barred("cpu:0", "/models/tiny") == ("why" if left > 0 else None)
+
+
+def test_swaps_are_timed_from_the_wish_to_the_leaving_and_from_the_assignment_to_the_training(house, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("orchestrator.swaps.time.monotonic", lambda: clock[0])
+    base = BaseDescription("/models/tiny", "llama", (LinearShape("q_proj", 8, 8),), 8, 1, 8, 100)
+    (slot,) = house.fleet.slots.values()
+    profiles = house.reconciler._profiles
+    steps = (StepSample(10, 100, 1, 0.1, 10**9, 10**6),)
+    profiles.learn(slot, base, ActorReport(ACTOR, "boot", "ready", memory_idle=10**8, steps=steps))
+    house.hear(TenantState.TRAINING, step=3, total_steps=9)
+    house.reconciler._act(Plan(preemptions={house.id: "a shorter job goes first"}))
+    clock[0] += 3.0
+    house.hear(TenantState.DETACHED, step=4, total_steps=9)
+    assert profiles.of(slot, base.ref).leave_seconds == 3.0
+    house.reconciler._act(Plan(placements={house.id: slot.id}))
+    clock[0] += 5.0
+    house.hear(TenantState.PREPARING, attempt=2)
+    assert profiles.of(slot, base.ref).start_seconds is None
+    for _ in range(2):
+        house.hear(TenantState.TRAINING, attempt=2, step=4, total_steps=9)
+        assert profiles.of(slot, base.ref).start_seconds == 5.0
+        clock[0] += 50.0
+    house.hear(TenantState.DETACHED, attempt=2, step=5, total_steps=9)  # nobody asked: no measure
+    assert profiles.of(slot, base.ref).leave_seconds == 3.0
+    assert not house.reconciler._swaps._given
+    assert not house.reconciler._swaps._asked
 
 
 def test_a_person_who_pauses_a_job_that_makes_room_is_heard(house):

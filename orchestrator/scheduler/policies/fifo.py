@@ -1,4 +1,4 @@
-"""First come, first served: nobody is taken off; higher priority goes first, then the earlier job."""
+"""First come, first served: nobody is taken off. A priority is a start ahead of those who came earlier."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import numpy as np
 
 from orchestrator.scheduler.policies.base import Policy
 from orchestrator.scheduler.table import Floats, Ints, Mask
+
+AGING_S = 600.0  # by which a job goes ahead of earlier ones for each class above them
 
 
 class FifoMemory(Policy):
@@ -15,8 +17,11 @@ class FifoMemory(Policy):
     most: float = np.inf
 
     def order(self) -> Ints:
-        """By priority, then by arrival."""
-        return np.lexsort((-self.jobs.priority,))
+        """By arrival, as if every class had come so much earlier: no stream of urgent jobs holds one up for ever.
+
+        The order of two jobs never changes while they wait.
+        """
+        return np.lexsort((-self.jobs.priority * AGING_S - self.jobs.age,))
 
     def cost(self, job: int) -> Floats:  # noqa: ARG002
         """The fewest jobs, then the most memory; an actor that is ready before one that is still loading."""
