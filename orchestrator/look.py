@@ -40,7 +40,7 @@ class Look:
     @property
     def key(self) -> object:
         """Equal for two looks between which nothing happened but progress and time."""
-        jobs = tuple((job.id, job.actor, job.movable, job.steps_total) for job in self.view.jobs)
+        jobs = tuple((job.id, job.actor, job.movable, job.leaving, job.steps_total) for job in self.view.jobs)
         actors = tuple((a.id, a.state, a.base_model, a.memory_limit, a.reason, a.shape) for a in self.view.actors)
         return jobs, actors, tuple(sorted(self.held))
 
@@ -75,7 +75,10 @@ class Lookout:
                     job.id, job.spec, found, live.get(job.id, job.progress), self._size(job.id, job.spec)
                 )
                 view = replace(view, arrival=job.seq, submitted_at=job.submitted_at, queued_at=job.queued_at)
-                jobs.append(replace(view, actor=place, movable=place is not None and movable(job)))
+                if place is not None:
+                    view = replace(view, actor=place, movable=movable(job), leaving=job.wish is not None)
+                    view = replace(view, returns=job.wish in (None, "yield"))
+                jobs.append(view)
                 bases[job.spec.base_model] = found
             except LorayError as error:
                 (held if place is None else unsure)[place or job.id] = str(error)

@@ -26,8 +26,7 @@ class Planner:
         self._target = np.full(self._jobs.count, -1, np.int64)  # place where each job shall be
         self._asked = ~self._jobs.lost  # whose place is still open
         self._vain: dict[int, tuple[float, float]] = {}  # base model -> bytes, tokens for which no place can be kept
-        for job in np.flatnonzero(self._jobs.at >= 0):
-            self._places.attached[self._jobs.at[job]].append(int(job))
+        self._attach(view)
         self._rehosts: dict[int, str] = {}
         if policy.rebalances:
             self._rehosts = hosting.rebalance(self._places, self._jobs, self._bases)
@@ -39,6 +38,16 @@ class Planner:
         self._bases, models = unique_bases(view), Models(view)
         self._jobs = Jobs(view, actors, self._bases, models)
         self._places = Places(actors, self._bases, models, self._jobs)
+
+    def _attach(self, view: ClusterView) -> None:
+        """Who is on which place now."""
+        places = self._places
+        for number in np.flatnonzero(self._jobs.at >= 0):
+            places.attached[self._jobs.at[number]].append(int(number))
+        index = {place.id: number for number, place in enumerate(places.views)}
+        for job in view.jobs:
+            if job.leaving and job.actor in index:
+                places.leaving[index[job.actor]].append(job)
 
     def plan(self, *, words: bool) -> Plan:
         """The whole plan."""
@@ -55,7 +64,7 @@ class Planner:
     def _never_fit(self) -> dict[str, str]:
         """Queued jobs that no place could ever hold, with the reason."""
         jobs, places = self._jobs, self._places
-        fits = (jobs.at >= 0) | jobs.lost
+        fits = (jobs.at >= 0) | jobs.leaving | jobs.lost
         for number, ref in enumerate(self._bases):
             kinds = {places.kind(place, ref) for place in range(places.count) if places.may_host(place, ref)}
             mine = jobs.base == number
@@ -202,15 +211,15 @@ class Planner:
             place = int(target[job])
             if not places.ready[place]:
                 continue
-            if present.fits_at(place, jobs.bytes[job], jobs.worst[job]):
+            if not jobs.leaving[job] and present.fits_at(place, jobs.bytes[job], jobs.worst[job]):
                 present.add(place, jobs.bytes[job], jobs.worst[job])
                 placements[job] = place
             else:
                 after[job] = place
-        leaving = np.flatnonzero(self._asked & (jobs.at >= 0) & (target != jobs.at)).tolist()
-        moves = {job: int(target[job]) for job in leaving if target[job] >= 0}
-        gone = [job for job in leaving if job not in moves]
-        waiting = [job for job in queued if job not in placements]
+        leave = np.flatnonzero(self._asked & (jobs.at >= 0) & (target != jobs.at)).tolist()
+        moves = {job: int(target[job]) for job in leave if target[job] >= 0}
+        gone = [job for job in leave if job not in moves]
+        waiting = [job for job in queued if job not in placements and not jobs.leaving[job]]
         why = reasons.Reasons(places, jobs, self._bases, self._policy.turn) if words else None
         return Plan(
             placements={names[job]: ids[place] for job, place in placements.items()},

@@ -47,10 +47,11 @@ class Models:
 
 
 class Jobs:
-    """Columns over all jobs of a view, in the order of arrival.
+    """Columns over the jobs of a view, in the order of arrival; those that leave for good are none of them.
 
     Attributes:
-        at: Index of the place where a job is attached, -1 for none.
+        at: Index of the place where a job is attached; -1 for none, and for one that is leaving.
+        leaving: Whether it is planned as if it were in the queue, and is not there yet.
         base: Index of its base model in `bases`.
         left, total: Optimizer steps still to do, and all.
         added: v, the seconds that one of its steps adds to a shared step, on the average place of its base model.
@@ -59,18 +60,19 @@ class Jobs:
     """
 
     def __init__(self, view: ClusterView, places: Sequence[ActorView], bases: Sequence[str], models: Models) -> None:
-        views = sorted(view.jobs, key=lambda job: (job.arrival, job.id))
+        staying = (job for job in view.jobs if job.returns or not job.leaving)
+        views = sorted(staying, key=lambda job: (job.arrival, job.id))
         self.views, self.count = views, len(views)
         where = {place.id: index for index, place in enumerate(places)}
         number = {ref: index for index, ref in enumerate(bases)}
-        at = [-1 if job.actor is None else where.get(job.actor, -2) for job in views]
+        at = [-1 if job.actor is None or job.leaving else where.get(job.actor, -2) for job in views]
         self.at = np.maximum(np.array(at, np.int64), -1)
         self.lost = np.array(at, np.int64) == -2
         self.base = np.array([number[job.base_model] for job in views], np.int64)
-        columns = np.array([job.row for job in views], np.float64).reshape(-1, 10).T.copy()
+        columns = np.array([job.row for job in views], np.float64).reshape(-1, 11).T.copy()
         self.bytes, self.worst, self.tokens, self.left, self.total, self.priority, self.weight = columns[:7]
-        self.age, self.waited = view.now - columns[7], view.now - columns[8]
-        self.movable = columns[9] > 0
+        self.movable, self.leaving = columns[9:] > 0
+        self.age, self.waited = view.now - columns[7], np.where(self.leaving, 0.0, view.now - columns[8])
         self.added, self.shared = np.zeros(self.count), np.zeros(self.count)
         for index, ref in enumerate(bases):
             self._charge(index, ref, places, models)
@@ -188,6 +190,7 @@ class Places:
         self.kept_for = np.full(self.count, -1, np.int64)
         self.closed = np.zeros(self.count, bool)  # planned for another base model, and to be emptied first
         self.attached: list[list[int]] = [[] for _ in actors]
+        self.leaving: list[list[JobView]] = [[] for _ in actors]  # jobs that were told to leave and are still there
         self.pending = np.zeros(self.count, np.int64)  # attached jobs of which nobody has decided yet
         self.planned: list[list[int]] = [[] for _ in actors]
         columns = [self._memory(p, actor.base_model) for p, actor in enumerate(actors)]
@@ -227,7 +230,11 @@ class Places:
 
     def idle(self, place: int) -> bool:
         """Whether its base model may change now: nobody is attached or planned there."""
-        return self.calm(place) and not self.attached[place] and not self.planned[place]
+        return self.calm(place) and self.empty(place) and not self.planned[place]
+
+    def empty(self, place: int) -> bool:
+        """Whether no job is there now."""
+        return not self.attached[place] and not self.leaving[place]
 
     def calm(self, place: int) -> bool:
         """Whether nothing is under way there that its base model would have to wait for."""
@@ -290,6 +297,8 @@ class Places:
         for place, there in enumerate(self.attached):
             for job in there:
                 room.add(place, self._jobs.bytes[job], self._jobs.worst[job])
+            for view in self.leaving[place]:
+                room.add(place, view.adapter_bytes, view.worst_tokens)
         return room
 
     def sharing_cost(self, job: int) -> Floats:
