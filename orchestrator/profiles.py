@@ -7,7 +7,7 @@ whether gradient checkpointing is on. So a second actor of a kind starts with wh
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from gpu_actor.footprint import BaseDescription, base_bytes
@@ -29,7 +29,9 @@ _BELIEVED = 20  # measured steps from which a fit is trusted to set the token bu
 _SPREAD = 1.5  # largest batch over smallest, from which a fit can tell a from b
 _TOKEN_SHARE = 0.1  # of the largest step's time, from which a fit is trusted to tell tokens from the rest
 _LEAST_BUDGET, _MOST_BUDGET = 128, 65_536
-_CHANGE = 0.2  # a budget that would change by less stays
+_CHANGE = 0.2  # a budget that would change by less stays, as long as the memory allows it
+_GROWTH = 2  # times the largest batch that was ever measured: beyond that a fit only extrapolates
+_ROOM_USED = 0.9  # of the room that a new budget fills, so that a fit may waver without a change
 
 
 @dataclass
@@ -64,11 +66,21 @@ class Profile:
         self.largest = max(self.largest, sample.tokens)
         self.samples += 1
 
+    def memory_model(self, slot: Slot) -> MemoryModel:
+        """The memory of a place, as plans count it: with the residuals' margin, and the tokens it can be kept to.
+
+        The token budget that an actor has at the moment does not count: it is lowered before a job comes that needs
+        the room (`token_budget`), but not below that of a new actor.
+        """
+        model = self.memory.model
+        return replace(model, fixed_bytes=model.fixed_bytes + self.memory.margin, token_cap=slot.token_budget)
+
     def to_dict(self) -> dict[str, Any]:
         """For the store."""
         return {
             "speed": asdict(self.speed.model),
             "memory": asdict(self.memory.model),
+            "margin": self.memory.margin,
             "load_seconds": self.load_seconds,
             "samples": self.samples,
             "smallest": self.smallest,
@@ -79,7 +91,8 @@ class Profile:
     def from_dict(cls, data: Mapping[str, Any]) -> Profile:
         """The inverse of `to_dict`: both fits go on from where they were."""
         rest = {key: data[key] for key in ("load_seconds", "samples", "smallest", "largest")}
-        return cls(SpeedFit(SpeedModel(**data["speed"])), MemoryFit(MemoryModel(**data["memory"])), **rest)
+        memory = MemoryFit(MemoryModel(**data["memory"]), data.get("margin", 0.0))
+        return cls(SpeedFit(SpeedModel(**data["speed"])), memory, **rest)
 
 
 class Profiles:
@@ -144,18 +157,21 @@ def token_budget(profile: Profile, slot: Slot, room: float | None, current: int)
     Args:
         profile: What was measured there.
         slot: The place. A budget in the cluster file is kept.
-        room: Bytes for activations; None: not known.
+        room: Bytes for activations beside all adapters; None: not known.
         current: The budget that it has.
     """
     if slot.settings.token_budget is not None:
         return current
     wanted = current
     if profile.samples >= _BELIEVED and profile.largest >= _SPREAD * profile.smallest and _tells_tokens(profile):
-        wanted = saturation_tokens(profile.speed.model)
+        wanted = min(saturation_tokens(profile.speed.model), max(current, _GROWTH * profile.largest))
+    most = float(_MOST_BUDGET)
     if room is not None:
-        wanted = min(wanted, int(room / max(1.0, profile.memory.model.bytes_per_token)))
+        most = min(most, room / max(1.0, profile.memory.model.bytes_per_token))
+        wanted = min(wanted, int(_ROOM_USED * most))
     wanted = min(max(wanted, _LEAST_BUDGET), _MOST_BUDGET)
-    return wanted if abs(wanted - current) > _CHANGE * current else current
+    stays = current <= max(most, _LEAST_BUDGET) and abs(wanted - current) <= _CHANGE * current
+    return current if stays else wanted
 
 
 def _tells_tokens(profile: Profile) -> bool:

@@ -2,9 +2,11 @@
 
 import pytest
 
-from gpu_actor.report import TenantReport, TenantState
+from gpu_actor.report import StepSample, TenantReport, TenantState
+from orchestrator.scheduler.estimate import SpeedFit
 from orchestrator.scheduler.forecast import forecast
-from support.house import TINY, House
+from orchestrator.scheduler.view import SpeedModel
+from support.house import TINY, House, describe
 
 X = "tiny@cpu:0#0000"
 
@@ -57,3 +59,82 @@ def test_the_forecast_takes_those_who_leave_for_gone(tmp_path):
     found = {one.job.id: one for one in forecast(view).values()}
     assert [found[job.id].place for job in view.jobs if job.returns] == ["cpu:0"]
     assert len(found) == 1
+
+
+MIB = 2**20
+FIXED, LIMIT = 500 * MIB, 592 * MIB
+PER_TOKEN = 1312  # as guessed of the base model
+
+
+def shared_steps(jobs, adapters):
+    """Measured steps of an actor whose memory is exactly known, with its speed far from saturated."""
+    sizes = (200, 400, 600, 900)
+    return tuple(
+        StepSample(n, 0, jobs, 3.0 + 0.0005 * n, FIXED + PER_TOKEN * max(sizes[: i + 1]) + adapters, adapters)
+        for i, n in enumerate(sizes)
+    )
+
+
+class BusyHouse(House):
+    """With one actor, which reports a token budget and, now and then, the steps that it made."""
+
+    def tell(self, budget, *, steps=False):
+        adapters = self.lookout.adapter_bytes(self.store.get(self.job), describe())
+        self.report(
+            X,
+            TenantReport(self.job, 1, TenantState.TRAINING, step=3, total_steps=9),
+            memory_limit=LIMIT,
+            memory_idle=FIXED,
+            token_budget=budget,
+            steps=shared_steps(1, adapters) if steps else (),
+        )
+
+
+@pytest.fixture
+def busy(tmp_path):
+    """One actor with a large job `a`; its memory and speed were measured."""
+    house = BusyHouse(tmp_path, policy="fifo-memory", actors=[{"memory_limit": LIMIT}])
+    house.host(X)
+    house.job = house.submit("a", r=4096, cutoff_len=64, per_device_train_batch_size=1)
+    house.store.assign(house.job, X, "boot")
+    for _ in range(10):
+        house.tell(1024, steps=True)
+        house.reconciler._learn()
+    house.profiles.of(house.fleet.members[X].slot, TINY).speed = SpeedFit(SpeedModel(3.0, 0.0005, 0.01))
+    return house
+
+
+def test_the_token_budget_is_what_all_adapters_of_an_actor_leave_in_every_tick(busy):
+    """Whether or not a step ended since the last look."""
+    base = describe()
+    adapters = busy.lookout.adapter_bytes(busy.store.get(busy.job), base)
+    assert adapters > 20 * MIB
+    budget, told = 1024, []
+    for tick in range(12):
+        busy.tell(budget, steps=tick % 2 == 0)
+        busy.reconciler._learn()
+        for _, _, budget in busy.reconciler._budgets():
+            told.append(budget)
+    assert told == [1800]  # twice the largest measured batch
+    assert FIXED + adapters + PER_TOKEN * budget <= LIMIT
+
+
+def test_an_actor_makes_room_before_a_further_job_comes(busy):
+    """A budget that fills the memory beside one adapter does not beside three; the plan counts the least budget."""
+    base = describe()
+    for name in ("b", "c"):
+        busy.submit(name, r=4096, cutoff_len=64, per_device_train_batch_size=1)
+    busy.profiles.of(busy.fleet.members[X].slot, TINY).largest = 60_000
+    (call,) = (busy.tell(1024), busy.reconciler._budgets())[1]
+    large = call[2]
+    assert large > 30_000
+    busy.tell(large)
+    plan = busy.reconciler._plan()
+    assert len(plan.placements) == 2
+    calls = busy.reconciler._act(plan)
+    assert [method for _, method, *_ in calls if method == "attach"] == ["attach", "attach"]
+    ((_, _, budget),) = busy.reconciler._budgets()
+    adapters = sum(busy.lookout.adapter_bytes(job, base) for job in busy.store.jobs())
+    assert FIXED + adapters + PER_TOKEN * large > LIMIT
+    assert FIXED + adapters + PER_TOKEN * budget <= LIMIT
+    assert budget >= 1024
