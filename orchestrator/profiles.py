@@ -6,7 +6,7 @@ whether gradient checkpointing is on. So a second actor of a kind starts with wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -43,8 +43,7 @@ class Profile:
         samples: Steps that were measured.
         smallest: Tokens of the smallest batch measured.
         largest: Tokens of the largest.
-        boots: Actor's boot -> most tokens of a batch and highest peak without adapters, since it started: memory that
-            was taken once stays taken, so a peak goes with the largest batch so far.
+        boots: Boot of a living actor -> most tokens of a batch since it started.
     """
 
     speed: SpeedFit
@@ -53,15 +52,21 @@ class Profile:
     samples: int = 0
     smallest: int = 0
     largest: int = 0
-    boots: dict[str, tuple[int, int]] = field(default_factory=dict)
+    boots: dict[str, int] = field(default_factory=dict)
 
-    def learn(self, boot: str, sample: StepSample) -> None:
-        """Take in one shared step."""
+    def learn(self, boot: str, sample: StepSample, *, sticky: bool) -> None:
+        """Take in one shared step.
+
+        Args:
+            boot: Of the actor that made it.
+            sample: What was measured.
+            sticky: Whether memory that was taken once stays taken, as on a CPU: then only the peak of a batch that is
+                larger than all before it in that process says something of its tokens.
+        """
         self.speed.observe(sample.tokens, sample.adapters, sample.seconds)
-        tokens, peak = self.boots.get(boot, (0, 0))
-        tokens, peak = max(tokens, sample.tokens), max(peak, sample.peak_bytes - sample.adapter_bytes)
-        self.boots = {boot: (tokens, peak)}
-        self.memory.observe(tokens, 0, peak)
+        if not sticky or sample.tokens > self.boots.get(boot, 0):
+            self.memory.observe(sample.tokens, sample.adapter_bytes, sample.peak_bytes)
+        self.boots[boot] = max(self.boots.get(boot, 0), sample.tokens)
         self.smallest = min(self.smallest or sample.tokens, sample.tokens)
         self.largest = max(self.largest, sample.tokens)
         self.samples += 1
@@ -116,7 +121,7 @@ class Profiles:
             memory = idle_memory(slot, base, report.memory_idle)
             profile = self._found[key] = Profile(SpeedFit(prior_speed(base, slot.shape)), MemoryFit(memory))
         for sample in report.steps:
-            profile.learn(report.boot_id, sample)
+            profile.learn(report.boot_id, sample, sticky=device_kind(slot.device) == "cpu")
         self._changed.add(key)
 
     def loaded(self, slot: Slot, base_model: str, seconds: float) -> None:
@@ -125,6 +130,15 @@ class Profiles:
         if profile is not None:
             profile.load_seconds = seconds
             self._changed.add(profile_key(slot, base_model))
+
+    def forget_actors(self, living: Set[str]) -> None:
+        """Drop what was noted of actors that are gone.
+
+        Args:
+            living: Boots of those that are not.
+        """
+        for profile in self._found.values():
+            profile.boots = {boot: most for boot, most in profile.boots.items() if boot in living}
 
     def of(self, slot: Slot, base_model: str) -> Profile | None:
         """What was measured of a place with a base model."""

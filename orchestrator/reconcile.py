@@ -260,6 +260,8 @@ class Reconciler:
             self._profiles.learn(member.slot, base, report)
             if member.load_seconds is not None:
                 self._profiles.loaded(member.slot, base.ref, member.load_seconds)
+        members = self._fleet.members.values()
+        self._profiles.forget_actors({member.report.boot_id for member in members if member.report})
         self._profiles.save()
 
     def _budgets(self) -> list[Call]:

@@ -1,5 +1,6 @@
 """What the orchestrator learns of its devices: fits from reports, kept in the store, and token budgets from them."""
 
+import numpy as np
 import pytest
 
 from gpu_actor.footprint import BaseDescription, LinearShape
@@ -144,3 +145,53 @@ def test_the_margin_of_the_residuals_stays_free_and_outlives_a_restart(store):
 
 def report_with(budget):
     return ActorReport("a", "boot", "ready", memory_idle=int(IDLE), token_budget=budget)
+
+
+def feed(profile, *actors):
+    """Steps of actors in turn: each a list of tokens; resident sets that never shrink, all by one true model."""
+    highest = [0] * len(actors)
+    for row in zip(*actors, strict=True):
+        for number, tokens in enumerate(row):
+            highest[number] = max(highest[number], int(IDLE + TRUE_PER_TOKEN * tokens))
+            sample = StepSample(tokens, 0, 1, 0.1, highest[number] + int(ADAPTER), int(ADAPTER))
+            profile.learn(f"boot{number}", sample, sticky=True)
+    return profile.memory.model
+
+
+TRUE_PER_TOKEN = 150e3
+"""Twice what a guess has; a resident set of 1000 tokens is 150 MB beside the 500 MB of the idle actor."""
+
+
+@pytest.mark.parametrize("actors", [1, 2, 3])
+def test_two_actors_of_a_kind_do_not_spoil_what_one_has_shown(actors):
+    """A resident set that was once taken stays taken: a peak belongs to the largest batch of that very actor."""
+    random = np.random.default_rng(actors)
+    rows = [random.integers(100, 1000, 200).tolist() for _ in range(actors)]
+    rows[0][5] = 1000  # one actor has a large batch early, the others are smaller for long
+    profile = Profile(SpeedFit(SpeedModel(A, B, C)), MemoryFit(MemoryModel(IDLE, TRUE_PER_TOKEN / 1.5)))
+    found = feed(profile, *rows)
+    assert found.bytes_per_token == pytest.approx(TRUE_PER_TOKEN, rel=0.25)
+    for tokens in (500, 1000, 2000):
+        assert found.fixed_bytes + found.bytes_per_token * tokens == pytest.approx(
+            IDLE + TRUE_PER_TOKEN * tokens, rel=0.1
+        )
+
+
+def test_actors_that_are_gone_are_forgotten():
+    profile = Profile(SpeedFit(SpeedModel(A, B, C)), MemoryFit(MemoryModel(IDLE, PER_TOKEN)))
+    profiles = Profiles(None)
+    profiles._found = {profile_key(slot(), "tiny"): profile}
+    for number in range(3):
+        profiles.learn(slot(), BASE, report(f"boot{number}"))
+    assert set(profile.boots) == {"boot0", "boot1", "boot2"}
+    profiles.forget_actors({"boot2", "other"})
+    assert set(profile.boots) == {"boot2"}
+
+
+def test_where_the_peak_is_reset_every_step_counts():
+    """On CUDA the allocator's peak is that of the step; ten times as many rows as new largest batches are used."""
+    profile = Profile(SpeedFit(SpeedModel(A, B, C)), MemoryFit(MemoryModel(IDLE, TRUE_PER_TOKEN / 1.5)))
+    for tokens in np.random.default_rng(0).integers(100, 1000, 100).tolist():
+        peak = int(IDLE + TRUE_PER_TOKEN * tokens + ADAPTER)
+        profile.learn("boot", StepSample(tokens, 0, 1, 0.1, peak, int(ADAPTER)), sticky=False)
+    assert profile.memory.model.bytes_per_token == pytest.approx(TRUE_PER_TOKEN, rel=0.1)
