@@ -17,7 +17,7 @@ from orchestrator.data_size import DataSize, guess_size
 from orchestrator.fleet import Fleet
 from orchestrator.job import JobSpec, JobState
 from orchestrator.profiles import Profiles, idle_memory
-from orchestrator.scheduler.estimate import prior_memory
+from orchestrator.scheduler.estimate import prior_memory, prior_speed
 from orchestrator.scheduler.view import UNKNOWN_STEPS, ActorState, ActorView, ClusterView, JobView
 from orchestrator.slots import Slot
 from orchestrator.store import JobRecord, Store
@@ -97,6 +97,7 @@ class Lookout:
                     raise LorayError(found)
                 view = self._job_view(job, found, live.get(job.id, job.progress))
                 view = replace(view, arrival=job.seq, submitted_at=job.submitted_at, queued_at=job.queued_at)
+                view = replace(view, started=job.attempt > 0 or bool(job.progress))
                 if place is not None:
                     view = replace(view, actor=place, movable=movable(job), leaving=job.wish is not None)
                     view = replace(view, returns=job.wish in (None, "yield"))
@@ -175,7 +176,8 @@ def with_profiles(
     return replace(
         place,
         shape=replace(place.shape, token_budget=budget or place.shape.token_budget),
-        speeds={ref: profile.speed.model for ref, profile in found.items()},
+        speeds={ref: prior_speed(base, slot.shape) for ref, base in bases.items() if ref not in found}
+        | {ref: profile.speed.model for ref, profile in found.items()},
         memories=memories,
         load_seconds=max(loads or guesses, default=place.load_seconds),
     )

@@ -20,9 +20,9 @@ class Planner:
 
     def __init__(self, view: ClusterView, policy: type[Policy]) -> None:
         self._look(view)
-        self._rejections = self._never_fit()
-        if self._rejections:  # they count for nothing from here on
-            self._look(replace(view, jobs=tuple(job for job in view.jobs if job.id not in self._rejections)))
+        self._rejections, self._hopeless = self._never_fit()
+        if out := {**self._rejections, **self._hopeless}:  # they count for nothing from here on
+            self._look(replace(view, jobs=tuple(job for job in view.jobs if job.id not in out)))
         self._target = np.full(self._jobs.count, -1, np.int64)  # place where each job shall be
         self._asked = ~self._jobs.lost  # whose place is still open
         self._vain: dict[int, tuple[float, float]] = {}  # base model -> bytes, tokens for which no place can be kept
@@ -61,18 +61,28 @@ class Planner:
 
     # -- who is not asked ----------------------------------------------------------------------------------------
 
-    def _never_fit(self) -> dict[str, str]:
-        """Queued jobs that no place could ever hold, with the reason."""
+    def _never_fit(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Queued jobs that no place could hold as it is, with the reason: to be rejected, and to wait all the same.
+
+        Rejected is a job that has never started, and that fits nowhere by the guess either: a fit wavers, and nothing
+        that has trained is lost for that.
+        """
         jobs, places = self._jobs, self._places
         fits = (jobs.at >= 0) | jobs.leaving | jobs.lost
+        guessed = np.array([job.started for job in jobs.views], bool)
         for number, ref in enumerate(self._bases):
-            kinds = {places.kind(place, ref) for place in range(places.count) if places.may_host(place, ref)}
+            hosts = [place for place in range(places.count) if places.may_host(place, ref)]
             mine = jobs.base == number
-            if not kinds:
+            if not hosts:
                 fits |= mine
-            for limit, fixed, per_token, cap in kinds:
-                fits |= mine & (fixed + jobs.bytes + per_token * np.maximum(cap, jobs.worst) <= limit)
-        return {jobs.views[job].id: reasons.never_fits(places, jobs.views[job]) for job in np.flatnonzero(~fits)}
+            fits |= mine & jobs.fit_alone({places.kind(place, ref) for place in hosts})
+            guessed |= mine & jobs.fit_alone({kind for place in hosts for kind in places.guessed_kinds(place, ref)})
+        words = {job: reasons.never_fits(places, jobs.views[job]) for job in np.flatnonzero(~fits).tolist()}
+        names = {job: jobs.views[job].id for job in words}
+        return (
+            {names[job]: why for job, why in words.items() if not guessed[job]},
+            {names[job]: why for job, why in words.items() if guessed[job]},
+        )
 
     def _settle(self) -> None:
         """Running jobs that stay where they are, whatever the policy would like."""
@@ -226,7 +236,10 @@ class Planner:
             preemptions={names[job]: why.leaves(job) if why else "" for job in gone},
             moves={names[job]: ids[place] for job, place in moves.items()},
             after={names[job]: ids[place] for job, place in {**after, **moves}.items()},
-            waiting={names[job]: why.waits(job, after.get(job)) if why else "" for job in waiting},
+            waiting={
+                **self._hopeless,
+                **{names[job]: why.waits(job, after.get(job)) if why else "" for job in waiting},
+            },
             rejections=self._rejections,
             rehosts={ids[place]: ref for place, ref in self._rehosts.items()},
             order=self._batch_order(names, ids),

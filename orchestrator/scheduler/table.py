@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,10 +40,18 @@ class Models:
         found = actor.memories.get(base)
         if found is not None:
             return found
+        return self.guess(actor, base)
+
+    def guess(self, actor: ActorView, base: str) -> MemoryModel:
+        """The memory that a described base model takes on a place, as guessed from shapes alone."""
         key = (base, actor.shape)
         if key not in self._memories:
             self._memories[key] = estimate.prior_memory(self._bases[base], actor.shape)
         return self._memories[key]
+
+    def described(self, base: str) -> bool:
+        """Whether a guess can be made."""
+        return base in self._bases
 
 
 class Jobs:
@@ -100,6 +108,13 @@ class Jobs:
             + speed.adapter_seconds
             + np.maximum(0.0, np.ceil(tokens / budget) - 1) * speed.step_seconds
         )
+
+    def fit_alone(self, kinds: Iterable[tuple[float, float, float, float]]) -> Mask:
+        """Which of the jobs fit alone on a place of any of some kinds (`Places.kind`)."""
+        mask = np.zeros(self.count, bool)
+        for limit, fixed, per_token, cap in kinds:
+            mask |= fixed + self.bytes + per_token * np.maximum(cap, self.worst) <= limit
+        return mask
 
 
 class Room:
@@ -203,13 +218,19 @@ class Places:
         self._sharing = np.zeros((3, self.count, 4))  # steps left, weight, seconds added; of each planned job
 
     def _memory(self, place: int, base: str | None) -> tuple[float, float, float, float]:
-        actor = self.views[place]
-        limit = float("inf") if actor.memory_limit is None else float(actor.memory_limit)
         if base is None or base not in self._bases:
-            return limit, 0.0, 0.0, -1.0
-        model = self._models.memory(actor, base)
+            return self._row(place, MemoryModel(0.0, 0.0))
+        return self._row(place, self._models.memory(self.views[place], base))
+
+    def _row(self, place: int, model: MemoryModel) -> tuple[float, float, float, float]:
+        limit = self.views[place].memory_limit
         cap = -1.0 if model.token_cap is None else float(model.token_cap)
-        return limit, float(model.fixed_bytes), float(model.bytes_per_token), cap
+        return (
+            float("inf") if limit is None else float(limit),
+            float(model.fixed_bytes),
+            float(model.bytes_per_token),
+            cap,
+        )
 
     def _speed(self, place: int, base: str | None) -> tuple[float, float, float]:
         if base is None or base not in self._bases:
@@ -248,6 +269,11 @@ class Places:
     def kind(self, place: int, base: str) -> tuple[float, float, float, float]:
         """Limit and memory model of a place with a base model; places of a kind need not be looked at one by one."""
         return self._memory(place, base)
+
+    def guessed_kinds(self, place: int, base: str) -> list[tuple[float, float, float, float]]:
+        """The same by what shapes alone tell; nothing for a base model that nobody has described."""
+        models = self._models
+        return [self._row(place, models.guess(self.views[place], base))] if models.described(base) else []
 
     def limit(self, place: int) -> float:
         """Bytes that may be used; infinite where nobody knows."""

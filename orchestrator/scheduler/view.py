@@ -103,6 +103,7 @@ class JobView:
         leaving: Whether it was told to leave its actor and is still there. Until it is off its bytes count; all else
             is planned as if it were off already, so that nobody else has to leave for the same reason.
         returns: Whether it joins the queue when it has left; a job that was cancelled or paused does not.
+        started: Whether it has ever been on an actor: it is never rejected any more.
     """
 
     id: str
@@ -120,6 +121,7 @@ class JobView:
     movable: bool = False
     leaving: bool = False
     returns: bool = True
+    started: bool = False
 
     @property
     def tokens(self) -> float:

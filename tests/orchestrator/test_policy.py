@@ -226,3 +226,27 @@ def test_a_place_that_changes_its_base_stays_closed_until_the_last_job_is_off():
     assert plan.rehosts == {}
     jobs[1] = replace(jobs[1], actor=None, leaving=False)
     assert policy.decide(view(jobs, actors), "cosrpt").rehosts == {"x": "B"}
+
+
+@pytest.mark.parametrize("name", sorted(policy.POLICIES))
+def test_a_job_that_has_trained_waits_with_the_same_words_when_the_memory_no_longer_suffices(name):
+    """The fit of its base model has drifted, or its actor came back with less: nothing accepted is lost for that."""
+    begun = replace(job("begun"), started=True)
+    actors = [actor("x", room=9)]
+    plan = policy.decide(view([begun, job("fresh", size=5, arrival=1)], actors), name)
+    assert plan.rejections == {}
+    assert plan.placements == {"fresh": "x"}
+    assert plan.waiting["begun"].startswith("needs ")
+    assert f"({FIXED + 9 * MIB} bytes)" in plan.waiting["begun"]
+    assert set(policy.decide(view([job("new")], actors), name).rejections) == {"new"}
+
+
+@pytest.mark.parametrize(("guessed", "measured", "rejected"), [(9, 9, True), (20, 9, False), (9, 20, False)])
+def test_a_fresh_job_is_refused_only_if_the_guess_and_the_measurement_both_say_no(guessed, measured, rejected):
+    """A guess can be far off, and a fit wavers; the room is what each leaves of the limit."""
+    guess = estimate.prior_memory(BASES["A"], SHAPE)
+    place = actor("x", room=guessed)
+    fit = replace(guess, fixed_bytes=guess.fixed_bytes + (guessed - measured) * MIB)
+    plan = decide(view([job("j")], [replace(place, memories={"A": fit})]))
+    assert (set(plan.rejections) == {"j"}) == rejected
+    assert (plan.placements == {"j": "x"}) == (measured == 20)

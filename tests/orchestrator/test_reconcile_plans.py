@@ -1,11 +1,15 @@
 """What the orchestrator plans and does for actors whose reports are written by hand: real store, no Ray."""
 
+from dataclasses import replace
+
 import pytest
 
 from gpu_actor.report import StepSample, TenantReport, TenantState
-from orchestrator.scheduler.estimate import SpeedFit
+from orchestrator.job import JobState
+from orchestrator.scheduler.estimate import MemoryFit, SpeedFit
 from orchestrator.scheduler.forecast import forecast
 from orchestrator.scheduler.view import SpeedModel
+from orchestrator.submission import _misfits
 from support.house import TINY, House, describe
 
 X = "tiny@cpu:0#0000"
@@ -138,3 +142,28 @@ def test_an_actor_makes_room_before_a_further_job_comes(busy):
     assert FIXED + adapters + PER_TOKEN * large > LIMIT
     assert FIXED + adapters + PER_TOKEN * budget <= LIMIT
     assert budget >= 1024
+
+
+def test_a_job_that_has_trained_waits_when_the_fit_has_drifted(busy):
+    """It was taken off at step 2000 of 3000, and the fit of what does not grow with tokens has grown since."""
+    job = busy.store.get(busy.job)
+    busy.store.move(job.id, JobState.QUEUED, "taken off", progress={"step": 2000, "total_steps": 3000})
+    fresh = busy.submit("fresh", r=4096, cutoff_len=64, per_device_train_batch_size=1)
+    fit = busy.profiles.of(busy.fleet.members[X].slot, TINY)
+    fit.memory = MemoryFit(replace(fit.memory.model, fixed_bytes=LIMIT - 5 * MIB))
+    plan = busy.reconciler._plan()
+    assert (set(plan.rejections), set(plan.waiting)) == ({fresh}, {job.id})
+    busy.reconciler._act(plan)
+    assert (busy.store.get(job.id).state, busy.store.get(fresh).state) == (JobState.QUEUED, JobState.FAILED)
+    assert f"the roomiest actor may use 0.6 GiB ({LIMIT} bytes)" in busy.store.get(job.id).waiting_for
+
+
+def test_at_submission_the_measurement_alone_decides(busy):
+    """Nothing has been accepted yet, so nothing can be lost; a job that would wait for ever is refused at once."""
+    spec = busy.store.get(busy.job).spec
+    places = busy.lookout.places(describe())
+    assert _misfits(spec, describe(), places) == []
+    fit = busy.profiles.of(busy.fleet.members[X].slot, TINY)
+    fit.memory = MemoryFit(replace(fit.memory.model, fixed_bytes=LIMIT - 5 * MIB))
+    (problem,) = _misfits(spec, describe(), busy.lookout.places(describe()))
+    assert f"({LIMIT} bytes)" in problem.message
