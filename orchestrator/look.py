@@ -17,7 +17,7 @@ from orchestrator.data_size import DataSize, guess_size
 from orchestrator.fleet import Fleet
 from orchestrator.job import JobSpec, JobState
 from orchestrator.profiles import Profiles, idle_memory
-from orchestrator.scheduler.estimate import device_kind
+from orchestrator.scheduler.estimate import device_kind, prior_memory, prior_speed
 from orchestrator.scheduler.view import UNKNOWN_STEPS, ActorState, ActorView, ClusterView, JobView
 from orchestrator.slots import Slot
 from orchestrator.store import JobRecord, Store
@@ -41,9 +41,31 @@ class Look:
     @property
     def key(self) -> object:
         """Equal for two looks between which nothing happened but progress and time."""
-        jobs = tuple((job.id, job.actor, job.movable, job.steps_total) for job in self.view.jobs)
+        jobs = tuple((job.id, job.actor, job.movable, job.leaving, job.steps_total) for job in self.view.jobs)
         actors = tuple((a.id, a.state, a.base_model, a.memory_limit, a.reason, a.shape) for a in self.view.actors)
         return jobs, actors, tuple(sorted(self.held))
+
+
+@dataclass(frozen=True)
+class AdapterNeed:
+    """What an adapter takes of an actor's memory: a matter of its settings and its base model alone.
+
+    Attributes:
+        bytes: Weights, gradients, moments, and what it keeps frozen.
+        token_bytes: What its own part of the layers keeps of each token for the backward.
+    """
+
+    bytes: int
+    token_bytes: int
+
+    @classmethod
+    def of(cls, spec: JobSpec, base: BaseDescription) -> AdapterNeed:
+        """Walks through all layers of the base model, which takes a while.
+
+        Raises:
+            LorayError: The adapter does not go with the base model.
+        """
+        return cls(adapter_bytes(base, spec.lora), adapter_activation_bytes(base, spec.lora, 1))
 
 
 class Lookout:
@@ -55,6 +77,7 @@ class Lookout:
         self._makespan = makespan
         self._store, self._fleet, self._bases, self._profiles = store, fleet, bases, profiles
         self._sizes: dict[str, DataSize | None] = {}
+        self._needs: dict[str, tuple[BaseDescription, AdapterNeed]] = {}
 
     def look(self, live: Mapping[str, Mapping[str, Any]], movable: Callable[[JobRecord], bool]) -> Look:
         """The cluster now.
@@ -76,11 +99,13 @@ class Lookout:
             try:
                 if isinstance(found, str):
                     raise LorayError(found)
-                view = scheduling_view(
-                    job.id, job.spec, found, live.get(job.id, job.progress), self._size(job.id, job.spec), cap=cap
-                )
+                view = self._job_view(job, found, live.get(job.id, job.progress), cap)
                 view = replace(view, arrival=job.seq, submitted_at=job.submitted_at, queued_at=job.queued_at)
-                jobs.append(replace(view, actor=place, movable=place is not None and movable(job)))
+                view = replace(view, started=job.attempt > 0 or bool(job.progress))
+                if place is not None:
+                    view = replace(view, actor=place, movable=movable(job), leaving=job.wish is not None)
+                    view = replace(view, returns=job.wish in (None, "yield"))
+                jobs.append(view)
                 bases[job.spec.base_model] = found
             except LorayError as error:
                 (held if place is None else unsure)[place or job.id] = str(error)
@@ -96,6 +121,19 @@ class Lookout:
         member = self._fleet.members.get(job.actor or "")
         return member.slot.id if member else None
 
+    def adapter_bytes(self, job: JobRecord, base: BaseDescription) -> int:
+        """Bytes of a job's adapter on its actor, as plans count them."""
+        return self._job_view(job, base, job.progress).adapter_bytes
+
+    def _job_view(
+        self, job: JobRecord, base: BaseDescription, progress: Mapping[str, Any], cap: int | None = None
+    ) -> JobView:
+        known = self._needs.get(job.id)
+        if known is None or known[0] is not base:
+            known = self._needs[job.id] = (base, AdapterNeed.of(job.spec, base))
+        size = self._size(job.id, job.spec)
+        return scheduling_view(job.id, job.spec, base, progress, size, cap=cap, need=known[1])
+
     def _size(self, job_id: str, spec: JobSpec) -> DataSize | None:
         if job_id not in self._sizes:
             self._sizes[job_id] = guess_size(spec.dataset)
@@ -104,6 +142,7 @@ class Lookout:
     def _forget_sizes(self, alive: Iterable[str]) -> None:
         if len(self._sizes) > 2 * (len(keep := set(alive)) + 100):
             self._sizes = {job_id: size for job_id, size in self._sizes.items() if job_id in keep}
+            self._needs = {job_id: need for job_id, need in self._needs.items() if job_id in keep}
 
     def _learned(self, place: ActorView, bases: Mapping[str, BaseDescription], unsure: Mapping[str, str]) -> ActorView:
         """A place with what was measured of it; blocked where nobody knows what is on it."""
@@ -133,10 +172,11 @@ def with_profiles(
         report: The latest of the actor there.
     """
     found = profiles.of_place(slot)
-    memories = {ref: profile.memory.model for ref, profile in found.items()}
+    memories = {ref: profile.memory_model(slot) for ref, profile in found.items()}
     hosted = bases.get(place.base_model or "")
     if hosted and report and report.memory_idle and hosted.ref not in memories:
         memories[hosted.ref] = idle_memory(slot, hosted, report.memory_idle)
+    memories |= {ref: prior_memory(base, slot.shape) for ref, base in bases.items() if ref not in memories}
     loads = {ref: _LOAD_SECONDS + 4 * base.parameters / _LOAD_BYTES_PER_SECOND for ref, base in bases.items()}
     loads |= {ref: profile.load_seconds for ref, profile in found.items() if profile.load_seconds is not None}
     swaps = {ref: profile.swap_seconds for ref, profile in found.items() if profile.swap_seconds is not None}
@@ -144,7 +184,8 @@ def with_profiles(
     return replace(
         place,
         shape=replace(place.shape, token_budget=budget or place.shape.token_budget),
-        speeds={ref: profile.speed.model for ref, profile in found.items()},
+        speeds={ref: prior_speed(base, slot.shape) for ref, base in bases.items() if ref not in found}
+        | {ref: profile.speed.model for ref, profile in found.items()},
         memories=memories,
         loads=loads,
         swap_seconds=swaps.get(place.base_model or "", max(swaps.values(), default=place.swap_seconds)),
@@ -164,6 +205,7 @@ def scheduling_view(
     size: DataSize | None = None,
     *,
     cap: int | None = None,
+    need: AdapterNeed | None = None,
 ) -> JobView:
     """A queued job as the scheduler sees it.
 
@@ -174,8 +216,13 @@ def scheduling_view(
         progress: Counters of its reports, if it has trained.
         size: What its data file looks like.
         cap: Most tokens of a micro-batch where it may run (`micro_batch_cap`); None: on any device there is.
+        need: `AdapterNeed.of` of the job, if it is at hand.
+
+    Raises:
+        LorayError: Its adapter does not go with the base model.
     """
     progress = progress or {}
+    need = need or AdapterNeed.of(spec, base)
     training = spec.training
     longest = progress.get("longest") or None
     worst = footprint.worst_micro_batch_tokens(training, cap or micro_batch_cap(()), longest)
@@ -189,7 +236,7 @@ def scheduling_view(
         base_model=spec.base_model,
         priority=spec.queue.priority,
         arrival=0,
-        adapter_bytes=adapter_bytes(base, spec.lora) + adapter_activation_bytes(base, spec.lora, worst),
+        adapter_bytes=need.bytes + need.token_bytes * worst,
         worst_tokens=worst,
         steps_left=max(1, total - progress.get("step", 0)),
         steps_total=total,

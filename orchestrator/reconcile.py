@@ -88,9 +88,10 @@ class Reconciler:
         for loss in losses:
             self._actor_lost(loss)
         calls = self.observe()
-        calls += self._learn()
+        self._learn()
         calls += self._stop_early()
-        calls += self._act(self._plan())
+        acted = self._act(self._plan())
+        calls += self._budgets() + acted  # an actor makes room before a further adapter comes
         await asyncio.gather(*(self._fleet.tell(*call) for call in calls))
         return losses
 
@@ -256,9 +257,8 @@ class Reconciler:
 
     # -- decide --------------------------------------------------------------------------------------------------
 
-    def _learn(self) -> list[Call]:
-        """Take in what the actors have measured; returns the token budgets that follow from it."""
-        calls: list[Call] = []
+    def _learn(self) -> None:
+        """Take in what the actors have measured."""
         for member in self._fleet.members.values():
             report, base = member.report, self._bases.described(member.base_model)
             if report is None or base is None or not (member.fresh and member.ready):
@@ -266,14 +266,24 @@ class Reconciler:
             self._profiles.learn(member.slot, base, report)
             if member.load_seconds is not None:
                 self._profiles.loaded(member.slot, base.ref, member.load_seconds)
-            profile = self._profiles.of(member.slot, base.ref)
-            if profile is not None and report.token_budget:
-                adapters = max((step.adapter_bytes for step in report.steps), default=0)
-                room = report.memory_limit - profile.memory.model.fixed_bytes - adapters
-                budget = token_budget(profile, member.slot, room, report.token_budget)
-                if budget != report.token_budget:
-                    calls.append((member.name, "budget", budget))
+        members = self._fleet.members.values()
+        self._profiles.forget_actors({member.report.boot_id for member in members if member.report})
         self._profiles.save()
+
+    def _budgets(self) -> list[Call]:
+        """Token budgets that leave room for every adapter that is on an actor, or was just given to it."""
+        running = self._running()
+        calls: list[Call] = []
+        for member in self._fleet.members.values():
+            report, base = member.report, self._bases.described(member.base_model)
+            profile = self._profiles.of(member.slot, member.base_model)
+            if report is None or base is None or profile is None or not report.token_budget:
+                continue
+            adapters = sum(self._lookout.adapter_bytes(job, base) for job in running.get(member.name, {}).values())
+            room = report.memory_limit - profile.memory_model(member.slot).fixed_bytes - adapters
+            budget = token_budget(profile, member.slot, room, report.token_budget)
+            if budget != report.token_budget:
+                calls.append((member.name, "budget", budget))
         return calls
 
     def _stop_early(self) -> list[Call]:

@@ -150,6 +150,13 @@ class Store:
         with self._engine.begin() as connection:
             return self._conflicts(connection, specs)
 
+    def newer_in_folder(self, job: JobRecord) -> JobRecord | None:
+        """The newest of the jobs that came after a job and have its output folder, whatever their state."""
+        query = sa.select(tables.jobs).where(tables.jobs.c.output_dir == job.output_dir, tables.jobs.c.seq > job.seq)
+        with self._engine.begin() as connection:
+            row = connection.execute(query.order_by(tables.jobs.c.seq.desc()).limit(1)).first()
+        return None if row is None else self._record(row)
+
     def _conflicts(
         self, connection: Connection, specs: Sequence[JobSpec], leave_out: str | None = None
     ) -> list[LiveJobError]:

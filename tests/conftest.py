@@ -8,7 +8,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("loray")  # no test asserts how long anything takes
+hypothesis.settings.load_profile("loray")
 
 
 @pytest.fixture(scope="session")

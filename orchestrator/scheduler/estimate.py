@@ -156,12 +156,16 @@ class SpeedFit:
 class MemoryFit:
     """The memory model of one device with one base model, corrected by measured peaks."""
 
-    def __init__(self, prior: MemoryModel) -> None:
-        """Starts from a guess."""
+    def __init__(self, prior: MemoryModel, margin: float = 0.0) -> None:
+        """Starts from a guess, or from what an earlier fit has found.
+
+        Args:
+            prior: The guess.
+            margin: Of the earlier fit.
+        """
         self._prior = prior
         self._fit = _LeastSquares((prior.fixed_bytes, prior.bytes_per_token), (0.2, 0.5))
-        self.observed = 0
-        self._worst = 0.0
+        self._worst = margin
 
     def observe(self, tokens: float, adapter_bytes: float, peak_bytes: float) -> MemoryModel:
         """Take in the measured peak of shared batches; returns the model after it.
@@ -173,7 +177,6 @@ class MemoryFit:
         """
         net = peak_bytes - adapter_bytes
         if net > 0:
-            self.observed += 1
             self._fit.observe((1.0, tokens), net)
             fixed, per_token = self._fit.values
             self._worst = max(0.9 * self._worst, net - fixed - per_token * tokens)

@@ -131,7 +131,7 @@ HOSTILE = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     lines=st.lists(HOSTILE, max_size=4),
     good=st.booleans(),

@@ -105,7 +105,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.dictionaries(st.text(max_size=4), JSON, max_size=3), max_size=5), st.booleans(), st.integers(1, 9))
 def test_a_list_read_in_chunks_is_that_of_the_json_module(tmp_path_factory, rows, ascii_only, chunk):
     path = tmp_path_factory.getbasetemp() / "chunks.json"
@@ -123,7 +123,7 @@ def test_a_list_read_in_chunks_is_that_of_the_json_module(tmp_path_factory, rows
         assert [record for _, record in found] == rows
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text('[]{}",:\\ \nau0', max_size=30), st.integers(1, 5))
 def test_broken_lists_read_in_chunks_say_the_same_as_in_one(tmp_path_factory, text, chunk):
     path = tmp_path_factory.getbasetemp() / "broken.json"

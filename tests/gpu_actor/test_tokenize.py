@@ -58,7 +58,7 @@ def test_labels_are_those_of_the_marked_twin(name, turns):
 text = st.text(min_size=1, max_size=12).filter(str.strip)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.tuples(text, text), min_size=1, max_size=3), st.sampled_from(["chatml", "llama3", "phi3"]))
 def test_labels_are_those_of_the_marked_twin_for_any_content(turns, name):
     template, marked = TWINS[name]

@@ -54,7 +54,7 @@ def started(policy, gap, every, per_round, rounds_each, actors, most):
     return None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     policy=st.sampled_from(sorted(PLACES)),
     gap=st.integers(1, 3),

