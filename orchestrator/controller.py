@@ -18,14 +18,14 @@ from typing import Any
 
 import ray
 
-from gpu_actor.errors import ClusterUnavailableError, JobFailedError
+from gpu_actor.errors import ClusterUnavailableError
 from gpu_actor.model_store import loray_home
 from orchestrator import __version__, verbs
 from orchestrator.bases import BaseCatalog
 from orchestrator.cluster_config import ClusterConfig, with_policy
 from orchestrator.connection import CONTROLLER, NAMESPACE
 from orchestrator.field_errors import Problem
-from orchestrator.fleet import Fleet, one_line, short_name
+from orchestrator.fleet import Fleet, one_line
 from orchestrator.job import TERMINAL, JobState
 from orchestrator.job_folder import make_folders, read_metrics, write_job_file
 from orchestrator.job_view import actor_view, job_view
@@ -38,6 +38,7 @@ from orchestrator.slots import HEAD
 from orchestrator.storage_lock import hold
 from orchestrator.store import JobRecord, LiveJobError, Store
 from orchestrator.submission import Admission
+from orchestrator.task_rows import TaskRows
 from orchestrator.timeline import Timeline
 
 logger = logging.getLogger("loray.controller")
@@ -68,13 +69,21 @@ class Controller:
         env_vars = {name: os.environ[name] for name in _SHARED_ENVIRONMENT if name in os.environ}
         self._fleet = Fleet(config, self._store, env_vars)
         self._bases = BaseCatalog(env_vars, config.trust_remote_code)
+        self._rows = TaskRows(self._store)
         profiles = Profiles(self._store)
         lookout = Lookout(self._store, self._fleet, self._bases, profiles, config.scheduler.makespan)
         self._admission = Admission(
             self._store, self._fleet, self._bases, lookout, config.allowed_roots, allow_pickle=config.allow_pickle
         )
         self._reconciler = Reconciler(
-            self._store, self._fleet, self._bases, self._started, self._over, profiles, lookout, config.scheduler.policy
+            self._store,
+            self._fleet,
+            self._bases,
+            self._rows.started,
+            self._over,
+            profiles,
+            lookout,
+            config.scheduler.policy,
         )
         self._metrics = Metrics()
         self._timeline = Timeline(self._store)
@@ -82,8 +91,6 @@ class Controller:
         self._trouble: str | None = None
         self._adopted = False
         self._wake = asyncio.Event()
-        self._over_events: dict[str, asyncio.Event] = {}
-        self._rows: dict[str, asyncio.Task[None]] = {}
         self._ending: asyncio.Task[None] | None = None
         self._leaving: asyncio.Task[None] | None = None
         self._ticking = asyncio.get_running_loop().create_task(self._run())
@@ -123,50 +130,22 @@ class Controller:
                 self._fleet.start(slot.id, slot.settings.base_model)
         for job in self._store.jobs([state for state in JobState if state not in TERMINAL]):
             if job.attempt:
-                self._started(job)
+                self._rows.started(job)
         self._adopted = True
 
-    # -- one row per job in the Ray dashboard --------------------------------------------------------------------
-
-    def _started(self, job: JobRecord) -> None:
-        """Give a job that was given to an actor its row, once."""
-        if job.id not in self._rows:
-            self._rows[job.id] = asyncio.get_running_loop().create_task(self._show(job))
-
-    async def _show(self, job: JobRecord) -> None:
-        spec = job.spec
-        row = f"lora[{spec.name}] {short_name(spec.base_model)} r={spec.lora.r}"
-        itself = ray.get_actor(CONTROLLER, namespace=NAMESPACE)
-        try:
-            await itself.watch.options(name=row).remote(job.id)
-        except ray.exceptions.RayError as error:
-            logger.info("%s: %s", row, one_line(error))
-        finally:
-            del self._rows[job.id]
-
     def _over(self, job: JobRecord) -> None:
-        """Tell those who watch a job that it is over."""
-        event = self._over_events.pop(job.id, None)
-        if event is not None:
-            event.set()
+        self._rows.over(job.id)
         if job.state is JobState.SUCCEEDED and job.finished_at is not None:
             self._metrics.succeeded(job.finished_at - job.submitted_at)
 
     async def watch(self, job_id: str) -> str:
-        """Wait for the end of a job; returns its state.
+        """Wait for the end of a job; returns its state. Ray shows the call as a task of the job's name.
 
         Raises:
             JobNotFoundError: No job has that id.
             JobFailedError: It failed; the message is its reason.
         """
-        job = self._store.get(job_id)
-        while job.state not in TERMINAL:
-            await self._over_events.setdefault(job_id, asyncio.Event()).wait()
-            job = self._store.get(job_id)
-        if job.state is JobState.FAILED:
-            raise JobFailedError(f"job {job.name}: {job.reason}")
-        state: str = job.state.value
-        return state
+        return await self._rows.watch(job_id)
 
     # -- asking --------------------------------------------------------------------------------------------------
 
