@@ -215,6 +215,15 @@ class EarlyStopConfig(Strict):
         None, min_length=1, description="The jobs that are compared with each other; null: those of the grid."
     )
 
+    @model_validator(mode="after")
+    def _nothing_without_its_rule(self) -> EarlyStopConfig:
+        """A job file that is written out holds every field: those at their default ask for nothing."""
+        for name, rule in (("min_delta", "patience"), ("halving_keep", "halving_steps"), ("group", "halving_steps")):
+            value = getattr(self, name)
+            if value != type(self).model_fields[name].default and getattr(self, rule) is None:
+                raise ValueError(f"{name} ({value}) does nothing without {rule}; set {rule}, or leave {name} out")
+        return self
+
 
 class AdapterSpec(Strict):
     """One adapter to train, all paths absolute: what the orchestrator hands to an actor."""

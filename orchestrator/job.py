@@ -68,6 +68,26 @@ class JobSpec(Strict):
             raise ValueError(
                 "early_stop.patience needs evaluations; set dataset.val_size, such as 0.05, or leave patience out"
             )
+        every, last = self.training.eval_steps, self.training.max_steps
+        if self.early_stop.patience is not None and every is not None and last is not None and every > last:
+            raise ValueError(
+                f"early_stop.patience needs evaluations, and training.eval_steps ({every}) exceeds "
+                f"training.max_steps ({last}); lower eval_steps, or leave patience out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_asked_for_in_vain(self) -> JobSpec:
+        if self.training.eval_steps is not None and not self.dataset.val_size:
+            raise ValueError(
+                f"training.eval_steps ({self.training.eval_steps}) does nothing without samples to evaluate on; set "
+                "dataset.val_size, such as 0.05, or leave eval_steps out"
+            )
+        if self.early_stop.halving_steps is not None and self.early_stop.group is None:
+            raise ValueError(
+                f"early_stop.halving_steps ({self.early_stop.halving_steps}) compares the jobs of a grid, and this job "
+                "is in none; give it a grid, or the same early_stop.group to several jobs of a submission"
+            )
         return self
 
     def to_adapter_spec(self, job_id: str) -> AdapterSpec:

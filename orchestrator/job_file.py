@@ -195,6 +195,7 @@ class _Plan:
     def check(self) -> None:
         """Looks at each value of the grid by itself, so that the work is a sum and not a product."""
         first: Settings = [(axis.path, axis.values[0]) for axis in self.axes]
+        first = [*first, *self._group(str(self._fields.get("name")))]
         varied = {axis.path for axis in self.axes}
         for path, message in self._read(first)[1]:
             if not any(path[: len(axis)] == axis for axis in varied):
@@ -229,7 +230,12 @@ class _Plan:
     def _group(self, name: str) -> Settings:
         """The jobs of a grid that is halved are compared with each other."""
         early = self._fields.get("early_stop")
-        if not isinstance(early, Mapping) or early.get("halving_steps") is None or early.get("group") is not None:
+        if (
+            not self.axes
+            or not isinstance(early, Mapping)
+            or early.get("halving_steps") is None
+            or early.get("group") is not None
+        ):
             return []
         return [(("early_stop", "group"), name)]
 

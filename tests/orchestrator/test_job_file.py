@@ -302,3 +302,42 @@ def test_the_jobs_of_a_halved_grid_are_one_group_and_patience_needs_evaluations(
     path.write_text(text + "early_stop: {patience: 2}\n")
     with pytest.raises(JobFileError, match="val_size"):
         load_jobs([path])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"early_stop": {"halving_steps": 5}},
+            r"halving_steps \(5\) compares the jobs of a grid, and this job is in none",
+        ),
+        ({"early_stop": {"halving_keep": 0.25}}, r"halving_keep \(0\.25\) does nothing without halving_steps"),
+        ({"early_stop": {"group": "g"}}, r"group \(g\) does nothing without halving_steps"),
+        ({"early_stop": {"min_delta": 0.1}}, r"min_delta \(0\.1\) does nothing without patience"),
+        ({"training": {"eval_steps": 5}}, r"training\.eval_steps \(5\) does nothing without samples to evaluate on"),
+        (
+            {
+                "early_stop": {"patience": 2},
+                "dataset": {"path": "d.jsonl", "val_size": 2},
+                "training": {"eval_steps": 50, "max_steps": 20},
+            },
+            r"patience needs evaluations, and training\.eval_steps \(50\) exceeds training\.max_steps \(20\)",
+        ),
+        (
+            {"early_stop": {"halving_keep": 0.25}, "grid": {"early_stop.halving_steps": [5, 6]}},
+            r"halving_steps \(5\) compares the jobs of a grid",
+        ),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(fields, message):
+    with pytest.raises(JobFileError, match=message):
+        jobs_from_mapping({**MINIMAL, **fields}, "x", Path("/nowhere"))
+
+
+def test_options_that_do_something_are_read_and_written_out():
+    early_stop = {"halving_steps": 5, "halving_keep": 0.25, "patience": 2, "min_delta": 0.1}
+    fields = {"early_stop": early_stop, "dataset": {"path": "d.jsonl", "val_size": 2}, "training": {"eval_steps": 5}}
+    jobs = jobs_from_mapping({**MINIMAL, **fields, "grid": {"lora.r": [4, 8]}}, "x", Path("/nowhere"))
+    assert [job.early_stop.group for job in jobs] == [MINIMAL["name"]] * 2
+    for job in (*jobs, *jobs_from_mapping(MINIMAL, "x", Path("/nowhere"))):
+        assert JobSpec.model_validate(yaml.safe_load(job.to_yaml())) == job
