@@ -72,6 +72,16 @@ class DatasetConfig(Strict):
         0.0, ge=0, le=10**9, description="Samples held out for evaluation: a share below 1, or a count from 1 up."
     )
 
+    @field_validator("chat_template")
+    @classmethod
+    def _text_or_path(cls, value: str | None) -> str | None:
+        if value is not None and "{" not in value and not is_template_path(value):
+            raise ValueError(
+                f"{value[:80]!r} is neither a template, which has Jinja's braces, nor the path of a .jinja file; names "
+                "of templates (chatml) are not known"
+            )
+        return value
+
     @field_validator("val_size")
     @classmethod
     def _whole_count(cls, value: float | int) -> float | int:
