@@ -6,7 +6,9 @@ change the meaning of a sample, and is not supported, is refused. Free of torch 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -37,6 +39,7 @@ _OPTIONAL: dict[DatasetFormat, tuple[str, ...]] = {
 # What changes a conversation wherever it stands: a format or layout without a place for it refuses it. A text and
 # token ids are whole as they are; such fields beside them say where they come from.
 _CONTEXT = ("system", "tools", "history", "image", "images", "video", "videos", "audio", "audios")
+_LISTS = ("messages", "conversations", "history", "input_ids", "labels", "attention_mask")
 _WHOLE = ("text", "tokens")
 _TEMPLATE_ARGUMENTS = {"chat_template_kwargs": "put what they change into dataset.chat_template and remove the field"}
 _UNSUPPORTED: dict[DatasetFormat, dict[str, str]] = {
@@ -81,6 +84,7 @@ def read_sample(record: Record, data_format: DatasetFormat, vocab_size: int) -> 
     Raises:
         DataError: A field is missing, empty, of the wrong type or not supported; its name comes first.
     """
+    record = {**record, **_lists_in_text(record)}
     _check_fields(record, data_format)
     _check_context(record, data_format)
     if data_format == "tokens":
@@ -116,6 +120,22 @@ def _remedy(field: str) -> str:
     return "Loray trains on text alone; take the column out of the file"
 
 
+def _lists_in_text(record: Record) -> Record:
+    """Those fields that are lists by nature and stand there as JSON text, as CSV has them."""
+    found: Record = {}
+    for field in _LISTS:
+        value = record.get(field)
+        if isinstance(value, str) and value.lstrip().startswith("["):
+            with contextlib.suppress(ValueError, RecursionError):  # its reader says what is wrong
+                found[field] = json.loads(value)
+    return found
+
+
+def _all_ones(mask: Any) -> bool:
+    """Whether a mask hides nothing: every tokenizer writes one."""
+    return isinstance(mask, list) and all(value == 1 for value in mask)
+
+
 def _is_blank(value: Any) -> bool:
     return value.strip() in ("", "[]", "null") if isinstance(value, str) else not value
 
@@ -130,6 +150,8 @@ def _check_fields(record: Record, data_format: DatasetFormat) -> None:
                 f"{' and '.join(_REQUIRED[data_format])}, this one has {shorten(list(record))}{hint}"
             )
     for field, remedy in _UNSUPPORTED.get(data_format, {}).items():
+        if field == "attention_mask" and _all_ones(record.get(field)):
+            continue
         if record.get(field):
             raise DataError(f"{field}: not supported in the format {data_format}; {remedy}")
     known = {*_REQUIRED.get(data_format, ()), *_OPTIONAL.get(data_format, ())}

@@ -137,7 +137,7 @@ def test_text_and_tokens():
         (
             "messages",
             {"messages": [user([{"type": "text"}])]},
-            r"messages\[0\]\.content: must be a string, not \[",
+            r"messages\[0\]\.content\[0\]\.text: must be a string, not None",
         ),
         ("messages", {"messages": [user("a"), assistant("")]}, r"messages\[1\]\.content: is empty"),
         ("messages", {"messages": [user("a")]}, r"messages: holds no message of the role assistant"),
@@ -194,7 +194,7 @@ def test_text_and_tokens():
         ),
         (
             "tokens",
-            {"input_ids": [1], "attention_mask": [1]},
+            {"input_ids": [1, 2], "attention_mask": [0, 1]},
             r"attention_mask: not supported .* without padding",
         ),
     ],
