@@ -116,7 +116,9 @@ def read_turn(turn: Any, field: str) -> Message:
         raise DataError(f"{field}: must be an object with from and value, not {shorten(turn)}")
     for name in ("from", "value"):
         if name not in turn:
-            raise DataError(f"{field}.{name}: missing; the turn has {shorten(list(turn))}")
+            hint = "; these are messages: set dataset.format: messages, dataset.columns: {messages: conversations}"
+            hint = hint if "role" in turn else ""
+            raise DataError(f"{field}.{name}: missing; the turn has {shorten(list(turn))}{hint}")
     for name in _NOT_IN_TURNS:
         if turn.get(name) not in (None, [], "", {}):
             raise DataError(

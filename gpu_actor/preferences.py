@@ -22,7 +22,7 @@ from gpu_actor.conversations import (
 from gpu_actor.errors import DataError, NoAnswerError
 from gpu_actor.record_types import Chat, Message, Pair, Plain, Record, shorten
 from gpu_actor.turns import common_length
-from gpu_actor.values import read_answer, read_text, read_tokens
+from gpu_actor.values import read_answer, read_optional_text, read_text, read_tokens
 
 SIDES = ("chosen", "rejected")
 # Columns that hold a prompt in other people's files: beside them, what both answers begin with is not the prompt.
@@ -131,8 +131,16 @@ def _pair_of_chats(record: Record, before: Sequence[Message], *answers: Sequence
 
 
 def _read_conversations(record: Record) -> Pair:
-    """Two whole conversations: the prompt is what they have in common at the beginning."""
-    sides = [with_system(read_messages(record[side], side), side, record.get("system")) for side in SIDES]
+    """Two whole conversations: the prompt is what they have in common at the beginning.
+
+    Where both sides are answers alone, a prompt beside them that is text is the question.
+    """
+    sides = [read_messages(record[side], side) for side in SIDES]
+    prompt = read_optional_text(record.get("prompt"), "prompt")
+    if prompt is not None and all(message["role"] == "assistant" for side in sides for message in side):
+        question: Message = {"role": "user", "content": prompt}
+        return _pair_of_chats(record, with_system((question,), "prompt", record.get("system")), *sides)
+    sides = [with_system(side, name, record.get("system")) for side, name in zip(sides, SIDES, strict=True)]
     shared = common_length(*sides)
     if not shared:
         raise DataError(

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -94,6 +95,29 @@ def test_a_record_may_lack_a_renamed_column_that_is_optional(tmp_path):
     path = write(tmp_path, [{"q": "a"}, {"q": "b", "context": "c"}], "jsonl")
     records = [record for _, record in read(path, columns={"instruction": "q", "input": "context"})]
     assert records == [{"instruction": "a"}, {"instruction": "b", "input": "c"}]
+
+
+# --- CSV as others write it ---
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"instruction;output\nq;a\n",
+            r"data.csv:1: the header is one column, 'instruction;output'; values are separated",
+        ),
+        (b"instruction\toutput\nq\ta\n", r"data.csv:1: the header is one column, 'instruction\\toutput'; values are"),
+        (
+            b"instruction,output\rq,a\rq,a\r",
+            r"data.csv:1: not valid CSV: .*; its lines end with a carriage return alone",
+        ),
+    ],
+)
+def test_other_separators_and_line_ends_are_named(tmp_path, content, message):
+    path = tmp_path / "data.csv"
+    path.write_bytes(content)
+    assert re.match(message, problem(path))
 
 
 # --- JSON in chunks ---

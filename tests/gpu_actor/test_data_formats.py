@@ -264,6 +264,20 @@ def test_pairs_are_found_where_they_are_wanted(record, pairs, expected):
     assert detect_format(record, pairs) == expected
 
 
+@pytest.mark.parametrize("system", [{}, {"system": "s"}])
+def test_a_prompt_of_text_before_answers_as_messages_is_the_question(system):
+    sides = {"chosen": [assistant("b")], "rejected": [assistant("c")], **system}
+    as_text = read_sample({"prompt": "a", **sides}, "preference", VOCAB)
+    assert as_text == read_sample({"prompt": [user("a")], **sides}, "preference", VOCAB)
+
+
+def test_turns_that_are_messages_get_a_hint():
+    with pytest.raises(
+        DataError, match=r"from: missing; .*set dataset\.format: messages, .*\{messages: conversations\}"
+    ):
+        read_sample({"conversations": [user("a"), assistant("b")]}, "sharegpt", VOCAB)
+
+
 def test_a_conversation_that_both_sides_begin_with_is_the_prompt():
     record = {"chosen": [user("a"), assistant("b")], "rejected": [user("a"), assistant("c"), user("d"), assistant("e")]}
     pair = read_sample({**record, "prompt": "a"}, "preference", VOCAB)
