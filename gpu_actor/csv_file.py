@@ -65,4 +65,10 @@ def _record(header: list[str], row: list[str]) -> Record | DataError:
         return DataError(
             f"{len(row)} values for the {len(header)} columns {shorten(header)}; put quotes around a value with a comma"
         )
+    for name, value in zip(header, row, strict=True):
+        if value != value.lstrip() and len(text := value.strip()) > 1 and text[0] == text[-1] == '"':
+            return DataError(
+                f"{shorten(name)}: a blank stands before the quotes of {shorten(value)}, so that they are part of the "
+                "value; begin quotes right behind the comma"
+            )
     return dict(zip(header, row, strict=True))

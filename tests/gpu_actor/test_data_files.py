@@ -120,6 +120,13 @@ def test_other_separators_and_line_ends_are_named(tmp_path, content, message):
     assert re.match(message, problem(path))
 
 
+def test_quotes_behind_a_blank_are_no_part_of_a_text(tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_text('prompt,completion\n"a", "b"\n"a"," b"\na, b\n')
+    assert problem(path).startswith("data.csv:2: 'completion': a blank stands before the quotes of ' \"b\"'")
+    assert [record for _, record in read(path)][1:] == [{"prompt": "a", "completion": " b"}] * 2  # a blank is kept
+
+
 # --- JSON in chunks ---
 
 JSON = st.recursive(
