@@ -39,6 +39,7 @@ _OPTIONAL: dict[DatasetFormat, tuple[str, ...]] = {
 # What changes a conversation wherever it stands: a format or layout without a place for it refuses it. A text and
 # token ids are whole as they are; such fields beside them say where they come from.
 _CONTEXT = ("system", "tools", "history", "image", "images", "video", "videos", "audio", "audios")
+_CLOSE = 0.85  # of two names: a column called "story" is no misspelt "history", "inputs" and "label" are misspelt
 _LISTS = ("messages", "conversations", "history", "input_ids", "labels", "attention_mask")
 _WHOLE = ("text", "tokens")
 _TEMPLATE_ARGUMENTS = {"chat_template_kwargs": "put what they change into dataset.chat_template and remove the field"}
@@ -156,7 +157,7 @@ def _check_fields(record: Record, data_format: DatasetFormat) -> None:
             raise DataError(f"{field}: not supported in the format {data_format}; {remedy}")
     known = {*_REQUIRED.get(data_format, ()), *_OPTIONAL.get(data_format, ())}
     for field in _OPTIONAL.get(data_format, ()):
-        close = [] if field in record else difflib.get_close_matches(field, set(record) - known, 1, 0.8)
+        close = [] if field in record else difflib.get_close_matches(field, set(record) - known, 1, _CLOSE)
         if close:
             raise DataError(f"{shorten(close[0])}: unknown field; the format {data_format} calls it {field}")
 

@@ -271,6 +271,18 @@ def test_a_prompt_of_text_before_answers_as_messages_is_the_question(system):
     assert as_text == read_sample({"prompt": [user("a")], **sides}, "preference", VOCAB)
 
 
+@pytest.mark.parametrize("field", ["story", "systems_used", "tooling", "put"])
+def test_a_column_of_their_own_is_no_misspelt_field(field):
+    record = {"instruction": "a", "output": "b"}
+    assert read_sample({**record, field: "x"}, "alpaca", VOCAB) == read_sample(record, "alpaca", VOCAB)
+
+
+@pytest.mark.parametrize("field", ["inputs", "sytem", "systems", " input", "histroy"])
+def test_a_misspelt_field_is_named(field):
+    with pytest.raises(DataError, match="unknown field; the format alpaca calls it"):
+        read_sample({"instruction": "a", "output": "b", field: "x"}, "alpaca", VOCAB)
+
+
 def test_turns_that_are_messages_get_a_hint():
     with pytest.raises(
         DataError, match=r"from: missing; .*set dataset\.format: messages, .*\{messages: conversations\}"
