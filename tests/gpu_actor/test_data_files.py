@@ -97,6 +97,15 @@ def test_a_record_may_lack_a_renamed_column_that_is_optional(tmp_path):
     assert records == [{"instruction": "a"}, {"instruction": "b", "input": "c"}]
 
 
+def test_a_field_may_stand_under_its_own_name_where_the_renamed_column_is_missing(tmp_path):
+    rows = [{"instruction": "a", "input": "x"}, {"instruction": "b", "context": "y", "input": "z"}]
+    path = write(tmp_path, rows, "jsonl")
+    records = [record for _, record in read(path, columns={"input": "context"})]
+    assert records == [{"instruction": "a", "input": "x"}, {"instruction": "b", "input": "y"}]
+    moved = [record for _, record in read(path, columns={"input": "context", "output": "input"})]
+    assert moved == [{"instruction": "a", "output": "x"}, {"instruction": "b", "input": "y", "output": "z"}]
+
+
 # --- CSV as others write it ---
 
 
