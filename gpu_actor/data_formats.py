@@ -116,7 +116,9 @@ def _check_context(record: Record, data_format: DatasetFormat) -> None:
 
 
 def _remedy(field: str) -> str:
-    if field in ("system", "tools", "history"):
+    if field in ("system", "history"):
+        return "map the question to instruction, write the conversation as messages, or take the column out of the file"
+    if field == "tools":
         return "write the conversation as messages, or take the column out of the file"
     return "Loray trains on text alone; take the column out of the file"
 

@@ -26,7 +26,7 @@ from gpu_actor.values import read_answer, read_optional_text, read_text, read_to
 
 SIDES = ("chosen", "rejected")
 # Columns that hold a prompt in other people's files: beside them, what both answers begin with is not the prompt.
-_QUESTIONS = ("question", "query", "problem", "input", "context", "messages")
+_QUESTIONS = ("question", "query", "problem", "input", "context")
 PAIR_COLUMNS = (SIDES, ("chosen_input_ids", "rejected_input_ids"))
 
 
@@ -166,12 +166,11 @@ def _read_texts(record: Record) -> Pair:
     if record.get("prompt") is not None:
         prompt = read_text(record["prompt"], "prompt")
         return Pair(Plain(prompt, chosen), Plain(prompt, rejected))
+    if record.get("messages"):
+        raise DataError("chosen: must be a message, as the prompt is given as messages; write both answers so")
     for field in _QUESTIONS:
         if record.get(field):
-            raise DataError(
-                f"prompt: missing, and {field} may be it; set dataset.columns: {{prompt: {field}}} where that is text, "
-                "or write prompt and answers as lists of messages"
-            )
+            raise DataError(f"prompt: missing, and {field} may be it; set dataset.columns: {{prompt: {field}}}")
     shared = common_length(chosen, rejected)
     if shared and chosen[shared - 1] == " ":  # as in TRL: the blank belongs to the answers
         shared -= 1
