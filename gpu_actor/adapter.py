@@ -235,7 +235,16 @@ class Tenant:
         return self._micro_batches.of_evaluation(self.split, self.cap)
 
     def evaluated(self, eval_loss: float, figures: Mapping[str, float]) -> None:
-        """Record the loss on the held-out samples, and what else is logged of them."""
+        """Record the loss on the held-out samples, and what else is logged of them.
+
+        Raises:
+            TrainingError: The loss is not finite.
+        """
+        if not math.isfinite(eval_loss):
+            raise TrainingError(
+                f"the evaluation loss became {eval_loss} at optimizer step {self.progress.step}; look for damaged "
+                "samples, or lower training.learning_rate; the last checkpoint is kept"
+            )
         self.progress = dataclasses.replace(self.progress, eval_loss=eval_loss)
         step = self.progress.step
         self._log(

@@ -11,7 +11,7 @@ from gpu_actor.record_types import Message, shorten
 from gpu_actor.values import read_answer, read_any_text, read_optional_text, read_text
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-_EXTRAS = {"assistant": ("tool_calls", "name"), "tool": ("tool_call_id", "name")}
+_EXTRAS = {"assistant": ("tool_calls", "name", "reasoning_content"), "tool": ("tool_call_id", "name")}
 # The tags of LLaMA-Factory's ShareGPT files, and those of files that use the names of OpenAI's roles.
 _TAGS = {
     "human": "user",
@@ -56,6 +56,9 @@ def read_message(message: Any, field: str) -> Message:
     found: Message = {"role": role, "content": _read_content(content, f"{field}.content", role, bool(calls))}
     if calls:
         found["tool_calls"] = _read_calls(calls, f"{field}.tool_calls")
+    reasoning = read_optional_text(message.get("reasoning_content"), f"{field}.reasoning_content")
+    if reasoning is not None and role == "assistant":
+        found["reasoning_content"] = reasoning
     found |= read_weight(message, role, field)
     for name in ("name", "tool_call_id"):
         if message.get(name) not in (None, ""):
@@ -65,11 +68,25 @@ def read_message(message: Any, field: str) -> Message:
 
 def _read_content(content: Any, field: str, role: str, calls: bool) -> str:
     """What a message says. A tool may return nothing, and a system message may be blank; an answer is learned."""
+    content = _joined(content, field)
     if role == "assistant" and not calls:
         return read_answer(content, field)
     if calls or role in ("system", "developer"):
         return read_optional_text(content, field) or ""
     return read_any_text(content, field) if role == "tool" else read_text(content, field)
+
+
+def _joined(content: Any, field: str) -> Any:
+    """Text that is given in parts, as OpenAI's API and TRL write it, as one; anything else as it is."""
+    if not isinstance(content, list):
+        return content
+    texts = []
+    for index, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind != "text":
+            raise DataError(f"{field}[{index}]: must be a part of the type text, not {shorten(kind or part)}")
+        texts.append(read_any_text(part.get("text"), f"{field}[{index}].text"))
+    return "".join(texts)
 
 
 def _without_blank_system(messages: list[Message]) -> tuple[Message, ...]:
@@ -99,7 +116,9 @@ def read_turn(turn: Any, field: str) -> Message:
         raise DataError(f"{field}: must be an object with from and value, not {shorten(turn)}")
     for name in ("from", "value"):
         if name not in turn:
-            raise DataError(f"{field}.{name}: missing; the turn has {shorten(list(turn))}")
+            hint = "; these are messages: set dataset.format: messages, dataset.columns: {messages: conversations}"
+            hint = hint if "role" in turn else ""
+            raise DataError(f"{field}.{name}: missing; the turn has {shorten(list(turn))}{hint}")
     for name in _NOT_IN_TURNS:
         if turn.get(name) not in (None, [], "", {}):
             raise DataError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -31,7 +32,10 @@ def read_csv(path: Path) -> Iterator[tuple[int, Record | DataError]]:
         except DataError as error:
             yield rows.line_num + 1 if header else line, error
         except csv.Error as error:
-            yield line, DataError(f"not valid CSV: {error}; check the quotes (one inside a value is doubled)")
+            remedy = "check the quotes (one inside a value is doubled)"
+            if "new-line" in str(error):
+                remedy = "its lines end with a carriage return alone; save it with line feeds (\\n)"
+            yield line, DataError(f"not valid CSV: {error}; {remedy}")
 
 
 def _lines(file: BinaryIO) -> Iterator[str]:
@@ -48,6 +52,8 @@ def _lines(file: BinaryIO) -> Iterator[str]:
 
 
 def _header(row: list[str]) -> list[str]:
+    if len(row) == 1 and re.search(r"[;\t|]", row[0]):
+        raise DataError(f"the header is one column, {shorten(row[0])}; values are separated by commas, save it so")
     doubled = {name for name in row if row.count(name) > 1}
     if doubled:
         raise DataError(f"the header names the column {shorten(min(doubled))} twice")
@@ -59,4 +65,10 @@ def _record(header: list[str], row: list[str]) -> Record | DataError:
         return DataError(
             f"{len(row)} values for the {len(header)} columns {shorten(header)}; put quotes around a value with a comma"
         )
+    for name, value in zip(header, row, strict=True):
+        if value != value.lstrip() and len(text := value.strip()) > 1 and text[0] == text[-1] == '"':
+            return DataError(
+                f"{shorten(name)}: a blank stands before the quotes of {shorten(value)}, so that they are part of the "
+                "value; begin quotes right behind the comma"
+            )
     return dict(zip(header, row, strict=True))

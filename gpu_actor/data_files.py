@@ -99,6 +99,7 @@ def _rename(record: Record, columns: dict[str, str]) -> Record | DataError:
                 f"{ours}: dataset.columns takes it from {shorten(column)}, which is not there; "
                 f"this record has {shorten(list(record))}"
             )
-    taken = set(columns.values()) | set(columns)
+    # a field that is not there under the other name may stand under its own: files are mixed
+    taken = set(columns.values()) | {ours for ours, column in columns.items() if column in record}
     kept = {name: value for name, value in record.items() if name not in taken}
     return kept | {ours: record[column] for ours, column in columns.items() if column in record}

@@ -6,7 +6,9 @@ change the meaning of a sample, and is not supported, is refused. Free of torch 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -37,6 +39,8 @@ _OPTIONAL: dict[DatasetFormat, tuple[str, ...]] = {
 # What changes a conversation wherever it stands: a format or layout without a place for it refuses it. A text and
 # token ids are whole as they are; such fields beside them say where they come from.
 _CONTEXT = ("system", "tools", "history", "image", "images", "video", "videos", "audio", "audios")
+_CLOSE = 0.85  # of two names: a column called "story" is no misspelt "history", "inputs" and "label" are misspelt
+_LISTS = ("messages", "conversations", "history", "input_ids", "labels", "attention_mask")
 _WHOLE = ("text", "tokens")
 _TEMPLATE_ARGUMENTS = {"chat_template_kwargs": "put what they change into dataset.chat_template and remove the field"}
 _UNSUPPORTED: dict[DatasetFormat, dict[str, str]] = {
@@ -81,6 +85,7 @@ def read_sample(record: Record, data_format: DatasetFormat, vocab_size: int) -> 
     Raises:
         DataError: A field is missing, empty, of the wrong type or not supported; its name comes first.
     """
+    record = {**record, **_lists_in_text(record)}
     _check_fields(record, data_format)
     _check_context(record, data_format)
     if data_format == "tokens":
@@ -111,9 +116,27 @@ def _check_context(record: Record, data_format: DatasetFormat) -> None:
 
 
 def _remedy(field: str) -> str:
-    if field in ("system", "tools", "history"):
+    if field in ("system", "history"):
+        return "map the question to instruction, write the conversation as messages, or take the column out of the file"
+    if field == "tools":
         return "write the conversation as messages, or take the column out of the file"
     return "Loray trains on text alone; take the column out of the file"
+
+
+def _lists_in_text(record: Record) -> Record:
+    """Those fields that are lists by nature and stand there as JSON text, as CSV has them."""
+    found: Record = {}
+    for field in _LISTS:
+        value = record.get(field)
+        if isinstance(value, str) and value.lstrip().startswith("["):
+            with contextlib.suppress(ValueError, RecursionError):  # its reader says what is wrong
+                found[field] = json.loads(value)
+    return found
+
+
+def _all_ones(mask: Any) -> bool:
+    """Whether a mask hides nothing: every tokenizer writes one."""
+    return isinstance(mask, list) and all(value == 1 for value in mask)
 
 
 def _is_blank(value: Any) -> bool:
@@ -130,11 +153,13 @@ def _check_fields(record: Record, data_format: DatasetFormat) -> None:
                 f"{' and '.join(_REQUIRED[data_format])}, this one has {shorten(list(record))}{hint}"
             )
     for field, remedy in _UNSUPPORTED.get(data_format, {}).items():
+        if field == "attention_mask" and _all_ones(record.get(field)):
+            continue
         if record.get(field):
             raise DataError(f"{field}: not supported in the format {data_format}; {remedy}")
     known = {*_REQUIRED.get(data_format, ()), *_OPTIONAL.get(data_format, ())}
     for field in _OPTIONAL.get(data_format, ()):
-        close = [] if field in record else difflib.get_close_matches(field, set(record) - known, 1, 0.8)
+        close = [] if field in record else difflib.get_close_matches(field, set(record) - known, 1, _CLOSE)
         if close:
             raise DataError(f"{shorten(close[0])}: unknown field; the format {data_format} calls it {field}")
 

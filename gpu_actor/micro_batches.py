@@ -58,7 +58,7 @@ class MicroBatches:
     def of_step(self, number: int, plan: StepPlan, split: int, most: int | None = None) -> list[MicroBatch]:
         """The micro-batches of optimizer step `number` (from 0), in `split` parts each, of `most` tokens at most."""
         groups = plan.micro_batches
-        first = number * len(groups)
+        first = number * self._training.gradient_accumulation_steps  # the last step of an epoch has fewer of them
         seed = self._training.seed + _DROPOUT_STREAM
         seeds = [mix_seed(seed, first + place) for place in range(len(groups))]
         return [part for whole in self._make(self._train, groups, seeds) for part in whole.parts(split, most)]

@@ -22,11 +22,11 @@ from gpu_actor.conversations import (
 from gpu_actor.errors import DataError, NoAnswerError
 from gpu_actor.record_types import Chat, Message, Pair, Plain, Record, shorten
 from gpu_actor.turns import common_length
-from gpu_actor.values import read_answer, read_text, read_tokens
+from gpu_actor.values import read_answer, read_optional_text, read_text, read_tokens
 
 SIDES = ("chosen", "rejected")
 # Columns that hold a prompt in other people's files: beside them, what both answers begin with is not the prompt.
-_QUESTIONS = ("question", "query", "problem", "input", "context", "messages")
+_QUESTIONS = ("question", "query", "problem", "input", "context")
 PAIR_COLUMNS = (SIDES, ("chosen_input_ids", "rejected_input_ids"))
 
 
@@ -131,8 +131,16 @@ def _pair_of_chats(record: Record, before: Sequence[Message], *answers: Sequence
 
 
 def _read_conversations(record: Record) -> Pair:
-    """Two whole conversations: the prompt is what they have in common at the beginning."""
-    sides = [with_system(read_messages(record[side], side), side, record.get("system")) for side in SIDES]
+    """Two whole conversations: the prompt is what they have in common at the beginning.
+
+    Where both sides are answers alone, a prompt beside them that is text is the question.
+    """
+    sides = [read_messages(record[side], side) for side in SIDES]
+    prompt = read_optional_text(record.get("prompt"), "prompt")
+    if prompt is not None and all(message["role"] == "assistant" for side in sides for message in side):
+        question: Message = {"role": "user", "content": prompt}
+        return _pair_of_chats(record, with_system((question,), "prompt", record.get("system")), *sides)
+    sides = [with_system(side, name, record.get("system")) for side, name in zip(sides, SIDES, strict=True)]
     shared = common_length(*sides)
     if not shared:
         raise DataError(
@@ -158,12 +166,11 @@ def _read_texts(record: Record) -> Pair:
     if record.get("prompt") is not None:
         prompt = read_text(record["prompt"], "prompt")
         return Pair(Plain(prompt, chosen), Plain(prompt, rejected))
+    if record.get("messages"):
+        raise DataError("chosen: must be a message, as the prompt is given as messages; write both answers so")
     for field in _QUESTIONS:
         if record.get(field):
-            raise DataError(
-                f"prompt: missing, and {field} may be it; set dataset.columns: {{prompt: {field}}} where that is text, "
-                "or write prompt and answers as lists of messages"
-            )
+            raise DataError(f"prompt: missing, and {field} may be it; set dataset.columns: {{prompt: {field}}}")
     shared = common_length(chosen, rejected)
     if shared and chosen[shared - 1] == " ":  # as in TRL: the blank belongs to the answers
         shared -= 1

@@ -10,7 +10,7 @@ Record = dict[str, Any]
 """The columns of one record by name."""
 
 Message = dict[str, Any]
-"""`role` and `content`; where the file has them, `name`, `tool_calls` and `tool_call_id`;
+"""`role` and `content`; where the file has them, `name`, `tool_calls`, `tool_call_id` and `reasoning_content`;
 `weight` 0 where an answer is not learned."""
 
 

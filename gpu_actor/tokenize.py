@@ -74,6 +74,11 @@ class SampleEncoder:
             lambda messages, prompt: self._template.render(messages, sample.tools, prompt),
             has_generation_prompt="add_generation_prompt" in source,
         )
+        reasoning = [message["reasoning_content"] for message in sample.messages if "reasoning_content" in message]
+        if reasoning and not any(thought.strip() in conversation.text for thought in reasoning):
+            raise DataError(
+                "reasoning_content: the chat template writes none; remove it, or give dataset.chat_template"
+            )
         text, spans = conversation.text, [conversation.find_turn(index) for index in sample.learned]
         # A template that writes nothing behind the last answer would never teach the model to stop.
         last = len(sample.messages) - 1

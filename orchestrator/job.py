@@ -71,7 +71,7 @@ class JobSpec(Strict):
         return value
 
     @model_validator(mode="after")
-    def _early_stop_can_see(self, info: ValidationInfo) -> JobSpec:
+    def _rules_can_act(self, info: ValidationInfo) -> JobSpec:
         wrong = None if info.context == ACCEPTED else _blind_rule(self)
         if wrong:
             raise ValueError(wrong)
@@ -100,8 +100,19 @@ class JobSpec(Strict):
 
 
 def _blind_rule(spec: JobSpec) -> str | None:
-    """Which rule of early stop could never act, in words: it sees nothing, or another one would have to use it."""
+    """Which rule about losses could never act, in words: it sees nothing, or another one would have to use it."""
     rules, training = spec.early_stop, spec.training
+    every, last = training.eval_steps, training.max_steps
+    if every is not None and not spec.dataset.val_size:
+        return (
+            f"training.eval_steps ({every}) does nothing without samples to evaluate on; set dataset.val_size, such as "
+            "0.05, or leave eval_steps out"
+        )
+    if rules.patience is not None and every is not None and last is not None and every > last:
+        return (
+            f"early_stop.patience needs evaluations, and training.eval_steps ({every}) exceeds training.max_steps "
+            f"({last}); lower eval_steps, or leave patience out"
+        )
     if rules.patience is not None and not spec.dataset.val_size:
         return "early_stop.patience needs evaluations; set dataset.val_size, such as 0.05, or leave patience out"
     if rules.min_delta and rules.patience is None:

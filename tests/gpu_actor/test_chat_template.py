@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import trl
+from pydantic import ValidationError
 from sample_files import GOOD, TOKENIZER, VOCAB, load, write
 from sample_tokenizers import CHATML
 
@@ -79,6 +80,12 @@ def test_tools_that_the_template_does_not_write(tmp_path):
     calls = [{"name": "f", "arguments": {}}]
     with pytest.raises(DataError, match=r"writes the tool calls of message 0 \(role assistant\) 0 times"):
         load(write(tmp_path, {"messages": [{"role": "assistant", "content": "", "tool_calls": calls}]}))
+
+
+@pytest.mark.parametrize("value", ["chatml", "tokenizer_default", "chat.j2", "chat.jinja2", "templates/chat", " "])
+def test_what_is_neither_a_template_nor_a_file_is_refused_at_submission(value):
+    with pytest.raises(ValidationError, match=r"is neither a template, which has Jinja's braces, nor the path of a"):
+        DatasetConfig(path="d.jsonl", chat_template=value)
 
 
 # --- the clock ---

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -94,6 +95,45 @@ def test_a_record_may_lack_a_renamed_column_that_is_optional(tmp_path):
     path = write(tmp_path, [{"q": "a"}, {"q": "b", "context": "c"}], "jsonl")
     records = [record for _, record in read(path, columns={"instruction": "q", "input": "context"})]
     assert records == [{"instruction": "a"}, {"instruction": "b", "input": "c"}]
+
+
+def test_a_field_may_stand_under_its_own_name_where_the_renamed_column_is_missing(tmp_path):
+    rows = [{"instruction": "a", "input": "x"}, {"instruction": "b", "context": "y", "input": "z"}]
+    path = write(tmp_path, rows, "jsonl")
+    records = [record for _, record in read(path, columns={"input": "context"})]
+    assert records == [{"instruction": "a", "input": "x"}, {"instruction": "b", "input": "y"}]
+    moved = [record for _, record in read(path, columns={"input": "context", "output": "input"})]
+    assert moved == [{"instruction": "a", "output": "x"}, {"instruction": "b", "input": "y", "output": "z"}]
+
+
+# --- CSV as others write it ---
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"instruction;output\nq;a\n",
+            r"data.csv:1: the header is one column, 'instruction;output'; values are separated",
+        ),
+        (b"instruction\toutput\nq\ta\n", r"data.csv:1: the header is one column, 'instruction\\toutput'; values are"),
+        (
+            b"instruction,output\rq,a\rq,a\r",
+            r"data.csv:1: not valid CSV: .*; its lines end with a carriage return alone",
+        ),
+    ],
+)
+def test_other_separators_and_line_ends_are_named(tmp_path, content, message):
+    path = tmp_path / "data.csv"
+    path.write_bytes(content)
+    assert re.match(message, problem(path))
+
+
+def test_quotes_behind_a_blank_are_no_part_of_a_text(tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_text('prompt,completion\n"a", "b"\n"a"," b"\na, b\n')
+    assert problem(path).startswith("data.csv:2: 'completion': a blank stands before the quotes of ' \"b\"'")
+    assert [record for _, record in read(path)][1:] == [{"prompt": "a", "completion": " b"}] * 2  # a blank is kept
 
 
 # --- JSON in chunks ---

@@ -137,7 +137,7 @@ def test_text_and_tokens():
         (
             "messages",
             {"messages": [user([{"type": "text"}])]},
-            r"messages\[0\]\.content: must be a string, not \[",
+            r"messages\[0\]\.content\[0\]\.text: must be a string, not None",
         ),
         ("messages", {"messages": [user("a"), assistant("")]}, r"messages\[1\]\.content: is empty"),
         ("messages", {"messages": [user("a")]}, r"messages: holds no message of the role assistant"),
@@ -194,7 +194,7 @@ def test_text_and_tokens():
         ),
         (
             "tokens",
-            {"input_ids": [1], "attention_mask": [1]},
+            {"input_ids": [1, 2], "attention_mask": [0, 1]},
             r"attention_mask: not supported .* without padding",
         ),
     ],
@@ -262,6 +262,32 @@ def test_alpaca_with_system_and_history():
 )
 def test_pairs_are_found_where_they_are_wanted(record, pairs, expected):
     assert detect_format(record, pairs) == expected
+
+
+@pytest.mark.parametrize("system", [{}, {"system": "s"}])
+def test_a_prompt_of_text_before_answers_as_messages_is_the_question(system):
+    sides = {"chosen": [assistant("b")], "rejected": [assistant("c")], **system}
+    as_text = read_sample({"prompt": "a", **sides}, "preference", VOCAB)
+    assert as_text == read_sample({"prompt": [user("a")], **sides}, "preference", VOCAB)
+
+
+@pytest.mark.parametrize("field", ["story", "systems_used", "tooling", "put"])
+def test_a_column_of_their_own_is_no_misspelt_field(field):
+    record = {"instruction": "a", "output": "b"}
+    assert read_sample({**record, field: "x"}, "alpaca", VOCAB) == read_sample(record, "alpaca", VOCAB)
+
+
+@pytest.mark.parametrize("field", ["inputs", "sytem", "systems", " input", "histroy"])
+def test_a_misspelt_field_is_named(field):
+    with pytest.raises(DataError, match="unknown field; the format alpaca calls it"):
+        read_sample({"instruction": "a", "output": "b", field: "x"}, "alpaca", VOCAB)
+
+
+def test_turns_that_are_messages_get_a_hint():
+    with pytest.raises(
+        DataError, match=r"from: missing; .*set dataset\.format: messages, .*\{messages: conversations\}"
+    ):
+        read_sample({"conversations": [user("a"), assistant("b")]}, "sharegpt", VOCAB)
 
 
 def test_a_conversation_that_both_sides_begin_with_is_the_prompt():

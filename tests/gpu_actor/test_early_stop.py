@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from gpu_actor.adapter import Tenant
 from gpu_actor.config import AdapterSpec, EarlyStopConfig
@@ -175,6 +176,24 @@ def test_a_run_to_its_end_says_that_its_adapter_is_an_earlier_one(tmp_path):
     best = min(evaluations(spec), key=evaluations(spec).get)
     assert best < 20
     assert report.reason == f"the adapter is that of step {best}, which has the lowest evaluation loss"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_evaluation_loss_that_is_not_finite_fails_the_job(tmp_path, value):
+    """NaN is smaller than nothing: it would be the best loss for ever, and no JSON in metrics.jsonl."""
+    base = tiny_hooked()
+    run_forward = base.hidden
+
+    def hidden(batch):
+        found = run_forward(batch)
+        return found if torch.is_grad_enabled() else found * value
+
+    base.hidden = hidden
+    spec = make_spec(tmp_path, "job", token_rows(10), {"r": 8}, {**OVERFITTING, "max_steps": 20}, {"val_size": 4})
+    report = run(base, make_tenant(base, with_rules(spec, patience=2)))["job"]
+    assert (report.state, report.step) == (TenantState.FAILED, 2)
+    assert report.reason.startswith("the evaluation loss became nan at optimizer step 2")
+    assert "NaN" not in Path(spec.output_dir, "metrics.jsonl").read_text()
 
 
 def test_a_run_that_diverges_fails_alone_with_its_reason(tmp_path):

@@ -80,7 +80,7 @@ def test_a_question_beside_two_answers_is_not_lost(field):
 
 
 def test_messages_beside_two_texts_are_not_lost():
-    with pytest.raises(DataError, match=r"prompt: missing, and messages may be it"):
+    with pytest.raises(DataError, match=r"chosen: must be a message, as the prompt is given as messages"):
         read_sample({"messages": [Q], "chosen": "It is 4", "rejected": "It is 5"}, "preference", VOCAB)
 
 

@@ -67,7 +67,7 @@ AXES = {
     "lora.use_rslora": st.booleans(),
     "lora.target_modules": st.lists(st.text("abcde._-", min_size=1), min_size=1, unique=True) | st.just("all-linear"),
     "dataset.path": st.text(min_size=1).filter(lambda text: text.isprintable() and not text.startswith("~")),
-    "training.eval_steps": st.none() | st.integers(1, 10),
+    "training.max_steps": st.none() | st.integers(1, 10),
     "queue.priority": st.integers(-100, 100),
 }
 GRIDS = st.fixed_dictionaries(

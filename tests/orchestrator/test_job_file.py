@@ -312,7 +312,8 @@ def test_the_jobs_of_a_halved_grid_are_one_group_and_patience_needs_evaluations(
         ("{halving_keep: 0.25}", "halving_keep does nothing without early_stop.halving_steps"),
         ("{group: g}", "group does nothing without early_stop.halving_steps"),
         ("{halving_steps: 10, group: g}\ntraining: {logging_steps: 50}", "set training.logging_steps \\(now 50\\)"),
-        ("{halving_steps: 10, group: g}\ntraining: {logging_steps: 50, eval_steps: 5}", "with dataset.val_size"),
+        ("{halving_steps: 10, group: g}\ntraining: {logging_steps: 50}", "with dataset.val_size"),
+        ("{}\ntraining: {eval_steps: 5}", r"training\.eval_steps \(5\) does nothing without samples to evaluate on"),
     ],
 )
 def test_a_rule_of_early_stop_that_could_never_act_is_refused(tmp_path, rules, words):
@@ -331,3 +332,19 @@ def test_a_halved_grid_may_log_up_to_its_first_rung_or_evaluate(tmp_path):
     ):
         path.write_text(text + rest)
         assert len(load_jobs([path])) == 2
+
+
+def test_options_that_do_something_are_read_and_written_out():
+    early_stop = {"halving_steps": 5, "halving_keep": 0.25, "patience": 2, "min_delta": 0.1}
+    fields = {"early_stop": early_stop, "dataset": {"path": "d.jsonl", "val_size": 2}, "training": {"eval_steps": 5}}
+    jobs = jobs_from_mapping({**MINIMAL, **fields, "grid": {"lora.r": [4, 8]}}, "x", Path("/nowhere"))
+    assert [job.early_stop.group for job in jobs] == [MINIMAL["name"]] * 2
+    for job in (*jobs, *jobs_from_mapping(MINIMAL, "x", Path("/nowhere"))):
+        assert JobSpec.model_validate(yaml.safe_load(job.to_yaml())) == job
+
+
+def test_patience_that_no_evaluation_would_serve_is_refused():
+    dataset, training = {"path": "d.jsonl", "val_size": 2}, {"eval_steps": 50, "max_steps": 20}
+    fields = {**MINIMAL, "early_stop": {"patience": 2}, "dataset": dataset, "training": training}
+    with pytest.raises(JobFileError, match=r"eval_steps \(50\) exceeds training\.max_steps \(20\)"):
+        jobs_from_mapping(fields, "x", Path("/nowhere"))
