@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from gpu_actor.references import fill_references
 from gpu_actor.report import TenantReport, TenantState
 from gpu_actor.step_meter import StepMeter
 from gpu_actor.step_sums import StepSums
+from gpu_actor.token_budget import TokenBudget
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class CoTrainer:
 
     Attributes:
         base: The base model that all tenants share.
-        token_budget: Most tokens of a shared batch; a larger micro-batch goes alone.
+        budget: Most tokens of a shared batch; a larger micro-batch goes alone.
         micro_batch_cap: Most tokens of a micro-batch; a larger one is run in parts. An adapter's rounding depends on
             it, so it is the same on all actors of a kind, and is lowered only where memory runs out.
         memory_limit: Bytes that may be in use; None: no more than the device has.
@@ -47,12 +47,12 @@ class CoTrainer:
 
     def __init__(self, base: BaseModel, token_budget: int | None = None, memory_limit: int | None = None) -> None:
         self.base = base
-        self.token_budget = token_budget or DEFAULT_TOKEN_BUDGET[base.device.type]
+        self.budget = TokenBudget(token_budget or DEFAULT_TOKEN_BUDGET[base.device.type])
         self.micro_batch_cap = MICRO_BATCH_CAP[base.device.type]
         self.memory_limit = memory_limit
         self.meter = StepMeter(base.device)
         self.pressed = 0
-        self._ceiling = sys.maxsize  # of the token budget, once memory was short
+        self._fitted = self.budget.fits  # before the shared batch that is being made
         self.batch_tokens = 0
         self.batch_adapters = 0
         self._tenants: dict[str, Tenant] = {}
@@ -109,7 +109,12 @@ class CoTrainer:
 
     def set_budget(self, tokens: int) -> None:
         """The scheduler's token budget: where more tokens in a shared batch no longer raise the speed."""
-        self.token_budget = min(tokens, self._ceiling)
+        self.budget.wanted = tokens
+
+    @property
+    def token_budget(self) -> int:
+        """Most tokens of a shared batch as things are."""
+        return self.budget.tokens
 
     @property
     def idle(self) -> bool:
@@ -134,6 +139,7 @@ class CoTrainer:
             return
         started = time.monotonic()
         lengths = [len(ids) for tenant, count in chosen for part in tenant.pending[:count] for ids in part.sequences]
+        self._fitted = self.budget.fits
         self.meter.begin()
         ran = self._run_or_isolate(chosen)
         for tenant in self._tenants.values():
@@ -192,31 +198,34 @@ class CoTrainer:
         return [ran for tenant, _ in chosen for ran in self._run_or_isolate([(tenant, 1)])]
 
     def _recover(self, tenant: Tenant, error: Exception) -> list[Tenant]:
-        """A lone micro-batch raised: out of memory runs it in smaller parts, anything else ends the job."""
+        """A lone micro-batch raised: out of memory runs it in smaller parts, anything else ends the job.
+
+        What the others may have in a shared batch is no matter of its: if it is given up, they have what they had.
+        """
         if not is_out_of_memory(error):
             self._fail(tenant, error)
             return []
-        self._lower_budget([(tenant, 1)])
+        self.pressed += 1
+        self.meter.memory.release()
         if max(micro_batch.samples for micro_batch in tenant.pending) > 1:
             tenant.rewind_step(split=tenant.split * 2)
             return self._run_or_isolate([(tenant, 1)])
-        self._fail(tenant, _too_long(tenant.pending))
+        self.budget.fits = self._fitted
+        self._fail(tenant, _too_long(tenant.pending, error))
         return []
 
     def _lower_budget(self, chosen: list[tuple[Tenant, int]]) -> None:
         """This many tokens were too many: compose smaller shared batches from now on."""
         tokens = sum(micro_batch.tokens for tenant, count in chosen for micro_batch in tenant.pending[:count])
         self.pressed += 1
-        self._ceiling = min(self._ceiling, max(1, tokens // 2))
-        self.set_budget(self.token_budget)
+        self.budget.ran_out(tokens)
         logger.warning("out of memory at %d tokens; shared batches now hold at most %d", tokens, self.token_budget)
         self.meter.memory.release()
 
     def _shrink(self, tokens: int, why: str) -> None:
         """Shared batches and micro-batches hold at most so many tokens from now on."""
         self.pressed += 1
-        self._ceiling = min(self._ceiling, tokens)
-        self.set_budget(self.token_budget)
+        self.budget.passed_limit(tokens)
         self.micro_batch_cap = min(self.micro_batch_cap, tokens)
         for tenant in self._tenants.values():
             tenant.limit_micro_batches(self.micro_batch_cap)
@@ -275,7 +284,7 @@ class CoTrainer:
             elif not is_out_of_memory(found):
                 raise found
             elif micro_batch.samples == 1:
-                raise _too_long([micro_batch])
+                raise _too_long([micro_batch], found)
             else:
                 self.meter.memory.release()
                 waiting.extendleft(reversed(micro_batch.parts(2)))
@@ -304,6 +313,7 @@ class CoTrainer:
         self.meter.forget(tenant.spec.job_id)
         self._ended[tenant.spec.job_id] = tenant.report(state, reason)
         del self._tenants[tenant.spec.job_id]
+        self.budget.adapter_left()
 
     # -- speed ---------------------------------------------------------------------------------------------------
 
@@ -328,13 +338,13 @@ def _attempt(work: Callable[[], _Result]) -> _Result | Exception:
         return error.with_traceback(None)
 
 
-def _too_long(micro_batches: Sequence[MicroBatch]) -> OutOfMemoryError:
+def _too_long(micro_batches: Sequence[MicroBatch], error: Exception) -> OutOfMemoryError:
     """The smallest possible micro-batch ran out of memory."""
     longest = max(micro_batches, key=lambda micro_batch: micro_batch.tokens)
     what = "sample" if longest.pairs is None else "preference pair"
     return OutOfMemoryError(
-        f"one {what} of {longest.tokens} tokens does not fit into the actor's memory; lower training.cutoff_len or "
-        f"lora.r, or use an actor with more memory"
+        f"one {what} of {longest.tokens} tokens does not fit into the actor's memory; lower training.cutoff_len if "
+        f"that is long, else lora.r, or use an actor with more memory ({one_line(error)})"
     )
 
 

@@ -8,6 +8,7 @@ import torch
 
 from gpu_actor.base_model import BaseModel
 from gpu_actor.report import TenantState
+from gpu_actor.token_budget import TokenBudget
 from gpu_actor.trainer import CoTrainer
 from support.engine import flat, make_spec, make_tenant, run_all, tiny_hooked
 from support.oracle import metric_rows, same_bytes
@@ -212,7 +213,50 @@ def test_running_out_of_memory_costs_a_smaller_batch_never_a_job(tmp_path, devic
     assert reports["mine"].state is TenantState.SUCCEEDED
     torch.testing.assert_close(flat(mine), expected, atol=1e-5, rtol=0)
     assert reports["neighbour"].state is TenantState.FAILED
-    assert "does not fit into the actor's memory; lower training.cutoff_len" in reports["neighbour"].reason
+    assert (
+        "does not fit into the actor's memory; lower training.cutoff_len if that is long" in reports["neighbour"].reason
+    )
+
+
+def test_a_job_that_fits_into_no_memory_leaves_the_others_the_token_budget_that_they_had(tmp_path):
+    """One adapter runs out of memory however little of it is run, for its rank say; the others' batches fit."""
+    base = tiny_hooked()
+    rules = {"max_steps": 12, "per_device_train_batch_size": 4}
+    good = [make_tenant(base, make_spec(tmp_path, f"good-{i}", None, {"r": 4}, rules)) for i in range(3)]
+    bad = make_tenant(base, make_spec(tmp_path, "bad", None, {"r": 4}, rules))
+    run_forward = base.hidden
+
+    def hidden(batch):
+        if any(segment.weights is bad.weights for segment in batch.segments):
+            raise torch.OutOfMemoryError("tried to allocate 7 GiB")
+        return run_forward(batch)
+
+    base.hidden = hidden
+    trainer = CoTrainer(base, 1024)
+    for tenant in (*good, bad):
+        trainer.attach(tenant)
+    trainer.step()
+    (report,) = (report for report in trainer.reports() if report.state is TenantState.FAILED)
+    assert report.job_id == "bad"
+    assert "tried to allocate 7 GiB" in report.reason
+    assert trainer.pressed > 1
+    assert trainer.token_budget == 1024
+    trainer.step()
+    assert trainer.batch_adapters == 3
+
+
+def test_a_token_budget_that_memory_lowered_rises_when_an_adapter_leaves_but_not_above_the_limit():
+    budget = TokenBudget(1000)
+    budget.ran_out(600)
+    assert budget.tokens == 300
+    budget.adapter_left()
+    assert budget.tokens == 600
+    budget.passed_limit(400)
+    for _ in range(100):
+        budget.adapter_left()
+    assert budget.tokens == 400
+    budget.wanted = 50
+    assert budget.tokens == 50
 
 
 def test_a_backward_that_breaks_off_half_way_leaves_no_gradient_behind(tmp_path, monkeypatch):
