@@ -15,6 +15,7 @@ from gpu_actor.adapter import Tenant
 from gpu_actor.base_model import BaseModel
 from gpu_actor.batch import MicroBatch, pack
 from gpu_actor.composer import Candidate, compose
+from gpu_actor.device_errors import is_device_lost, is_out_of_memory
 from gpu_actor.errors import LorayError, OutOfMemoryError
 from gpu_actor.footprint import DEFAULT_TOKEN_BUDGET, MICRO_BATCH_CAP
 from gpu_actor.inspect_base import one_line
@@ -28,7 +29,6 @@ from gpu_actor.token_budget import TokenBudget
 logger = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
-_CPU_IS_FULL = ("can't allocate memory", "not enough memory")
 _SPEED_WINDOW = 20  # shared batches over which the actor's speed is averaged
 
 
@@ -133,7 +133,11 @@ class CoTrainer:
     # -- one shared batch ----------------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """Make one shared batch: compose, forward, backward; then finish the optimizer steps that are complete."""
+        """Make one shared batch: compose, forward, backward; then finish the optimizer steps that are complete.
+
+        What a job does wrong ends that job. An error after which nothing runs on the device any more
+        (`is_device_lost`) is raised: this process is of no use to any job.
+        """
         chosen = self._choose()
         if not chosen:
             return
@@ -307,6 +311,8 @@ class CoTrainer:
             self._end(tenant, TenantState.SUCCEEDED, tenant.stop_reason)
 
     def _fail(self, tenant: Tenant, error: Exception) -> None:
+        if is_device_lost(error):  # nobody's fault that could be told; all go on from their checkpoints elsewhere
+            raise error
         self._end(tenant, TenantState.FAILED, reason_of(error))
 
     def _end(self, tenant: Tenant, state: TenantState, reason: str | None = None) -> None:
@@ -334,6 +340,8 @@ def _attempt(work: Callable[[], _Result]) -> _Result | Exception:
     try:
         return work()
     except Exception as error:
+        if is_device_lost(error):
+            raise
         logger.debug("a forward failed", exc_info=True)
         return error.with_traceback(None)
 
@@ -351,12 +359,3 @@ def _too_long(micro_batches: Sequence[MicroBatch], error: Exception) -> OutOfMem
 def reason_of(error: Exception) -> str:
     """A failure in words: Loray's own errors as they are, others with their type."""
     return str(error) if isinstance(error, LorayError) else f"{type(error).__name__}: {one_line(error)}"
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error of torch means that memory ran out, on an accelerator or on the CPU.
-
-    Torch's allocator on a CPU raises a RuntimeError, with other words on Windows than elsewhere.
-    """
-    text = str(error).lower()
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in text for words in _CPU_IS_FULL)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from gpu_actor.base_model import BaseModel
+from gpu_actor.device_errors import is_device_lost, is_out_of_memory
 from gpu_actor.report import TenantState
 from gpu_actor.token_budget import TokenBudget
 from gpu_actor.trainer import CoTrainer
@@ -243,6 +244,33 @@ def test_a_job_that_fits_into_no_memory_leaves_the_others_the_token_budget_that_
     assert trainer.token_budget == 1024
     trainer.step()
     assert trainer.batch_adapters == 3
+
+
+@pytest.mark.parametrize("where", ["forward", "optimizer"])
+def test_an_error_after_which_nothing_runs_on_the_device_is_charged_to_no_job(tmp_path, where):
+    base = tiny_hooked()
+    tenants = [make_tenant(base, mine_spec(tmp_path)), make_tenant(base, neighbour_spec(tmp_path))]
+
+    def fails(*_):
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    if where == "forward":
+        base.hidden = fails
+    else:
+        tenants[1].optimizer.step = fails
+    trainer = CoTrainer(base)
+    for tenant in tenants:
+        trainer.attach(tenant)
+    with pytest.raises(torch.AcceleratorError):
+        trainer.step()
+    assert {report.state for report in trainer.reports()} == {TenantState.TRAINING}
+
+
+@pytest.mark.parametrize("words", ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"])
+def test_a_device_that_is_only_full_is_not_lost(words):
+    assert is_out_of_memory(RuntimeError(words))
+    assert not is_device_lost(torch.AcceleratorError(words))
+    assert not is_device_lost(RuntimeError("index out of range in self"))
 
 
 def test_a_token_budget_that_memory_lowered_rises_when_an_adapter_leaves_but_not_above_the_limit():
