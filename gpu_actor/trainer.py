@@ -152,6 +152,7 @@ class CoTrainer:
             tenant.left_out = 0
             if not tenant.pending:
                 self._complete(tenant)
+        self.base.rest()
         self._measured(chosen, lengths)
         self._speed.append((time.monotonic() - started, self.batch_tokens))
 

@@ -1,5 +1,8 @@
 """Memory: what is measured, what is predicted, and what an actor does at its limit."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -154,6 +157,21 @@ def test_an_actor_pressed_to_its_limit_makes_smaller_batches_and_loses_no_job(tm
     assert peaks[0] > trainer.memory_limit > max(peaks[len(peaks) // 2 :]) - 0.1 * taken
     trainer.set_budget(8192)  # the scheduler knows less than the actor has seen
     assert trainer.token_budget < 8192
+
+
+def test_what_has_ended_is_freed_the_base_model_too(tmp_path):
+    base = tiny_hooked()
+    tenant = make_tenant(base, make_spec(tmp_path, "a", None, {"r": 8}, {"max_steps": 2}))
+    trainer = run_all(base, [tenant])
+    trainer.forget("a")
+    ended = [weakref.ref(tenant), weakref.ref(tenant.weights)]
+    del tenant
+    gc.collect()
+    assert [kept() for kept in ended] == [None, None]
+    unused = weakref.ref(base)
+    del base, trainer
+    gc.collect()
+    assert unused() is None
 
 
 def test_a_limit_that_is_kept_changes_no_bit(tmp_path):
