@@ -6,8 +6,9 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from gpu_actor.adapter_shapes import adapter_activation_bytes
+from gpu_actor.adapter_shapes import adapter_activation_bytes, frozen_values
 from gpu_actor.batch import MicroBatch, pack
 from gpu_actor.composer import split_samples
 from gpu_actor.footprint import (
@@ -72,6 +73,37 @@ def test_counted_activations_are_what_autograd_keeps(kind, tmp_path):
     assert predicted == pytest.approx(real, rel=0.03)
 
 
+class LivingBytes(TorchDispatchMode):
+    """The most bytes that results of torch's functions take at a time, views left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.alive, self.peak = {}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and not result._is_view() and result.data_ptr() not in self.alive:
+            place = result.data_ptr()
+            self.alive[place] = result.untyped_storage().nbytes()
+            weakref.finalize(result, self.alive.pop, place, None)
+            self.peak = max(self.peak, sum(self.alive.values()))
+        return result
+
+
+def test_measuring_doras_lengths_takes_the_bytes_that_are_predicted():
+    """On a base of 16 bits: one adapted weight in fp32, and no copy of the base's beside it."""
+    base = tiny_hooked(dtype=torch.bfloat16)
+    lora = LoraConfig(r=2, use_dora=True, target_modules=["up_proj"])
+    weights = base.new_adapter(lora)
+    weights.initialise(0)
+    index = next(iter(weights.layers))
+    layer = weights._bases[index]
+    with LivingBytes() as living:
+        norm = weights.weight_norm(index, layer)
+    assert living.peak <= 4 * frozen_values(base.description, lora) + 2 * norm.nbytes
+    torch.testing.assert_close(norm, torch.linalg.vector_norm(layer.weight.float(), dim=1))
+
+
 LINEARS = tuple(LinearShape(f"model.layers.{i}.mlp.up_proj", 64, 100) for i in range(2))
 BASE = BaseDescription("tiny", "llama", LINEARS, 64, 2, 128, 100_000)
 
@@ -88,8 +120,10 @@ def test_attention_that_is_not_fused_costs_the_square_of_the_longest():
     assert long - short == 1000 * 490
 
 
-def test_dropout_masks_count():
-    plain, masked = (LoraConfig(r=4, lora_dropout=p) for p in (0.0, 0.1))
+@pytest.mark.parametrize("kind", [{}, {"peft_type": "VERA"}])
+def test_dropout_masks_count(kind):
+    field = "vera_dropout" if kind else "lora_dropout"
+    plain, masked = (LoraConfig(r=4, **kind, **{field: p}) for p in (0.0, 0.1))
     extra = adapter_activation_bytes(BASE, masked, 10) - adapter_activation_bytes(BASE, plain, 10)
     assert extra == 10 * 2 * 64
 
