@@ -148,13 +148,18 @@ class GpuActor:
     # -- preparing: in the second thread -------------------------------------------------------------------------
 
     def _prepare(self, spec: AdapterSpec, attempt: int) -> None:
+        while self._base is None or self._trainer is None:  # the base is still loading
+            if self._stopping.wait(_IDLE_WAIT_S):
+                return
+            if self._state == "failed":
+                self._cannot_start(spec, attempt, RuntimeError(self._reason))
+                return
+        with self._trainer.meter.disturbed():
+            self._load_and_make(self._base, spec, attempt)
+
+    def _load_and_make(self, base: BaseModel, spec: AdapterSpec, attempt: int) -> None:
         try:
-            while self._base is None:  # the base is still loading
-                if self._stopping.wait(_IDLE_WAIT_S):
-                    return
-                if self._state == "failed":
-                    raise RuntimeError(self._reason)
-            make = partial(self._make_tenant, self._base, spec, attempt, self._load_data(self._base, spec))
+            make = partial(self._make_tenant, base, spec, attempt, self._load_data(base, spec))
         except Exception as error:
             self._cannot_start(spec, attempt, error)
             return

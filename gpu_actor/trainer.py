@@ -161,7 +161,7 @@ class CoTrainer:
         adapters = sum(tenant.weights.bytes_in_training for tenant in self._tenants.values())
         whole = self.batch_tokens == sum(lengths) and self.batch_adapters == len(chosen)
         self.meter.end([tenant.spec.job_id for tenant, _ in chosen], lengths, adapters, whole=whole)
-        if self.memory_limit is not None and self.meter.peak > self.memory_limit:
+        if self.memory_limit is not None and self.meter.alone and self.meter.peak > self.memory_limit:
             self._heed_limit(self.memory_limit, sum(lengths))
 
     def _heed_limit(self, limit: int, tokens: int) -> None:
@@ -258,8 +258,9 @@ class CoTrainer:
         """All micro-batches of a tenant's optimizer step have run."""
         try:
             tenant.finish_step()
-            with self.meter.aside():
-                self._after_step(tenant)
+            if tenant.wants_evaluation or tenant.finished or tenant.wants_checkpoint:
+                with self.meter.aside():
+                    self._after_step(tenant)
         except Exception as error:
             self._fail(tenant, error)
 

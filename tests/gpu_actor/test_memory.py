@@ -1,6 +1,7 @@
 """Memory: what is measured, what is predicted, and what an actor does at its limit."""
 
 import gc
+import time
 import weakref
 
 import numpy as np
@@ -222,12 +223,24 @@ def test_a_limit_that_is_kept_changes_no_bit(tmp_path):
 
 
 def test_samples_leave_the_warm_up_and_evaluations_out(tmp_path):
+    """An evaluation that takes 128 MiB and a third of a second, of a model that takes next to nothing."""
     base = tiny_hooked()
     training = {"max_steps": 6, "per_device_train_batch_size": 2, "eval_steps": 1}
     spec = make_spec(tmp_path, "a", token_rows(12, seed=2), None, training, {"val_size": 4})
     trainer = CoTrainer(base)
+    evaluate = trainer._evaluate
+
+    def at_length(micro_batches):
+        block = np.ones(128 * MIB, dtype=np.uint8)
+        time.sleep(0.3)
+        del block
+        return evaluate(micro_batches)
+
+    trainer._evaluate = at_length
     tenant = make_tenant(base, spec)
     trainer.attach(tenant)
+    trainer.meter.memory.release()
+    idle = trainer.meter.memory.used()
     while not trainer.idle:
         trainer.step()
     samples = trainer.meter.take()
@@ -237,5 +250,21 @@ def test_samples_leave_the_warm_up_and_evaluations_out(tmp_path):
         assert sample.adapters == 1
         assert sample.adapter_bytes == tenant.weights.bytes_in_training
         assert 0 < sample.tokens <= sample.squares
-        assert 0 < sample.seconds < 5
-        assert sample.peak_bytes > sample.adapter_bytes
+        assert 0 < sample.seconds < 0.3
+        assert sample.adapter_bytes < sample.peak_bytes < idle + 64 * MIB
+    assert trainer.meter.highest > idle + 100 * MIB
+    assert not trainer.meter._warm, "an adapter that has ended is no longer warm"
+
+
+def test_what_others_load_meanwhile_is_no_sample_and_makes_nobodys_batches_smaller(tmp_path):
+    base = tiny_hooked()
+    trainer = CoTrainer(base, memory_limit=1)  # whatever is done is above it
+    trainer.attach(make_tenant(base, make_spec(tmp_path, "a", None, None, {"max_steps": 9})))
+    cap = trainer.micro_batch_cap
+    with trainer.meter.disturbed():
+        for _ in range(3):
+            trainer.step()
+    assert (trainer.pressed, trainer.micro_batch_cap, trainer.meter.take()) == (0, cap, ())
+    trainer.step()
+    assert trainer.pressed == 1
+    assert len(trainer.meter.take()) == 1
