@@ -99,7 +99,8 @@ def test_detach_while_still_preparing(tmp_path, tiny_base):
     try:
         actor.attach(make_spec(tmp_path, "early", token_rows(10), {"r": 4}, LONG).model_dump(), 1)
         actor.detach("early", keep=False)
-        assert wait_for(actor, has("early", TenantState.CANCELLED))["early"].step <= 1
+        assert actor.report().state == "loading"
+        assert wait_for(actor, has("early", TenantState.CANCELLED))["early"].step == 0
     finally:
         actor.stop()
 
