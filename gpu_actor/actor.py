@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from gpu_actor.config import ActorOptions, AdapterSpec
@@ -26,6 +26,7 @@ from gpu_actor.report import ActorReport, TenantReport, TenantState
 if TYPE_CHECKING:
     from gpu_actor.adapter import Tenant
     from gpu_actor.base_model import BaseModel
+    from gpu_actor.dataset import LoadedDataset
     from gpu_actor.trainer import CoTrainer
 
 logger = logging.getLogger(__name__)
@@ -149,27 +150,35 @@ class GpuActor:
     # -- preparing: in the second thread -------------------------------------------------------------------------
 
     def _prepare(self, spec: AdapterSpec, attempt: int) -> None:
-        try:
-            while self._base is None:  # the base is still loading
-                if self._stopping.wait(_IDLE_WAIT_S):
-                    return
-                if self._state == "failed":
-                    raise RuntimeError(self._reason)
-            tenant = self._make_tenant(self._base, spec, attempt)
-        except Exception as error:
-            from gpu_actor.trainer import reason_of
+        while self._base is None or self._trainer is None:  # the base is still loading
+            if self._stopping.wait(_IDLE_WAIT_S):
+                return
+            if self._state == "failed":
+                self._cannot_start(spec, attempt, RuntimeError(self._reason))
+                return
+        with self._trainer.meter.disturbed():
+            self._load_and_make(self._base, spec, attempt)
 
-            logger.info("job %s cannot start", spec.name, exc_info=True)
-            self._set_prepared(
-                spec.job_id, TenantReport(spec.job_id, attempt, TenantState.FAILED, reason=reason_of(error))
-            )
+    def _load_and_make(self, base: BaseModel, spec: AdapterSpec, attempt: int) -> None:
+        try:
+            make = partial(self._make_tenant, base, spec, attempt, self._load_data(base, spec))
+        except Exception as error:
+            self._cannot_start(spec, attempt, error)
+            return
+        try:
+            tenant = make()
+        except Exception as error:
+            from gpu_actor.device_errors import is_out_of_memory
+
+            if is_out_of_memory(error):  # a shared batch has the memory: once more, between two of them
+                self._notes.put(lambda: self._make_and_attach(spec, attempt, make))
+            else:
+                self._cannot_start(spec, attempt, error)
             return
         self._notes.put(lambda: self._attach(tenant))
 
-    def _make_tenant(self, base: BaseModel, spec: AdapterSpec, attempt: int) -> Tenant:
-        from gpu_actor.adapter import Tenant
+    def _load_data(self, base: BaseModel, spec: AdapterSpec) -> LoadedDataset:
         from gpu_actor.dataset import load_dataset
-        from gpu_actor.references import read_reference
         from gpu_actor.start_adapter import check_adapter_fits
 
         check_adapter_fits(base.description, spec.lora)
@@ -178,7 +187,21 @@ class GpuActor:
         if known.positions is not None and data.longest > known.positions:
             remark = "job %s: a sample has %d tokens; the base model was made for %d positions"
             logger.warning(remark, spec.name, data.longest, known.positions)
+        return data
+
+    def _make_tenant(self, base: BaseModel, spec: AdapterSpec, attempt: int, data: LoadedDataset) -> Tenant:
+        from gpu_actor.adapter import Tenant
+        from gpu_actor.references import read_reference
+
         return Tenant(spec, attempt, base.new_adapter(spec.lora), data, read_reference(base, spec))
+
+    def _cannot_start(self, spec: AdapterSpec, attempt: int, error: Exception) -> None:
+        from gpu_actor.trainer import reason_of
+
+        self._end_if_lost(error)
+        logger.info("job %s cannot start", spec.name, exc_info=error)
+        failed = TenantReport(spec.job_id, attempt, TenantState.FAILED, reason=reason_of(error))
+        self._set_prepared(spec.job_id, failed)
 
     @lru_cache(maxsize=1)  # noqa: B019 - the actor lives as long as its process
     def _tokenizer(self) -> Any:
@@ -203,15 +226,23 @@ class GpuActor:
     def _attach(self, tenant: Tenant) -> None:
         job_id = tenant.spec.job_id
         with self._lock:
-            current = self._attempts.get(job_id) == tenant.attempt
+            if self._attempts.get(job_id) != tenant.attempt or self._trainer is None:
+                return  # a wish that came since belongs to the newer attempt
             keep = self._unwanted.pop(job_id, None)
-        if not current or self._trainer is None:
-            return
         self._trainer.attach(tenant)
         if keep is not None:
             self._trainer.detach(job_id, keep=keep)
         self._publish()
         self._set_prepared(job_id, None)
+
+    def _make_and_attach(self, spec: AdapterSpec, attempt: int, make: Callable[[], Tenant]) -> None:
+        self._memory.release()
+        try:
+            tenant = make()
+        except Exception as error:
+            self._cannot_start(spec, attempt, error)
+        else:
+            self._attach(tenant)
 
     def _detach(self, job_id: str, keep: bool) -> None:
         if self._trainer is not None:
@@ -239,7 +270,8 @@ class GpuActor:
             try:
                 if self._trainer is not None:
                     self._trainer.step()
-            except Exception:  # the trainer ends a bad job by itself; whatever else happens must not end the others
+            except Exception as error:  # the trainer ends a bad job by itself; nothing else must end the others
+                self._end_if_lost(error)
                 logger.exception("a shared batch failed outside any job")
                 self._stopping.wait(_IDLE_WAIT_S)
             self._publish()
@@ -284,10 +316,22 @@ class GpuActor:
         try:
             note = self._notes.get(timeout=_IDLE_WAIT_S) if idle else self._notes.get_nowait()
             while True:
-                note()
+                try:
+                    note()
+                except Exception as error:
+                    self._end_if_lost(error)
+                    logger.exception("what was asked of the actor could not be done")
                 note = self._notes.get_nowait()
         except queue.Empty:
             return
+
+    def _end_if_lost(self, error: Exception) -> None:
+        """End the process if nothing runs on its device any more; it is started anew, and the jobs go on."""
+        from gpu_actor.device_errors import is_device_lost
+
+        if is_device_lost(error):
+            logger.critical("the device is lost, so this process ends: jobs go on from checkpoints", exc_info=error)
+            os._exit(1)
 
     def _publish(self) -> None:
         from gpu_actor.footprint import weight_bytes

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import time
 from collections import deque
@@ -35,6 +36,8 @@ from gpu_actor.step_sums import StepSums
 
 if TYPE_CHECKING:
     from gpu_actor.dataset import LoadedDataset
+
+logger = logging.getLogger(__name__)
 
 _RATE_WINDOW = 20  # optimizer steps over which tokens/s and the time left are averaged
 
@@ -101,6 +104,7 @@ class Tenant:
 
     def _start(self) -> checkpoint.Progress:
         self.output_dir.mkdir(parents=True, exist_ok=True)
+        checkpoint.remove_drafts(self.output_dir)
         found = checkpoint.load_checkpoint(
             self.output_dir, self.weights, self.optimizer, self.scheduler, self._data_digest
         )
@@ -274,16 +278,23 @@ class Tenant:
         return self.progress.step % self.spec.training.save_steps == 0 and not self.finished
 
     def save_checkpoint(self) -> None:
-        """Write a checkpoint of the last complete optimizer step."""
-        checkpoint.save_checkpoint(
-            self.output_dir,
-            self.weights,
-            self.spec.base_model,
-            self.optimizer,
-            self.scheduler,
-            self.progress,
-            self._data_digest,
-        )
+        """Write a checkpoint of the last complete optimizer step.
+
+        Where that cannot be done, on a full disk say, the job goes on: from the older one, should it have to.
+        """
+        try:
+            checkpoint.save_checkpoint(
+                self.output_dir,
+                self.weights,
+                self.spec.base_model,
+                self.optimizer,
+                self.scheduler,
+                self.progress,
+                self._data_digest,
+            )
+        except OSError as error:
+            logger.warning("job %s: no checkpoint at step %d: %s", self.spec.name, self.progress.step, error)
+            return
         self._saved_best = self.progress.watch.best_step
         checkpoint.keep_best(self.output_dir, {self._saved_best})
 

@@ -106,6 +106,6 @@ def adapter_activation_bytes(base: BaseDescription, lora: LoraConfig, tokens: in
     """
     per_token = 0
     for layer in plan_layers(base, lora):
-        masks = layer.in_features if lora.lora_dropout > 0 else 0
+        masks = layer.in_features if lora.dropout > 0 else 0
         per_token += 4 * (layer.rank + (layer.out_features if lora.use_dora else 0)) + masks
     return tokens * per_token

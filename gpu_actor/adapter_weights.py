@@ -139,7 +139,8 @@ class AdapterWeights:
     def weight_norm(self, index: int, base: nn.Module) -> torch.Tensor:
         """Length of every output's weights, adapter included: the norm over the inputs of W + s B A, as [out]."""
         a, b = self.layers[index][:2]
-        adapted = torch.addmm(dense_weight(base).to(a.dtype), b, a, alpha=self.plans[index].scaling)
+        adapted = torch.mm(b, a).mul_(self.plans[index].scaling)
+        adapted += dense_weight(base)  # a weight of fewer bits becomes no copy of its own
         return torch.linalg.vector_norm(adapted, dim=1)  # type: ignore[no-any-return]
 
     def zero_grad(self) -> None:

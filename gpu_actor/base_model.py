@@ -110,6 +110,10 @@ class BaseModel:
         parts = [self._run(piece) for piece in reversed(self._pieces(batch))]
         return parts[0] if len(parts) == 1 else torch.cat(parts[::-1], dim=1)
 
+    def rest(self) -> None:
+        """Let go of the adapters of the latest forward: its backward is made, or will not be."""
+        self._routing.begin((), (), False)
+
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """The model's own output head: hidden states [n, hidden] -> logits [n, vocabulary]."""
         return self._head_model(inputs_embeds=hidden[None], use_cache=False).logits[0]  # type: ignore[no-any-return]
@@ -176,7 +180,8 @@ class BaseModel:
 
     def _use_packed_attention(self) -> WindowsSeen:
         name = f"loray_packed_{next(_instances)}"
-        seen = register_packed_attention(name, lambda: self._routing.lengths)
+        routing = self._routing  # not the base model itself: what is registered stays as long as the process
+        seen = register_packed_attention(name, lambda: routing.lengths)
         self.model.set_attn_implementation(name)
         return seen
 

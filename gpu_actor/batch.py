@@ -116,7 +116,8 @@ class Segment:
         loss_lengths: How many of them belong together, in order: all of them, or for pairs each pair's chosen and
             rejected answer (and the chosen side's prompt, where that is learned).
         loss_scale: As in `MicroBatch`.
-        dropout: Rows and seed of each sequence, in order, padding included where there is some; None: no dropout.
+        dropout: Of each sequence, in order, its length, its rows (padding included where there is some), and the seed
+            of its mask; None: no dropout.
         pairs: As in `MicroBatch`.
         references: fp64 [pairs, 2], log-probabilities of chosen and rejected under the reference, if there is one.
     """
@@ -128,7 +129,7 @@ class Segment:
     targets: torch.Tensor
     loss_lengths: tuple[int, ...]
     loss_scale: float
-    dropout: tuple[tuple[int, int], ...] | None
+    dropout: tuple[tuple[int, int, int], ...] | None
     pairs: PairTask | None = None
     references: torch.Tensor | None = None
 
@@ -180,6 +181,7 @@ def _segment(micro_batch: MicroBatch, start: int, device: torch.device) -> Segme
     rows = np.concatenate([rows for rows, _ in positions])
     targets = np.concatenate([targets for _, targets in positions]).astype(np.int64)
     references, seeds = None, micro_batch.dropout_seeds
+    lengths = [len(sequence) for sequence in micro_batch.sequences]
     if pairs is not None and pairs.references is not None:
         references = torch.from_numpy(pairs.references.of(pairs.numbers)).to(device)
     return Segment(
@@ -190,7 +192,7 @@ def _segment(micro_batch: MicroBatch, start: int, device: torch.device) -> Segme
         targets=torch.from_numpy(targets).to(device),
         loss_lengths=(len(rows),) if pairs is None else tuple(len(rows) for rows, _ in positions),
         loss_scale=micro_batch.loss_scale,
-        dropout=None if seeds is None else tuple(zip(map(len, micro_batch.sequences), seeds, strict=True)),
+        dropout=None if seeds is None else tuple(zip(lengths, lengths, seeds, strict=True)),
         pairs=pairs,
         references=references,
     )

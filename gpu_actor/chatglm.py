@@ -25,6 +25,7 @@ _SIZES = (
     "num_attention_heads",
     "seq_length",
 )
+_SIZES_IF_GIVEN = ("multi_query_group_num", "kv_channels")
 # What Glm cannot do otherwise: field -> the only value that is allowed, which is also the original's default.
 _FIXED = {
     "post_layer_norm": True,
@@ -114,7 +115,8 @@ def _check(raw: Mapping[str, Any], ref: str) -> None:
         raise BaseModelError(
             f"base_model: {ref}: a first-generation ChatGLM-6B, another network; allowed: ChatGLM2, ChatGLM3, GLM-4"
         )
-    for field in _SIZES:
+    given = [field for field in _SIZES_IF_GIVEN if raw.get(field) is not None]
+    for field in (*_SIZES, *given):
         value = raw.get(field)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise BaseModelError(
@@ -130,7 +132,7 @@ def _check(raw: Mapping[str, Any], ref: str) -> None:
 def _key_value_heads(raw: Mapping[str, Any]) -> int:
     if not raw.get("multi_query_attention", False):
         return int(raw["num_attention_heads"])
-    return int(raw.get("multi_query_group_num", 1))
+    return int(raw.get("multi_query_group_num") or 1)
 
 
 def _rope(raw: Mapping[str, Any], ref: str) -> dict[str, Any]:

@@ -73,18 +73,25 @@ def save_checkpoint(
 
     Returns:
         The checkpoint's folder.
+
+    Raises:
+        OSError: It cannot be written; the older one stands.
     """
     final = output_dir / f"checkpoint-{progress.step}"
     if not final.exists():
         draft = output_dir / f".{final.name}.{os.getpid()}.tmp"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        save_adapter(draft, weights, base_model)
-        write_tensors(draft / OPTIMIZER_FILE, _moments(optimizer))
-        state = {"progress": asdict(progress), "scheduler": scheduler.state_dict(), "data": data}
-        write_json(draft / STATE_FILE, state)
-        sync_folder(draft)
-        os.rename(draft, final)
+        try:
+            save_adapter(draft, weights, base_model)
+            write_tensors(draft / OPTIMIZER_FILE, _moments(optimizer))
+            state = {"progress": asdict(progress), "scheduler": scheduler.state_dict(), "data": data}
+            write_json(draft / STATE_FILE, state)
+            sync_folder(draft)
+            os.rename(draft, final)
+        except Exception:
+            shutil.rmtree(draft, ignore_errors=True)  # a full disk should not stay full of half a checkpoint
+            raise
         sync_folder(output_dir)
     folders = _checkpoints(output_dir)
     for old in folders[: folders.index(final)]:  # a newer one belongs to a newer attempt
@@ -174,6 +181,11 @@ def remove_checkpoints(output_dir: Path) -> None:
     keep_best(output_dir, ())
     for folder in _checkpoints(output_dir):
         _remove(folder)
+    remove_drafts(output_dir)
+
+
+def remove_drafts(output_dir: Path) -> None:
+    """Remove what processes that have ended were writing or removing."""
     for draft in output_dir.glob(".checkpoint-*.tmp"):
         shutil.rmtree(draft, ignore_errors=True)
 

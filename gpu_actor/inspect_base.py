@@ -157,17 +157,22 @@ def _is_packed(module: Any) -> bool:
 def adaptable_linears(model: Any) -> dict[str, Any]:
     """Every linear layer of a model but its output head, by module name, in the model's order.
 
-    GPT-2's Conv1D is a linear layer with its weight transposed, and counts.
+    GPT-2's Conv1D is a linear layer with its weight transposed, and counts. A router that derives from `nn.Linear`
+    and does more than its product is none.
     """
+    head = model.get_output_embeddings()
+    return {name: module for name, module in model.named_modules() if _is_linear(module) and module is not head}
+
+
+def _is_linear(module: Any) -> bool:
+    """Whether a module's forward is a product with its weight and no more."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
-    head = model.get_output_embeddings()
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head
-    }
+    kind = type(module)
+    known = kind.__module__.startswith(("transformers.models.falcon.", "bitsandbytes."))  # their forwards are products
+    own = kind.forward is not torch.nn.Linear.forward and not known
+    return isinstance(module, Conv1D) or (isinstance(module, torch.nn.Linear) and not own)
 
 
 def expert_weights(model: Any) -> list[str]:

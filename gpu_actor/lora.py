@@ -18,6 +18,7 @@ from torch import nn
 from gpu_actor.adapter_weights import Variant
 from gpu_actor.base_linear import base_product, base_product_backward, is_transposed
 from gpu_actor.dora import DoraUpdate
+from gpu_actor.errors import BaseModelError
 from gpu_actor.low_rank import LowRankUpdate, Saved
 from gpu_actor.pissa import PissaUpdate
 from gpu_actor.routing import Routing
@@ -74,6 +75,10 @@ class _MultiAdapterLinear(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, _anchor: torch.Tensor, layer: MultiAdapterLinear, segments: tuple[Segment, ...]
     ) -> torch.Tensor:
         rows = x.reshape(-1, x.shape[-1])
+        if segments and rows.shape[0] != segments[-1].end:  # experts, say: whose rows these are, nobody knows
+            raise BaseModelError(
+                f"a linear layer is applied to {rows.shape[0]} rows, not to the {segments[-1].end} of the shared batch"
+            )
         spans = layer.routing.spans(rows.shape[0])
         out = base_product(rows, layer.base, spans)
         updates = [

@@ -72,12 +72,13 @@ class LowRankUpdate:
         """Inputs [n, in] with some set to zero (not yet scaled up), and the mask."""
         if self.dropout is None:
             return inputs, None
-        parts = inputs.split([rows for rows, _ in self.dropout])
-        masks = [
-            dropout_mask(seed, self.index, self.weights.dropout, part)
-            for (_, seed), part in zip(self.dropout, parts, strict=True)
-        ]
-        mask = torch.cat(masks)
+        mask = torch.ones_like(inputs, dtype=torch.bool)
+        start = 0
+        for length, rows, seed in self.dropout:
+            # for the real rows alone: CUDA draws other numbers for another size, and padding depends on the company
+            real = mask[start : start + length]
+            real.copy_(dropout_mask(seed, self.index, self.weights.dropout, real))
+            start += rows
         return inputs * mask, mask
 
 

@@ -60,7 +60,13 @@ def load_adapter(folder: Path, weights: AdapterWeights) -> None:
             start.copy_(frozen if place == 0 else -frozen)
     for name, target in _projections(weights).items():
         if name in tensors:
-            target.copy_(_take(tensors, name, list(target.shape), path))
+            found = _take(tensors, name, list(target.shape), path)
+            if not weights.lora.save_projection and not torch.equal(found.to(target), target):
+                raise AdapterError(
+                    f"{path}: {name} is not the matrix that projection_prng_key {weights.lora.projection_prng_key} "
+                    f"makes, so that it could not be made anew from the key; set lora.save_projection: true"
+                )
+            target.copy_(found)
     if tensors:
         raise AdapterError(f"{path}: {len(tensors)} tensors that this job does not train, such as {min(tensors)}")
 

@@ -66,7 +66,7 @@ def padded_by_segment(batch: SharedBatch) -> list[Piece]:
         places = torch.arange(input_ids.shape[1], device=input_ids.device)
         mask = places[None] < torch.tensor(lengths, device=input_ids.device)[:, None]
         width = input_ids.shape[1]
-        dropout = segment.dropout and tuple((width, seed) for _, seed in segment.dropout)
+        dropout = segment.dropout and tuple((length, width, seed) for length, _, seed in segment.dropout)
         padded = replace(segment, start=0, end=input_ids.numel(), dropout=dropout)
         pieces.append(Piece(input_ids, (padded,), lengths, attention_mask=mask))
     return pieces

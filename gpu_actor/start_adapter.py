@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from gpu_actor.adapter_shapes import file_shapes
+from gpu_actor.adapter_shapes import Shape, file_shapes
 from gpu_actor.errors import AdapterError
 from gpu_actor.footprint import BaseDescription
 from gpu_actor.lora_config import LoraConfig
@@ -30,7 +30,7 @@ def check_adapter_fits(base: BaseDescription, lora: LoraConfig) -> None:
     layers = plan_layers(base, lora)
     _check_same_function(lora, saved, layers)
     path = Path(lora.init_adapter) / "adapter_model.safetensors"
-    found = {name: tuple(entry["shape"]) for name, entry in read_safetensors_header(path).items()}
+    found = read_shapes(path)
     wanted = file_shapes(lora, layers, projections=saved.save_projection)
     for name, shape in wanted.items():
         if found.get(name) != shape:
@@ -74,8 +74,8 @@ def _words(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def read_safetensors_header(path: Path) -> dict[str, Any]:
-    """Names, dtypes and shapes of a safetensors file, without its data.
+def read_shapes(path: Path) -> dict[str, Shape]:
+    """Names and shapes of the tensors of a safetensors file, without its data.
 
     Raises:
         AdapterError: The file is not safetensors or is cut short.
@@ -86,9 +86,11 @@ def read_safetensors_header(path: Path) -> dict[str, Any]:
             if length > _LONGEST_HEADER:
                 raise ValueError("header too long")
             header = json.loads(file.read(length))
-            if not isinstance(header, dict):
-                raise ValueError("header is no object")
-    except (OSError, ValueError, struct.error) as error:
-        raise AdapterError(f"{path}: not a readable safetensors file ({error}); copy or export it again") from None
-    header.pop("__metadata__", None)
-    return header
+        if not isinstance(header, dict):
+            raise ValueError("header is no object")
+        header.pop("__metadata__", None)
+        return {name: tuple(map(int, entry["shape"])) for name, entry in header.items()}
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, struct.error) as error:
+        raise AdapterError(
+            f"{path}: not a readable safetensors file ({type(error).__name__}: {error}); copy or export it again"
+        ) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from gpu_actor.adapter import Tenant
 from gpu_actor.base_model import BaseModel
 from gpu_actor.batch import MicroBatch, pack
 from gpu_actor.composer import Candidate, compose
+from gpu_actor.device_errors import is_device_lost, is_out_of_memory
 from gpu_actor.errors import LorayError, OutOfMemoryError
 from gpu_actor.footprint import DEFAULT_TOKEN_BUDGET, MICRO_BATCH_CAP
 from gpu_actor.inspect_base import one_line
@@ -24,11 +24,11 @@ from gpu_actor.references import fill_references
 from gpu_actor.report import TenantReport, TenantState
 from gpu_actor.step_meter import StepMeter
 from gpu_actor.step_sums import StepSums
+from gpu_actor.token_budget import TokenBudget
 
 logger = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
-_CPU_IS_FULL = ("can't allocate memory", "not enough memory")
 _SPEED_WINDOW = 20  # shared batches over which the actor's speed is averaged
 
 
@@ -37,7 +37,7 @@ class CoTrainer:
 
     Attributes:
         base: The base model that all tenants share.
-        token_budget: Most tokens of a shared batch; a larger micro-batch goes alone.
+        budget: Most tokens of a shared batch; a larger micro-batch goes alone.
         micro_batch_cap: Most tokens of a micro-batch; a larger one is run in parts. An adapter's rounding depends on
             it, so it is the same on all actors of a kind, and is lowered only where memory runs out.
         memory_limit: Bytes that may be in use; None: no more than the device has.
@@ -47,12 +47,12 @@ class CoTrainer:
 
     def __init__(self, base: BaseModel, token_budget: int | None = None, memory_limit: int | None = None) -> None:
         self.base = base
-        self.token_budget = token_budget or DEFAULT_TOKEN_BUDGET[base.device.type]
+        self.budget = TokenBudget(token_budget or DEFAULT_TOKEN_BUDGET[base.device.type])
         self.micro_batch_cap = MICRO_BATCH_CAP[base.device.type]
         self.memory_limit = memory_limit
         self.meter = StepMeter(base.device)
         self.pressed = 0
-        self._ceiling = sys.maxsize  # of the token budget, once memory was short
+        self._fitted = self.budget.fits  # before the shared batch that is being made
         self.batch_tokens = 0
         self.batch_adapters = 0
         self._tenants: dict[str, Tenant] = {}
@@ -109,7 +109,12 @@ class CoTrainer:
 
     def set_budget(self, tokens: int) -> None:
         """The scheduler's token budget: where more tokens in a shared batch no longer raise the speed."""
-        self.token_budget = min(tokens, self._ceiling)
+        self.budget.wanted = tokens
+
+    @property
+    def token_budget(self) -> int:
+        """Most tokens of a shared batch as things are."""
+        return self.budget.tokens
 
     @property
     def idle(self) -> bool:
@@ -128,12 +133,17 @@ class CoTrainer:
     # -- one shared batch ----------------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """Make one shared batch: compose, forward, backward; then finish the optimizer steps that are complete."""
+        """Make one shared batch: compose, forward, backward; then finish the optimizer steps that are complete.
+
+        What a job does wrong ends that job. An error after which nothing runs on the device any more
+        (`is_device_lost`) is raised: this process is of no use to any job.
+        """
         chosen = self._choose()
         if not chosen:
             return
         started = time.monotonic()
         lengths = [len(ids) for tenant, count in chosen for part in tenant.pending[:count] for ids in part.sequences]
+        self._fitted = self.budget.fits
         self.meter.begin()
         ran = self._run_or_isolate(chosen)
         for tenant in self._tenants.values():
@@ -142,6 +152,7 @@ class CoTrainer:
             tenant.left_out = 0
             if not tenant.pending:
                 self._complete(tenant)
+        self.base.rest()
         self._measured(chosen, lengths)
         self._speed.append((time.monotonic() - started, self.batch_tokens))
 
@@ -150,7 +161,7 @@ class CoTrainer:
         adapters = sum(tenant.weights.bytes_in_training for tenant in self._tenants.values())
         whole = self.batch_tokens == sum(lengths) and self.batch_adapters == len(chosen)
         self.meter.end([tenant.spec.job_id for tenant, _ in chosen], lengths, adapters, whole=whole)
-        if self.memory_limit is not None and self.meter.peak > self.memory_limit:
+        if self.memory_limit is not None and self.meter.alone and self.meter.peak > self.memory_limit:
             self._heed_limit(self.memory_limit, sum(lengths))
 
     def _heed_limit(self, limit: int, tokens: int) -> None:
@@ -192,31 +203,34 @@ class CoTrainer:
         return [ran for tenant, _ in chosen for ran in self._run_or_isolate([(tenant, 1)])]
 
     def _recover(self, tenant: Tenant, error: Exception) -> list[Tenant]:
-        """A lone micro-batch raised: out of memory runs it in smaller parts, anything else ends the job."""
+        """A lone micro-batch raised: out of memory runs it in smaller parts, anything else ends the job.
+
+        What the others may have in a shared batch is no matter of its: if it is given up, they have what they had.
+        """
         if not is_out_of_memory(error):
             self._fail(tenant, error)
             return []
-        self._lower_budget([(tenant, 1)])
+        self.pressed += 1
+        self.meter.memory.release()
         if max(micro_batch.samples for micro_batch in tenant.pending) > 1:
             tenant.rewind_step(split=tenant.split * 2)
             return self._run_or_isolate([(tenant, 1)])
-        self._fail(tenant, _too_long(tenant.pending))
+        self.budget.fits = self._fitted
+        self._fail(tenant, _too_long(tenant.pending, error))
         return []
 
     def _lower_budget(self, chosen: list[tuple[Tenant, int]]) -> None:
         """This many tokens were too many: compose smaller shared batches from now on."""
         tokens = sum(micro_batch.tokens for tenant, count in chosen for micro_batch in tenant.pending[:count])
         self.pressed += 1
-        self._ceiling = min(self._ceiling, max(1, tokens // 2))
-        self.set_budget(self.token_budget)
+        self.budget.ran_out(tokens)
         logger.warning("out of memory at %d tokens; shared batches now hold at most %d", tokens, self.token_budget)
         self.meter.memory.release()
 
     def _shrink(self, tokens: int, why: str) -> None:
         """Shared batches and micro-batches hold at most so many tokens from now on."""
         self.pressed += 1
-        self._ceiling = min(self._ceiling, tokens)
-        self.set_budget(self.token_budget)
+        self.budget.passed_limit(tokens)
         self.micro_batch_cap = min(self.micro_batch_cap, tokens)
         for tenant in self._tenants.values():
             tenant.limit_micro_batches(self.micro_batch_cap)
@@ -244,8 +258,9 @@ class CoTrainer:
         """All micro-batches of a tenant's optimizer step have run."""
         try:
             tenant.finish_step()
-            with self.meter.aside():
-                self._after_step(tenant)
+            if tenant.wants_evaluation or tenant.finished or tenant.wants_checkpoint:
+                with self.meter.aside():
+                    self._after_step(tenant)
         except Exception as error:
             self._fail(tenant, error)
 
@@ -275,7 +290,7 @@ class CoTrainer:
             elif not is_out_of_memory(found):
                 raise found
             elif micro_batch.samples == 1:
-                raise _too_long([micro_batch])
+                raise _too_long([micro_batch], found)
             else:
                 self.meter.memory.release()
                 waiting.extendleft(reversed(micro_batch.parts(2)))
@@ -298,12 +313,15 @@ class CoTrainer:
             self._end(tenant, TenantState.SUCCEEDED, tenant.end_reason)
 
     def _fail(self, tenant: Tenant, error: Exception) -> None:
+        if is_device_lost(error):  # nobody's fault that could be told; all go on from their checkpoints elsewhere
+            raise error
         self._end(tenant, TenantState.FAILED, reason_of(error))
 
     def _end(self, tenant: Tenant, state: TenantState, reason: str | None = None) -> None:
         self.meter.forget(tenant.spec.job_id)
         self._ended[tenant.spec.job_id] = tenant.report(state, reason)
         del self._tenants[tenant.spec.job_id]
+        self.budget.adapter_left()
 
     # -- speed ---------------------------------------------------------------------------------------------------
 
@@ -324,29 +342,22 @@ def _attempt(work: Callable[[], _Result]) -> _Result | Exception:
     try:
         return work()
     except Exception as error:
+        if is_device_lost(error):
+            raise
         logger.debug("a forward failed", exc_info=True)
         return error.with_traceback(None)
 
 
-def _too_long(micro_batches: Sequence[MicroBatch]) -> OutOfMemoryError:
+def _too_long(micro_batches: Sequence[MicroBatch], error: Exception) -> OutOfMemoryError:
     """The smallest possible micro-batch ran out of memory."""
     longest = max(micro_batches, key=lambda micro_batch: micro_batch.tokens)
     what = "sample" if longest.pairs is None else "preference pair"
     return OutOfMemoryError(
-        f"one {what} of {longest.tokens} tokens does not fit into the actor's memory; lower training.cutoff_len or "
-        f"lora.r, or use an actor with more memory"
+        f"one {what} of {longest.tokens} tokens does not fit into the actor's memory; lower training.cutoff_len if "
+        f"that is long, else lora.r, or use an actor with more memory ({one_line(error)})"
     )
 
 
 def reason_of(error: Exception) -> str:
     """A failure in words: Loray's own errors as they are, others with their type."""
     return str(error) if isinstance(error, LorayError) else f"{type(error).__name__}: {one_line(error)}"
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error of torch means that memory ran out, on an accelerator or on the CPU.
-
-    Torch's allocator on a CPU raises a RuntimeError, with other words on Windows than elsewhere.
-    """
-    text = str(error).lower()
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in text for words in _CPU_IS_FULL)

@@ -27,9 +27,16 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Write a safetensors file."""
+    """Write a safetensors file.
+
+    Raises:
+        OSError: It cannot be written, as on a full disk.
+    """
     draft = _draft(path)
-    save_file(tensors, draft, metadata={"format": "pt"})
+    try:
+        save_file(tensors, draft, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path}: cannot be written ({error})") from None
     _settle(draft, path)
 
 

@@ -1,8 +1,12 @@
 """The actor as Ray drives it, without Ray: control returns at once, training goes on in its thread."""
 
+import os
+import threading
 import time
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from gpu_actor.actor import GpuActor
 from gpu_actor.report import TenantState
@@ -96,9 +100,63 @@ def test_detach_while_still_preparing(tmp_path, tiny_base):
     try:
         actor.attach(make_spec(tmp_path, "early", token_rows(10), {"r": 4}, LONG).model_dump(), 1)
         actor.detach("early", keep=False)
-        assert wait_for(actor, has("early", TenantState.CANCELLED))["early"].step <= 1
+        assert actor.report().state == "loading"
+        assert wait_for(actor, has("early", TenantState.CANCELLED))["early"].step == 0
     finally:
         actor.stop()
+
+
+def test_a_stale_attempt_leaves_the_wish_of_the_newer_one(actor):
+    wait_for(actor, lambda report, _: report.state == "ready")
+    actor._attempts["job"], actor._unwanted["job"] = 2, False
+    actor._attach(SimpleNamespace(attempt=1, spec=SimpleNamespace(job_id="job")))
+    assert actor._unwanted == {"job": False}
+
+
+def test_a_job_that_finds_no_memory_while_others_train_is_made_between_two_shared_batches(tmp_path, actor, monkeypatch):
+    """In the second thread memory is short; in the training thread, where no batch has it just then, it is not."""
+    wait_for(actor, lambda report, _: report.state == "ready")
+    base, threads = actor._base, []
+    new_adapter = base.new_adapter
+
+    def short_of_memory(lora):
+        threads.append(threading.current_thread())
+        if threads[-1] is not actor._thread or lora.r == 64:
+            raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+        return new_adapter(lora)
+
+    monkeypatch.setattr(base, "new_adapter", short_of_memory)
+    for name, rank in (("fits", 4), ("never", 64)):
+        actor.attach(make_spec(tmp_path, name, token_rows(10), {"r": rank}, SHORT).model_dump(), 1)
+    tenants = wait_for(actor, lambda _, t: {r.state for r in t.values()} == {TenantState.SUCCEEDED, TenantState.FAILED})
+    assert tenants["never"].reason == "OutOfMemoryError: tried to allocate 2 GiB"
+    assert [thread is actor._thread for thread in threads].count(True) == 2
+
+
+def test_a_device_on_which_nothing_runs_any_more_ends_the_process_and_no_job(tmp_path, actor, monkeypatch):
+    """As after a failed assertion in a CUDA kernel: the fleet starts the actor anew."""
+    ends = []
+    monkeypatch.setattr(os, "_exit", lambda code: (ends.append(code), actor._stopping.set()))
+    wait_for(actor, lambda report, _: report.state == "ready")
+
+    def fails(batch):
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(actor._base, "hidden", fails)
+    for name in ("one", "two"):
+        actor.attach(make_spec(tmp_path, name, token_rows(10), {"r": 4}, SHORT).model_dump(), 1)
+    actor._thread.join(60)
+    assert ends == [1]
+    assert TenantState.FAILED not in {tenant.state for tenant in actor.report().tenants}
+
+
+def test_what_cannot_be_done_between_two_batches_ends_no_training(tmp_path, actor):
+    def fails():
+        raise OSError("no")
+
+    actor._notes.put(fails)
+    actor.attach(make_spec(tmp_path, "one", token_rows(10), {"r": 4}, SHORT).model_dump(), 1)
+    wait_for(actor, has("one", TenantState.SUCCEEDED))
 
 
 def test_an_attempt_that_was_seen_changes_nothing(tmp_path, actor):

@@ -100,6 +100,8 @@ def test_shards_and_pickles_give_the_same_model(tmp_path):
         ({"pre_seq_len": 128}, "transformer.prefix_encoder"),
         ({"quantization_bit": 4}, "quantised already"),
         ({"num_layers": None}, "num_layers is None"),
+        ({"multi_query_group_num": "two"}, "multi_query_group_num is 'two'; it must be a whole number above 0"),
+        ({"kv_channels": 0}, "kv_channels is 0; it must be a whole number above 0"),
         ({"inner_hidden_size": 16384}, "first-generation"),
         ({"num_layers": 4}, "lack 11 tensors"),
         ({"multi_query_group_num": 4}, "query_key_value.bias has 128 rows where config.json makes them 192"),

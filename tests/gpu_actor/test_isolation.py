@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from gpu_actor import low_rank
 from gpu_actor.base_model import BaseModel
+from gpu_actor.device_errors import is_device_lost, is_out_of_memory
+from gpu_actor.dropout import dropout_mask
 from gpu_actor.report import TenantState
+from gpu_actor.token_budget import TokenBudget
 from gpu_actor.trainer import CoTrainer
 from support.engine import flat, make_spec, make_tenant, run_all, tiny_hooked
 from support.oracle import metric_rows, same_bytes
@@ -212,7 +216,77 @@ def test_running_out_of_memory_costs_a_smaller_batch_never_a_job(tmp_path, devic
     assert reports["mine"].state is TenantState.SUCCEEDED
     torch.testing.assert_close(flat(mine), expected, atol=1e-5, rtol=0)
     assert reports["neighbour"].state is TenantState.FAILED
-    assert "does not fit into the actor's memory; lower training.cutoff_len" in reports["neighbour"].reason
+    assert (
+        "does not fit into the actor's memory; lower training.cutoff_len if that is long" in reports["neighbour"].reason
+    )
+
+
+def test_a_job_that_fits_into_no_memory_leaves_the_others_the_token_budget_that_they_had(tmp_path):
+    """One adapter runs out of memory however little of it is run, for its rank say; the others' batches fit."""
+    base = tiny_hooked()
+    rules = {"max_steps": 12, "per_device_train_batch_size": 4}
+    good = [make_tenant(base, make_spec(tmp_path, f"good-{i}", None, {"r": 4}, rules)) for i in range(3)]
+    bad = make_tenant(base, make_spec(tmp_path, "bad", None, {"r": 4}, rules))
+    run_forward = base.hidden
+
+    def hidden(batch):
+        if any(segment.weights is bad.weights for segment in batch.segments):
+            raise torch.OutOfMemoryError("tried to allocate 7 GiB")
+        return run_forward(batch)
+
+    base.hidden = hidden
+    trainer = CoTrainer(base, 1024)
+    for tenant in (*good, bad):
+        trainer.attach(tenant)
+    trainer.step()
+    (report,) = (report for report in trainer.reports() if report.state is TenantState.FAILED)
+    assert report.job_id == "bad"
+    assert "tried to allocate 7 GiB" in report.reason
+    assert trainer.pressed > 1
+    assert trainer.token_budget == 1024
+    trainer.step()
+    assert trainer.batch_adapters == 3
+
+
+@pytest.mark.parametrize("where", ["forward", "optimizer"])
+def test_an_error_after_which_nothing_runs_on_the_device_is_charged_to_no_job(tmp_path, where):
+    base = tiny_hooked()
+    tenants = [make_tenant(base, mine_spec(tmp_path)), make_tenant(base, neighbour_spec(tmp_path))]
+
+    def fails(*_):
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    if where == "forward":
+        base.hidden = fails
+    else:
+        tenants[1].optimizer.step = fails
+    trainer = CoTrainer(base)
+    for tenant in tenants:
+        trainer.attach(tenant)
+    with pytest.raises(torch.AcceleratorError):
+        trainer.step()
+    assert {report.state for report in trainer.reports()} == {TenantState.TRAINING}
+
+
+@pytest.mark.parametrize("words", ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"])
+def test_a_device_that_is_only_full_is_not_lost(words):
+    assert is_out_of_memory(RuntimeError(words))
+    assert not is_device_lost(torch.AcceleratorError(words))
+    assert not is_device_lost(RuntimeError("index out of range in self"))
+
+
+def test_a_token_budget_that_memory_lowered_rises_when_an_adapter_leaves_but_not_above_the_limit():
+    budget = TokenBudget(1000)
+    budget.ran_out(600)
+    assert budget.tokens == 300
+    budget.adapter_left()
+    assert budget.tokens == 600
+    budget.passed_limit(400)
+    for _ in range(100):
+        budget.adapter_left()
+    assert budget.tokens == 400
+    budget.wanted = 50
+    assert budget.tokens == 50
 
 
 def test_a_backward_that_breaks_off_half_way_leaves_no_gradient_behind(tmp_path, monkeypatch):
@@ -240,8 +314,14 @@ def test_a_backward_that_breaks_off_half_way_leaves_no_gradient_behind(tmp_path,
 
 
 @pytest.mark.parametrize("family", ["llama", "falcon"])
-def test_running_in_parts_gives_the_same_update_dropout_included(tmp_path, family):
-    """Packed, and padded rows whose width depends on the part; in fp64, where only another mask can differ."""
+def test_running_in_parts_gives_the_same_update_dropout_included(tmp_path, family, monkeypatch):
+    """Packed, and padded rows whose width depends on the part; in fp64, where only another mask can differ.
+
+    As on CUDA, the mask of a sequence depends on how many numbers are drawn for it.
+    """
+    monkeypatch.setattr(
+        low_rank, "dropout_mask", lambda seed, index, p, like: dropout_mask(seed + like.numel(), index, p, like)
+    )
     base = BaseModel("tiny", family_model(family, dtype=torch.float64))
     training = {"max_steps": 4, "per_device_train_batch_size": 5, "learning_rate": 1e-3}
     found = []

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from gpu_actor.base_model import BaseModel
@@ -13,7 +13,7 @@ from gpu_actor.batch import pack
 from gpu_actor.errors import AdapterError
 from gpu_actor.lora_config import LoraConfig
 from gpu_actor.peft_layout import read_adapter
-from support.engine import make_spec, make_tenant, micro_batch, run_all
+from support.engine import make_spec, make_tenant, micro_batch, run_all, tiny_hooked
 from support.oracle import peft_config
 from support.tiny import token_rows
 
@@ -167,3 +167,21 @@ def test_ask_refuses_by_name_what_loray_does_not_have(base, tmp_path, trained):
     (tmp_path / "adapter_config.json").write_text(json.dumps({**saved, "r": 9999}))
     with pytest.raises(AdapterError, match="r: Input should be less than or equal to 4096"):
         read_adapter(base, tmp_path)
+
+
+def test_matrices_of_vera_that_the_key_does_not_make_are_not_dropped_in_silence(tmp_path):
+    """A job that does not save them would go on with others after a pause, and give an adapter for others."""
+    base = tiny_hooked()
+    kind = {"peft_type": "VERA", "r": 8, "target_modules": ["q_proj", "up_proj"]}
+    first = make_tenant(base, make_spec(tmp_path, "first", None, kind, TRAINING))
+    run_all(base, [first])
+    start = str(first.output_dir)
+    by_key = make_spec(tmp_path, "by-key", None, {**kind, "save_projection": False, "init_adapter": start}, TRAINING)
+    make_tenant(base, by_key)
+    path = first.output_dir / "adapter_model.safetensors"
+    tensors = load_file(path)
+    tensors["base_model.vera_A"][0, 0] += 1
+    save_file(tensors, path)
+    with pytest.raises(AdapterError, match=r"vera_A is not the matrix that projection_prng_key 0 makes.*true"):
+        make_tenant(base, by_key)
+    make_tenant(base, make_spec(tmp_path, "saved", None, {**kind, "init_adapter": start}, TRAINING))

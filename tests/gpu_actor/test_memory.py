@@ -1,12 +1,17 @@
 """Memory: what is measured, what is predicted, and what an actor does at its limit."""
 
+import gc
+import time
+import weakref
+
 import numpy as np
 import psutil
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpu_actor import memory
-from gpu_actor.adapter_shapes import adapter_activation_bytes
+from gpu_actor.adapter_shapes import adapter_activation_bytes, frozen_values
 from gpu_actor.batch import MicroBatch, pack
 from gpu_actor.composer import split_samples
 from gpu_actor.footprint import (
@@ -107,6 +112,37 @@ def test_counted_activations_are_what_autograd_keeps(kind, tmp_path):
     assert predicted == pytest.approx(real, rel=0.03)
 
 
+class LivingBytes(TorchDispatchMode):
+    """The most bytes that results of torch's functions take at a time, views left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.alive, self.peak = {}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and not result._is_view() and result.data_ptr() not in self.alive:
+            place = result.data_ptr()
+            self.alive[place] = result.untyped_storage().nbytes()
+            weakref.finalize(result, self.alive.pop, place, None)
+            self.peak = max(self.peak, sum(self.alive.values()))
+        return result
+
+
+def test_measuring_doras_lengths_takes_the_bytes_that_are_predicted():
+    """On a base of 16 bits: one adapted weight in fp32, and no copy of the base's beside it."""
+    base = tiny_hooked(dtype=torch.bfloat16)
+    lora = LoraConfig(r=2, use_dora=True, target_modules=["up_proj"])
+    weights = base.new_adapter(lora)
+    weights.initialise(0)
+    index = next(iter(weights.layers))
+    layer = weights._bases[index]
+    with LivingBytes() as living:
+        norm = weights.weight_norm(index, layer)
+    assert living.peak <= 4 * frozen_values(base.description, lora) + 2 * norm.nbytes
+    torch.testing.assert_close(norm, torch.linalg.vector_norm(layer.weight.float(), dim=1))
+
+
 LINEARS = tuple(LinearShape(f"model.layers.{i}.mlp.up_proj", 64, 100) for i in range(2))
 BASE = BaseDescription("tiny", "llama", LINEARS, 64, 2, 128, 100_000)
 
@@ -123,8 +159,10 @@ def test_attention_that_is_not_fused_costs_the_square_of_the_longest():
     assert long - short == 1000 * 490
 
 
-def test_dropout_masks_count():
-    plain, masked = (LoraConfig(r=4, lora_dropout=p) for p in (0.0, 0.1))
+@pytest.mark.parametrize("kind", [{}, {"peft_type": "VERA"}])
+def test_dropout_masks_count(kind):
+    field = "vera_dropout" if kind else "lora_dropout"
+    plain, masked = (LoraConfig(r=4, **kind, **{field: p}) for p in (0.0, 0.1))
     extra = adapter_activation_bytes(BASE, masked, 10) - adapter_activation_bytes(BASE, plain, 10)
     assert extra == 10 * 2 * 64
 
@@ -194,6 +232,21 @@ def test_an_actor_pressed_to_its_limit_makes_smaller_batches_and_loses_no_job(tm
     assert trainer.token_budget < 8192
 
 
+def test_what_has_ended_is_freed_the_base_model_too(tmp_path):
+    base = tiny_hooked()
+    tenant = make_tenant(base, make_spec(tmp_path, "a", None, {"r": 8}, {"max_steps": 2}))
+    trainer = run_all(base, [tenant])
+    trainer.forget("a")
+    ended = [weakref.ref(tenant), weakref.ref(tenant.weights)]
+    del tenant
+    gc.collect()
+    assert [kept() for kept in ended] == [None, None]
+    unused = weakref.ref(base)
+    del base, trainer
+    gc.collect()
+    assert unused() is None
+
+
 def test_a_limit_that_is_kept_changes_no_bit(tmp_path):
     base = tiny_hooked()
     training = {"max_steps": 5, "per_device_train_batch_size": 2}
@@ -208,12 +261,24 @@ def test_a_limit_that_is_kept_changes_no_bit(tmp_path):
 
 
 def test_samples_leave_the_warm_up_and_evaluations_out(tmp_path):
+    """An evaluation that takes 128 MiB and a third of a second, of a model that takes next to nothing."""
     base = tiny_hooked()
     training = {"max_steps": 6, "per_device_train_batch_size": 2, "eval_steps": 1}
     spec = make_spec(tmp_path, "a", token_rows(12, seed=2), None, training, {"val_size": 4})
     trainer = CoTrainer(base)
+    evaluate = trainer._evaluate
+
+    def at_length(micro_batches):
+        block = np.ones(128 * MIB, dtype=np.uint8)
+        time.sleep(0.3)
+        del block
+        return evaluate(micro_batches)
+
+    trainer._evaluate = at_length
     tenant = make_tenant(base, spec)
     trainer.attach(tenant)
+    trainer.meter.memory.release()
+    idle = trainer.meter.memory.used()
     while not trainer.idle:
         trainer.step()
     samples = trainer.meter.take()
@@ -223,5 +288,21 @@ def test_samples_leave_the_warm_up_and_evaluations_out(tmp_path):
         assert sample.adapters == 1
         assert sample.adapter_bytes == tenant.weights.bytes_in_training
         assert 0 < sample.tokens <= sample.squares
-        assert 0 < sample.seconds < 5
-        assert sample.peak_bytes > sample.adapter_bytes
+        assert 0 < sample.seconds < 0.3
+        assert sample.adapter_bytes < sample.peak_bytes < idle + 64 * MIB
+    assert trainer.meter.highest > idle + 100 * MIB
+    assert not trainer.meter._warm, "an adapter that has ended is no longer warm"
+
+
+def test_what_others_load_meanwhile_is_no_sample_and_makes_nobodys_batches_smaller(tmp_path):
+    base = tiny_hooked()
+    trainer = CoTrainer(base, memory_limit=1)  # whatever is done is above it
+    trainer.attach(make_tenant(base, make_spec(tmp_path, "a", None, None, {"max_steps": 9})))
+    cap = trainer.micro_batch_cap
+    with trainer.meter.disturbed():
+        for _ in range(3):
+            trainer.step()
+    assert (trainer.pressed, trainer.micro_batch_cap, trainer.meter.take()) == (0, cap, ())
+    trainer.step()
+    assert trainer.pressed == 1
+    assert len(trainer.meter.take()) == 1

@@ -1,6 +1,7 @@
 """What Loray writes, PEFT reads; what PEFT wrote, Loray starts from."""
 
 import json
+import struct
 from dataclasses import replace
 
 import pytest
@@ -119,7 +120,9 @@ def test_a_start_adapter_that_does_not_fit_is_refused_by_its_first_tensor(tmp_pa
 def test_a_start_adapter_that_is_damaged_is_named(tmp_path, tiny_base):
     folder = peft_adapter(tiny_base, tmp_path / "start", r=4, target_modules="all-linear")
     path = tmp_path / "start" / "adapter_model.safetensors"
-    for content in (b"", b"\xff" * 40, path.read_bytes()[:100]):
+    headers = (b'{"a": 1}', b'{"a": {}}', b'{"a": {"shape": 3}}', b'{"a": {"shape": [1e999]}}', b"[]", b"[" * 200_000)
+    strange = [struct.pack("<Q", len(header)) + header for header in headers]
+    for content in (b"", b"\xff" * 40, path.read_bytes()[:100], *strange):
         path.write_bytes(content)
         spec = make_spec(tmp_path, "job", token_rows(3), {"r": 4, "init_adapter": folder})
         with pytest.raises(AdapterError, match=r"adapter_model\.safetensors: not a readable safetensors file"):

@@ -193,15 +193,6 @@ def test_head_and_embeddings_stay_as_they_are(folders):
     assert (state.quant_type, state.nested, state.blocksize) == ("nf4", True, 64)
 
 
-def test_a_family_whose_layers_bitsandbytes_leaves_out_is_refused(tmp_path):
-    from transformers import FalconConfig
-
-    config = FalconConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=4, vocab_size=128)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    with pytest.raises(BaseModelError, match="4 linear layers of a falcon model cannot be quantised to nf4"):
-        load_model(str(tmp_path), quantization="nf4")
-
-
 def test_without_bitsandbytes_the_error_names_the_extra(folders, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(

@@ -1,6 +1,8 @@
 """A job that was interrupted anywhere gives the bytes, the metrics and the samples of one that was not."""
 
+import contextlib
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -187,6 +189,42 @@ def test_a_checkpoint_appears_whole_and_older_ones_go(tmp_path, monkeypatch):
     run_all(base, [again])
     left = [path.name for path in tenant.output_dir.glob("checkpoint-*")]
     assert left == ["checkpoint-9"], "of a finished job, what it would finish from again"
+
+
+@contextlib.contextmanager
+def full_disk():
+    """Files of this process cannot grow beyond 4 KiB: enough for a row of metrics, and for no checkpoint."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_checkpoint_that_cannot_be_written_costs_no_job(tmp_path, caplog):
+    """At a save in between, at a pause, and at the end; what was half written goes, and the older one stands."""
+    base = tiny_hooked()
+    expected = uninterrupted(base, tmp_path / "whole")
+    tenant = make_tenant(base, spec_in(tmp_path))
+    trainer = CoTrainer(base)
+    trainer.attach(tenant)
+    while tenant.progress.step < 3:
+        trainer.step()
+    with full_disk():
+        while tenant.progress.step < 5:
+            trainer.step()
+        assert "job job: no checkpoint at step 4" in caplog.text
+        trainer.detach("job", keep=True)
+    assert trainer.reports()[0].state is TenantState.DETACHED
+    assert [folder.name for folder in tenant.output_dir.glob("*checkpoint-*")] == ["checkpoint-2"]
+    (tenant.output_dir / ".checkpoint-4.99.tmp").mkdir()  # half written by a process that has ended
+    again = make_tenant(base, spec_in(tmp_path), attempt=2)
+    assert again.progress.step == 2
+    assert [folder.name for folder in tenant.output_dir.glob("*checkpoint-*")] == ["checkpoint-2"]
+    run_all(base, [again])
+    assert same_bytes(flat(again), flat(expected))
+    assert without_time(again.output_dir) == without_time(expected.output_dir)
 
 
 def test_a_process_that_ends_while_a_checkpoint_is_removed_or_written_again_leaves_the_newest_whole(

@@ -7,6 +7,8 @@ from gpu_actor.attention import packed_attention
 from gpu_actor.base_model import BaseModel
 from gpu_actor.batch import pack
 from gpu_actor.errors import BaseModelError
+from gpu_actor.lora import MultiAdapterLinear
+from gpu_actor.routing import Routing
 from support.engine import family_hooked, flat, make_spec, make_tenant, micro_batch, run_all
 from support.oracle import adapter_tensors, largest_difference, same_bytes, train_alone
 from support.tiny import family_model, random_model, tiny_model, token_rows
@@ -120,6 +122,35 @@ def test_attention_sinks_and_windows_in_masks_alone_fall_back():
     base = BaseModel("sinks", random_model(config))
     assert not base.packed
     assert "its attention takes s_aux" in base.remarks[0]
+
+
+def test_a_router_that_is_more_than_a_product_is_no_linear_layer():
+    """Phi-3.5-MoE's router derives from nn.Linear and gives three tensors: it stays as it is."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model(
+        "phimoe", vocab_size=128, hidden_size=32, intermediate_size=52, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, max_position_embeddings=256, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    base = BaseModel("phimoe", random_model(config))
+    assert {linear.name.rsplit(".", 1)[-1] for linear in base.description.linears} == {
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+    }
+
+
+@pytest.mark.parametrize("rows", [6, 8])
+def test_a_layer_that_sees_other_rows_than_the_shared_batch_has_is_refused(rows):
+    """Else one adapter would change another's rows."""
+    routing = Routing(CPU)
+    layer = MultiAdapterLinear(torch.nn.Linear(4, 4).requires_grad_(False), 0, routing)
+    routing.segments = pack([micro_batch(None, [3]), micro_batch(None, [4])], CPU).segments
+    layer(torch.zeros(1, 7, 4))
+    with pytest.raises(BaseModelError, match=f"applied to {rows} rows, not to the 7"):
+        layer(torch.zeros(1, rows, 4))
 
 
 def test_models_that_are_not_causal_are_refused_in_words():

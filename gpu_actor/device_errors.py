@@ -1,0 +1,24 @@
+"""What an error of torch says about the device: that its memory ran out, or that nothing runs on it any more."""
+
+from __future__ import annotations
+
+import torch
+
+# Torch's allocator on a CPU raises a RuntimeError, with other words on Windows than elsewhere; so do CUDA's libraries.
+_FULL = ("can't allocate memory", "not enough memory", "cuda error: out of memory", "cublas_status_alloc_failed")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on an accelerator or on the CPU: less at a time may fit."""
+    text = str(error).lower()
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in text for words in _FULL)
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether every further call to the accelerator fails as well, whoever makes it, until the process is started anew.
+
+    So it is after a failed assertion or a bad address in a kernel.
+    """
+    kind: type[BaseException] | None = getattr(torch, "AcceleratorError", None)  # torch 2.8
+    lost = isinstance(error, RuntimeError) and "CUDA error" in str(error) if kind is None else isinstance(error, kind)
+    return lost and not is_out_of_memory(error)
