@@ -88,6 +88,7 @@ class Reconciler:
         calls = self.observe()
         self._learn()
         calls += self._stop_early()
+        await self._lookout.prepare()
         acted = self._act(self._plan())
         calls += self._budgets() + acted  # an actor makes room before a further adapter comes
         await asyncio.gather(*(self._fleet.tell(*call) for call in calls))
@@ -315,7 +316,9 @@ class Reconciler:
 
     def _act(self, plan: Plan) -> list[Call]:
         """Record a plan; returns the calls that carry it out."""
-        queued = {job.id: job for job in self._store.jobs([JobState.QUEUED])}
+        queued: dict[str, JobRecord] = {}
+        if plan.placements or plan.waiting or plan.rejections:
+            queued = {job.id: job for job in self._store.jobs([JobState.QUEUED])}
         self._record_waiting(queued, plan.waiting)
         for job_id, reason in plan.rejections.items():
             self._move(queued[job_id], JobState.FAILED, f"rejected: {reason}", reason=reason)

@@ -58,12 +58,12 @@ class House:
         """What a base model is like has been found out."""
         self.bases._found[_key(base_model)] = describe(base_model)
 
-    def submit(self, name, base_model=TINY, priority=0, max_retries=1, out=None, r=8, **training):
+    def submit(self, name, base_model=TINY, priority=0, max_retries=1, out=None, r=8, data=None, **training):
         """Accept a job; returns its id."""
         spec = JobSpec(
             name=name,
             base_model=base_model,
-            dataset=DatasetConfig(path=f"/data/{name}.jsonl"),
+            dataset=DatasetConfig(path=str(data or f"/data/{name}.jsonl")),
             lora=LoraConfig(r=r),
             training=TrainingConfig(**training),
             queue=QueueConfig(priority=priority, max_retries=max_retries),
