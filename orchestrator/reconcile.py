@@ -96,6 +96,7 @@ class Reconciler:
 
     def settle(self, members: Iterable[Member]) -> None:
         """Take in the last reports of stopped actors, and put what they did not finish back into the queue."""
+        self._profiles.save()
         running = self._running()
         for member in members:
             jobs = running.get(member.name, {})
@@ -263,7 +264,7 @@ class Reconciler:
                 self._profiles.loaded(member.slot, base.ref, member.load_seconds)
         members = self._fleet.members.values()
         self._profiles.forget_actors({member.report.boot_id for member in members if member.report})
-        self._profiles.save()
+        self._profiles.save_now_and_then()
 
     def _budgets(self) -> list[Call]:
         """Token budgets that leave room for every adapter that is on an actor, or was just given to it."""
