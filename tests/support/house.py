@@ -1,5 +1,7 @@
 """A cluster on paper: a real store, and actors whose reports are written by hand. No Ray, nothing trains."""
 
+import math
+
 from gpu_actor.config import DatasetConfig, TrainingConfig
 from gpu_actor.footprint import BaseDescription, LinearShape
 from gpu_actor.lora_config import LoraConfig
@@ -11,6 +13,7 @@ from orchestrator.job import JobSpec, QueueConfig
 from orchestrator.look import Lookout
 from orchestrator.profiles import Profiles
 from orchestrator.reconcile import Reconciler
+from orchestrator.scheduler.estimate import prior_memory
 from orchestrator.scheduler.policy import DEFAULT
 from orchestrator.slots import listed_slots
 from orchestrator.store import Store
@@ -23,6 +26,12 @@ def describe(ref=TINY):
     """A base model of two layers."""
     linears = tuple(LinearShape(f"model.layers.{layer}.mlp.up_proj", 64, 100) for layer in range(2))
     return BaseDescription(ref, "llama", linears, 64, 2, 128, 100_000)
+
+
+def fixed_bytes(base, shape):
+    """Bytes of an actor without any job, as guessed: its base model, a full shared batch, the reserve."""
+    guess = prior_memory(base, shape)
+    return math.ceil(guess.fixed_bytes + guess.bytes_per_token * shape.token_budget)
 
 
 class House:
