@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -124,20 +125,26 @@ class _LogSource:
 
 def _steer(word: str, method: Callable[[Client, str], JobView], doc: str) -> Callable[..., None]:
     def verb(refs: Refs, address: Address = None, as_json: AsJson = False) -> None:
-        client = Client(address)
-        views: list[JobView] = []
-        errors: list[LorayError] = []
-        for ref in refs:
-            try:
-                views.append(method(client, ref))
-            except LorayError as error:
-                errors.append(error)
-        _show_steered(word, views, as_json=as_json)
-        if errors:
-            raise errors[0] if len(errors) == 1 else LorayError("\n".join(map(str, errors)))
+        _steer_all(word, method, refs, address, as_json=as_json)
 
     verb.__doc__ = doc
     return verb
+
+
+def _steer_all(
+    word: str, method: Callable[[Client, str], JobView], refs: Sequence[str], address: str | None, *, as_json: bool
+) -> None:
+    client = Client(address)
+    views: list[JobView] = []
+    errors: list[LorayError] = []
+    for ref in refs:
+        try:
+            views.append(method(client, ref))
+        except LorayError as error:
+            errors.append(error)
+    _show_steered(word, views, as_json=as_json)
+    if errors:
+        raise errors[0] if len(errors) == 1 else LorayError("\n".join(map(str, errors)))
 
 
 def _show_steered(word: str, views: Sequence[JobView], *, as_json: bool) -> None:
@@ -151,7 +158,19 @@ def _show_steered(word: str, views: Sequence[JobView], *, as_json: bool) -> None
 cancel = _steer("cancel requested", Client.cancel, "End jobs for good, and drop their checkpoints.")
 pause = _steer("pause requested", Client.pause, "Take jobs off their actor, or out of the queue, until resumed.")
 resume = _steer("resumed", Client.resume, "Put paused jobs back into the queue.")
-retry = _steer("put back", Client.retry, "Put failed or cancelled jobs back into the queue.")
+
+
+def retry(
+    refs: Refs,
+    from_start: Annotated[
+        bool, typer.Option("--from-start", help="Begin anew; nothing of the old run is used.")
+    ] = False,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put failed or cancelled jobs back into the queue: each goes on from its newest checkpoint, if it has one."""
+    method = partial(Client.retry, from_start=from_start)
+    _steer_all("put back", method, refs, address, as_json=as_json)
 
 
 def top(address: Address = None, as_json: AsJson = False) -> None:

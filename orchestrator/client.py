@@ -196,9 +196,9 @@ class Client:
         """Puts a paused job back into the queue."""
         return cast("JobView", self._call("resume", ref))
 
-    def retry(self, ref: str) -> JobView:
-        """Puts a failed or cancelled job back into the queue."""
-        return cast("JobView", self._call("retry", ref))
+    def retry(self, ref: str, *, from_start: bool = False) -> JobView:
+        """Puts a failed or cancelled job back into the queue; it goes on from its newest checkpoint or `from_start`."""
+        return cast("JobView", self._call("retry", ref, from_start))
 
     def metrics(self, ref: str, skip: int = 0) -> list[dict[str, Any]]:
         """The rows of a job's `metrics.jsonl`, without the first `skip`."""
@@ -330,6 +330,6 @@ class Job:
         """Puts the paused job back into the queue."""
         return self.client.resume(self.id)
 
-    def retry(self) -> JobView:
-        """Puts the failed or cancelled job back into the queue."""
-        return self.client.retry(self.id)
+    def retry(self, *, from_start: bool = False) -> JobView:
+        """Puts the failed or cancelled job back into the queue, from its newest checkpoint on or `from_start`."""
+        return self.client.retry(self.id, from_start=from_start)

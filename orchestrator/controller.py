@@ -333,14 +333,18 @@ class Controller:
         """
         return self._changed(verbs.resume(self._store, self._find(ref)))
 
-    async def retry(self, ref: str) -> JobDict:
-        """Start a failed or cancelled job over, under its own id.
+    async def retry(self, ref: str, from_start: bool = False) -> JobDict:
+        """Put a failed or cancelled job back into the queue, under its own id.
+
+        Args:
+            ref: Its id or name.
+            from_start: Use nothing of the old run; else it goes on from its newest checkpoint.
 
         Raises:
             JobNotFoundError: No job has that id or name.
-            IllegalTransitionError: It neither failed nor was cancelled, or a live job has its name or folder.
+            IllegalTransitionError: It neither failed nor was cancelled, or another job has its name or folder.
         """
-        return self._changed(verbs.retry(self._store, self._find(ref)))
+        return self._changed(verbs.retry(self._store, self._find(ref), from_start=from_start))
 
     def _find(self, ref: str) -> JobRecord:
         self._refuse_at_the_end()

@@ -23,14 +23,20 @@ class DataSize:
 
 
 def guess_size(dataset: DatasetConfig) -> DataSize | None:
-    """The size of a data set from its file; None where the file cannot tell (a hub id, a table, nothing readable)."""
-    path = Path(dataset.path)
+    """The size of a data set from its file; None where the file cannot tell (a hub id, a table, nothing readable).
+
+    Nobody has looked into the file yet, and the scheduler asks in every look: whatever is in it, nothing is raised.
+    """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(_SAMPLE_BYTES)
-    except OSError:
+        return _guess(dataset, Path(dataset.path))
+    except (OSError, ValueError, RecursionError):
         return None
+
+
+def _guess(dataset: DatasetConfig, path: Path) -> DataSize | None:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(_SAMPLE_BYTES)
     records = _records(path, head, whole=size <= len(head))
     if not records:
         return None
@@ -43,9 +49,9 @@ def guess_size(dataset: DatasetConfig) -> DataSize | None:
 
 def _records(path: Path, head: bytes, *, whole: bool) -> list[tuple[int, Any]]:
     """Bytes and value of each record in the head of a file."""
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         return _array(head.decode("utf-8", "replace"))
-    if path.suffix != ".jsonl":
+    if path.suffix.lower() != ".jsonl":
         return []
     lines = head.splitlines(keepends=True)
     if not whole and lines and not lines[-1].endswith(b"\n") and len(lines) > 1:
@@ -54,7 +60,7 @@ def _records(path: Path, head: bytes, *, whole: bool) -> list[tuple[int, Any]]:
     for line in lines:
         try:
             found.append((len(line), json.loads(line)))
-        except ValueError:
+        except (ValueError, RecursionError):
             if line.strip():
                 found.append((len(line), None))
     return found
@@ -69,7 +75,7 @@ def _array(text: str) -> list[tuple[int, Any]]:
             place += 1
         try:
             value, end = decoder.raw_decode(text, place)
-        except ValueError:
+        except (ValueError, RecursionError):
             return found
         found.append((end - place + 2, value))
         place = end

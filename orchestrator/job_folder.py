@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from orchestrator.job import JobSpec
 
 JOB_FILE = "job.yaml"
 METRICS_FILE = "metrics.jsonl"
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
 _RESULTS = (METRICS_FILE, "adapter_model.safetensors", "adapter_config.json")
 
 
@@ -45,6 +47,12 @@ def discard_checkpoints(output_dir: str) -> None:
     folder = Path(output_dir)
     for checkpoint in [*folder.glob("checkpoint-*"), *folder.glob(".checkpoint-*.tmp")]:
         shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def newest_checkpoint(output_dir: str) -> str | None:
+    """Name of the checkpoint that a job goes on from, `checkpoint-<step>`; None if there is none."""
+    found = [path.name for path in Path(output_dir).glob("checkpoint-*") if _CHECKPOINT.fullmatch(path.name)]
+    return max(found, key=lambda name: int(name.partition("-")[2]), default=None)
 
 
 def discard_run(output_dir: str) -> None:

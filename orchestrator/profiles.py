@@ -7,8 +7,10 @@ first one has shown.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+import math
+import time
+from collections.abc import Mapping, Set
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from gpu_actor.footprint import BaseDescription, base_bytes
@@ -26,13 +28,16 @@ from orchestrator.scheduler.view import MemoryModel, SpeedModel
 from orchestrator.slots import Slot
 from orchestrator.store import Store
 
+_SAVE_SECONDS = 10.0  # between two writes
 _BELIEVED = 20  # measured steps from which a fit is trusted to set the token budget
 _SPREAD = 1.5  # largest batch over smallest, from which a fit can tell a from b
 _TOKEN_SHARE = 0.1  # of the largest step's time, from which a fit is trusted to tell tokens from the rest
 _LEAST_BUDGET, _MOST_BUDGET = 128, 65_536
 _NEWEST = 0.2  # weight of the newest swap in the mean
 _HALF_SWAP = 1.0  # seconds, of the half of a swap that was never measured
-_CHANGE = 0.2  # a budget that would change by less stays
+_CHANGE = 0.2  # a budget that would change by less stays, as long as the memory allows it
+_GROWTH = 2  # times the largest batch that was ever measured: beyond that a fit only extrapolates
+_ROOM_USED = 0.9  # of the room that a new budget fills, so that a fit may waver without a change
 
 
 @dataclass
@@ -46,8 +51,7 @@ class Profile:
         samples: Steps that were measured.
         smallest: Tokens of the smallest batch measured.
         largest: Tokens of the largest.
-        boots: Actor's boot -> most tokens of a batch and highest peak without adapters, since it started: memory that
-            was taken once stays taken, so a peak goes with the largest batch so far.
+        boots: Boot of a living actor -> most tokens of a batch since it started.
     """
 
     speed: SpeedFit
@@ -56,26 +60,42 @@ class Profile:
     samples: int = 0
     smallest: int = 0
     largest: int = 0
-    boots: dict[str, tuple[int, int]] = field(default_factory=dict)
+    boots: dict[str, int] = field(default_factory=dict)
     leave_seconds: float | None = None
     start_seconds: float | None = None
 
-    def learn(self, boot: str, sample: StepSample) -> None:
-        """Take in one shared step."""
+    def learn(self, boot: str, sample: StepSample, *, sticky: bool) -> None:
+        """Take in one shared step.
+
+        Args:
+            boot: Of the actor that made it.
+            sample: What was measured.
+            sticky: Whether memory that was taken once stays taken, as on a CPU: then only the peak of a batch that is
+                larger than all before it in that process says something of its tokens.
+        """
         self.speed.observe(sample.tokens, sample.adapters, sample.seconds)
-        tokens, peak = self.boots.get(boot, (0, 0))
-        tokens, peak = max(tokens, sample.tokens), max(peak, sample.peak_bytes - sample.adapter_bytes)
-        self.boots = {boot: (tokens, peak)}
-        self.memory.observe(tokens, 0, peak)
+        if not sticky or sample.tokens > self.boots.get(boot, 0):
+            self.memory.observe(sample.tokens, sample.adapter_bytes, sample.peak_bytes)
+        self.boots[boot] = max(self.boots.get(boot, 0), sample.tokens)
         self.smallest = min(self.smallest or sample.tokens, sample.tokens)
         self.largest = max(self.largest, sample.tokens)
         self.samples += 1
+
+    def memory_model(self, slot: Slot) -> MemoryModel:
+        """The memory of a place, as plans count it: with the residuals' margin, and the tokens it can be kept to.
+
+        The token budget that an actor has at the moment does not count: it is lowered before a job comes that needs
+        the room (`token_budget`), but not below that of a new actor.
+        """
+        model = self.memory.model
+        return replace(model, fixed_bytes=model.fixed_bytes + self.memory.margin, token_cap=slot.token_budget)
 
     def to_dict(self) -> dict[str, Any]:
         """For the store."""
         return {
             "speed": asdict(self.speed.model),
             "memory": asdict(self.memory.model),
+            "margin": self.memory.margin,
             "load_seconds": self.load_seconds,
             "leave_seconds": self.leave_seconds,
             "start_seconds": self.start_seconds,
@@ -89,7 +109,8 @@ class Profile:
         """The inverse of `to_dict`: both fits go on from where they were."""
         rest = {key: data[key] for key in ("load_seconds", "samples", "smallest", "largest")}
         rest |= {key: data.get(key) for key in ("leave_seconds", "start_seconds")}  # profiles of old do not have them
-        return cls(SpeedFit(SpeedModel(**data["speed"])), MemoryFit(MemoryModel(**data["memory"])), **rest)
+        memory = MemoryFit(MemoryModel(**data["memory"]), data.get("margin", 0.0))
+        return cls(SpeedFit(SpeedModel(**data["speed"])), memory, **rest)
 
     @property
     def swap_seconds(self) -> float | None:
@@ -108,6 +129,7 @@ class Profiles:
         for key, values in (store.profiles() if store else {}).items():
             self._found[key] = Profile.from_dict(values)
         self._changed: set[str] = set()
+        self._saved = -math.inf
 
     def learn(self, slot: Slot, base: BaseDescription, report: ActorReport) -> None:
         """Take in the steps of one report."""
@@ -119,13 +141,13 @@ class Profiles:
             memory = idle_memory(slot, base, report.memory_idle)
             profile = self._found[key] = Profile(SpeedFit(prior_speed(base, slot.shape)), MemoryFit(memory))
         for sample in report.steps:
-            profile.learn(report.boot_id, sample)
+            profile.learn(report.boot_id, sample, sticky=device_kind(slot.device) == "cpu")
         self._changed.add(key)
 
     def loaded(self, slot: Slot, base_model: str, seconds: float) -> None:
         """An actor has loaded a base model."""
         profile = self._found.get(profile_key(slot, base_model))
-        if profile is not None:
+        if profile is not None and profile.load_seconds != seconds:
             profile.load_seconds = seconds
             self._changed.add(profile_key(slot, base_model))
 
@@ -137,6 +159,15 @@ class Profiles:
             profile.start_seconds = _smoothed(profile.start_seconds, start)
             self._changed.add(profile_key(slot, base_model))
 
+    def forget_actors(self, living: Set[str]) -> None:
+        """Drop what was noted of actors that are gone.
+
+        Args:
+            living: Boots of those that are not.
+        """
+        for profile in self._found.values():
+            profile.boots = {boot: most for boot, most in profile.boots.items() if boot in living}
+
     def of(self, slot: Slot, base_model: str) -> Profile | None:
         """What was measured of a place with a base model."""
         return self._found.get(profile_key(slot, base_model))
@@ -146,8 +177,14 @@ class Profiles:
         prefix = profile_key(slot, "")
         return {key.removeprefix(prefix): profile for key, profile in self._found.items() if key.startswith(prefix)}
 
+    def save_now_and_then(self) -> None:
+        """Write what has changed, but not at every look: each write waits for the disk."""
+        if time.monotonic() - self._saved >= _SAVE_SECONDS:
+            self.save()
+
     def save(self) -> None:
         """Write what has changed since the last call."""
+        self._saved = time.monotonic()
         if self._changed and self._store:
             self._store.save_profiles({key: self._found[key].to_dict() for key in self._changed})
             self._changed.clear()
@@ -174,18 +211,21 @@ def token_budget(profile: Profile, slot: Slot, room: float | None, current: int)
     Args:
         profile: What was measured there.
         slot: The place. A budget in the cluster file is kept.
-        room: Bytes for activations; None: not known.
+        room: Bytes for activations beside all adapters; None: not known.
         current: The budget that it has.
     """
     if slot.settings.token_budget is not None:
         return current
     wanted = current
     if profile.samples >= _BELIEVED and profile.largest >= _SPREAD * profile.smallest and _tells_tokens(profile):
-        wanted = saturation_tokens(profile.speed.model)
+        wanted = min(saturation_tokens(profile.speed.model), max(current, _GROWTH * profile.largest))
+    most = float(_MOST_BUDGET)
     if room is not None:
-        wanted = min(wanted, int(room / max(1.0, profile.memory.model.bytes_per_token)))
+        most = min(most, room / max(1.0, profile.memory.model.bytes_per_token))
+        wanted = min(wanted, int(_ROOM_USED * most))
     wanted = min(max(wanted, _LEAST_BUDGET), _MOST_BUDGET)
-    return wanted if abs(wanted - current) > _CHANGE * current else current
+    stays = current <= max(most, _LEAST_BUDGET) and abs(wanted - current) <= _CHANGE * current
+    return current if stays else wanted
 
 
 def _tells_tokens(profile: Profile) -> bool:

@@ -88,14 +88,17 @@ class Reconciler:
         for loss in losses:
             self._actor_lost(loss)
         calls = self.observe()
-        calls += self._learn()
+        self._learn()
         calls += self._stop_early()
-        calls += self._act(self._plan())
+        await self._lookout.prepare()
+        acted = self._act(self._plan())
+        calls += self._budgets() + acted  # an actor makes room before a further adapter comes
         await asyncio.gather(*(self._fleet.tell(*call) for call in calls))
         return losses
 
     def settle(self, members: Iterable[Member]) -> None:
         """Take in the last reports of stopped actors, and put what they did not finish back into the queue."""
+        self._profiles.save()
         running = self._running()
         for member in members:
             jobs = running.get(member.name, {})
@@ -256,9 +259,8 @@ class Reconciler:
 
     # -- decide --------------------------------------------------------------------------------------------------
 
-    def _learn(self) -> list[Call]:
-        """Take in what the actors have measured; returns the token budgets that follow from it."""
-        calls: list[Call] = []
+    def _learn(self) -> None:
+        """Take in what the actors have measured."""
         for member in self._fleet.members.values():
             report, base = member.report, self._bases.described(member.base_model)
             if report is None or base is None or not (member.fresh and member.ready):
@@ -266,14 +268,24 @@ class Reconciler:
             self._profiles.learn(member.slot, base, report)
             if member.load_seconds is not None:
                 self._profiles.loaded(member.slot, base.ref, member.load_seconds)
-            profile = self._profiles.of(member.slot, base.ref)
-            if profile is not None and report.token_budget:
-                adapters = max((step.adapter_bytes for step in report.steps), default=0)
-                room = report.memory_limit - profile.memory.model.fixed_bytes - adapters
-                budget = token_budget(profile, member.slot, room, report.token_budget)
-                if budget != report.token_budget:
-                    calls.append((member.name, "budget", budget))
-        self._profiles.save()
+        members = self._fleet.members.values()
+        self._profiles.forget_actors({member.report.boot_id for member in members if member.report})
+        self._profiles.save_now_and_then()
+
+    def _budgets(self) -> list[Call]:
+        """Token budgets that leave room for every adapter that is on an actor, or was just given to it."""
+        running = self._running()
+        calls: list[Call] = []
+        for member in self._fleet.members.values():
+            report, base = member.report, self._bases.described(member.base_model)
+            profile = self._profiles.of(member.slot, member.base_model)
+            if report is None or base is None or profile is None or not report.token_budget:
+                continue
+            adapters = sum(self._lookout.adapter_bytes(job, base) for job in running.get(member.name, {}).values())
+            room = report.memory_limit - profile.memory_model(member.slot).fixed_bytes - adapters
+            budget = token_budget(profile, member.slot, room, report.token_budget)
+            if budget != report.token_budget:
+                calls.append((member.name, "budget", budget))
         return calls
 
     def _stop_early(self) -> list[Call]:
@@ -311,7 +323,9 @@ class Reconciler:
 
     def _act(self, plan: Plan) -> list[Call]:
         """Record a plan; returns the calls that carry it out."""
-        queued = {job.id: job for job in self._store.jobs([JobState.QUEUED])}
+        queued: dict[str, JobRecord] = {}
+        if plan.placements or plan.waiting or plan.rejections:
+            queued = {job.id: job for job in self._store.jobs([JobState.QUEUED])}
         self._record_waiting(queued, plan.waiting)
         for job_id, reason in plan.rejections.items():
             self._move(queued[job_id], JobState.FAILED, f"rejected: {reason}", reason=reason)

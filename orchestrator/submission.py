@@ -118,7 +118,7 @@ def _misfits(spec: JobSpec, base: BaseDescription, places: Iterable[ActorView]) 
         problems.append(Problem(source, "base_model", words))
     job = scheduling_view("", spec, base, cap=micro_batch_cap(place.shape.device for place in hosts))
     blocked = [_blocked(place) for place in hosts]  # the question is not where it could run now, but whether ever
-    never = decide(ClusterView((job,), tuple(blocked), {spec.base_model: base})).rejections
+    never = decide(ClusterView((job,), tuple(blocked), {})).rejections  # by what was measured, where it was
     return [*problems, *(Problem(source, "training", reason) for reason in never.values())]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from gpu_actor.errors import IllegalTransitionError
 from orchestrator.job import TERMINAL, JobState
-from orchestrator.job_folder import discard_checkpoints, discard_run
+from orchestrator.job_folder import discard_checkpoints, discard_run, newest_checkpoint
 from orchestrator.store import JobRecord, Store
 
 
@@ -35,7 +35,7 @@ def pause(store: Store, job: JobRecord) -> JobRecord:
 def resume(store: Store, job: JobRecord) -> JobRecord:
     """Let a paused job go on."""
     if job.state in TERMINAL:
-        remedy = "submit it again" if job.state is JobState.SUCCEEDED else "`loray retry` starts it over"
+        remedy = "submit it again" if job.state is JobState.SUCCEEDED else "`loray retry` puts it back into the queue"
         raise IllegalTransitionError(f"job {job.name} is {job.state.value} and cannot be resumed; {remedy}")
     _refuse_if_cancelling(job)
     if job.wish is not None:
@@ -45,8 +45,19 @@ def resume(store: Store, job: JobRecord) -> JobRecord:
     return job
 
 
-def retry(store: Store, job: JobRecord) -> JobRecord:
-    """Start a failed or cancelled job over, under its own id; nothing of the old run is used."""
+def retry(store: Store, job: JobRecord, *, from_start: bool = False) -> JobRecord:
+    """Put a failed or cancelled job back into the queue, under its own id.
+
+    Args:
+        store: The job table.
+        job: Which one.
+        from_start: Use nothing of the old run. Else the job goes on from its newest checkpoint, if there is one (a
+            cancelled job has none).
+
+    Raises:
+        IllegalTransitionError: It neither failed nor was cancelled, a live job has its name or folder, or a newer job
+            has used its folder.
+    """
     if job.state is JobState.QUEUED:
         return job
     if job.state not in (JobState.FAILED, JobState.CANCELLED):
@@ -55,6 +66,16 @@ def retry(store: Store, job: JobRecord) -> JobRecord:
         )
     for conflict in store.live_conflicts([job.spec]):
         raise IllegalTransitionError(f"job {job.name} cannot be retried: {conflict.message}")
+    newer = store.newer_in_folder(job)
+    if newer is not None:
+        raise IllegalTransitionError(
+            f"job {job.name} ({job.id}) cannot be retried: its output folder {job.output_dir} belongs to the newer job "
+            f"{newer.name} ({newer.id}, {newer.state.value}); submit it again with another output_dir"
+        )
+    checkpoint = None if from_start else newest_checkpoint(job.output_dir)
+    if checkpoint is not None:
+        words = f"retried: it goes on from {checkpoint}"
+        return store.move(job.id, JobState.QUEUED, words, retries=0, reason=None)
     discard_run(job.output_dir)
     return store.move(
         job.id, JobState.QUEUED, "retried: it starts over", retries=0, progress={}, reason=None, started_at=None

@@ -53,11 +53,12 @@ def forecast(view: ClusterView, policy: str = DEFAULT, wanted: Collection[str] |
     """What becomes of every job of a view; jobs with a later `submitted_at` arrive then.
 
     Args:
-        view: The cluster. Actors that are blocked are taken to stay so.
+        view: The cluster. Actors that are blocked are taken to stay so, and jobs that are leaving to be off.
         policy: Name of the policy.
         wanted: Jobs in question: with the last of them the forecast ends. None: all.
     """
-    return _Clock(view, policy, wanted).run()
+    left = tuple(replace(job, actor=None, leaving=False) if job.leaving else job for job in view.jobs if job.returns)
+    return _Clock(replace(view, jobs=left), policy, wanted).run()
 
 
 def bytes_needed(view: ClusterView, actor: ActorView, job: JobView) -> int:

@@ -84,7 +84,7 @@ def rebalance(places: Places, jobs: Jobs, bases: Sequence[str]) -> dict[int, str
     backlogs = [_Backlog(jobs, np.flatnonzero((jobs.base == number) & ~jobs.lost)) for number in range(len(bases))]
     sources = [place for place in range(places.count) if _may_change(places, jobs, place)]
     rehosts: dict[int, str] = {}
-    for place, base in _changes(places, backlogs, bases, [place for place in sources if not places.attached[place]]):
+    for place, base in _changes(places, backlogs, bases, [place for place in sources if places.empty(place)]):
         rehosts[place] = bases[base]
     for place, _ in _changes(places, backlogs, bases, [place for place in sources if place not in rehosts]):
         places.closed[place] = True
@@ -159,7 +159,7 @@ class _Backlog:
 
 
 def _may_change(places: Places, jobs: Jobs, place: int) -> bool:
-    """Empty, or ready with jobs that may all be taken off."""
+    """Empty, or ready with jobs that may all be taken off, or are on their way."""
     if places.views[place].pinned is not None and places.views[place].base_model is not None:
         return False
     return places.calm(place) and all(jobs.movable[job] for job in places.attached[place])

@@ -20,14 +20,13 @@ class Planner:
 
     def __init__(self, view: ClusterView, policy: type[Policy]) -> None:
         self._look(view)
-        self._rejections = self._never_fit()
-        if self._rejections:  # they count for nothing from here on
-            self._look(replace(view, jobs=tuple(job for job in view.jobs if job.id not in self._rejections)))
+        self._rejections, self._hopeless = self._never_fit()
+        if out := {**self._rejections, **self._hopeless}:  # they count for nothing from here on
+            self._look(replace(view, jobs=tuple(job for job in view.jobs if job.id not in out)))
         self._target = np.full(self._jobs.count, -1, np.int64)  # place where each job shall be
         self._asked = ~self._jobs.lost  # whose place is still open
         self._vain: dict[int, tuple[float, float]] = {}  # base model -> bytes, tokens for which no place can be kept
-        for job in np.flatnonzero(self._jobs.at >= 0):
-            self._places.attached[self._jobs.at[job]].append(int(job))
+        self._attach(view)
         self._rehosts: dict[int, str] = {}
         if policy.rebalances:
             self._rehosts = hosting.rebalance(self._places, self._jobs, self._bases)
@@ -39,6 +38,16 @@ class Planner:
         self._bases, models = unique_bases(view), Models(view)
         self._jobs = Jobs(view, actors, self._bases, models)
         self._places = Places(actors, self._bases, models, self._jobs)
+
+    def _attach(self, view: ClusterView) -> None:
+        """Who is on which place now."""
+        places = self._places
+        for number in np.flatnonzero(self._jobs.at >= 0):
+            places.attached[self._jobs.at[number]].append(int(number))
+        index = {place.id: number for number, place in enumerate(places.views)}
+        for job in view.jobs:
+            if job.leaving and job.actor in index:
+                places.leaving[index[job.actor]].append(job)
 
     def plan(self, *, words: bool) -> Plan:
         """The whole plan."""
@@ -52,18 +61,28 @@ class Planner:
 
     # -- who is not asked ----------------------------------------------------------------------------------------
 
-    def _never_fit(self) -> dict[str, str]:
-        """Queued jobs that no place could ever hold, with the reason."""
+    def _never_fit(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Queued jobs that no place could hold as it is, with the reason: to be rejected, and to wait all the same.
+
+        Rejected is a job that has never started, and that fits nowhere by the guess either: a fit wavers, and nothing
+        that has trained is lost for that.
+        """
         jobs, places = self._jobs, self._places
-        fits = (jobs.at >= 0) | jobs.lost
+        fits = (jobs.at >= 0) | jobs.leaving | jobs.lost
+        guessed = np.array([job.started for job in jobs.views], bool)
         for number, ref in enumerate(self._bases):
-            kinds = {places.kind(place, ref) for place in range(places.count) if places.may_host(place, ref)}
+            hosts = [place for place in range(places.count) if places.may_host(place, ref)]
             mine = jobs.base == number
-            if not kinds:
+            if not hosts:
                 fits |= mine
-            for limit, fixed, per_token, cap in kinds:
-                fits |= mine & (fixed + jobs.bytes + per_token * np.maximum(cap, jobs.worst) <= limit)
-        return {jobs.views[job].id: reasons.never_fits(places, jobs.views[job]) for job in np.flatnonzero(~fits)}
+            fits |= mine & jobs.fit_alone({places.kind(place, ref) for place in hosts})
+            guessed |= mine & jobs.fit_alone({kind for place in hosts for kind in places.guessed_kinds(place, ref)})
+        words = {job: reasons.never_fits(places, jobs.views[job]) for job in np.flatnonzero(~fits).tolist()}
+        names = {job: jobs.views[job].id for job in words}
+        return (
+            {names[job]: why for job, why in words.items() if not guessed[job]},
+            {names[job]: why for job, why in words.items() if guessed[job]},
+        )
 
     def _settle(self) -> None:
         """Running jobs that stay where they are, whatever the policy would like."""
@@ -205,22 +224,25 @@ class Planner:
             place = int(target[job])
             if not places.ready[place]:
                 continue
-            if present.fits_at(place, jobs.bytes[job], jobs.worst[job]):
+            if not jobs.leaving[job] and present.fits_at(place, jobs.bytes[job], jobs.worst[job]):
                 present.add(place, jobs.bytes[job], jobs.worst[job])
                 placements[job] = place
             else:
                 after[job] = place
-        leaving = np.flatnonzero(self._asked & (jobs.at >= 0) & (target != jobs.at)).tolist()
-        moves = {job: int(target[job]) for job in leaving if target[job] >= 0}
-        gone = [job for job in leaving if job not in moves]
-        waiting = [job for job in queued if job not in placements]
+        leave = np.flatnonzero(self._asked & (jobs.at >= 0) & (target != jobs.at)).tolist()
+        moves = {job: int(target[job]) for job in leave if target[job] >= 0}
+        gone = [job for job in leave if job not in moves]
+        waiting = [job for job in queued if job not in placements and not jobs.leaving[job]]
         why = reasons.Reasons(places, jobs, self._bases, self._policy.turn) if words else None
         return Plan(
             placements={names[job]: ids[place] for job, place in placements.items()},
             preemptions={names[job]: why.leaves(job) if why else "" for job in gone},
             moves={names[job]: ids[place] for job, place in moves.items()},
             after={names[job]: ids[place] for job, place in {**after, **moves}.items()},
-            waiting={names[job]: why.waits(job, after.get(job)) if why else "" for job in waiting},
+            waiting={
+                **self._hopeless,
+                **{names[job]: why.waits(job, after.get(job)) if why else "" for job in waiting},
+            },
             rejections=self._rejections,
             rehosts={ids[place]: ref for place, ref in self._rehosts.items()},
             order=self._batch_order(names, ids),

@@ -11,7 +11,8 @@ What is the same under every policy:
    models that nobody hosts, in the order of the jobs that wait for them, then to those with more waiting jobs than
    actors that are loading for them. An actor that the cluster file gives to one base model never changes; nor does
    one with active jobs.
-4. A job that would not fit even alone on any actor that may host its base model is rejected.
+4. A job that would not fit even alone on any actor that may host its base model is rejected, if the guess of the
+   memory says so as well; one that has started waits, with the same words.
 5. Only a job that is `movable` is taken off its actor, and only under a policy that pre-empts.
 
 What is a policy's own: the order of the jobs, and where each is wanted (see `policies`).

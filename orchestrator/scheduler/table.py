@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,17 +40,26 @@ class Models:
         found = actor.memories.get(base)
         if found is not None:
             return found
+        return self.guess(actor, base)
+
+    def guess(self, actor: ActorView, base: str) -> MemoryModel:
+        """The memory that a described base model takes on a place, as guessed from shapes alone."""
         key = (base, actor.shape)
         if key not in self._memories:
             self._memories[key] = estimate.prior_memory(self._bases[base], actor.shape)
         return self._memories[key]
 
+    def described(self, base: str) -> bool:
+        """Whether a guess can be made."""
+        return base in self._bases
+
 
 class Jobs:
-    """Columns over all jobs of a view, in the order of arrival.
+    """Columns over the jobs of a view, in the order of arrival; those that leave for good are none of them.
 
     Attributes:
-        at: Index of the place where a job is attached, -1 for none.
+        at: Index of the place where a job is attached; -1 for none, and for one that is leaving.
+        leaving: Whether it is planned as if it were in the queue, and is not there yet.
         base: Index of its base model in `bases`.
         left, total: Optimizer steps still to do, and all.
         added: v, the seconds that one of its steps adds to a shared step, on the average place of its base model.
@@ -59,18 +68,19 @@ class Jobs:
     """
 
     def __init__(self, view: ClusterView, places: Sequence[ActorView], bases: Sequence[str], models: Models) -> None:
-        views = sorted(view.jobs, key=lambda job: (job.arrival, job.id))
+        staying = (job for job in view.jobs if job.returns or not job.leaving)
+        views = sorted(staying, key=lambda job: (job.arrival, job.id))
         self.views, self.count = views, len(views)
         where = {place.id: index for index, place in enumerate(places)}
         number = {ref: index for index, ref in enumerate(bases)}
-        at = [-1 if job.actor is None else where.get(job.actor, -2) for job in views]
+        at = [-1 if job.actor is None or job.leaving else where.get(job.actor, -2) for job in views]
         self.at = np.maximum(np.array(at, np.int64), -1)
         self.lost = np.array(at, np.int64) == -2
         self.base = np.array([number[job.base_model] for job in views], np.int64)
-        columns = np.array([job.row for job in views], np.float64).reshape(-1, 10).T.copy()
+        columns = np.array([job.row for job in views], np.float64).reshape(-1, 11).T.copy()
         self.bytes, self.worst, self.tokens, self.left, self.total, self.priority, self.weight = columns[:7]
-        self.age, self.waited = view.now - columns[7], view.now - columns[8]
-        self.movable = columns[9] > 0
+        self.movable, self.leaving = columns[9:] > 0
+        self.age, self.waited = view.now - columns[7], np.where(self.leaving, 0.0, view.now - columns[8])
         self.added, self.shared = np.zeros(self.count), np.zeros(self.count)
         for index, ref in enumerate(bases):
             self._charge(index, ref, places, models)
@@ -98,6 +108,13 @@ class Jobs:
             + speed.adapter_seconds
             + np.maximum(0.0, np.ceil(tokens / budget) - 1) * speed.step_seconds
         )
+
+    def fit_alone(self, kinds: Iterable[tuple[float, float, float, float]]) -> Mask:
+        """Which of the jobs fit alone on a place of any of some kinds (`Places.kind`)."""
+        mask = np.zeros(self.count, bool)
+        for limit, fixed, per_token, cap in kinds:
+            mask |= fixed + self.bytes + per_token * np.maximum(cap, self.worst) <= limit
+        return mask
 
 
 class Room:
@@ -188,6 +205,7 @@ class Places:
         self.kept_for = np.full(self.count, -1, np.int64)
         self.closed = np.zeros(self.count, bool)  # planned for another base model, and to be emptied first
         self.attached: list[list[int]] = [[] for _ in actors]
+        self.leaving: list[list[JobView]] = [[] for _ in actors]  # jobs that were told to leave and are still there
         self.pending = np.zeros(self.count, np.int64)  # attached jobs of which nobody has decided yet
         self.planned: list[list[int]] = [[] for _ in actors]
         columns = [self._memory(p, actor.base_model) for p, actor in enumerate(actors)]
@@ -200,13 +218,19 @@ class Places:
         self._sharing = np.zeros((3, self.count, 4))  # steps left, weight, seconds added; of each planned job
 
     def _memory(self, place: int, base: str | None) -> tuple[float, float, float, float]:
-        actor = self.views[place]
-        limit = float("inf") if actor.memory_limit is None else float(actor.memory_limit)
         if base is None or base not in self._bases:
-            return limit, 0.0, 0.0, -1.0
-        model = self._models.memory(actor, base)
+            return self._row(place, MemoryModel(0.0, 0.0))
+        return self._row(place, self._models.memory(self.views[place], base))
+
+    def _row(self, place: int, model: MemoryModel) -> tuple[float, float, float, float]:
+        limit = self.views[place].memory_limit
         cap = -1.0 if model.token_cap is None else float(model.token_cap)
-        return limit, float(model.fixed_bytes), float(model.bytes_per_token), cap
+        return (
+            float("inf") if limit is None else float(limit),
+            float(model.fixed_bytes),
+            float(model.bytes_per_token),
+            cap,
+        )
 
     def _speed(self, place: int, base: str | None) -> tuple[float, float, float]:
         if base is None or base not in self._bases:
@@ -231,7 +255,11 @@ class Places:
 
     def idle(self, place: int) -> bool:
         """Whether its base model may change now: nobody is attached or planned there."""
-        return self.calm(place) and not self.attached[place] and not self.planned[place]
+        return self.calm(place) and self.empty(place) and not self.planned[place]
+
+    def empty(self, place: int) -> bool:
+        """Whether no job is there now."""
+        return not self.attached[place] and not self.leaving[place]
 
     def calm(self, place: int) -> bool:
         """Whether nothing is under way there that its base model would have to wait for."""
@@ -245,6 +273,11 @@ class Places:
     def kind(self, place: int, base: str) -> tuple[float, float, float, float]:
         """Limit and memory model of a place with a base model; places of a kind need not be looked at one by one."""
         return self._memory(place, base)
+
+    def guessed_kinds(self, place: int, base: str) -> list[tuple[float, float, float, float]]:
+        """The same by what shapes alone tell; nothing for a base model that nobody has described."""
+        models = self._models
+        return [self._row(place, models.guess(self.views[place], base))] if models.described(base) else []
 
     def limit(self, place: int) -> float:
         """Bytes that may be used; infinite where nobody knows."""
@@ -295,6 +328,8 @@ class Places:
         for place, there in enumerate(self.attached):
             for job in there:
                 room.add(place, self._jobs.bytes[job], self._jobs.worst[job])
+            for view in self.leaving[place]:
+                room.add(place, view.adapter_bytes, view.worst_tokens)
         return room
 
     def sharing_cost(self, job: int) -> Floats:

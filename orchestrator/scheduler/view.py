@@ -98,8 +98,12 @@ class JobView:
         tokens_per_step: Mean real tokens of one optimizer step; None: `worst_tokens`.
         submitted_at: When it was submitted, on the clock of `ClusterView.now`.
         queued_at: When it last joined the queue.
-        movable: Whether it may be taken off its actor now, with a checkpoint. False while it is preparing, while a
-            person's wish for it is under way, and for some time after it was last moved.
+        movable: Whether it may be taken off its actor now, with a checkpoint. False while it is preparing, while it is
+            leaving, and for some time after it was last moved.
+        leaving: Whether it was told to leave its actor and is still there. Until it is off its bytes count; all else
+            is planned as if it were off already, so that nobody else has to leave for the same reason.
+        returns: Whether it joins the queue when it has left; a job that was cancelled or paused does not.
+        started: Whether it has ever been on an actor: it is never rejected any more.
     """
 
     id: str
@@ -115,6 +119,9 @@ class JobView:
     submitted_at: float = 0.0
     queued_at: float = 0.0
     movable: bool = False
+    leaving: bool = False
+    returns: bool = True
+    started: bool = False
 
     @property
     def tokens(self) -> float:
@@ -132,7 +139,8 @@ class JobView:
         left = max(self.steps_left, 1)
         total = max(self.steps_total or left, left)
         sizes = (self.adapter_bytes, self.worst_tokens, self.tokens, left, total)
-        return (*sizes, self.priority, self.weight, self.submitted_at, self.queued_at, self.movable)
+        flags = (self.movable, self.leaving)
+        return (*sizes, self.priority, self.weight, self.submitted_at, self.queued_at, *flags)
 
 
 @dataclass(frozen=True)
@@ -206,8 +214,8 @@ class Plan:
         preemptions: Running job -> why, in words. It is taken off with a checkpoint and joins the queue.
         moves: Running job -> place where it goes on. It is taken off with a checkpoint, joins the queue, and the next
             plan places it there.
-        after: Job -> place where it starts as soon as those who leave (`preemptions`, `moves`) are off; queued jobs
-            that are also in `waiting`, and those of `moves`.
+        after: Job -> place where it starts as soon as those who leave (`preemptions`, `moves`, and those who were told
+            to before) are off; queued jobs that are also in `waiting`, those of `moves`, and those who leave already.
         waiting: Queued job -> why it waits, in words.
         rejections: Queued job -> why it can never run here, in words.
         rehosts: Place -> base model to host there from now on; it has no active job.

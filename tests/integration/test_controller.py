@@ -326,7 +326,7 @@ def test_a_failed_job_is_told_and_can_be_retried_from_the_start(orchestrator, ma
     Path(spec.dataset.path).write_text(good)
     (Path(spec.output_dir) / "metrics.jsonl").write_text('{"step": 1}\n')
     (Path(spec.output_dir) / "checkpoint-3").mkdir()
-    again = orchestrator.call("retry", "one")
+    again = orchestrator.call("retry", "one", True)
     assert (again["id"], again["reason"], again["step"]) == (job_id, None, 0)
     done = orchestrator.wait("one", "SUCCEEDED")
     assert steps_of(done) == list(range(1, 9))
@@ -382,12 +382,19 @@ def test_a_killed_actor_is_replaced_and_its_job_goes_on_from_the_checkpoint(orch
     assert adapters[0] == adapters[1]
 
 
-def test_a_job_that_keeps_losing_its_actor_fails_in_the_end(orchestrator, make):
-    orchestrator.submit(make("one", steps=LONG, max_retries=0))
-    orchestrator.wait("one", "RUNNING", until=lambda job: job["step"])
+def test_a_job_that_keeps_losing_its_actor_fails_in_the_end_and_a_retry_goes_on_from_its_checkpoint(orchestrator, make):
+    spec = make("one", steps=600, max_retries=0, save_steps=50)
+    orchestrator.submit(spec)
+    orchestrator.wait("one", "RUNNING", until=checkpointed({"output_dir": spec.output_dir}))
     kill("tiny-a@")
     failed = orchestrator.wait("one", "FAILED")
     assert "lost its actor 1 times, queue.max_retries is 0" in failed["reason"]
+    (checkpoint,) = checkpointed(failed)()
+    orchestrator.call("retry", "one")
+    assert orchestrator.events("one")[-1] == f"retried: it goes on from {checkpoint.name}"
+    done = orchestrator.wait("one", "SUCCEEDED", timeout=120)
+    assert (done["attempt"], done["retries"]) == (2, 0)
+    assert steps_of(done) == list(range(1, 601))
 
 
 def test_cancel_wins_when_the_actor_dies_meanwhile(orchestrator, make):

@@ -47,3 +47,46 @@ def test_what_cannot_tell_is_not_guessed(tmp_path, name):
     if name != "gone.jsonl":
         (tmp_path / name).write_bytes(b"" if name == "empty.jsonl" else b"PAR1")
     assert guess_size(DatasetConfig(path=str(tmp_path / name))) is None
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 60_000,
+        '{"a":' * 12_000,
+        '[{"a":' * 8_000,
+        '{"a":' * 800 + "1" + "}" * 800 + "\n",  # readable, and deeper than it is looked into
+        "[" * 900 + "]" * 900 + "\n",
+        '{"a": ' + "9" * 5000 + "}\n",
+        '{"text": "\\ud800"}\n',
+        "\x00" * 100,
+        "[1, 2,",
+    ],
+    ids=[
+        "deep array",
+        "deep object",
+        "deep mix",
+        "nested object",
+        "nested array",
+        "digits",
+        "surrogate",
+        "zeros",
+        "cut",
+    ],
+)
+def test_no_file_stops_the_guess(tmp_path, text, suffix):
+    """It runs in every look at the cluster: what it raises would stop the scheduler for everybody."""
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(text.encode())
+    size = guess_size(DatasetConfig(path=str(path)))
+    assert size is None or size.samples >= 1
+
+
+def test_a_folder_and_a_name_that_no_file_can_have_are_not_guessed(tmp_path):
+    assert guess_size(DatasetConfig(path=str(tmp_path))) is None
+    assert guess_size(DatasetConfig(path="a\x00b.jsonl")) is None
+
+
+def test_the_suffix_may_be_in_capitals(tmp_path):
+    assert guess_size(write(tmp_path / "A.JSONL", [{"text": "abcd"}] * 3)).samples == 3

@@ -9,6 +9,7 @@ from gpu_actor.footprint import BaseDescription, LinearShape
 from orchestrator.scheduler import estimate, policy
 from orchestrator.scheduler.policy import PATIENCE_S
 from orchestrator.scheduler.view import ActorShape, ActorState, ActorView, ClusterView, JobView
+from support.house import fixed_bytes
 
 MIB = 2**20
 decide = partial(policy.decide, policy="fifo-memory")
@@ -22,7 +23,7 @@ def base(ref, megabytes=40):
 
 
 BASES = {ref: base(ref, size) for ref, size in (("A", 40), ("B", 40), ("C", 80))}
-FIXED = estimate.fixed_bytes(BASES["A"], SHAPE)  # of A and of B
+FIXED = fixed_bytes(BASES["A"], SHAPE)  # of A and of B
 
 
 def job(name, ref="A", *, size=10, priority=0, arrival=0, waited=0.0, actor=None, tokens=8):
@@ -201,3 +202,74 @@ def test_a_rare_base_gets_its_turn_in_a_stream_of_jobs_for_another():
     else:
         pytest.fail("the job for B never started")
     assert now <= PATIENCE_S / 10 + 4
+
+
+def three_jobs_and_two_actors(**changes):
+    """j2 is short and comes last; each actor has room for one job."""
+    jobs = {
+        "j1": replace(job("j1", actor="x", arrival=0), steps_left=3000, movable=True),
+        "j4": replace(job("j4", actor="y", arrival=1), steps_left=1000, movable=True),
+        "j2": replace(job("j2", arrival=2), steps_left=100),
+    }
+    jobs |= {name: replace(jobs[name], **change) for name, change in changes.items()}
+    return view(jobs.values(), [actor("x", room=15), actor("y", room=15)])
+
+
+@pytest.mark.parametrize("name", ["srpt", "cosrpt"])
+def test_while_one_makes_room_nobody_else_has_to(name):
+    plan = policy.decide(three_jobs_and_two_actors(), name)
+    assert (set(plan.preemptions), plan.after) == ({"j1"}, {"j2": "x"})
+    leaving = three_jobs_and_two_actors(j1={"movable": False, "leaving": True})
+    plan = policy.decide(leaving, name)
+    assert (plan.preemptions, plan.moves, plan.placements, plan.after) == ({}, {}, {}, {"j2": "x"})
+    assert plan.waiting == {"j2": "starts on x once a job that gives way has left it"}
+
+
+@pytest.mark.parametrize("name", sorted(policy.POLICIES))
+def test_a_job_that_leaves_for_good_takes_memory_and_no_place(name):
+    """Without it the others are planned as if it were not there; its bytes are free when it is off."""
+    jobs = [replace(job("gone", actor="x"), leaving=True, returns=False), job("next", arrival=1)]
+    plan = policy.decide(view(jobs, [actor("x", room=15)]), name)
+    assert (plan.placements, plan.after, set(plan.waiting)) == ({}, {"next": "x"}, {"next"})
+    assert policy.decide(view(jobs, [actor("x", room=25)]), name).placements == {"next": "x"}
+
+
+def test_a_place_that_changes_its_base_stays_closed_until_the_last_job_is_off():
+    """B waits with much more work than A has left: x changes, and its two jobs leave one after the other."""
+    jobs = [replace(job(f"a{n}", actor="x", arrival=n), steps_left=10, movable=True) for n in range(2)]
+    jobs += [replace(job("old", actor="y"), steps_left=10**4)]
+    jobs += [replace(job(f"b{n}", "B", arrival=9), submitted_at=-1e6, steps_left=10**4) for n in range(9)]
+    actors = [actor("x"), actor("y")]
+    plan = policy.decide(view(jobs, actors), "cosrpt")
+    assert {*plan.preemptions, *plan.moves} == {"a0", "a1"}
+    jobs[0] = replace(jobs[0], actor=None)
+    jobs[1] = replace(jobs[1], movable=False, leaving=True)
+    plan = policy.decide(view(jobs, actors), "cosrpt")
+    assert "x" not in {**plan.placements, **plan.after}.values()
+    assert plan.rehosts == {}
+    jobs[1] = replace(jobs[1], actor=None, leaving=False)
+    assert policy.decide(view(jobs, actors), "cosrpt").rehosts == {"x": "B"}
+
+
+@pytest.mark.parametrize("name", sorted(policy.POLICIES))
+def test_a_job_that_has_trained_waits_with_the_same_words_when_the_memory_no_longer_suffices(name):
+    """The fit of its base model has drifted, or its actor came back with less: nothing accepted is lost for that."""
+    begun = replace(job("begun"), started=True)
+    actors = [actor("x", room=9)]
+    plan = policy.decide(view([begun, job("fresh", size=5, arrival=1)], actors), name)
+    assert plan.rejections == {}
+    assert plan.placements == {"fresh": "x"}
+    assert plan.waiting["begun"].startswith("needs ")
+    assert f"({FIXED + 9 * MIB} bytes)" in plan.waiting["begun"]
+    assert set(policy.decide(view([job("new")], actors), name).rejections) == {"new"}
+
+
+@pytest.mark.parametrize(("guessed", "measured", "rejected"), [(9, 9, True), (20, 9, False), (9, 20, False)])
+def test_a_fresh_job_is_refused_only_if_the_guess_and_the_measurement_both_say_no(guessed, measured, rejected):
+    """A guess can be far off, and a fit wavers; the room is what each leaves of the limit."""
+    guess = estimate.prior_memory(BASES["A"], SHAPE)
+    place = actor("x", room=guessed)
+    fit = replace(guess, fixed_bytes=guess.fixed_bytes + (guessed - measured) * MIB)
+    plan = decide(view([job("j")], [replace(place, memories={"A": fit})]))
+    assert (set(plan.rejections) == {"j"}) == rejected
+    assert (plan.placements == {"j": "x"}) == (measured == 20)

@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from gpu_actor.footprint import BaseDescription, LinearShape
 from gpu_actor.report import ActorReport, StepSample
 from orchestrator.cluster_config import ActorConfig
 from orchestrator.look import with_profiles
-from orchestrator.profiles import Profile, Profiles, idle_memory, token_budget
+from orchestrator.profiles import Profile, Profiles, idle_memory, profile_key, token_budget
 from orchestrator.scheduler.estimate import MemoryFit, SpeedFit
 from orchestrator.scheduler.view import ActorState, ActorView, MemoryModel, SpeedModel
 from orchestrator.slots import Slot
@@ -114,8 +115,9 @@ def test_the_idle_memory_of_an_accelerator_is_all_that_is_allocated():
 
 def test_the_token_budget_is_the_saturation_point(store):
     profile = taught(store).of(slot(), "tiny")
+    profile.largest = 2000
     assert token_budget(profile, slot(), None, 400) == pytest.approx(9 * A / B, rel=0.15)
-    assert token_budget(profile, slot(), 800 * profile.memory.model.bytes_per_token, 400) == 800
+    assert token_budget(profile, slot(), 800 * profile.memory.model.bytes_per_token, 400) == 720
     assert token_budget(profile, slot(token_budget=64), None, 64) == 64  # the cluster file's word
 
 
@@ -141,3 +143,131 @@ def test_the_idle_memory_of_a_quantised_base_replaces_its_own_weights_in_the_gue
     plain, small = (idle_memory(slot(quantization=q), BASE, int(IDLE)) for q in (None, "nf4"))
     assert small.fixed_bytes == pytest.approx(plain.fixed_bytes, rel=1e-6)
     assert small.fixed_bytes > IDLE
+
+
+def test_a_budget_grows_to_twice_the_largest_batch_that_was_measured_and_no_further(store):
+    """A fit says little of batches ten times as large, and a CPU's kernel would end the process at once."""
+    profile = taught(store).of(slot(), "tiny")
+    profile.speed = SpeedFit(SpeedModel(0.5, B, C))  # saturated at 22,500 tokens
+    assert profile.largest == 800
+    assert token_budget(profile, slot(), None, 400) == 1600
+    assert token_budget(profile, slot(), None, 4000) == 4000  # what it has stays
+
+
+def test_a_budget_that_does_not_fit_goes_down_at_once_and_then_stays(store):
+    profile = taught(store).of(slot(), "tiny")
+    room = 950 * profile.memory.model.bytes_per_token
+    assert token_budget(profile, slot(), room, 1000) == 855
+    for waver in (0.92, 1.0, 1.05):
+        assert token_budget(profile, slot(), waver * room, 855) == 855
+
+
+def test_plans_count_the_tokens_of_a_new_actor_whatever_the_budget_was_when_the_profile_was_made(store):
+    """The profile is older than the cluster file's budget, and the actor has been given a larger one since."""
+    profile = taught(store).of(slot(token_budget=64), "tiny")
+    assert profile is not None
+    for settings, cap in (({}, 1024), ({"token_budget": 256}, 256)):
+        place = ActorView("cpu:0", "cpu:0", ActorState.READY, slot(**settings).shape, "tiny")
+        profiles = Profiles(store)
+        profiles._found = {profile_key(slot(), "tiny"): profile}
+        seen = with_profiles(place, slot(**settings), profiles, {"tiny": BASE, "new": BASE}, report_with(8192))
+        assert {ref: memory.token_cap for ref, memory in seen.memories.items()} == {"tiny": cap, "new": cap}
+        assert seen.shape.token_budget == 8192  # by which the speed goes
+
+
+def test_the_margin_of_the_residuals_stays_free_and_outlives_a_restart(store):
+    profiles = taught(store)
+    profile = profiles.of(slot(), "tiny")
+    fixed = profile.memory.model.fixed_bytes
+    profile.memory.observe(800, 0, 1.3 * (fixed + 800 * profile.memory.model.bytes_per_token))
+    margin = profile.memory.margin
+    assert margin > 0.1 * fixed
+    assert profile.memory_model(slot()).fixed_bytes == pytest.approx(profile.memory.model.fixed_bytes + margin)
+    profiles.save()
+    assert Profiles(store).of(slot(), "tiny").memory_model(slot()) == profile.memory_model(slot())
+
+
+def report_with(budget):
+    return ActorReport("a", "boot", "ready", memory_idle=int(IDLE), token_budget=budget)
+
+
+def feed(profile, *actors):
+    """Steps of actors in turn: each a list of tokens; resident sets that never shrink, all by one true model."""
+    highest = [0] * len(actors)
+    for row in zip(*actors, strict=True):
+        for number, tokens in enumerate(row):
+            highest[number] = max(highest[number], int(IDLE + TRUE_PER_TOKEN * tokens))
+            sample = StepSample(tokens, 0, 1, 0.1, highest[number] + int(ADAPTER), int(ADAPTER))
+            profile.learn(f"boot{number}", sample, sticky=True)
+    return profile.memory.model
+
+
+TRUE_PER_TOKEN = 150e3
+"""Twice what a guess has; a resident set of 1000 tokens is 150 MB beside the 500 MB of the idle actor."""
+
+
+@pytest.mark.parametrize("actors", [1, 2, 3])
+def test_two_actors_of_a_kind_do_not_spoil_what_one_has_shown(actors):
+    """A resident set that was once taken stays taken: a peak belongs to the largest batch of that very actor."""
+    random = np.random.default_rng(actors)
+    rows = [random.integers(100, 1000, 200).tolist() for _ in range(actors)]
+    rows[0][5] = 1000  # one actor has a large batch early, the others are smaller for long
+    profile = Profile(SpeedFit(SpeedModel(A, B, C)), MemoryFit(MemoryModel(IDLE, TRUE_PER_TOKEN / 1.5)))
+    found = feed(profile, *rows)
+    assert found.bytes_per_token == pytest.approx(TRUE_PER_TOKEN, rel=0.25)
+    for tokens in (500, 1000, 2000):
+        assert found.fixed_bytes + found.bytes_per_token * tokens == pytest.approx(
+            IDLE + TRUE_PER_TOKEN * tokens, rel=0.1
+        )
+
+
+def test_actors_that_are_gone_are_forgotten():
+    profile = Profile(SpeedFit(SpeedModel(A, B, C)), MemoryFit(MemoryModel(IDLE, PER_TOKEN)))
+    profiles = Profiles(None)
+    profiles._found = {profile_key(slot(), "tiny"): profile}
+    for number in range(3):
+        profiles.learn(slot(), BASE, report(f"boot{number}"))
+    assert set(profile.boots) == {"boot0", "boot1", "boot2"}
+    profiles.forget_actors({"boot2", "other"})
+    assert set(profile.boots) == {"boot2"}
+
+
+def test_where_the_peak_is_reset_every_step_counts():
+    """On CUDA the allocator's peak is that of the step; ten times as many rows as new largest batches are used."""
+    profile = Profile(SpeedFit(SpeedModel(A, B, C)), MemoryFit(MemoryModel(IDLE, TRUE_PER_TOKEN / 1.5)))
+    for tokens in np.random.default_rng(0).integers(100, 1000, 100).tolist():
+        peak = int(IDLE + TRUE_PER_TOKEN * tokens + ADAPTER)
+        profile.learn("boot", StepSample(tokens, 0, 1, 0.1, peak, int(ADAPTER)), sticky=False)
+    assert profile.memory.model.bytes_per_token == pytest.approx(TRUE_PER_TOKEN, rel=0.1)
+
+
+def written(store, monkeypatch):
+    """The keys of every call that writes profiles."""
+    calls, save = [], store.save_profiles
+    monkeypatch.setattr(store, "save_profiles", lambda profiles: (calls.append(set(profiles)), save(profiles)))
+    return calls
+
+
+def test_an_idle_cluster_writes_no_profile(store, monkeypatch):
+    """Every tick tells again how long the base model took to load."""
+    profiles, calls = taught(store), written(store, monkeypatch)
+    for _ in range(5):
+        profiles.loaded(slot(), "tiny", 7.5)
+        profiles.save()
+    assert len(calls) == 1
+    profiles.loaded(slot(), "tiny", 8.0)
+    profiles.save()
+    assert len(calls) == 2
+
+
+def test_a_busy_cluster_writes_its_profiles_now_and_then(store, monkeypatch):
+    profiles, calls = Profiles(store), written(store, monkeypatch)
+    for _ in range(20):
+        profiles.learn(slot(), BASE, report())
+        profiles.save_now_and_then()
+    assert len(calls) == 1
+    monkeypatch.setattr("orchestrator.profiles._SAVE_SECONDS", 0.0)
+    profiles.save_now_and_then()
+    profiles.save_now_and_then()
+    assert len(calls) == 2
+    assert Profiles(store).of(slot(), "tiny").samples == 20 * 12

@@ -1,7 +1,16 @@
 """What the orchestrator plans and does for actors whose reports are written by hand: real store, no Ray."""
 
-from gpu_actor.report import TenantReport, TenantState
-from support.house import TINY, House
+from dataclasses import replace
+
+import pytest
+
+from gpu_actor.report import StepSample, TenantReport, TenantState
+from orchestrator.job import JobState
+from orchestrator.scheduler.estimate import MemoryFit, SpeedFit
+from orchestrator.scheduler.forecast import forecast
+from orchestrator.scheduler.view import SpeedModel
+from orchestrator.submission import _misfits
+from support.house import TINY, House, describe
 
 X = "tiny@cpu:0#0000"
 
@@ -25,3 +34,136 @@ def test_a_cluster_without_a_job_has_a_plan(tmp_path):
     house.host(X, known=False)
     house.report(X)
     assert house.reconciler._plan().rehosts == {}
+
+
+@pytest.mark.parametrize(("wish", "returns"), [("yield", True), ("pause", False), ("cancel", False), ("finish", False)])
+def test_a_job_that_was_told_to_go_is_seen_as_leaving(tmp_path, wish, returns):
+    house = House(tmp_path)
+    house.host(X)
+    job = house.submit("a")
+    house.store.assign(job, X, "boot")
+    house.report(X, TenantReport(job, 1, TenantState.TRAINING, step=3, total_steps=9))
+    before = house.reconciler.look()
+    assert (before.view.jobs[0].leaving, before.view.jobs[0].returns) == (False, True)
+    house.store.wish(job, wish, "asked")
+    look = house.reconciler.look()
+    assert (look.view.jobs[0].actor, look.view.jobs[0].leaving, look.view.jobs[0].returns) == ("cpu:0", True, returns)
+    assert look.key != before.key
+
+
+def test_the_forecast_takes_those_who_leave_for_gone(tmp_path):
+    house = House(tmp_path)
+    house.host(X)
+    for name, wish in (("back", "yield"), ("gone", "cancel")):
+        job = house.submit(name, max_steps=50)
+        house.store.assign(job, X, "boot")
+        house.store.wish(job, wish, "asked")
+    house.report(X)
+    view = house.reconciler.look().view
+    found = {one.job.id: one for one in forecast(view).values()}
+    assert [found[job.id].place for job in view.jobs if job.returns] == ["cpu:0"]
+    assert len(found) == 1
+
+
+MIB = 2**20
+FIXED, LIMIT = 500 * MIB, 592 * MIB
+PER_TOKEN = 1312  # as guessed of the base model
+
+
+def shared_steps(jobs, adapters):
+    """Measured steps of an actor whose memory is exactly known, with its speed far from saturated."""
+    sizes = (200, 400, 600, 900)
+    return tuple(
+        StepSample(n, 0, jobs, 3.0 + 0.0005 * n, FIXED + PER_TOKEN * max(sizes[: i + 1]) + adapters, adapters)
+        for i, n in enumerate(sizes)
+    )
+
+
+class BusyHouse(House):
+    """With one actor, which reports a token budget and, now and then, the steps that it made."""
+
+    def tell(self, budget, *, steps=False):
+        adapters = self.lookout.adapter_bytes(self.store.get(self.job), describe())
+        self.report(
+            X,
+            TenantReport(self.job, 1, TenantState.TRAINING, step=3, total_steps=9),
+            memory_limit=LIMIT,
+            memory_idle=FIXED,
+            token_budget=budget,
+            steps=shared_steps(1, adapters) if steps else (),
+        )
+
+
+@pytest.fixture
+def busy(tmp_path):
+    """One actor with a large job `a`; its memory and speed were measured."""
+    house = BusyHouse(tmp_path, policy="fifo-memory", actors=[{"memory_limit": LIMIT}])
+    house.host(X)
+    house.job = house.submit("a", r=4096, cutoff_len=64, per_device_train_batch_size=1)
+    house.store.assign(house.job, X, "boot")
+    for _ in range(10):
+        house.tell(1024, steps=True)
+        house.reconciler._learn()
+    house.profiles.of(house.fleet.members[X].slot, TINY).speed = SpeedFit(SpeedModel(3.0, 0.0005, 0.01))
+    return house
+
+
+def test_the_token_budget_is_what_all_adapters_of_an_actor_leave_in_every_tick(busy):
+    """Whether or not a step ended since the last look."""
+    base = describe()
+    adapters = busy.lookout.adapter_bytes(busy.store.get(busy.job), base)
+    assert adapters > 20 * MIB
+    budget, told = 1024, []
+    for tick in range(12):
+        busy.tell(budget, steps=tick % 2 == 0)
+        busy.reconciler._learn()
+        for _, _, budget in busy.reconciler._budgets():
+            told.append(budget)
+    assert told == [1800]  # twice the largest measured batch
+    assert FIXED + adapters + PER_TOKEN * budget <= LIMIT
+
+
+def test_an_actor_makes_room_before_a_further_job_comes(busy):
+    """A budget that fills the memory beside one adapter does not beside three; the plan counts the least budget."""
+    base = describe()
+    for name in ("b", "c"):
+        busy.submit(name, r=4096, cutoff_len=64, per_device_train_batch_size=1)
+    busy.profiles.of(busy.fleet.members[X].slot, TINY).largest = 60_000
+    (call,) = (busy.tell(1024), busy.reconciler._budgets())[1]
+    large = call[2]
+    assert large > 30_000
+    busy.tell(large)
+    plan = busy.reconciler._plan()
+    assert len(plan.placements) == 2
+    calls = busy.reconciler._act(plan)
+    assert [method for _, method, *_ in calls if method == "attach"] == ["attach", "attach"]
+    ((_, _, budget),) = busy.reconciler._budgets()
+    adapters = sum(busy.lookout.adapter_bytes(job, base) for job in busy.store.jobs())
+    assert FIXED + adapters + PER_TOKEN * large > LIMIT
+    assert FIXED + adapters + PER_TOKEN * budget <= LIMIT
+    assert budget >= 1024
+
+
+def test_a_job_that_has_trained_waits_when_the_fit_has_drifted(busy):
+    """It was taken off at step 2000 of 3000, and the fit of what does not grow with tokens has grown since."""
+    job = busy.store.get(busy.job)
+    busy.store.move(job.id, JobState.QUEUED, "taken off", progress={"step": 2000, "total_steps": 3000})
+    fresh = busy.submit("fresh", r=4096, cutoff_len=64, per_device_train_batch_size=1)
+    fit = busy.profiles.of(busy.fleet.members[X].slot, TINY)
+    fit.memory = MemoryFit(replace(fit.memory.model, fixed_bytes=LIMIT - 5 * MIB))
+    plan = busy.reconciler._plan()
+    assert (set(plan.rejections), set(plan.waiting)) == ({fresh}, {job.id})
+    busy.reconciler._act(plan)
+    assert (busy.store.get(job.id).state, busy.store.get(fresh).state) == (JobState.QUEUED, JobState.FAILED)
+    assert f"the roomiest actor may use 0.6 GiB ({LIMIT} bytes)" in busy.store.get(job.id).waiting_for
+
+
+def test_at_submission_the_measurement_alone_decides(busy):
+    """Nothing has been accepted yet, so nothing can be lost; a job that would wait for ever is refused at once."""
+    spec = busy.store.get(busy.job).spec
+    places = busy.lookout.places(describe())
+    assert _misfits(spec, describe(), places) == []
+    fit = busy.profiles.of(busy.fleet.members[X].slot, TINY)
+    fit.memory = MemoryFit(replace(fit.memory.model, fixed_bytes=LIMIT - 5 * MIB))
+    (problem,) = _misfits(spec, describe(), busy.lookout.places(describe()))
+    assert f"({LIMIT} bytes)" in problem.message
