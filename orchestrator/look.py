@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from typing import Any
 
 from gpu_actor import footprint
 from gpu_actor.adapter_shapes import adapter_activation_bytes, adapter_bytes
+from gpu_actor.config import DatasetConfig
 from gpu_actor.errors import LorayError
 from gpu_actor.footprint import MICRO_BATCH_CAP, BaseDescription
 from gpu_actor.report import ActorReport
@@ -77,7 +79,15 @@ class Lookout:
         self._makespan = makespan
         self._store, self._fleet, self._bases, self._profiles = store, fleet, bases, profiles
         self._sizes: dict[str, DataSize | None] = {}
-        self._needs: dict[str, tuple[BaseDescription, AdapterNeed]] = {}
+        self._needs: dict[tuple[str, str], tuple[BaseDescription, AdapterNeed]] = {}  # by base and adapter settings
+        self._views: dict[str, tuple[BaseDescription, object, JobView]] = {}  # with what each was made from
+
+    async def prepare(self) -> None:
+        """Look into the data files of jobs that are new, in a thread: the next look then reads none."""
+        new = [job_id for job_id in self._store.ids([JobState.QUEUED, JobState.RUNNING]) if job_id not in self._sizes]
+        if new:
+            datasets = {job_id: self._store.get(job_id).spec.dataset for job_id in new}
+            self._sizes |= await asyncio.to_thread(_guess_sizes, datasets)
 
     def look(self, live: Mapping[str, Mapping[str, Any]], movable: Callable[[JobRecord], bool]) -> Look:
         """The cluster now.
@@ -89,27 +99,25 @@ class Lookout:
         bases: dict[str, BaseDescription] = {}
         jobs: list[JobView] = []
         held: dict[str, str] = {}
-        cap = micro_batch_cap(slot.device for slot in self._fleet.slots.values())
+        cap = self._cap()
         unsure: dict[str, str] = {}  # place -> why nobody knows how much memory is free there
+        known: dict[str, BaseDescription | str] = {}
         for job in self._store.jobs([JobState.QUEUED, JobState.RUNNING]):
-            place = self._place_of(job)
+            place, ref = self._place_of(job), job.spec.base_model
             if job.state is JobState.RUNNING and place is None:
                 continue  # the next tick sees that its actor is gone
-            found = self._bases.known(job.spec.base_model)
+            if ref not in known:
+                known[ref] = self._bases.known(ref)
+            found = known[ref]
             try:
                 if isinstance(found, str):
                     raise LorayError(found)
-                view = self._job_view(job, found, live.get(job.id, job.progress), cap)
-                view = replace(view, arrival=job.seq, submitted_at=job.submitted_at, queued_at=job.queued_at)
-                view = replace(view, started=job.attempt > 0 or bool(job.progress))
-                if place is not None:
-                    view = replace(view, actor=place, movable=movable(job), leaving=job.wish is not None)
-                    view = replace(view, returns=job.wish in (None, "yield"))
-                jobs.append(view)
-                bases[job.spec.base_model] = found
+                can_move = place is not None and movable(job)
+                jobs.append(self._job_view(job, found, live.get(job.id, job.progress), place, cap, movable=can_move))
+                bases[ref] = found
             except LorayError as error:
                 (held if place is None else unsure)[place or job.id] = str(error)
-        self._forget_sizes(job.id for job in jobs)
+        self._forget(job.id for job in jobs)
         places = tuple(self._learned(place, bases, unsure) for place in self._fleet.views())
         return Look(ClusterView(tuple(jobs), places, bases, time.time(), self._makespan), held)
 
@@ -123,26 +131,62 @@ class Lookout:
 
     def adapter_bytes(self, job: JobRecord, base: BaseDescription) -> int:
         """Bytes of a job's adapter on its actor, as plans count them."""
-        return self._job_view(job, base, job.progress).adapter_bytes
+        need = self._need(job.spec, base)
+        return scheduling_view(job.id, job.spec, base, job.progress, cap=self._cap(), need=need).adapter_bytes
+
+    def _cap(self) -> int:
+        return micro_batch_cap(slot.device for slot in self._fleet.slots.values())
 
     def _job_view(
-        self, job: JobRecord, base: BaseDescription, progress: Mapping[str, Any], cap: int | None = None
+        self,
+        job: JobRecord,
+        base: BaseDescription,
+        progress: Mapping[str, Any],
+        place: str | None,
+        cap: int,
+        *,
+        movable: bool,
     ) -> JobView:
-        known = self._needs.get(job.id)
+        """A job as the scheduler sees it; the very same value as long as nothing of it changes."""
+        counters = tuple(progress.get(name) for name in ("step", "total_steps", "longest", "tokens_per_step"))
+        started = job.attempt > 0 or bool(job.progress)
+        marks = (counters, place, cap, movable, job.wish, job.queued_at, started)
+        known = self._views.get(job.id)
+        if known is not None and known[0] is base and known[1] == marks:
+            return known[2]
+        size, need = self._size(job.id, job.spec), self._need(job.spec, base)
+        view = replace(
+            scheduling_view(job.id, job.spec, base, progress, size, cap=cap, need=need),
+            arrival=job.seq,
+            submitted_at=job.submitted_at,
+            queued_at=job.queued_at,
+            actor=place,
+            movable=movable,
+            leaving=place is not None and job.wish is not None,
+            returns=job.wish in (None, "yield"),
+            started=started,
+        )
+        self._views[job.id] = (base, marks, view)
+        return view
+
+    def _need(self, spec: JobSpec, base: BaseDescription) -> AdapterNeed:
+        key = (base.ref, spec.lora.model_dump_json())
+        known = self._needs.get(key)
         if known is None or known[0] is not base:
-            known = self._needs[job.id] = (base, AdapterNeed.of(job.spec, base))
-        size = self._size(job.id, job.spec)
-        return scheduling_view(job.id, job.spec, base, progress, size, cap=cap, need=known[1])
+            known = self._needs[key] = (base, AdapterNeed.of(spec, base))
+        return known[1]
 
     def _size(self, job_id: str, spec: JobSpec) -> DataSize | None:
         if job_id not in self._sizes:
             self._sizes[job_id] = guess_size(spec.dataset)
         return self._sizes[job_id]
 
-    def _forget_sizes(self, alive: Iterable[str]) -> None:
+    def _forget(self, alive: Iterable[str]) -> None:
+        """Drop what is kept of jobs that are over, now and then."""
         if len(self._sizes) > 2 * (len(keep := set(alive)) + 100):
             self._sizes = {job_id: size for job_id, size in self._sizes.items() if job_id in keep}
-            self._needs = {job_id: need for job_id, need in self._needs.items() if job_id in keep}
+            self._views = {job_id: view for job_id, view in self._views.items() if job_id in keep}
+            self._needs.clear()
 
     def _learned(self, place: ActorView, bases: Mapping[str, BaseDescription], unsure: Mapping[str, str]) -> ActorView:
         """A place with what was measured of it; blocked where nobody knows what is on it."""
@@ -153,6 +197,18 @@ class Lookout:
         if place.id in unsure:
             return replace(place, state=ActorState.BLOCKED, reason=unsure[place.id])
         return place
+
+
+def _guess_sizes(datasets: Mapping[str, DatasetConfig]) -> dict[str, DataSize | None]:
+    """Sizes of some jobs' data; jobs of a grid, which share them, at one go."""
+    sizes: dict[str, DataSize | None] = {}
+    found: dict[str, DataSize | None] = {}
+    for job_id, dataset in datasets.items():
+        key = dataset.model_dump_json()
+        if key not in sizes:
+            sizes[key] = guess_size(dataset)
+        found[job_id] = sizes[key]
+    return found
 
 
 def with_profiles(

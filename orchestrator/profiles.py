@@ -7,6 +7,8 @@ first one has shown.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping, Set
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -26,6 +28,7 @@ from orchestrator.scheduler.view import MemoryModel, SpeedModel
 from orchestrator.slots import Slot
 from orchestrator.store import Store
 
+_SAVE_SECONDS = 10.0  # between two writes
 _BELIEVED = 20  # measured steps from which a fit is trusted to set the token budget
 _SPREAD = 1.5  # largest batch over smallest, from which a fit can tell a from b
 _TOKEN_SHARE = 0.1  # of the largest step's time, from which a fit is trusted to tell tokens from the rest
@@ -126,6 +129,7 @@ class Profiles:
         for key, values in (store.profiles() if store else {}).items():
             self._found[key] = Profile.from_dict(values)
         self._changed: set[str] = set()
+        self._saved = -math.inf
 
     def learn(self, slot: Slot, base: BaseDescription, report: ActorReport) -> None:
         """Take in the steps of one report."""
@@ -143,7 +147,7 @@ class Profiles:
     def loaded(self, slot: Slot, base_model: str, seconds: float) -> None:
         """An actor has loaded a base model."""
         profile = self._found.get(profile_key(slot, base_model))
-        if profile is not None:
+        if profile is not None and profile.load_seconds != seconds:
             profile.load_seconds = seconds
             self._changed.add(profile_key(slot, base_model))
 
@@ -173,8 +177,14 @@ class Profiles:
         prefix = profile_key(slot, "")
         return {key.removeprefix(prefix): profile for key, profile in self._found.items() if key.startswith(prefix)}
 
+    def save_now_and_then(self) -> None:
+        """Write what has changed, but not at every look: each write waits for the disk."""
+        if time.monotonic() - self._saved >= _SAVE_SECONDS:
+            self.save()
+
     def save(self) -> None:
         """Write what has changed since the last call."""
+        self._saved = time.monotonic()
         if self._changed and self._store:
             self._store.save_profiles({key: self._found[key].to_dict() for key in self._changed})
             self._changed.clear()

@@ -90,6 +90,7 @@ class Reconciler:
         calls = self.observe()
         self._learn()
         calls += self._stop_early()
+        await self._lookout.prepare()
         acted = self._act(self._plan())
         calls += self._budgets() + acted  # an actor makes room before a further adapter comes
         await asyncio.gather(*(self._fleet.tell(*call) for call in calls))
@@ -97,6 +98,7 @@ class Reconciler:
 
     def settle(self, members: Iterable[Member]) -> None:
         """Take in the last reports of stopped actors, and put what they did not finish back into the queue."""
+        self._profiles.save()
         running = self._running()
         for member in members:
             jobs = running.get(member.name, {})
@@ -268,7 +270,7 @@ class Reconciler:
                 self._profiles.loaded(member.slot, base.ref, member.load_seconds)
         members = self._fleet.members.values()
         self._profiles.forget_actors({member.report.boot_id for member in members if member.report})
-        self._profiles.save()
+        self._profiles.save_now_and_then()
 
     def _budgets(self) -> list[Call]:
         """Token budgets that leave room for every adapter that is on an actor, or was just given to it."""
@@ -321,7 +323,9 @@ class Reconciler:
 
     def _act(self, plan: Plan) -> list[Call]:
         """Record a plan; returns the calls that carry it out."""
-        queued = {job.id: job for job in self._store.jobs([JobState.QUEUED])}
+        queued: dict[str, JobRecord] = {}
+        if plan.placements or plan.waiting or plan.rejections:
+            queued = {job.id: job for job in self._store.jobs([JobState.QUEUED])}
         self._record_waiting(queued, plan.waiting)
         for job_id, reason in plan.rejections.items():
             self._move(queued[job_id], JobState.FAILED, f"rejected: {reason}", reason=reason)

@@ -30,11 +30,6 @@ class Task:
     weight: float = 1.0
 
 
-def alone_bound(tasks: Sequence[Task], shared: float) -> float:
-    """Nobody is done sooner than alone: the mean of n (a + v)."""
-    return float(np.mean([task.steps * (shared + task.added) for task in tasks]))
-
-
 def relaxed_bound(tasks: Sequence[Task], shared: float, actors: int) -> float:
     """A lower bound of the mean turnaround for every scheduler, shared steps included.
 

@@ -131,19 +131,16 @@ class SpeedFit:
     def __init__(self, prior: SpeedModel) -> None:
         """Starts from a guess, which may be wrong by a factor of several."""
         self._fit = _LeastSquares((prior.step_seconds, prior.token_seconds, prior.adapter_seconds), (5.0, 5.0, 5.0))
-        self.observed = 0
 
-    def observe(self, tokens: float, adapters: int, seconds: float, steps: int = 1) -> SpeedModel:
-        """Take in the mean of some measured shared batches; returns the model after it.
+    def observe(self, tokens: float, adapters: int, seconds: float) -> SpeedModel:
+        """Take in a measured shared batch; returns the model after it.
 
         Args:
-            tokens: Real tokens of a batch.
+            tokens: Its real tokens.
             adapters: Adapters in it.
             seconds: Its duration.
-            steps: Over how many batches the mean was taken.
         """
         if seconds > 0 and tokens > 0:
-            self.observed += steps
             self._fit.observe((1.0, tokens, adapters), seconds)
         return self.model
 
@@ -192,12 +189,6 @@ class MemoryFit:
     def margin(self) -> float:
         """Bytes by which the latest measurements have gone above the model."""
         return max(0.0, self._worst)
-
-
-def fixed_bytes(base: BaseDescription, shape: ActorShape) -> int:
-    """Bytes of an actor without any job, as guessed: its base model, a full shared batch, the reserve."""
-    guess = prior_memory(base, shape)
-    return math.ceil(guess.fixed_bytes + guess.bytes_per_token * shape.token_budget)
 
 
 def device_kind(device: str) -> str:

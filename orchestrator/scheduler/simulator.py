@@ -221,10 +221,9 @@ class Simulation:
 
     def _decide(self, now: float) -> None:
         plan = self._ask(now)
-        for name, reason in plan.rejections.items():
+        for name in plan.rejections:
             del self._live[name]
             self._rejected += 1
-            assert reason is not None
         touched: set[int] = set()
         for name in (*plan.preemptions, *plan.moves):
             run = self._live[name]

@@ -9,6 +9,7 @@ from gpu_actor.footprint import BaseDescription, LinearShape
 from orchestrator.scheduler import estimate, policy
 from orchestrator.scheduler.policy import PATIENCE_S
 from orchestrator.scheduler.view import ActorShape, ActorState, ActorView, ClusterView, JobView
+from support.house import fixed_bytes
 
 MIB = 2**20
 decide = partial(policy.decide, policy="fifo-memory")
@@ -22,7 +23,7 @@ def base(ref, megabytes=40):
 
 
 BASES = {ref: base(ref, size) for ref, size in (("A", 40), ("B", 40), ("C", 80))}
-FIXED = estimate.fixed_bytes(BASES["A"], SHAPE)  # of A and of B
+FIXED = fixed_bytes(BASES["A"], SHAPE)  # of A and of B
 
 
 def job(name, ref="A", *, size=10, priority=0, arrival=0, waited=0.0, actor=None, tokens=8):

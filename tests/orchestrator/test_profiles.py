@@ -239,3 +239,35 @@ def test_where_the_peak_is_reset_every_step_counts():
         peak = int(IDLE + TRUE_PER_TOKEN * tokens + ADAPTER)
         profile.learn("boot", StepSample(tokens, 0, 1, 0.1, peak, int(ADAPTER)), sticky=False)
     assert profile.memory.model.bytes_per_token == pytest.approx(TRUE_PER_TOKEN, rel=0.1)
+
+
+def written(store, monkeypatch):
+    """The keys of every call that writes profiles."""
+    calls, save = [], store.save_profiles
+    monkeypatch.setattr(store, "save_profiles", lambda profiles: (calls.append(set(profiles)), save(profiles)))
+    return calls
+
+
+def test_an_idle_cluster_writes_no_profile(store, monkeypatch):
+    """Every tick tells again how long the base model took to load."""
+    profiles, calls = taught(store), written(store, monkeypatch)
+    for _ in range(5):
+        profiles.loaded(slot(), "tiny", 7.5)
+        profiles.save()
+    assert len(calls) == 1
+    profiles.loaded(slot(), "tiny", 8.0)
+    profiles.save()
+    assert len(calls) == 2
+
+
+def test_a_busy_cluster_writes_its_profiles_now_and_then(store, monkeypatch):
+    profiles, calls = Profiles(store), written(store, monkeypatch)
+    for _ in range(20):
+        profiles.learn(slot(), BASE, report())
+        profiles.save_now_and_then()
+    assert len(calls) == 1
+    monkeypatch.setattr("orchestrator.profiles._SAVE_SECONDS", 0.0)
+    profiles.save_now_and_then()
+    profiles.save_now_and_then()
+    assert len(calls) == 2
+    assert Profiles(store).of(slot(), "tiny").samples == 20 * 12

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
-from orchestrator.scheduler.bounds import Task, alone_bound, relaxed_bound, unshared_bound
+from orchestrator.scheduler.bounds import Task, relaxed_bound, unshared_bound
 from orchestrator.scheduler.policy import POLICIES
 from orchestrator.scheduler.simulator import Simulation
 from orchestrator.scheduler.trace import (
@@ -128,7 +128,6 @@ def test_the_bounds_of_one_machine_are_exact_where_sharing_cannot_help():
     tasks = [Task(0.0, 10, 0.1), Task(0.0, 20, 0.1)]
     assert relaxed_bound(tasks, 0.0, 1) == pytest.approx(2.0)
     assert unshared_bound(tasks, 0.1, 1) == pytest.approx((2.0 + 6.0) / 2)
-    assert alone_bound(tasks, 0.1) == pytest.approx(3.0)
 
 
 def test_a_run_is_the_same_again():

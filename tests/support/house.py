@@ -1,5 +1,7 @@
 """A cluster on paper: a real store, and actors whose reports are written by hand. No Ray, nothing trains."""
 
+import math
+
 from gpu_actor.config import DatasetConfig, TrainingConfig
 from gpu_actor.footprint import BaseDescription, LinearShape
 from gpu_actor.lora_config import LoraConfig
@@ -11,6 +13,7 @@ from orchestrator.job import JobSpec, QueueConfig
 from orchestrator.look import Lookout
 from orchestrator.profiles import Profiles
 from orchestrator.reconcile import Reconciler
+from orchestrator.scheduler.estimate import prior_memory
 from orchestrator.scheduler.policy import DEFAULT
 from orchestrator.slots import listed_slots
 from orchestrator.store import Store
@@ -23,6 +26,12 @@ def describe(ref=TINY):
     """A base model of two layers."""
     linears = tuple(LinearShape(f"model.layers.{layer}.mlp.up_proj", 64, 100) for layer in range(2))
     return BaseDescription(ref, "llama", linears, 64, 2, 128, 100_000)
+
+
+def fixed_bytes(base, shape):
+    """Bytes of an actor without any job, as guessed: its base model, a full shared batch, the reserve."""
+    guess = prior_memory(base, shape)
+    return math.ceil(guess.fixed_bytes + guess.bytes_per_token * shape.token_budget)
 
 
 class House:
@@ -58,12 +67,12 @@ class House:
         """What a base model is like has been found out."""
         self.bases._found[_key(base_model)] = describe(base_model)
 
-    def submit(self, name, base_model=TINY, priority=0, max_retries=1, out=None, r=8, **training):
+    def submit(self, name, base_model=TINY, priority=0, max_retries=1, out=None, r=8, data=None, **training):
         """Accept a job; returns its id."""
         spec = JobSpec(
             name=name,
             base_model=base_model,
-            dataset=DatasetConfig(path=f"/data/{name}.jsonl"),
+            dataset=DatasetConfig(path=str(data or f"/data/{name}.jsonl")),
             lora=LoraConfig(r=r),
             training=TrainingConfig(**training),
             queue=QueueConfig(priority=priority, max_retries=max_retries),
