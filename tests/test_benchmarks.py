@@ -81,13 +81,13 @@ def test_every_target_of_the_scheduler_is_measured(tmp_path):
 def test_memory_is_predicted_and_measured(tmp_path):
     (row,) = quick("memory", tmp_path)["rows"]
     assert row["measured"] > row["idle"] > 2**27
-    assert len(row["steps"]) == 10
+    assert len(row["steps"]) >= 10
     assert 0.5 < row["first"] / row["measured"] < 2.0
     assert 0.8 < row["fitted"] / row["measured"] < 1.2
 
 
 def test_the_coefficients_of_a_step_are_fitted(tmp_path):
-    (row,) = quick("speed_model", tmp_path, "--steps", "1")
+    (row,) = quick("speed_model", tmp_path, "--steps", "2")
     assert row["steps"] >= 8
     assert min(row["a"], row["b"], row["c"]) >= 0
     assert row["a"] + row["b"] > 0

@@ -153,6 +153,10 @@ class _Backlog:
         """
         return 2 * load * self.weight_of(some) + max(0.0, float(self._age[some].sum()))
 
+    def last_weight(self, places: int) -> float:
+        """Weight of the jobs that come to the last of some places, if they go round them shortest first."""
+        return float(self._weight[places - 1 :: places].sum())
+
     def weight_of(self, some: Mask) -> float:
         """Weight of some of the jobs."""
         return float(self._weight[some].sum())
@@ -206,7 +210,7 @@ def _worth(places: Places, backlogs: Sequence[_Backlog], place: int, base: int, 
     hosts = int(places.hosts(base).sum())
     gain = 0.0
     if hosts:
-        gain = backlog.waits(hosts, load) - backlog.waits(hosts + 1, load) - load * backlog.weight / (hosts + 1)
+        gain = backlog.waits(hosts, load) - backlog.waits(hosts + 1, load) - load * backlog.last_weight(hosts + 1)
     homeless = _only_here(places, backlog, base, ref, place)
     if homeless.any():
         gain = max(gain, backlog.homeless(homeless, load) - load * backlog.weight_of(homeless))

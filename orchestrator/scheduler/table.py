@@ -291,6 +291,7 @@ class Places:
         """Plan another base model for a place where no job is planned."""
         self.base[place] = self._bases.index(base)
         self.load[place] = self.views[place].seconds_to_load(base)
+        self.speed[place] = self._speed(place, base)
         self.states[place] = ActorState.STARTING
         self.vacant -= int(self.ready[place])
         self.ready[place], self.starting[place] = False, True

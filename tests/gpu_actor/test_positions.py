@@ -58,5 +58,5 @@ def test_a_model_that_computes_its_positions_gets_a_remark(tmp_path, caplog):
     actor = object.__new__(GpuActor)
     actor._tokenizer = None
     with caplog.at_level(logging.WARNING, "gpu_actor.actor"):
-        actor._make_tenant(base, make_spec(tmp_path, "long", LONG), 1)
+        actor._load_data(base, make_spec(tmp_path, "long", LONG))
     assert "a sample has 40 tokens; the base model was made for 32 positions" in caplog.text
