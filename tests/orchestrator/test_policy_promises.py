@@ -205,6 +205,8 @@ def test_a_plan_carried_out_starts_no_further_job(seen, policy):
 @many
 @given(clusters(), policies)
 def test_when_those_who_leave_are_off_the_next_plan_does_as_was_said(seen, policy):
+    if not POLICIES[policy].preempts:  # it changes base models last: a job that comes back may find one host more
+        seen = replace(seen, jobs=tuple(j for j in seen.jobs if not j.leaving))
     first = decide(seen, policy)
     off = carry_out(seen, first, room_made=True)
     second = decide(off, policy)
