@@ -1,5 +1,6 @@
 """The scheduler's decisions carried out on a real Ray cluster, with the real engine on tiny random models."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from gpu_actor.adapter_shapes import adapter_bytes
 from gpu_actor.config import DatasetConfig, EarlyStopConfig, LoraConfig, TrainingConfig
 from gpu_actor.inspect_base import describe_base
 from orchestrator.job import JobSpec, QueueConfig
+from orchestrator.reconcile import SETTLE_SECONDS
 from support.cluster import orchestrator_runs, start_orchestrator, stop_orchestrator, wait_until
 from support.tiny import tiny_model, token_rows, write_rows
 
@@ -80,22 +82,43 @@ def uninterrupted(spec, folder):
 
 
 @pytest.mark.timeout(600)
-def test_a_job_that_was_taken_off_and_went_on_elsewhere_equals_the_uninterrupted_run(orchestrate, make, tmp_path):
-    """One job per actor: more urgent ones take the long job's place, and it goes on where room is first."""
-    orchestrator = orchestrate(
-        actors=[{"cpu_threads": 1}, {"cpu_threads": 1}], scheduler={"policy": "srpt", "tick_seconds": 0.1}
-    )
+def test_a_job_that_was_taken_off_and_went_on_elsewhere_equals_the_uninterrupted_run(
+    orchestrate, make, tmp_path, bases
+):
+    """One job per actor: urgent ones take both, and the long job goes on where the shorter of them ends first."""
+    place = {"cpu_threads": 1, "base_model": str(bases / "tiny-a")}  # so both are there from the start
+    orchestrator = orchestrate(actors=[place, place], scheduler={"policy": "srpt", "tick_seconds": 0.1})
+    wait_until(lambda: [actor["state"] for actor in orchestrator.actors()] == ["ready"] * 2, timeout=PATIENCE)
     moved = make("moved", steps=3000)
     orchestrator.submit(moved)
     orchestrator.wait("moved", "RUNNING", until=lambda job: job["step"] > 5, timeout=PATIENCE)
-    orchestrator.submit(*[make(f"urgent{n}", steps=300, priority=9) for n in range(2)])
-    orchestrator.wait("moved", "QUEUED", timeout=PATIENCE)
-    assert "is taken off" in " ".join(orchestrator.events("moved"))
-    done = orchestrator.wait("moved", "SUCCEEDED", timeout=PATIENCE)
-    assert done["attempt"] > 1
-    assert done["retries"] == 0
-    assert done["step"] == 3000
+    time.sleep(SETTLE_SECONDS)
+    orchestrator.submit(make("first", steps=300, priority=9), make("stays", steps=LONG, priority=9))
+    done = orchestrator.wait("moved", "SUCCEEDED", timeout=1.5 * PATIENCE)
+    events = orchestrator.events("moved")
+    assert sum(event.startswith("is taken off") for event in events) == 1
+    assert len({event.split()[2] for event in events if event.startswith("assigned to")}) == 2
+    assert (done["attempt"], done["retries"], done["step"]) == (2, 0, 3000)
+    orchestrator.call("cancel", "stays")
     assert adapter_of(moved) == uninterrupted(moved, tmp_path / "alone")
+
+
+@pytest.mark.timeout(600)
+def test_the_default_policy_changes_a_base_model_for_an_urgent_job_and_the_other_goes_on_after_it(orchestrate, make):
+    """The one actor is emptied, changes, and changes back; the long job leaves it once."""
+    orchestrator = orchestrate(actors=[{"cpu_threads": 1}])
+    assert orchestrator.call("cluster")["controller"]["policy"] == "cosrpt"
+    orchestrator.submit(make("long", steps=LONG))
+    orchestrator.wait("long", "RUNNING", until=lambda job: job["step"] > 5, timeout=PATIENCE)
+    orchestrator.submit(make("urgent", steps=5, base="tiny-b", priority=9))
+    orchestrator.wait("urgent", "SUCCEEDED", timeout=PATIENCE)
+    before = orchestrator.call("get_job", "long")["step"]
+    orchestrator.wait("long", "RUNNING", until=lambda job: job["step"] > max(5, before), timeout=PATIENCE)
+    events = orchestrator.events("long")
+    assert sum(event.startswith("is taken off") for event in events) == 1
+    assert sum(event.startswith("assigned to") for event in events) == 2
+    orchestrator.call("cancel", "long")
+    wait_until(lambda: not orchestrator.live())
 
 
 @pytest.mark.timeout(600)
