@@ -110,7 +110,7 @@ def run(
     Exit code: 0 all succeeded, 1 some failed or were cancelled, 2 refused, 3 no cluster reachable, 130 interrupted.
     """
     config = with_policy(load_cluster_config(cluster), policy)
-    specs = read_jobs(job_files)
+    specs = read_jobs(job_files, goes_on=True)
     console = display.make_console(quiet=as_json)
     if find_address(address, Path(config.storage)) is None:
         console.print("starting Ray on this machine ...")

@@ -47,11 +47,12 @@ def submit_job(job: JobSource, address: str | None = None) -> Job:
     return Client(address).submit_job(spec)
 
 
-def read_jobs(source: JobSource | Sequence[JobSource]) -> list[JobSpec]:
+def read_jobs(source: JobSource | Sequence[JobSource], *, goes_on: bool = False) -> list[JobSpec]:
     """Reads and checks jobs without a cluster: every problem of every source is in one error.
 
     Args:
         source: A path, a mapping or a JobSpec, or several of them.
+        goes_on: Whether jobs may be in the queue already, with something in their output folders.
 
     Raises:
         JobFileError: With every problem.
@@ -66,7 +67,7 @@ def read_jobs(source: JobSource | Sequence[JobSource]) -> list[JobSpec]:
         except JobFileError as error:
             problems += error.problems
     # Whether pickled weights may be read is the operator's choice, which only the orchestrator knows.
-    problems = problems or check_files(specs, allow_pickle=True)
+    problems = problems or check_files(specs, allow_pickle=True, goes_on=goes_on)
     if problems:
         raise JobFileError(problems)
     return specs

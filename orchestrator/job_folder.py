@@ -42,6 +42,14 @@ def write_job_file(spec: JobSpec) -> None:
     draft.replace(path)
 
 
+def holds_job_file(spec: JobSpec) -> bool:
+    """Whether the `job.yaml` in a job's output folder is its own, field by field."""
+    try:
+        return (Path(spec.output_dir) / JOB_FILE).read_text(encoding="utf-8") == spec.to_yaml()
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
 def discard_checkpoints(output_dir: str) -> None:
     """Remove every checkpoint, finished or half-written."""
     folder = Path(output_dir)

@@ -17,6 +17,7 @@ from gpu_actor.peft_config import unsupported
 from orchestrator.data_checks import dataset_words, objective_words, split_words, template_words
 from orchestrator.field_errors import Problem, show
 from orchestrator.job import JobSpec
+from orchestrator.job_folder import holds_job_file
 
 _GGUF_MAGIC = b"GGUF"
 _LARGEST_JSON = 64 * 2**20
@@ -25,7 +26,7 @@ _Found = list[tuple[str, str]]
 """Field and message of what is wrong with one job."""
 
 
-def check_files(jobs: Sequence[JobSpec], *, allow_pickle: bool = False) -> list[Problem]:
+def check_files(jobs: Sequence[JobSpec], *, allow_pickle: bool = False, goes_on: bool = False) -> list[Problem]:
     """What keeps jobs from starting: missing or unusable files, taken output folders, doubles among the jobs.
 
     A problem that many jobs share is told once.
@@ -33,11 +34,14 @@ def check_files(jobs: Sequence[JobSpec], *, allow_pickle: bool = False) -> list[
     Args:
         jobs: The jobs submitted together, their paths absolute.
         allow_pickle: Whether base models with pickled weights may be read, as the cluster file says.
+        goes_on: Whether output folders with the job file of the very same job pass: it may be in the queue still.
     """
     checks = _Checks(allow_pickle)
     found: dict[tuple[str, str], list[str]] = {}
     for job in jobs:
         for problem in checks.of(job):
+            if goes_on and problem[0] == "output_dir" and holds_job_file(job):
+                continue
             found.setdefault(problem, []).append(job.name)
     problems = [Problem(_job_words(names), field, message) for (field, message), names in found.items()]
     return [*problems, *_doubled_names(jobs), *_crossing_outputs(jobs)]

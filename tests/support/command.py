@@ -26,7 +26,7 @@ class Home:
         self.storage = self.path / "s"
         clean = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
         self.env = {**clean, "HOME": str(self.path), "LORAY_HOME": str(self.storage), "OMP_NUM_THREADS": "1"}
-        self.env["RAY_TMPDIR"] = str(self.path)
+        self.env |= {"RAY_TMPDIR": str(self.path), "COLUMNS": "200"}  # wide enough for the paths of tests
         self.env |= {"RAY_USAGE_STATS_ENABLED": "0", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1", **variables}
         self._started = []
 
