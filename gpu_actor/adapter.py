@@ -176,6 +176,8 @@ class Tenant:
         training = self.spec.training
         step = self.progress.step + 1
         loss, figures = self._sums.read()
+        if self.weights.gradient_scale != 1.0:
+            self.weights.gradient.div_(self.weights.gradient_scale)
         norm = float(torch.nn.utils.clip_grad_norm_([self.weights.flat], training.max_grad_norm or math.inf))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             what, value = ("loss", loss) if not math.isfinite(loss) else ("gradient norm", norm)

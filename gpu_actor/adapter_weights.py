@@ -47,6 +47,7 @@ class AdapterWeights:
         layers: Mapping[int, tuple[LayerPlan, nn.Module]],
         device: torch.device,
         dtype: torch.dtype = torch.float32,
+        gradient_scale: float = 1.0,
     ) -> None:
         """Allocate zeros, and make what is frozen.
 
@@ -55,6 +56,7 @@ class AdapterWeights:
             layers: Layer index -> its plan, and the frozen linear layer of the base.
             device: Where the values live.
             dtype: fp32, or fp64 in tests.
+            gradient_scale: How many times too large the base's gradients are (`token_losses.gradient_scale`).
         """
         self.lora = lora
         self.variant = _variant(lora)
@@ -67,6 +69,7 @@ class AdapterWeights:
         self.flat = nn.Parameter(torch.zeros(size, dtype=dtype, device=device))
         self.gradient = torch.zeros_like(self.flat.data)
         self.flat.grad = self.gradient
+        self.gradient_scale = gradient_scale
         self.layers = _views(specs, starts, self.flat.data)
         self.gradients = _views(specs, starts, self.gradient)
         self.projections: tuple[torch.Tensor, torch.Tensor] | None = None

@@ -31,6 +31,7 @@ from gpu_actor.probe import Probe, unhooked_products
 from gpu_actor.rotary import hook_rotary
 from gpu_actor.routing import Routing, SegmentwiseActivation
 from gpu_actor.targets import plan_layers
+from gpu_actor.token_losses import gradient_scale
 
 _instances = itertools.count()
 
@@ -101,7 +102,8 @@ class BaseModel:
         """
         plans = plan_layers(self.description, lora)
         layers = {self._layers[plan.name].index: (plan, self._layers[plan.name].base) for plan in plans}
-        return AdapterWeights(lora, layers, self.device, dtype or torch.promote_types(self.dtype, torch.float32))
+        wide = dtype or torch.promote_types(self.dtype, torch.float32)
+        return AdapterWeights(lora, layers, self.device, wide, gradient_scale(self.dtype))
 
     def hidden(self, batch: SharedBatch) -> torch.Tensor:
         """Last hidden states [1, T, hidden] of a shared batch, packed, however the model was run."""

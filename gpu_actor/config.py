@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from gpu_actor.lora_config import LoraConfig
 from gpu_actor.objective_fields import stray_objective_field, with_objective_defaults
@@ -20,20 +20,6 @@ from gpu_actor.strict import Strict
 DatasetFormat = Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion", "text", "tokens", "preference"]
 SchedulerName = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 Quantization = Literal["nf4", "int8"]
-
-
-def _refuse_float16(value: Any) -> Any:
-    """Most gradients are below float16's smallest number: measured, the head's was 5 % off, in bfloat16 0.2 %."""
-    if value == "float16":
-        raise ValueError(
-            "float16 is not trained on: most gradients are below its smallest number, so that adapters would come out "
-            "wrong; use bfloat16, which takes the same memory, or float32"
-        )
-    return value
-
-
-Dtype = Annotated[Literal["float32", "bfloat16", "float64"], BeforeValidator(_refuse_float16)]
-"""Number format of a base model."""
 
 
 DATA_FIELDS = (
@@ -261,7 +247,7 @@ class ActorOptions(Strict):
     name: str
     base_model: str = Field(description="Folder, or hub id, as the jobs name it.")
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="`cpu`, `cuda` or `cuda:<n>`.")
-    dtype: Dtype = "float32"
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     quantization: Quantization | None = Field(
         None, description="How the base's linear layers are kept; null: as dtype."
     )
@@ -288,4 +274,6 @@ def check_quantization(quantization: Quantization | None, dtype: str) -> None:
         ValueError: It cannot.
     """
     if quantization is not None and dtype == "float64":
-        raise ValueError(f"quantization {quantization} does not go with dtype float64; allowed: float32, bfloat16")
+        raise ValueError(
+            f"quantization {quantization} does not go with dtype float64; allowed: float32, bfloat16, float16"
+        )

@@ -11,7 +11,7 @@ from typing import Any
 
 from gpu_actor.config import Quantization, TrainingConfig
 
-DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2}
+DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 ADAPTER_DTYPE_BYTES = 4  # adapters, their gradients and moments are fp32 whatever the base is
 # Tokens of a shared batch: more of them no longer raise the speed much, only the memory.
 DEFAULT_TOKEN_BUDGET = {"cpu": 1024, "cuda": 8192}

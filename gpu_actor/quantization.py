@@ -37,7 +37,9 @@ def quantization_settings(quantization: Quantization, device: str, dtype: torch.
             "install the extra: pip install 'loray[quant]'"
         )
     if dtype is torch.float64:
-        raise BaseModelError(f"quantization: {quantization} does not go with float64; allowed: float32, bfloat16")
+        raise BaseModelError(
+            f"quantization: {quantization} does not go with float64; allowed: float32, bfloat16, float16"
+        )
     from transformers import BitsAndBytesConfig
 
     if quantization == "nf4":

@@ -14,7 +14,18 @@ from torch.nn import functional as F
 
 from gpu_actor.footprint import LOSS_CHUNK
 
+HALF_SCALE = 1024.0  # a power of two: it changes no digit
+
 Head = Callable[[torch.Tensor], torch.Tensor]  # hidden states [n, hidden] -> logits [n, vocabulary]
+
+
+def gradient_scale(dtype: torch.dtype) -> float:
+    """How many times too large the gradients of a base model's hidden states are made, and all that follow from them.
+
+    In float16 most of them would be below the smallest number: the share of a token in a vocabulary of 10^5 is 10^-5,
+    over the number of tokens. `Tenant.finish_step` takes the factor out again, in the adapter's own fp32.
+    """
+    return HALF_SCALE if dtype == torch.float16 else 1.0
 
 
 def summed_token_losses(
@@ -30,7 +41,8 @@ def summed_token_losses(
         scale: Multiplies every token loss, inside of the sum.
 
     Returns:
-        [groups], fp32, or fp64 for fp64 hidden states; differentiable with respect to `hidden`.
+        [groups], fp32, or fp64 for fp64 hidden states; differentiable with respect to `hidden`, whose gradient is
+        `gradient_scale` times too large.
     """
     return _SummedTokenLosses.apply(hidden, targets, tuple(lengths), head, scale)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -102,6 +114,7 @@ def _chunk(
     if not wanted:
         return None
     # d loss / d logits = (softmax - one-hot) * scale, made in place of the log-probabilities
+    scale *= gradient_scale(logits.dtype)
     slope = log_probabilities.exp_()
     slope[torch.arange(len(targets), device=targets.device), targets] -= 1.0
     (grad,) = torch.autograd.grad(logits, leaf, (slope * scale).to(logits.dtype))

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from gpu_actor.config import Dtype, Quantization, check_quantization
+from gpu_actor.config import Quantization, check_quantization
 from gpu_actor.model_store import is_local_model, looks_like_path, loray_home
 from gpu_actor.strict import Strict
 from orchestrator.field_errors import Problem, ProblemsError, explain, show
@@ -59,7 +59,9 @@ class ActorConfig(Strict):
         pattern=r"^(cpu|cuda(:[0-9]{1,3})?)$",
         description="`cpu` or `cuda`; null: `cuda` when num_gpus is above 0, else `cpu`.",
     )
-    dtype: Dtype = Field(default="float32", description="Number format of the base model; float16 is refused.")
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = Field(
+        default="float32", description="Number format of the base model."
+    )
     quantization: Quantization | None = Field(
         default=None,
         description="Number format of the base model's linear layers: `nf4` (with double quantisation) or `int8`, by "

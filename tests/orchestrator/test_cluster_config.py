@@ -139,7 +139,6 @@ def test_any_text_is_a_size_or_refused(text: str):
             "-1 is out of range; allowed: a whole number above 0",
         ),
         ("actors: [{memory_limit: 1.5}]", "actors[0].memory_limit", "1.5 is not a whole number"),
-        ("actors: [{dtype: float16}]", "actors[0].dtype", "float16 is not trained on: "),
         ("actors: [{dtype: int8}]", "actors[0].dtype", "'int8' is not allowed; allowed: one of float32, "),
         ("actors: [{num_gpus: 2}]", "actors[0].num_gpus", "2 is out of range; allowed: a number from 0 to 1"),
         ("actors: [x]", "actors[0]", "'x' is not a mapping of fields"),
