@@ -211,7 +211,7 @@ def test_the_same_run_again_goes_on_with_its_jobs(home, abandoned, files):
     assert (after["id"], after["attempt"]) == (before["id"], before["attempt"])
     assert len([view for view in home.json("list") if view["name"] == "joined"]) == 1
     other = files.folder / "other.json"
-    other.write_text(json.dumps(files.spec("joined", max_steps=LONG - 1)))
+    other.write_text(json.dumps(files.spec("joined", max_steps=LONG - 1) | {"output_dir": "out/other"}))
     refused = home.run("run", other)
     assert refused.returncode == 2
     assert "name of a live job" in refused.stderr
