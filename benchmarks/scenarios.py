@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.scheduler.trace import Profile, TraceJob, load_of, read_profile, read_trace
@@ -9,6 +11,11 @@ from orchestrator.scheduler.workload import WorkloadShape, generate
 
 TRACES = Path(__file__).parents[1] / "configs" / "traces"
 LOADS = (0.9, 1.2, 1.5, 2.0)
+_SINGLE = {
+    "bursts": WorkloadShape(seconds=600, spread=2.0, burstiness=3.0),
+    "even": WorkloadShape(seconds=600, spread=1.4, burstiness=1.5),
+}
+_GRIDS = {"grids": WorkloadShape(seconds=600, spread=1.6, burstiness=1.5, grid=12)}
 Scenario = tuple[list[TraceJob], Profile, int]
 
 
@@ -21,12 +28,20 @@ def devices() -> list[Profile]:
 
 def scenarios(count: int, actors: int = 4) -> dict[str, Scenario]:
     """24 workloads: three devices, four loads, heavy-tailed jobs in bursts or more even ones."""
+    return _drawn(count, actors, _SINGLE, 100)
+
+
+def grids(count: int, actors: int = 4) -> dict[str, Scenario]:
+    """12 workloads of the same devices and loads, whose jobs come in grids of a dozen."""
+    return _drawn(count, actors, _GRIDS, 200)
+
+
+def _drawn(count: int, actors: int, kinds: Mapping[str, WorkloadShape], seed: int) -> dict[str, Scenario]:
     found: dict[str, Scenario] = {}
     for profile in devices():
         for load in LOADS:
-            for kind, spread, bursts in (("bursts", 2.0, 3.0), ("even", 1.4, 1.5)):
-                shape = WorkloadShape(load=load, burstiness=bursts, seconds=600, spread=spread)
-                jobs = generate(count, profile, actors, shape, 100 + len(found))
+            for kind, shape in kinds.items():
+                jobs = generate(count, profile, actors, replace(shape, load=load), seed + len(found))
                 found[f"{profile.name} {load} {kind}"] = (jobs, profile, actors)
     return found
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from scenarios import Scenario, devices, recorded, scenarios
+from scenarios import Scenario, devices, grids, recorded, scenarios
 
 from orchestrator.scheduler.bounds import Task, relaxed_bound, slowdown_bound, unshared_bound
 from orchestrator.scheduler.optimum import optimum
@@ -259,7 +259,8 @@ def main() -> None:
     for trace, profile, actors in zip(options.trace, options.profile, options.actors, strict=True):
         given |= recorded(trace, profile, actors)
     found = scenarios(count)
-    rows = contended(found, "seeded") + (contended(given, "recorded") if given else [])
+    rows = contended(found, "seeded") + contended(grids(count), "grids")
+    rows += contended(given, "recorded") if given else []
     rows += single_rows(found, options.quick, count)
     print(f"\n{'what':74s} {'least':>6s} {'aim':>6s} {'measured':>9s}")
     for words, least, aim, value in rows:

@@ -14,6 +14,7 @@ from orchestrator.scheduler.trace import Profile, TraceJob, work_of
 _RANKS = (8, 16, 32, 64, 128)
 _BYTES_PER_RANK = (8_388_608, 39_976_960)  # of a 7B model: q and v only, or all linear layers; 16 bytes a value
 _BATCHES = (1, 2, 4, 8, 16, 32)
+_WITHIN_A_GRID = 0.3  # sigma of the logarithm of the times alone of one grid
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class WorkloadShape:
         seconds: Median of the time that a job takes alone.
         spread: Sigma of its logarithm.
         burstiness: Coefficient of variation of the gaps between arrivals; 1: a Poisson stream.
+        grid: Mean number of jobs that are submitted at once; such jobs share a base model, and their times alone
+            differ little (`_WITHIN_A_GRID`).
         bases: Base models; each job draws one, the first is the most frequent.
         runs: Mean number of jobs in a row that share a base model.
         urgent: Share of the jobs that have `urgent_priority`.
@@ -34,6 +37,7 @@ class WorkloadShape:
     seconds: float = 900.0
     spread: float = 1.6
     burstiness: float = 3.0
+    grid: float = 1.0
     bases: int = 1
     runs: float = 1.0
     urgent: float = 0.0
@@ -57,6 +61,11 @@ def generate(count: int, profile: Profile, actors: int, shape: WorkloadShape, se
     bases = _bases(count, shape, random)
     urgent = random.random(count) < shape.urgent
     gaps = _gaps(count, shape.burstiness, random)
+    if shape.grid > 1:
+        first = _first_of_grid(count, shape.grid, random)
+        wanted = (wanted[first] * np.exp(random.normal(0.0, _WITHIN_A_GRID, count))).clip(20, 2 * 86400)
+        bases = [bases[one] for one in first]
+        gaps[first < np.arange(count)] = 0.0
     jobs = []
     for n in range(count):
         step = profile.step_seconds + profile.speed.added(float(tokens[n]), profile.microbatch_tokens)
@@ -119,6 +128,13 @@ def _gaps(count: int, variation: float, random: np.random.Generator) -> NDArray[
     share = 0.5 * (1 + math.sqrt((variation**2 - 1) / (variation**2 + 1)))
     short = random.random(count) < share
     return random.exponential(1.0, count) * np.where(short, 0.5 / share, 0.5 / (1 - share))
+
+
+def _first_of_grid(count: int, mean: float, random: np.random.Generator) -> NDArray[np.int64]:
+    """For each job the number of the first of its grid; sizes are geometric."""
+    starts = random.random(count) < 1 / mean
+    starts[0] = True
+    return np.maximum.accumulate(np.where(starts, np.arange(count), 0))
 
 
 def _bases(count: int, shape: WorkloadShape, random: np.random.Generator) -> Sequence[int]:

@@ -12,6 +12,7 @@ from orchestrator.scheduler.table import Floats, Ints, Jobs, Mask, Places
 PATIENT = 5.0  # slowdown up to which a job is patient; beyond it its weight grows
 AGE_POWER = 2.0
 FUTURE = 2.0  # f: the overhead saved for jobs that are still to come counts twice that for those that are here
+STAY = 2.0  # a step of a job counts v + 2 a in the order: it holds a place in a group while the others' steps are done
 
 
 class CoSrpt(Policy):
@@ -70,9 +71,9 @@ class CoSrpt(Policy):
         self._lam[mine], self._keep[mine] = lam, keep
 
     def order(self) -> Ints:
-        """By what is left, overhead included, over the weight."""
+        """By what is left, over the weight. In a group all steps take equally long, so that few of them count most."""
         jobs = self.jobs
-        return np.lexsort((jobs.left * (jobs.added + self._lam) / jobs.weight,))
+        return np.lexsort((jobs.left * (jobs.added + STAY * jobs.shared) / jobs.weight,))
 
     def cost(self, job: int) -> Floats:
         """What the job and its neighbours lose."""
