@@ -53,6 +53,8 @@ def simulate(
         if record and chart is not None:
             _draw(chart, outcomes[name], name, f"{trace.name} on {words.plural(actors, 'actor')} of {device.name}")
     result = summary(jobs, device, actors, outcomes, names)
+    counted = Simulation(jobs, device, actors, REFERENCE, noise=noise, seed=seed, by_count=True).run()
+    result["oom_jobs_by_count"] = counted.oom
     if as_json:
         progress.print_json(result)
         return
@@ -64,6 +66,11 @@ def simulate(
         soft_wrap=True,
     )
     console.print(_table(result["policies"], console.width))
+    console.print(
+        f"Four to an actor without a look at memory, as m-LoRA as released admits them, would run {counted.oom} of "
+        f"{words.plural(len(jobs), 'job')} out of memory",
+        soft_wrap=True,
+    )
     rejected = max(one["rejected_jobs"] for one in result["policies"].values())
     if rejected:
         which = f"{words.plural(rejected, 'job')} of {len(jobs)} would not fit on {device.name} even alone"

@@ -72,6 +72,7 @@ class Member:
         fresh: Whether `report` came with the latest poll.
         trouble: Why the latest poll had no answer.
         sent_order: The order it was last given.
+        sent_budget: The token budget it was last given; one that its memory has pressed keeps to less.
         load_seconds: What it took to load the base model, if this process has seen it.
     """
 
@@ -84,6 +85,7 @@ class Member:
     fresh: bool = False
     trouble: str | None = None
     sent_order: tuple[str, ...] = ()
+    sent_budget: int = 0
     started: float | None = None
     load_seconds: float | None = None
     asked: asyncio.Future[ActorReport] | None = None

@@ -18,6 +18,7 @@ from orchestrator.bases import BaseCatalog
 from orchestrator.data_size import DataSize, guess_size
 from orchestrator.fleet import Fleet
 from orchestrator.job import JobSpec, JobState
+from orchestrator.pressed import made_to_fit
 from orchestrator.profiles import Profiles, idle_memory
 from orchestrator.scheduler.estimate import device_kind, prior_memory, prior_speed
 from orchestrator.scheduler.view import UNKNOWN_STEPS, ActorState, ActorView, ClusterView, JobView
@@ -119,7 +120,7 @@ class Lookout:
                 (held if place is None else unsure)[place or job.id] = str(error)
         self._forget(job.id for job in jobs)
         places = tuple(self._learned(place, bases, unsure) for place in self._fleet.views())
-        return Look(ClusterView(tuple(jobs), places, bases, time.time(), self._makespan), held)
+        return Look(ClusterView(made_to_fit(jobs, places), places, bases, time.time(), self._makespan), held)
 
     def places(self, base: BaseDescription) -> tuple[ActorView, ...]:
         """Every place with what is known of it, for a question about one base model."""
@@ -228,7 +229,7 @@ def with_profiles(
         report: The latest of the actor there.
     """
     found = profiles.of_place(slot)
-    memories = {ref: profile.memory_model(slot) for ref, profile in found.items()}
+    memories = {ref: profile.memory_model(slot, place.memory_limit) for ref, profile in found.items()}
     hosted = bases.get(place.base_model or "")
     if hosted and report and report.memory_idle and hosted.ref not in memories:
         memories[hosted.ref] = idle_memory(slot, hosted, report.memory_idle)

@@ -37,6 +37,7 @@ _NEWEST = 0.2  # weight of the newest swap in the mean
 _HALF_SWAP = 1.0  # seconds, of the half of a swap that was never measured
 _CHANGE = 0.2  # a budget that would change by less stays, as long as the memory allows it
 _GROWTH = 2  # times the largest batch that was ever measured: beyond that a fit only extrapolates
+_BATCH_SHARE = 0.5  # of the room beside a base model that plans leave to shared batches where it is short
 _ROOM_USED = 0.9  # of the room that a new budget fills, so that a fit may waver without a change
 
 
@@ -81,14 +82,22 @@ class Profile:
         self.largest = max(self.largest, sample.tokens)
         self.samples += 1
 
-    def memory_model(self, slot: Slot) -> MemoryModel:
+    def memory_model(self, slot: Slot, limit: int | None = None) -> MemoryModel:
         """The memory of a place, as plans count it: with the residuals' margin, and the tokens it can be kept to.
 
         The token budget that an actor has at the moment does not count: it is lowered before a job comes that needs
-        the room (`token_budget`), but not below that of a new actor.
+        the room (`token_budget`). So its cap is that of a new actor, or what half of the room beside the base model
+        holds where that is less: adapters have the other half.
+
+        Args:
+            slot: The place.
+            limit: Bytes that its actor may use; None: nobody knows.
         """
-        model = self.memory.model
-        return replace(model, fixed_bytes=model.fixed_bytes + self.memory.margin, token_cap=slot.token_budget)
+        model, cap = self.memory.model, slot.token_budget
+        fixed = model.fixed_bytes + self.memory.margin
+        if limit is not None:
+            cap = min(cap, max(1, int(_BATCH_SHARE * (limit - fixed) / max(1.0, model.bytes_per_token))))
+        return replace(model, fixed_bytes=fixed, token_cap=cap)
 
     def to_dict(self) -> dict[str, Any]:
         """For the store."""
@@ -210,22 +219,27 @@ def token_budget(profile: Profile, slot: Slot, room: float | None, current: int)
 
     Args:
         profile: What was measured there.
-        slot: The place. A budget in the cluster file is kept.
+        slot: The place. A budget in the cluster file is kept, as far as its memory goes.
         room: Bytes for activations beside all adapters; None: not known.
         current: The budget that it has.
     """
-    if slot.settings.token_budget is not None:
-        return current
-    wanted = current
-    if profile.samples >= _BELIEVED and profile.largest >= _SPREAD * profile.smallest and _tells_tokens(profile):
-        wanted = min(saturation_tokens(profile.speed.model), max(current, _GROWTH * profile.largest))
-    most = float(_MOST_BUDGET)
+    given = slot.settings.token_budget
+    least, most = min(given or _LEAST_BUDGET, _LEAST_BUDGET), math.inf if given else float(_MOST_BUDGET)
+    wanted = given or current
+    if given is None and _tells_budget(profile):
+        wanted = min(saturation_tokens(profile.speed.model), max(current, _GROWTH * profile.largest), _MOST_BUDGET)
     if room is not None:
         most = min(most, room / max(1.0, profile.memory.model.bytes_per_token))
         wanted = min(wanted, int(_ROOM_USED * most))
-    wanted = min(max(wanted, _LEAST_BUDGET), _MOST_BUDGET)
-    stays = current <= max(most, _LEAST_BUDGET) and abs(wanted - current) <= _CHANGE * current
+    wanted = max(wanted, least)
+    stays = current <= max(most, least) and abs(wanted - current) <= _CHANGE * current
     return current if stays else wanted
+
+
+def _tells_budget(profile: Profile) -> bool:
+    """Whether a fit is trusted to set the token budget: enough was measured, and enough that is different."""
+    spread = profile.largest >= _SPREAD * profile.smallest
+    return profile.samples >= _BELIEVED and spread and _tells_tokens(profile)
 
 
 def _tells_tokens(profile: Profile) -> bool:

@@ -284,7 +284,8 @@ class Reconciler:
             adapters = sum(self._lookout.adapter_bytes(job, base) for job in running.get(member.name, {}).values())
             room = report.memory_limit - profile.memory_model(member.slot).fixed_bytes - adapters
             budget = token_budget(profile, member.slot, room, report.token_budget)
-            if budget != report.token_budget:
+            if budget < report.token_budget or budget not in (report.token_budget, member.sent_budget):
+                member.sent_budget = budget
                 calls.append((member.name, "budget", budget))
         return calls
 

@@ -33,7 +33,8 @@ class Outcome:
         turnaround: Of each job, in the order of the trace; infinite for a rejected one.
         alone: Seconds of each job on an actor of its own.
         swaps: Times that a job was taken off an actor.
-        oom: Jobs that were put where the memory did not suffice.
+        oom: Jobs that were on an actor while what its jobs truly need, all their worst micro-batches at once, was
+            more than it has: without a batcher that keeps to a token cap they would have run out of memory.
         decisions: Calls of `decide`.
         decision_seconds: Time in them.
         segments: Who was where when.
@@ -112,6 +113,7 @@ class Simulation:
         seed: int = 0,
         record: bool = False,
         makespan: float = 0.0,
+        by_count: bool = False,
     ) -> None:
         """Nothing runs yet.
 
@@ -120,14 +122,19 @@ class Simulation:
             profile: Of every actor.
             actors: How many.
             policy: Its name.
-            noise: The scheduler believes in steps times exp(N(0, noise)).
-            seed: Of the noise.
+            noise: The scheduler believes in steps times exp(N(0, noise)), and in activations (the tokens of a job's
+                worst micro-batch, in effect) times another such factor, but in no micro-batch above the profile's.
+                What a job takes otherwise follows from its configuration, and is known. Nothing corrects a belief.
+            seed: Of the noise; steps and activations have a stream each.
             record: Whether to keep segments and memory for a chart.
             makespan: `ClusterView.makespan`.
+            by_count: Hide the memory from the scheduler: it admits by the number of jobs alone, as m-LoRA as released
+                does, and `Outcome.oom` shows what for.
         """
         self._profile, self._policy, self._record = profile, policy, record
         self._makespan = makespan
-        self._guess = np.exp(np.random.default_rng(seed).normal(0.0, noise, len(jobs))) if noise else np.ones(len(jobs))
+        streams = (np.random.default_rng(seed), np.random.default_rng([seed, 1]))
+        self._guess, self._tokens_guess = (np.exp(noise * stream.normal(0.0, 1.0, len(jobs))) for stream in streams)
         self._jobs = list(jobs)
         bases = list(dict.fromkeys(job.base_model for job in jobs))
         shape = ActorShape("cuda", profile.microbatch_tokens, 2)
@@ -140,7 +147,7 @@ class Simulation:
                     state=ActorState.READY,
                     shape=shape,
                     base_model=bases[number % len(bases)] if bases else None,
-                    memory_limit=profile.memory_bytes,
+                    memory_limit=None if by_count else profile.memory_bytes,
                     speeds=dict.fromkeys(bases, profile.speed),
                     memories=dict.fromkeys(bases, profile.memory),
                     load_seconds=profile.base_load_seconds,
@@ -184,13 +191,14 @@ class Simulation:
         job = self._jobs[number]
         work = work_of(job, self._profile)
         guess = float(self._guess[number])
+        worst = min(work.worst_tokens * float(self._tokens_guess[number]), self._profile.microbatch_tokens)
         view = JobView(
             id=job.job,
             base_model=job.base_model,
             priority=job.priority,
             arrival=number,
             adapter_bytes=job.adapter_bytes,
-            worst_tokens=math.ceil(work.worst_tokens),
+            worst_tokens=math.ceil(worst),
             steps_left=max(1, round(job.steps * guess)),
             steps_total=max(1, round(job.steps * guess)),
             tokens_per_step=job.tokens_per_step,
@@ -289,7 +297,7 @@ class Simulation:
         run.view = _with(run.view, actor=actor.view.id, movable=run.ready_at <= now)
         actor.jobs.append(run)
         if self._used(actor) > self._profile.memory_bytes * (1 + 1e-9):
-            self._oom.add(run.job.job)
+            self._oom.update(there.job.job for there in actor.jobs)
 
     def _used(self, actor: _Actor) -> float:
         fixed = self._profile.base_bytes + self._profile.reserve_bytes

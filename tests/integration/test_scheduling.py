@@ -10,7 +10,7 @@ from gpu_actor.config import DatasetConfig, EarlyStopConfig, LoraConfig, Trainin
 from gpu_actor.inspect_base import describe_base
 from orchestrator.job import JobSpec, QueueConfig
 from orchestrator.reconcile import SETTLE_SECONDS
-from support.cluster import orchestrator_runs, start_orchestrator, stop_orchestrator, wait_until
+from support.cluster import own_orchestrators, stop_orchestrator, wait_until
 from support.tiny import tiny_model, token_rows, write_rows
 
 pytestmark = pytest.mark.cluster
@@ -29,17 +29,8 @@ def bases(tmp_path_factory):
 
 @pytest.fixture
 def orchestrate(ray_cluster, tmp_path):
-    stop_orchestrator()
-    started = []
-
-    def orchestrate(**fields):
-        started.append(start_orchestrator(tmp_path / "storage", **fields))
-        return started[-1]
-
-    yield orchestrate
-    if started and orchestrator_runs():
-        assert started[-1].call("cluster")["controller"]["trouble"] is None
-    stop_orchestrator()
+    with own_orchestrators(tmp_path / "storage") as orchestrate:
+        yield orchestrate
 
 
 @pytest.fixture

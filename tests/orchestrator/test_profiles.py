@@ -118,7 +118,12 @@ def test_the_token_budget_is_the_saturation_point(store):
     profile.largest = 2000
     assert token_budget(profile, slot(), None, 400) == pytest.approx(9 * A / B, rel=0.15)
     assert token_budget(profile, slot(), 800 * profile.memory.model.bytes_per_token, 400) == 720
-    assert token_budget(profile, slot(token_budget=64), None, 64) == 64  # the cluster file's word
+    for room in (None, 1e12):  # the cluster file's word, which only a lack of memory goes against
+        assert token_budget(profile, slot(token_budget=64), room, 64) == 64
+        assert token_budget(profile, slot(token_budget=100_000), room, 100_000) == 100_000
+    room = 800 * profile.memory.model.bytes_per_token
+    assert token_budget(profile, slot(token_budget=1000), room, 1000) == 720
+    assert token_budget(profile, slot(token_budget=1000), 2 * room, 720) == 1000
 
 
 def test_a_budget_waits_for_enough_and_different_steps(store):
@@ -173,6 +178,19 @@ def test_plans_count_the_tokens_of_a_new_actor_whatever_the_budget_was_when_the_
         seen = with_profiles(place, slot(**settings), profiles, {"tiny": BASE, "new": BASE}, report_with(8192))
         assert {ref: memory.token_cap for ref, memory in seen.memories.items()} == {"tiny": cap, "new": cap}
         assert seen.shape.token_budget == 8192  # by which the speed goes
+
+
+def test_where_memory_is_short_plans_leave_half_of_the_room_to_shared_batches(store):
+    profile = taught(store).of(slot(), "tiny")
+    model = profile.memory_model(slot())
+    room = 1000 * model.bytes_per_token
+    for settings in ({}, {"token_budget": 800}):
+        short = profile.memory_model(slot(**settings), int(model.fixed_bytes + room))
+        assert short.token_cap == pytest.approx(500, abs=2)
+        assert profile.memory_model(slot(**settings), int(model.fixed_bytes + 3 * room)).token_cap == settings.get(
+            "token_budget", 1024
+        )
+    assert profile.memory_model(slot(), 1).token_cap == 1
 
 
 def test_the_margin_of_the_residuals_stays_free_and_outlives_a_restart(store):

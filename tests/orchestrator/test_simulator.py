@@ -107,6 +107,38 @@ def test_memory_holds_and_what_can_never_fit_is_rejected(policy):
     assert outcome.oom == 0
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_the_belief_in_steps_decides_who_is_first(seed):
+    guess = np.exp(np.random.default_rng(seed).normal(0, 0.5, 2))
+    outcome = run([job("a"), job("b")], "srpt", noise=0.5, seed=seed)
+    assert outcome.turnaround.argmin() == guess.argmin()
+
+
+def test_jobs_whose_activations_were_believed_too_small_are_counted_as_out_of_memory():
+    """Two of them take 2 * (200 + 108) of 600 bytes. Together they are where the belief has them at 600 or less."""
+    profile = PROFILE.model_copy(update={"activation_bytes_per_token": 0.12})
+    jobs = [job(name, tokens=900.0, size=200) for name in "ab"]
+    found = set()
+    for seed in range(20):
+        guess = np.exp(np.random.default_rng([seed, 1]).normal(0, 0.5, 2))
+        believed = 2 * 200 + 0.12 * np.ceil(np.minimum(900 * guess, 1000)).sum()  # no micro-batch has more than 1000
+        for policy in ("fifo-4", "fifo-memory"):
+            outcome = run(jobs, policy, noise=0.5, seed=seed, profile=profile)
+            assert (outcome.oom, outcome.rejected) == (2 if believed <= 600 else 0, 0)
+        assert run(jobs, "fifo", noise=0.5, seed=seed, profile=profile).oom == 0
+        found.add(outcome.oom)
+    assert found == {0, 2}
+
+
+def test_admission_by_count_runs_out_of_memory_where_the_look_at_memory_does_not():
+    """Three of them fit at a time; four are admitted, and when all of those have ended the other two."""
+    jobs = [job(f"j{n}", size=180, tokens=100.0) for n in range(6)]
+    assert run(jobs, "fifo-4").oom == 0
+    assert run(jobs, "fifo-4", by_count=True).oom == 4
+    assert run(jobs[:3], "fifo-4", by_count=True).oom == 0
+    assert run([job("giant", size=10_000)], "fifo-4", by_count=True).oom == 1
+
+
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 @pytest.mark.parametrize("noise", [0.0, 0.5])
 def test_nobody_goes_below_a_bound_and_nobody_is_lost(policy, noise):
@@ -198,6 +230,19 @@ def test_the_command_prints_json_and_draws_a_chart(tmp_path):
     assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
     for number in range(12):
         assert f"j{number:05d}: " in text
+
+
+def test_the_command_tells_of_the_jobs_that_admission_by_count_would_lose(tmp_path):
+    (tmp_path / "p.yaml").write_text((TRACES / "h100-7b.yaml").read_text().replace("80000000000", "40000000000"))
+    trace = str(TRACES / "bursts-8actors-h100-7b.csv")
+    options = ["simulate", "--trace", trace, "--profile", str(tmp_path / "p.yaml"), "--actors", "8"]
+    options += ["--policy", "fifo-4"]
+    result = json.loads(CliRunner().invoke(app, [*options, "--json"], catch_exceptions=False).stdout)
+    lost = result["oom_jobs_by_count"]
+    assert 0 < lost <= result["jobs"]
+    assert result["policies"]["fifo-4"]["oom_jobs"] == 0
+    done = CliRunner().invoke(app, options, env={"COLUMNS": "120"}, catch_exceptions=False)
+    assert f"{lost} of {result['jobs']} jobs out of memory" in done.stdout
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -1,5 +1,6 @@
 """An orchestrator of its own on the Ray cluster of a test module."""
 
+import contextlib
 import os
 import time
 
@@ -91,3 +92,19 @@ def start_orchestrator(storage, **fields):
     fields = {"storage": str(storage), "scheduler": {"tick_seconds": 0.1}, **fields}
     config = ClusterConfig.model_validate(fields)
     return Orchestrator(start_or_attach_controller(config), config)
+
+
+@contextlib.contextmanager
+def own_orchestrators(storage):
+    """A function that starts an orchestrator with the given fields of the cluster file; the last one must end well."""
+    stop_orchestrator()
+    started = []
+
+    def orchestrate(**fields):
+        started.append(start_orchestrator(storage, **fields))
+        return started[-1]
+
+    yield orchestrate
+    if started and orchestrator_runs():
+        assert started[-1].call("cluster")["controller"]["trouble"] is None
+    stop_orchestrator()

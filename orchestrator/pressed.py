@@ -1,0 +1,68 @@
+"""What plans count of jobs that by what was measured are too large for every place, and train all the same.
+
+An actor whose memory is pressed makes its batches smaller and goes on. To count such a job in full would be to take
+it off, and never to find a place for it again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from orchestrator.scheduler.view import ActorView, JobView
+
+
+@dataclass(frozen=True)
+class _Room:
+    """A place without jobs: bytes beside a base model, and the token cap of its shared batches."""
+
+    bytes: float
+    per_token: float
+    cap: int
+
+    def left(self, tokens: int) -> float:
+        """Bytes for an adapter whose micro-batches have so many tokens."""
+        return self.bytes - self.per_token * max(self.cap, tokens)
+
+
+def made_to_fit(jobs: Iterable[JobView], places: Sequence[ActorView]) -> tuple[JobView, ...]:
+    """The same jobs; one that has started and fits nowhere alone counts with the micro-batches that do fit.
+
+    An adapter does not become smaller. Where that is what does not fit, a running job is not taken off, and a queued
+    one waits.
+
+    Args:
+        jobs: Jobs of a look.
+        places: With what was measured of them.
+    """
+    rooms: dict[str, list[_Room]] = {}
+
+    def fitted(job: JobView) -> JobView:
+        if not job.started:
+            return job
+        if job.base_model not in rooms:
+            rooms[job.base_model] = _rooms(job.base_model, places)
+        return _fitted(job, rooms[job.base_model])
+
+    return tuple(map(fitted, jobs))
+
+
+def _rooms(base_model: str, places: Iterable[ActorView]) -> list[_Room]:
+    """Of every place that may host a base model; each kind of place once."""
+    found: dict[_Room, None] = {}
+    for place in places:
+        memory = place.memories.get(base_model)
+        if memory is not None and place.pinned in (None, base_model):
+            limit = math.inf if place.memory_limit is None else place.memory_limit
+            found[_Room(limit - memory.fixed_bytes, memory.bytes_per_token, memory.token_cap or 0)] = None
+    return list(found)
+
+
+def _fitted(job: JobView, rooms: Sequence[_Room]) -> JobView:
+    if not rooms or any(job.adapter_bytes <= room.left(job.worst_tokens) for room in rooms):
+        return job
+    roomiest = max(rooms, key=lambda room: room.left(0))
+    if job.adapter_bytes <= roomiest.left(0):
+        return replace(job, worst_tokens=min(job.worst_tokens, roomiest.cap))
+    return replace(job, movable=False)
