@@ -55,6 +55,19 @@ def uninterrupted(base, folder):
     return tenant
 
 
+def started(base, spec, steps, token_budget=None):
+    """A trainer and its only tenant, which has made `steps` optimizer steps.
+
+    Of 20 tokens, a shared batch holds one micro-batch, so that steps are open in between.
+    """
+    tenant = make_tenant(base, spec)
+    trainer = CoTrainer(base, token_budget)
+    trainer.attach(tenant)
+    while tenant.progress.step < steps:
+        trainer.step()
+    return trainer, tenant
+
+
 def without_time(output_dir):
     lines = (output_dir / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k != "time"} for line in lines]
@@ -65,10 +78,8 @@ def test_killed_and_restarted_equals_uninterrupted(tmp_path, killed_after):
     """Killed in the middle of an optimizer step: what ran since the last checkpoint is made again, and only that."""
     base = tiny_hooked()
     expected = uninterrupted(base, tmp_path / "whole")
-    first = make_tenant(base, spec_in(tmp_path))
-    trainer = CoTrainer(base, 20)  # one micro-batch per shared batch, so that steps are open in between
-    trainer.attach(first)
-    while first.progress.step < killed_after or len(first.pending) != 1:
+    trainer, first = started(base, spec_in(tmp_path), killed_after, token_budget=20)
+    while len(first.pending) != 1:
         trainer.step()
     with (first.output_dir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 99, "lo')  # the torn line of a process that died while writing
@@ -120,10 +131,8 @@ def test_samples_are_read_once_each_without_a_gap(tmp_path):
 def test_detached_and_attached_elsewhere_equals_uninterrupted(tmp_path):
     base = tiny_hooked()
     expected = uninterrupted(base, tmp_path / "whole")
-    tenant = make_tenant(base, spec_in(tmp_path, save_steps=1000))
-    trainer = CoTrainer(base, 20)
-    trainer.attach(tenant)
-    while tenant.progress.step < 5 or len(tenant.pending) != 1:
+    trainer, tenant = started(base, spec_in(tmp_path, save_steps=1000), 5, token_budget=20)
+    while len(tenant.pending) != 1:
         trainer.step()
     trainer.detach("job", keep=True)
     assert trainer.idle
@@ -138,11 +147,7 @@ def test_what_is_restored_is_all_on_the_device_of_the_adapter(tmp_path):
     """A fused optimizer wants its step count beside its moments: on another device than the CPU that is not the CPU."""
     base = tiny_hooked()
     for name, ratio in (("one-group", None), ("two-groups", 4.0)):
-        tenant = make_tenant(base, spec_in(tmp_path / name, loraplus_lr_ratio=ratio))
-        trainer = CoTrainer(base)
-        trainer.attach(tenant)
-        while tenant.progress.step < 1:
-            trainer.step()
+        _, tenant = started(base, spec_in(tmp_path / name, loraplus_lr_ratio=ratio), 1)
         tenant.save_checkpoint()
         layers = {index: (plan, tenant.weights._bases[index]) for index, plan in tenant.weights.plans.items()}
         weights = AdapterWeights(tenant.spec.lora, layers, torch.device("meta"))
@@ -168,11 +173,7 @@ def test_paused_before_its_first_step(tmp_path):
 
 def test_a_checkpoint_appears_whole_and_older_ones_go(tmp_path, monkeypatch):
     base = tiny_hooked()
-    tenant = make_tenant(base, spec_in(tmp_path))
-    trainer = CoTrainer(base)
-    trainer.attach(tenant)
-    while tenant.progress.step < 2:
-        trainer.step()
+    trainer, tenant = started(base, spec_in(tmp_path), 2)
     (kept,) = tenant.output_dir.glob("*checkpoint-*")
     assert kept.name == "checkpoint-2"
     trainer.step()
@@ -206,11 +207,7 @@ def test_a_checkpoint_that_cannot_be_written_costs_no_job(tmp_path, caplog):
     """At a save in between, at a pause, and at the end; what was half written goes, and the older one stands."""
     base = tiny_hooked()
     expected = uninterrupted(base, tmp_path / "whole")
-    tenant = make_tenant(base, spec_in(tmp_path))
-    trainer = CoTrainer(base)
-    trainer.attach(tenant)
-    while tenant.progress.step < 3:
-        trainer.step()
+    trainer, tenant = started(base, spec_in(tmp_path), 3)
     with full_disk():
         while tenant.progress.step < 5:
             trainer.step()
@@ -233,11 +230,7 @@ def test_a_process_that_ends_while_a_checkpoint_is_removed_or_written_again_leav
     """Paused at a step that was just saved; and killed in the middle of any removal, the cancelled job's included."""
     base = tiny_hooked()
     expected = uninterrupted(base, tmp_path / "whole")
-    tenant = make_tenant(base, spec_in(tmp_path))
-    trainer = CoTrainer(base)
-    trainer.attach(tenant)
-    while tenant.progress.step < 4:
-        trainer.step()
+    trainer, _ = started(base, spec_in(tmp_path), 4)
 
     def dies(folder, **_):
         if Path(folder).exists():
