@@ -8,15 +8,7 @@ from hypothesis import strategies as st
 
 from orchestrator.scheduler.policies.fifo import AGING_S
 from orchestrator.scheduler.policy import decide
-from orchestrator.scheduler.view import (
-    ActorShape,
-    ActorState,
-    ActorView,
-    ClusterView,
-    JobView,
-    MemoryModel,
-    SpeedModel,
-)
+from orchestrator.scheduler.view import ActorShape, ActorState, ActorView, ClusterView, JobView, MemoryModel, SpeedModel
 
 MODELS = {"speeds": {"A": SpeedModel(0.1, 1e-3, 0.01)}, "memories": {"A": MemoryModel(0.0, 0.0)}}
 PLACES = {"fifo": 1, "fifo-4": 4, "fifo-memory": 3}  # jobs on one actor; memory holds three of the last

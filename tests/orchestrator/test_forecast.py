@@ -6,15 +6,7 @@ import pytest
 
 from orchestrator.scheduler.forecast import forecast
 from orchestrator.scheduler.policy import POLICIES
-from orchestrator.scheduler.view import (
-    ActorShape,
-    ActorState,
-    ActorView,
-    ClusterView,
-    JobView,
-    MemoryModel,
-    SpeedModel,
-)
+from orchestrator.scheduler.view import ActorShape, ActorState, ActorView, ClusterView, JobView, MemoryModel, SpeedModel
 
 SPEED = SpeedModel(1.0, 0.01, 0.5)
 MEMORY = MemoryModel(1000.0, 1.0, 500)

@@ -7,15 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.scheduler.policy import PATIENCE_S, POLICIES, decide
-from orchestrator.scheduler.view import (
-    ActorShape,
-    ActorState,
-    ActorView,
-    ClusterView,
-    JobView,
-    MemoryModel,
-    SpeedModel,
-)
+from orchestrator.scheduler.view import ActorShape, ActorState, ActorView, ClusterView, JobView, MemoryModel, SpeedModel
 
 SHAPE = ActorShape("cuda", token_budget=64)
 SPEEDS = {"A": SpeedModel(0.1, 1e-3, 0.01), "B": SpeedModel(0.05, 2e-4, 0.01), "C": SpeedModel(0.2, 1e-3, 0.01)}
