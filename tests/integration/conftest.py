@@ -1,4 +1,4 @@
-"""A real Ray cluster for the tests of a module."""
+"""A real Ray cluster for the tests of a module, an orchestrator on it, and jobs."""
 
 import os
 import shutil
@@ -7,11 +7,19 @@ from pathlib import Path
 
 import pytest
 
+from gpu_actor.config import DatasetConfig, TrainingConfig
+from gpu_actor.lora_config import LoraConfig
+from orchestrator.job import JobSpec, QueueConfig
+from support.cluster import own_orchestrators, start_orchestrator
+from support.tiny import tiny_model, token_rows, write_rows
+
 os.environ["RAY_AUTH_MODE"] = "disabled"  # only ever in tests
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["OMP_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).parents[2]
+# Under a policy that takes nobody off: what is tested is the machinery. test_scheduling.py has the default one.
+FIFO = {"policy": "fifo-memory", "tick_seconds": 0.1}
 
 
 @pytest.fixture(scope="module")
@@ -34,3 +42,55 @@ def ray_cluster():
     yield folder
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """Two tiny base models."""
+    folder = tmp_path_factory.mktemp("bases")
+    for seed, name in enumerate(("tiny-a", "tiny-b")):
+        tiny_model(seed=seed).save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shared_storage(tmp_path_factory):
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture
+def orchestrator(ray_cluster, shared_storage):
+    """The orchestrator that the tests of a module share: `auto` actors, which means one on the CPU."""
+    orchestrator = start_orchestrator(shared_storage, scheduler=FIFO)
+    yield orchestrator
+    orchestrator.clear()
+    assert orchestrator.call("cluster")["controller"]["trouble"] is None
+
+
+@pytest.fixture
+def orchestrate(ray_cluster, tmp_path):
+    """Starts an orchestrator of the test's own; further calls attach to it or start it again."""
+    with own_orchestrators(tmp_path / "storage", scheduler=FIFO) as start:
+        yield start
+
+
+@pytest.fixture
+def make(tmp_path, bases):
+    """Makes a job of 16 short samples."""
+
+    def make(name, steps=4, base="tiny-a", priority=0, max_retries=2, r=4, rows=None, **training):
+        data = tmp_path / "data" / f"{name}.jsonl"
+        data.parent.mkdir(exist_ok=True)
+        write_rows(data, rows or token_rows(16, seed=sum(map(ord, name))))
+        settings = {"max_steps": steps, "per_device_train_batch_size": 2, "cutoff_len": 64, "save_steps": 5, **training}
+        return JobSpec(
+            name=name,
+            base_model=str(bases / base),
+            dataset=DatasetConfig(path=str(data), format="tokens"),
+            lora=LoraConfig(r=r),
+            training=TrainingConfig(**settings),
+            queue=QueueConfig(priority=priority, max_retries=max_retries),
+            output_dir=str(tmp_path / "out" / name),
+        )
+
+    return make

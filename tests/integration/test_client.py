@@ -7,7 +7,7 @@ import pytest
 from support.command import LORAY, Home, JobFiles
 from support.tiny import token_rows
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_a_dict_becomes_an_adapter(home, files):
         files,
         f"""
 job = submit_job({job!r})
-done = job.wait(timeout=90)
+done = job.wait(timeout=200)
 print(json.dumps([done, job.status().value, job.metrics(), job.events(), job.logs(), repr(job)]))
 """,
     )
@@ -75,11 +75,11 @@ trial("double", lambda: submit_job({long!r}))
 trial("invalid", lambda: submit_job({{"name": "a b"}}))
 trial("several", lambda: submit_job(Path("several.json")))
 trial("slow", lambda: job.wait(timeout=0.3))
-trial("failed", lambda: bad.wait(timeout=90))
+trial("failed", lambda: bad.wait(timeout=200))
 trial("early", lambda: job.retry())
 trial("elsewhere", lambda: Client("127.0.0.1:1"))
 job.cancel()
-trial("cancelled", lambda: job.wait(timeout=90))
+trial("cancelled", lambda: job.wait(timeout=200))
 seen["left"] = [job["name"] for job in client.list_jobs()]
 print(json.dumps(seen))
 """,
@@ -123,7 +123,7 @@ def losing(refs, **options):
     return answer
 ray.get = losing
 job = client.submit_job({job!r})
-job.wait(timeout=90)
+job.wait(timeout=200)
 print(json.dumps([lost, job.id, [view["name"] for view in client.list_jobs()]]))
 """,
     )

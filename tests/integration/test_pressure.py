@@ -20,7 +20,6 @@ from support.tiny import tiny_model, token_rows, write_rows
 
 pytestmark = pytest.mark.cluster
 
-PATIENCE = 240  # seconds: a shared machine loads a model slowly
 TOO_LOW, RIGHT = 0.7, 1.0
 BUDGET = 1024  # tokens of a shared batch of a new actor on a CPU
 ROOM = 0.75  # of them that the limit has room for
@@ -49,7 +48,7 @@ def make(name, base, folder, steps=STEPS, samples=2):
 def run_all(orchestrator, base, folder):
     """Four jobs to their ends; returns them, the bytes of their adapters, and the actor."""
     orchestrator.submit(*(make(name, base, folder) for name in NAMES))
-    done = [orchestrator.wait(name, "SUCCEEDED", timeout=PATIENCE) for name in NAMES]
+    done = [orchestrator.wait(name, "SUCCEEDED") for name in NAMES]
     adapters = [Path(job["output_dir"], "adapter_model.safetensors").read_bytes() for job in done]
     return done, adapters, orchestrator.actors()[0]
 
@@ -130,11 +129,11 @@ def test_a_job_that_turns_out_too_large_for_every_actor_goes_on_in_smaller_batch
     """Its micro-batches fill the budget. Once that is known, taking it off would be to place it nowhere again."""
     orchestrator = orchestrate(TOO_LOW, {"tick_seconds": 0.1})
     orchestrator.submit(make("wide", learned.base, tmp_path, steps=100_000, samples=8))
-    orchestrator.wait("wide", "RUNNING", until=lambda job: job["step"] > 0, timeout=PATIENCE)
-    wait_until(lambda: orchestrator.actors()[0]["pressed"], timeout=PATIENCE)
+    orchestrator.wait("wide", "RUNNING", until=lambda job: job["step"] > 0)
+    wait_until(lambda: orchestrator.actors()[0]["pressed"])
     time.sleep(SETTLE_SECONDS + 1)  # from then on it may be taken off
     before = orchestrator.call("get_job", "wide")["step"]
-    job = orchestrator.wait("wide", "RUNNING", until=lambda job: job["step"] > before + 1, timeout=PATIENCE)
+    job = orchestrator.wait("wide", "RUNNING", until=lambda job: job["step"] > before + 1)
     assert job["attempt"] == 1
     orchestrator.call("cancel", "wide")
-    orchestrator.wait("wide", "CANCELLED", timeout=PATIENCE)
+    orchestrator.wait("wide", "CANCELLED")

@@ -15,7 +15,7 @@ import pytest
 from support.command import ROOT, Home, JobFiles
 from support.tiny import tiny_model, token_rows
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 RAY = Path(sys.executable).with_name("ray")
 

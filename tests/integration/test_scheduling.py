@@ -10,31 +10,23 @@ from gpu_actor.config import DatasetConfig, EarlyStopConfig, LoraConfig, Trainin
 from gpu_actor.inspect_base import describe_base
 from orchestrator.job import JobSpec, QueueConfig
 from orchestrator.reconcile import SETTLE_SECONDS
-from support.cluster import own_orchestrators, stop_orchestrator, wait_until
-from support.tiny import tiny_model, token_rows, write_rows
+from support.cluster import LONG, PATIENCE, own_orchestrators, stop_orchestrator, wait_until
+from support.tiny import token_rows, write_rows
 
 pytestmark = pytest.mark.cluster
-
-LONG = 100_000
-PATIENCE = 240  # seconds: a shared machine loads a model slowly
-
-
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bases")
-    for seed, name in enumerate(("tiny-a", "tiny-b")):
-        tiny_model(seed=seed).save_pretrained(folder / name)
-    return folder
 
 
 @pytest.fixture
 def orchestrate(ray_cluster, tmp_path):
+    """Under the default policy."""
     with own_orchestrators(tmp_path / "storage") as orchestrate:
         yield orchestrate
 
 
 @pytest.fixture
 def make(tmp_path, bases):
+    """Makes a job that writes no checkpoints but those for leaving its actor."""
+
     def make(name, steps=4, base="tiny-a", priority=0, lora=None, early_stop=None, rows=None, **training):
         data = tmp_path / "data" / f"{name}.jsonl"
         data.parent.mkdir(exist_ok=True)
@@ -79,10 +71,10 @@ def test_a_job_that_was_taken_off_and_went_on_elsewhere_equals_the_uninterrupted
     """One job per actor: urgent ones take both, and the long job goes on where the shorter of them ends first."""
     place = {"cpu_threads": 1, "base_model": str(bases / "tiny-a")}  # so both are there from the start
     orchestrator = orchestrate(actors=[place, place], scheduler={"policy": "srpt", "tick_seconds": 0.1})
-    wait_until(lambda: [actor["state"] for actor in orchestrator.actors()] == ["ready"] * 2, timeout=PATIENCE)
+    wait_until(lambda: [actor["state"] for actor in orchestrator.actors()] == ["ready"] * 2)
     moved = make("moved", steps=3000)
     orchestrator.submit(moved)
-    orchestrator.wait("moved", "RUNNING", until=lambda job: job["step"] > 5, timeout=PATIENCE)
+    orchestrator.wait("moved", "RUNNING", until=lambda job: job["step"] > 5)
     time.sleep(SETTLE_SECONDS)
     orchestrator.submit(make("first", steps=300, priority=9), make("stays", steps=LONG, priority=9))
     done = orchestrator.wait("moved", "SUCCEEDED", timeout=1.5 * PATIENCE)
@@ -100,11 +92,11 @@ def test_the_default_policy_changes_a_base_model_for_an_urgent_job_and_the_other
     orchestrator = orchestrate(actors=[{"cpu_threads": 1}])
     assert orchestrator.call("cluster")["controller"]["policy"] == "cosrpt"
     orchestrator.submit(make("long", steps=LONG))
-    orchestrator.wait("long", "RUNNING", until=lambda job: job["step"] > 5, timeout=PATIENCE)
+    orchestrator.wait("long", "RUNNING", until=lambda job: job["step"] > 5)
     orchestrator.submit(make("urgent", steps=5, base="tiny-b", priority=9))
-    orchestrator.wait("urgent", "SUCCEEDED", timeout=PATIENCE)
+    orchestrator.wait("urgent", "SUCCEEDED")
     before = orchestrator.call("get_job", "long")["step"]
-    orchestrator.wait("long", "RUNNING", until=lambda job: job["step"] > max(5, before), timeout=PATIENCE)
+    orchestrator.wait("long", "RUNNING", until=lambda job: job["step"] > max(5, before))
     events = orchestrator.events("long")
     assert sum(event.startswith("is taken off") for event in events) == 1
     assert sum(event.startswith("assigned to") for event in events) == 2
@@ -116,7 +108,7 @@ def test_the_default_policy_changes_a_base_model_for_an_urgent_job_and_the_other
 def test_a_job_too_large_for_now_waits_with_its_reason_and_starts_when_room_appears(orchestrate, make, bases):
     probe = orchestrate(actors=[{}])
     probe.submit(make("probe", steps=3))
-    probe.wait("probe", "SUCCEEDED", timeout=PATIENCE)
+    probe.wait("probe", "SUCCEEDED")
     idle = probe.actors()[0]["memory_peak"]
     stop_orchestrator()
     base = describe_base(str(bases / "tiny-a"))
@@ -135,10 +127,10 @@ def test_a_job_too_large_for_now_waits_with_its_reason_and_starts_when_room_appe
     )
     assert f"({limit} bytes)" in problem["message"]
     orchestrator.call("cancel", "first")
-    orchestrator.wait("urgent", "RUNNING", timeout=PATIENCE)  # it came last, and goes first
+    orchestrator.wait("urgent", "RUNNING")  # it came last, and goes first
     assert orchestrator.call("get_job", "second")["state"] == "QUEUED"
     orchestrator.call("cancel", "urgent")
-    orchestrator.wait("second", "SUCCEEDED", timeout=PATIENCE)
+    orchestrator.wait("second", "SUCCEEDED")
 
 
 @pytest.mark.timeout(600)
@@ -147,7 +139,7 @@ def test_what_was_learned_survives_a_restart(orchestrate, make, tmp_path):
 
     orchestrator = orchestrate(actors=[{}])
     orchestrator.submit(make("one", steps=60))
-    orchestrator.wait("one", "SUCCEEDED", timeout=PATIENCE)
+    orchestrator.wait("one", "SUCCEEDED")
     stop_orchestrator()
     store = Store(f"sqlite:///{tmp_path}/storage/loray.db")
     ((key, values),) = store.profiles().items()
@@ -158,7 +150,7 @@ def test_what_was_learned_survives_a_restart(orchestrate, make, tmp_path):
     assert values["memory"]["fixed_bytes"] > 2**27
     again = orchestrate(actors=[{}])
     again.submit(make("two", steps=60))
-    again.wait("two", "SUCCEEDED", timeout=PATIENCE)
+    again.wait("two", "SUCCEEDED")
     stop_orchestrator()
     store = Store(f"sqlite:///{tmp_path}/storage/loray.db")
     assert next(iter(store.profiles().values()))["samples"] > values["samples"]
@@ -174,7 +166,7 @@ def test_the_worse_half_of_a_grid_stops_at_its_rung_with_its_adapter(orchestrate
         for n, rate in enumerate((1e-3, 1e-7))
     ]
     orchestrator.submit(*grid)
-    stopped = orchestrator.wait("g1", "SUCCEEDED", timeout=PATIENCE)
+    stopped = orchestrator.wait("g1", "SUCCEEDED")
     assert stopped["step"] < 4000
     assert "is number 2 of 2, and 1 pass" in stopped["reason"]
     assert adapter_of(grid[1])

@@ -1,10 +1,15 @@
 """An orchestrator of its own on the Ray cluster of a test module."""
 
 import contextlib
+import json
 import os
 import time
+from pathlib import Path
 
 import pytest
+
+LONG = 100_000  # optimizer steps: far more than a test waits for
+PATIENCE = 240.0  # seconds: a busy machine takes long to start a process and to load a model
 
 
 class Orchestrator:
@@ -13,7 +18,7 @@ class Orchestrator:
     def __init__(self, handle, config):
         self.handle, self.config = handle, config
 
-    def call(self, method, *arguments, timeout=60):
+    def call(self, method, *arguments, timeout=PATIENCE):
         import ray
 
         return ray.get(getattr(self.handle, method).remote(*arguments), timeout=timeout)
@@ -24,7 +29,7 @@ class Orchestrator:
         assert answer["problems"] == []
         return [job["id"] for job in answer["accepted"]]
 
-    def wait(self, ref, *states, timeout=60, until=None):
+    def wait(self, ref, *states, timeout=PATIENCE, until=None):
         """The job once it is in one of the states and `until(job)` holds."""
         deadline = time.monotonic() + timeout
         while True:
@@ -54,7 +59,7 @@ class Orchestrator:
         return [job for job in self.call("list_jobs") if job["state"] in ("QUEUED", "RUNNING", "PAUSED")]
 
 
-def wait_until(condition, timeout=60.0):
+def wait_until(condition, timeout=PATIENCE):
     """Wait for a condition to become true, and return its value."""
     deadline = time.monotonic() + timeout
     while not (value := condition()):
@@ -95,16 +100,40 @@ def start_orchestrator(storage, **fields):
 
 
 @contextlib.contextmanager
-def own_orchestrators(storage):
-    """A function that starts an orchestrator with the given fields of the cluster file; the last one must end well."""
+def own_orchestrators(storage, **defaults):
+    """A function that starts or attaches to an orchestrator with the given fields of the cluster file.
+
+    Nothing may have troubled the last one, which is stopped in the end.
+    """
     stop_orchestrator()
     started = []
 
     def orchestrate(**fields):
-        started.append(start_orchestrator(storage, **fields))
+        started.append(start_orchestrator(storage, **{**defaults, **fields}))
         return started[-1]
 
     yield orchestrate
     if started and orchestrator_runs():
         assert started[-1].call("cluster")["controller"]["trouble"] is None
     stop_orchestrator()
+
+
+def steps_of(job):
+    """The numbers of the optimizer steps in a job's metrics."""
+    lines = (Path(job["output_dir"]) / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["step"] for line in lines]
+
+
+def processes(name):
+    """Process ids of the living actors whose name starts so, from Ray itself."""
+    import ray
+    from ray.util.state import list_actors
+
+    address = ray.get_runtime_context().gcs_address
+    found = list_actors(address=address, filters=[("state", "=", "ALIVE")], detail=True)
+    return {actor.name: actor.pid for actor in found if actor.name and actor.name.startswith(name)}
+
+
+def checkpointed(job):
+    """A condition: the checkpoints in a job's output folder."""
+    return lambda _=None: list(Path(job["output_dir"]).glob("checkpoint-*"))

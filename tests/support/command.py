@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from support.cluster import PATIENCE
 from support.tiny import write_rows
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +39,7 @@ class Home:
             end(process)
         shutil.rmtree(self.path, ignore_errors=True)  # a killed process may still write its last line
 
-    def run(self, *arguments, timeout=120, cwd=ROOT, **variables):
+    def run(self, *arguments, timeout=PATIENCE, cwd=ROOT, **variables):
         """Runs `loray ...` to its end; returns the finished process with its output."""
         return subprocess.run(
             [*LORAY, *map(str, arguments)],
@@ -49,7 +50,7 @@ class Home:
             timeout=timeout,
         )
 
-    def python(self, script, timeout=120, cwd=ROOT, **variables):
+    def python(self, script, timeout=PATIENCE, cwd=ROOT, **variables):
         """Runs a Python script that imports Loray; returns what it printed."""
         path = self.path / "script.py"
         path.write_text(script)
@@ -81,7 +82,7 @@ class Home:
         self._started.append(process)
         return process
 
-    def wait_for(self, words, process, log="log", timeout=90):
+    def wait_for(self, words, process, log="log", timeout=PATIENCE):
         """Waits until the output of a started process holds some words; returns the output."""
         deadline = time.monotonic() + timeout
         while True:

@@ -1,0 +1,114 @@
+"""Processes that die, on a real Ray cluster: nothing accepted is lost, nothing is done twice."""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from support.cluster import LONG, checkpointed, processes, steps_of, wait_until
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+
+
+def first_checkpoint(orchestrator, spec):
+    """Submit a job and wait for a checkpoint; returns name and process id of its actor, for a kill at once."""
+    orchestrator.submit(spec)
+    orchestrator.wait(spec.name, "RUNNING")
+    ((name, pid),) = wait_until(lambda: processes("tiny-a@")).items()  # before the job is far: Ray takes its time
+    orchestrator.wait(spec.name, "RUNNING", until=checkpointed({"output_dir": spec.output_dir}))
+    return name, pid
+
+
+def test_a_killed_orchestrator_comes_back_and_nothing_is_lost_or_doubled(orchestrator, make):
+    ids = orchestrator.submit(make("one", steps=150), make("two", steps=LONG))
+    orchestrator.wait("one", "RUNNING", until=lambda job: job["step"] > 2)
+    orchestrator.wait("two", "RUNNING", until=lambda job: job["step"] > 2)
+    actors = processes("tiny-a@")
+    os.kill(orchestrator.call("ping")["pid"], signal.SIGKILL)
+    late = orchestrator.submit(make("late", steps=5))  # waits for the new process by itself
+    done = [orchestrator.wait(job_id, "SUCCEEDED") for job_id in (ids[0], *late)]
+    assert processes("tiny-a@") == actors
+    assert [job["attempt"] for job in done] == [1, 1]
+    assert steps_of(done[0]) == list(range(1, 151))
+    assert [job["id"] for job in orchestrator.live()] == [ids[1]]
+    assert orchestrator.call("get_job", "two")["attempt"] == 1
+
+
+def test_a_wish_outlives_the_orchestrator_that_heard_it(orchestrator, make):
+    orchestrator.submit(make("one", steps=LONG))
+    orchestrator.wait("one", "RUNNING", until=lambda job: job["step"] > 2)
+    ((_, pid),) = processes("tiny-a@").items()
+    os.kill(pid, signal.SIGSTOP)  # the actor cannot hear of it
+    try:
+        orchestrator.call("cancel", "one")
+        os.kill(orchestrator.call("ping")["pid"], signal.SIGKILL)
+        assert orchestrator.call("get_job", "one")["state"] == "RUNNING"
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    orchestrator.wait("one", "CANCELLED")
+
+
+def test_a_killed_actor_is_replaced_and_its_job_goes_on_from_the_checkpoint(orchestrator, make):
+    spec = make("one", steps=150, save_steps=20)
+    name, pid = first_checkpoint(orchestrator, spec)
+    os.kill(pid, signal.SIGKILL)
+    done = orchestrator.wait("one", "SUCCEEDED")
+    assert (done["attempt"], done["retries"]) == (2, 1)
+    assert any(name in event and "back in the queue" in event for event in orchestrator.events("one"))
+    assert steps_of(done) == list(range(1, 151))
+    assert name not in processes("tiny-a@")
+    whole = spec.model_copy(update={"name": "whole", "output_dir": spec.output_dir + "-whole"})
+    orchestrator.submit(whole)
+    orchestrator.wait("whole", "SUCCEEDED")
+    adapters = [(Path(s.output_dir) / "adapter_model.safetensors").read_bytes() for s in (spec, whole)]
+    assert adapters[0] == adapters[1]
+
+
+def test_a_job_that_keeps_losing_its_actor_fails_in_the_end_and_a_retry_goes_on_from_its_checkpoint(orchestrator, make):
+    spec = make("one", steps=600, max_retries=0, save_steps=50)
+    _, pid = first_checkpoint(orchestrator, spec)
+    os.kill(pid, signal.SIGKILL)
+    failed = orchestrator.wait("one", "FAILED")
+    assert "lost its actor 1 times, queue.max_retries is 0" in failed["reason"]
+    (checkpoint,) = checkpointed(failed)()
+    orchestrator.call("retry", "one")
+    assert orchestrator.events("one")[-1] == f"retried: it goes on from {checkpoint.name}"
+    done = orchestrator.wait("one", "SUCCEEDED")
+    assert (done["attempt"], done["retries"]) == (2, 0)
+    assert steps_of(done) == list(range(1, 601))
+
+
+def test_both_die_at_once(orchestrator, make):
+    spec = make("one", steps=150, save_steps=20)
+    orchestrators_pid = orchestrator.call("ping")["pid"]
+    _, pid = first_checkpoint(orchestrator, spec)
+    os.kill(orchestrators_pid, signal.SIGKILL)
+    os.kill(pid, signal.SIGKILL)
+    done = orchestrator.wait("one", "SUCCEEDED")
+    assert done["retries"] == 1
+    assert steps_of(done) == list(range(1, 151))
+
+
+def test_a_base_that_cannot_be_loaded_fails_its_jobs_with_the_reason(orchestrator, make, bases, tmp_path):
+    shutil.copytree(bases / "tiny-a", tmp_path / "broken")
+    weights = tmp_path / "broken" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    spec = make("one").model_copy(update={"base_model": str(tmp_path / "broken")})
+    orchestrator.submit(spec)
+    failed = orchestrator.wait("one", "FAILED")
+    assert "broken cannot be loaded on cpu:0" in failed["reason"]
+    orchestrator.submit(make("good", steps=2))
+    orchestrator.wait("good", "SUCCEEDED")
+
+
+def test_cancel_wins_when_the_actor_dies_meanwhile(orchestrator, make):
+    orchestrator.submit(make("one", steps=LONG))
+    orchestrator.wait("one", "RUNNING", until=lambda job: job["step"])
+    ((_, pid),) = processes("tiny-a@").items()
+    os.kill(pid, signal.SIGSTOP)  # it can take no note any more
+    orchestrator.call("cancel", "one")
+    os.kill(pid, signal.SIGKILL)
+    job = orchestrator.wait("one", "CANCELLED")
+    assert not checkpointed(job)()
