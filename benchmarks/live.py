@@ -41,7 +41,7 @@ from orchestrator.cluster_config import ClusterConfig
 from orchestrator.connection import controller, start_local
 from orchestrator.data_size import guess_size
 from orchestrator.job import JobSpec
-from orchestrator.look import micro_batch_cap, scheduling_view, with_profiles
+from orchestrator.look import Known, micro_batch_cap, scheduling_view, with_profiles
 from orchestrator.profiles import Profiles
 from orchestrator.scheduler.forecast import forecast
 from orchestrator.scheduler.view import ActorState, ActorView, ClusterView
@@ -227,7 +227,7 @@ def _forecast(
     for slot, base in zip(slots, hosted, strict=True):
         state = ActorState.READY if base else ActorState.EMPTY
         place = ActorView(slot.id, slot.id, state, slot.shape, base, memory_limit=slot.memory_limit)
-        actors.append(with_profiles(place, slot, profiles, descriptions))
+        actors.append(with_profiles(place, slot, Known.of(slot, profiles, descriptions)))
     jobs = []
     for number, (spec, arrival) in enumerate(zip(specs, arrivals, strict=True)):
         view = scheduling_view(

@@ -135,10 +135,10 @@ class Fleet:
 
     def views(self) -> tuple[ActorView, ...]:
         """Every place as the scheduler sees it."""
-        return tuple(self._view(slot) for slot in self.slots.values())
+        there = self.by_place()
+        return tuple(self._view(slot, there.get(slot.id)) for slot in self.slots.values())
 
-    def _view(self, slot: Slot) -> ActorView:
-        member = self.at(slot.id)
+    def _view(self, slot: Slot, member: Member | None) -> ActorView:
         state, reason = self._state(slot.id, member)
         return ActorView(
             id=slot.id,
@@ -184,6 +184,10 @@ class Fleet:
         for slot_id in may:
             del self._barred[slot_id, base_model]
         return [f"{slot_id}: {reason}" for slot_id, reason in reasons.items()]
+
+    def by_place(self) -> dict[str, Member]:
+        """The actors by their places."""
+        return {member.slot.id: member for member in self.members.values()}
 
     def at(self, slot_id: str) -> Member | None:
         """The actor in a place."""

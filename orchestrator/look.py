@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,9 +19,17 @@ from orchestrator.data_size import DataSize, guess_size
 from orchestrator.fleet import Fleet
 from orchestrator.job import JobSpec, JobState
 from orchestrator.pressed import made_to_fit
-from orchestrator.profiles import Profiles, idle_memory
+from orchestrator.profiles import Profiles, idle_memory, leaving_room
 from orchestrator.scheduler.estimate import device_kind, prior_memory, prior_speed
-from orchestrator.scheduler.view import UNKNOWN_STEPS, ActorState, ActorView, ClusterView, JobView
+from orchestrator.scheduler.view import (
+    UNKNOWN_STEPS,
+    ActorState,
+    ActorView,
+    ClusterView,
+    JobView,
+    MemoryModel,
+    SpeedModel,
+)
 from orchestrator.slots import Slot
 from orchestrator.store import JobRecord, Store
 
@@ -41,12 +49,24 @@ class Look:
     view: ClusterView
     held: Mapping[str, str]
 
-    @property
-    def key(self) -> object:
-        """Equal for two looks between which nothing happened but progress and time."""
-        jobs = tuple((job.id, job.actor, job.movable, job.leaving, job.steps_total) for job in self.view.jobs)
-        actors = tuple((a.id, a.state, a.base_model, a.memory_limit, a.reason, a.shape) for a in self.view.actors)
-        return jobs, actors, tuple(sorted(self.held))
+    def differs(self, other: Look) -> bool:
+        """Whether more than progress and time lies between two looks. A job that waits is mostly the same value."""
+        jobs, others = self.view.jobs, other.view.jobs
+        actors = zip(self.view.actors, other.view.actors, strict=False)
+        return (
+            (len(jobs), len(self.view.actors)) != (len(others), len(other.view.actors))
+            or self.held.keys() != other.held.keys()
+            or any(_marks(a) != _marks(b) for a, b in zip(jobs, others, strict=True) if a is not b)
+            or any(_places(a) != _places(b) for a, b in actors)
+        )
+
+
+def _marks(job: JobView) -> object:
+    return job.id, job.actor, job.movable, job.leaving, job.steps_total
+
+
+def _places(actor: ActorView) -> object:
+    return actor.id, actor.state, actor.base_model, actor.memory_limit, actor.reason, actor.shape
 
 
 @dataclass(frozen=True)
@@ -81,14 +101,14 @@ class Lookout:
         self._store, self._fleet, self._bases, self._profiles = store, fleet, bases, profiles
         self._sizes: dict[str, DataSize | None] = {}
         self._needs: dict[tuple[str, str], tuple[BaseDescription, AdapterNeed]] = {}  # by base and adapter settings
-        self._views: dict[str, tuple[BaseDescription, object, JobView]] = {}  # with what each was made from
+        self._views: dict[str, tuple[object, object, JobView]] = {}  # with what each was made from
 
     async def prepare(self) -> None:
         """Look into the data files of jobs that are new, in a thread: the next look then reads none."""
-        new = [job_id for job_id in self._store.ids([JobState.QUEUED, JobState.RUNNING]) if job_id not in self._sizes]
+        jobs = self._store.jobs([JobState.QUEUED, JobState.RUNNING])
+        new = {job.id: job.spec.dataset for job in jobs if job.id not in self._sizes}
         if new:
-            datasets = {job_id: self._store.get(job_id).spec.dataset for job_id in new}
-            self._sizes |= await asyncio.to_thread(_guess_sizes, datasets)
+            self._sizes |= await asyncio.to_thread(_guess_sizes, new)
 
     def look(self, live: Mapping[str, Mapping[str, Any]], movable: Callable[[JobRecord], bool]) -> Look:
         """The cluster now.
@@ -118,13 +138,13 @@ class Lookout:
                 bases[ref] = found
             except LorayError as error:
                 (held if place is None else unsure)[place or job.id] = str(error)
-        self._forget(job.id for job in jobs)
-        places = tuple(self._learned(place, bases, unsure) for place in self._fleet.views())
+        self._forget(jobs)
+        places = tuple(self._places(bases, unsure))
         return Look(ClusterView(made_to_fit(jobs, places), places, bases, time.time(), self._makespan), held)
 
     def places(self, base: BaseDescription) -> tuple[ActorView, ...]:
         """Every place with what is known of it, for a question about one base model."""
-        return tuple(self._learned(place, {base.ref: base}, {}) for place in self._fleet.views())
+        return tuple(self._places({base.ref: base}, {}))
 
     def _place_of(self, job: JobRecord) -> str | None:
         member = self._fleet.members.get(job.actor or "")
@@ -149,11 +169,15 @@ class Lookout:
         movable: bool,
     ) -> JobView:
         """A job as the scheduler sees it; the very same value as long as nothing of it changes."""
+        source = (job, progress, base, place, cap, movable)
+        known = self._views.get(job.id)
+        if known is not None and known[0] == source:
+            return known[2]
         counters = tuple(progress.get(name) for name in ("step", "total_steps", "longest", "tokens_per_step"))
         started = job.attempt > 0 or bool(job.progress)
-        marks = (counters, place, cap, movable, job.wish, job.queued_at, started)
-        known = self._views.get(job.id)
-        if known is not None and known[0] is base and known[1] == marks:
+        marks = (base, counters, place, cap, movable, job.wish, job.queued_at, started)
+        if known is not None and known[1] == marks:
+            self._views[job.id] = (source, marks, known[2])
             return known[2]
         size, need = self._size(job.id, job.spec), self._need(job.spec, base)
         view = replace(
@@ -167,7 +191,7 @@ class Lookout:
             returns=job.wish in (None, "yield"),
             started=started,
         )
-        self._views[job.id] = (base, marks, view)
+        self._views[job.id] = (source, marks, view)
         return view
 
     def _need(self, spec: JobSpec, base: BaseDescription) -> AdapterNeed:
@@ -182,22 +206,27 @@ class Lookout:
             self._sizes[job_id] = guess_size(spec.dataset)
         return self._sizes[job_id]
 
-    def _forget(self, alive: Iterable[str]) -> None:
+    def _forget(self, alive: Sequence[JobView]) -> None:
         """Drop what is kept of jobs that are over, now and then."""
-        if len(self._sizes) > 2 * (len(keep := set(alive)) + 100):
+        if len(self._sizes) > 2 * (len(alive) + 100):
+            keep = {job.id for job in alive}
             self._sizes = {job_id: size for job_id, size in self._sizes.items() if job_id in keep}
             self._views = {job_id: view for job_id, view in self._views.items() if job_id in keep}
             self._needs.clear()
 
-    def _learned(self, place: ActorView, bases: Mapping[str, BaseDescription], unsure: Mapping[str, str]) -> ActorView:
-        """A place with what was measured of it; blocked where nobody knows what is on it."""
-        member = self._fleet.at(place.id)
-        place = with_profiles(
-            place, self._fleet.slots[place.id], self._profiles, bases, member.report if member else None
-        )
-        if place.id in unsure:
-            return replace(place, state=ActorState.BLOCKED, reason=unsure[place.id])
-        return place
+    def _places(self, bases: Mapping[str, BaseDescription], unsure: Mapping[str, str]) -> Iterator[ActorView]:
+        """Places with what was measured of them; blocked where nobody knows what is on them."""
+        there = self._fleet.by_place()
+        known: dict[object, Known] = {}  # of places that are alike
+        for place in self._fleet.views():
+            slot, member = self._fleet.slots[place.id], there.get(place.id)
+            kind = (slot.settings, slot.cpu_threads, slot.device_name, slot.token_budget)
+            if kind not in known:
+                known[kind] = Known.of(slot, self._profiles, bases)
+            seen = with_profiles(place, slot, known[kind], member.report if member else None)
+            if place.id in unsure:
+                seen = replace(seen, state=ActorState.BLOCKED, reason=unsure[place.id])
+            yield seen
 
 
 def _guess_sizes(datasets: Mapping[str, DatasetConfig]) -> dict[str, DataSize | None]:
@@ -212,40 +241,65 @@ def _guess_sizes(datasets: Mapping[str, DatasetConfig]) -> dict[str, DataSize | 
     return found
 
 
-def with_profiles(
-    place: ActorView,
-    slot: Slot,
-    profiles: Profiles,
-    bases: Mapping[str, BaseDescription],
-    report: ActorReport | None = None,
-) -> ActorView:
+@dataclass(frozen=True)
+class Known:
+    """What was measured, or is guessed, of base models on places of one kind; each by base model.
+
+    Attributes:
+        bases: Those in question.
+        measured: Base models whose memory was measured there.
+        swaps: Seconds of a swap, where one was measured.
+    """
+
+    bases: Mapping[str, BaseDescription]
+    measured: frozenset[str]
+    speeds: Mapping[str, SpeedModel]
+    memories: Mapping[str, MemoryModel]
+    loads: Mapping[str, float]
+    swaps: Mapping[str, float]
+
+    @classmethod
+    def of(cls, slot: Slot, profiles: Profiles, bases: Mapping[str, BaseDescription]) -> Known:
+        """Look it up once for all places that are like `slot`."""
+        found = profiles.of_place(slot)
+        new = {ref: base for ref, base in bases.items() if ref not in found}
+        loads = {ref: _LOAD_SECONDS + 4 * base.parameters / _LOAD_BYTES_PER_SECOND for ref, base in bases.items()}
+        return cls(
+            bases,
+            frozenset(found),
+            {ref: prior_speed(base, slot.shape) for ref, base in new.items()}
+            | {ref: profile.speed.model for ref, profile in found.items()},
+            {ref: prior_memory(base, slot.shape) for ref, base in new.items()}
+            | {ref: profile.memory_model(slot) for ref, profile in found.items()},
+            loads | {ref: one.load_seconds for ref, one in found.items() if one.load_seconds is not None},
+            {ref: one.swap_seconds for ref, one in found.items() if one.swap_seconds is not None},
+        )
+
+
+def with_profiles(place: ActorView, slot: Slot, known: Known, report: ActorReport | None = None) -> ActorView:
     """A place with what was measured of it.
 
     Args:
         place: As the cluster file and Ray have it.
         slot: Where it is.
-        profiles: What was learned.
-        bases: The base models in question.
+        known: Of its kind.
         report: The latest of the actor there.
     """
-    found = profiles.of_place(slot)
-    memories = {ref: profile.memory_model(slot, place.memory_limit) for ref, profile in found.items()}
-    hosted = bases.get(place.base_model or "")
-    if hosted and report and report.memory_idle and hosted.ref not in memories:
+    hosted = known.bases.get(place.base_model or "")
+    limit = place.memory_limit
+    memories = {
+        ref: leaving_room(model, limit) if ref in known.measured else model for ref, model in known.memories.items()
+    }
+    if hosted and report and report.memory_idle and hosted.ref not in known.measured:
         memories[hosted.ref] = idle_memory(slot, hosted, report.memory_idle)
-    memories |= {ref: prior_memory(base, slot.shape) for ref, base in bases.items() if ref not in memories}
-    loads = {ref: _LOAD_SECONDS + 4 * base.parameters / _LOAD_BYTES_PER_SECOND for ref, base in bases.items()}
-    loads |= {ref: profile.load_seconds for ref, profile in found.items() if profile.load_seconds is not None}
-    swaps = {ref: profile.swap_seconds for ref, profile in found.items() if profile.swap_seconds is not None}
     budget = report.token_budget if report else 0
     return replace(
         place,
         shape=replace(place.shape, token_budget=budget or place.shape.token_budget),
-        speeds={ref: prior_speed(base, slot.shape) for ref, base in bases.items() if ref not in found}
-        | {ref: profile.speed.model for ref, profile in found.items()},
+        speeds=known.speeds,
         memories=memories,
-        loads=loads,
-        swap_seconds=swaps.get(place.base_model or "", max(swaps.values(), default=place.swap_seconds)),
+        loads=known.loads,
+        swap_seconds=known.swaps.get(place.base_model or "", max(known.swaps.values(), default=place.swap_seconds)),
     )
 
 

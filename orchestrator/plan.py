@@ -15,7 +15,7 @@ from gpu_actor.footprint import BaseDescription
 from orchestrator.cluster_config import ClusterConfig
 from orchestrator.data_size import guess_size
 from orchestrator.job import JobSpec
-from orchestrator.look import micro_batch_cap, scheduling_view, with_profiles
+from orchestrator.look import Known, micro_batch_cap, scheduling_view, with_profiles
 from orchestrator.profiles import Profiles
 from orchestrator.scheduler.forecast import Forecast, forecast
 from orchestrator.scheduler.policy import DEFAULT
@@ -108,7 +108,7 @@ def plan_offline(specs: Sequence[JobSpec], config: ClusterConfig) -> list[dict[s
 
     bases = {ref: describe_base(ref, config.trust_remote_code) for ref in {spec.base_model for spec in specs}}
     profiles = _known_profiles(config)
-    actors = tuple(with_profiles(_empty(slot), slot, profiles, bases) for slot in _slots(config))
+    actors = tuple(with_profiles(_empty(slot), slot, Known.of(slot, profiles, bases)) for slot in _slots(config))
     view = ClusterView((), actors, bases, makespan=config.scheduler.makespan)
     return plan_jobs(specs, view, bases, config.scheduler.policy)
 

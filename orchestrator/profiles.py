@@ -82,22 +82,14 @@ class Profile:
         self.largest = max(self.largest, sample.tokens)
         self.samples += 1
 
-    def memory_model(self, slot: Slot, limit: int | None = None) -> MemoryModel:
+    def memory_model(self, slot: Slot) -> MemoryModel:
         """The memory of a place, as plans count it: with the residuals' margin, and the tokens it can be kept to.
 
         The token budget that an actor has at the moment does not count: it is lowered before a job comes that needs
-        the room (`token_budget`). So its cap is that of a new actor, or what half of the room beside the base model
-        holds where that is less: adapters have the other half.
-
-        Args:
-            slot: The place.
-            limit: Bytes that its actor may use; None: nobody knows.
+        the room (`token_budget`). So the cap is that of a new actor.
         """
-        model, cap = self.memory.model, slot.token_budget
-        fixed = model.fixed_bytes + self.memory.margin
-        if limit is not None:
-            cap = min(cap, max(1, int(_BATCH_SHARE * (limit - fixed) / max(1.0, model.bytes_per_token))))
-        return replace(model, fixed_bytes=fixed, token_cap=cap)
+        model = self.memory.model
+        return replace(model, fixed_bytes=model.fixed_bytes + self.memory.margin, token_cap=slot.token_budget)
 
     def to_dict(self) -> dict[str, Any]:
         """For the store."""
@@ -212,6 +204,19 @@ def profile_key(slot: Slot, base_model: str) -> str:
     settings = slot.settings
     numbers = f"{settings.dtype}/{settings.quantization}" if settings.quantization else settings.dtype
     return f"{device} {numbers} {'checkpointing' if settings.gradient_checkpointing else 'plain'} {base_model}"
+
+
+def leaving_room(model: MemoryModel, limit: int | None) -> MemoryModel:
+    """A measured memory model with a cap on shared batches that leaves half of the room beside the base to adapters.
+
+    Args:
+        model: With the cap of a new actor.
+        limit: Bytes that the actor may use; None: nobody knows.
+    """
+    if limit is None or model.token_cap is None:
+        return model
+    most = max(1, int(_BATCH_SHARE * (limit - model.fixed_bytes) / max(1.0, model.bytes_per_token)))
+    return model if most >= model.token_cap else replace(model, token_cap=most)
 
 
 def token_budget(profile: Profile, slot: Slot, room: float | None, current: int) -> int:

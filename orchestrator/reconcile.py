@@ -79,7 +79,7 @@ class Reconciler:
         self._absent: dict[tuple[str, int], float] = {}
         self._swaps = Swaps(profiles)
         self._training: dict[tuple[str, int], float] = {}  # job and attempt -> since when it trains (monotonic)
-        self._planned: tuple[object, float] = (None, 0.0)  # key of the latest look that was planned on, and when
+        self._planned: tuple[Look | None, float] = (None, 0.0)  # the latest look that was planned on, and when
 
     async def tick(self) -> list[Loss]:
         """One look at the cluster; returns the actors that it found lost."""
@@ -304,10 +304,10 @@ class Reconciler:
         Nothing as long as nothing has happened, but for a slow tick: time alone changes what is due.
         """
         look = self.look()
-        key, when = self._planned
-        if key == look.key and time.monotonic() - when < PLAN_SECONDS:
+        last, when = self._planned
+        if last is not None and time.monotonic() - when < PLAN_SECONDS and not look.differs(last):
             return Plan()
-        self._planned = look.key, time.monotonic()
+        self._planned = look, time.monotonic()
         plan = decide(look.view, self._policy)
         return replace(plan, waiting={**plan.waiting, **look.held})
 
@@ -336,8 +336,9 @@ class Reconciler:
         calls += self._take_off(plan)
         for place, base_model in plan.rehosts.items():
             self._fleet.start(place, base_model)
+        there = self._fleet.by_place()
         for place, job_ids in plan.order.items():
-            member = self._fleet.at(place)
+            member = there.get(place)
             if member is not None and member.sent_order != job_ids:
                 member.sent_order = job_ids
                 calls.append((member.name, "order", list(job_ids)))

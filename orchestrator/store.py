@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from sqlalchemy.engine import Connection
 from gpu_actor.errors import InvalidJobError, JobNotFoundError, LorayError
 from orchestrator import tables
 from orchestrator.job import ACCEPTED, TERMINAL, JobSpec, JobState, check_transition
+from orchestrator.live_jobs import LIVE, LiveJobs
 
 _DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
 _ALL_BUT_SPEC = [column for column in tables.jobs.c if column.name != "spec"]  # to read 10,000 specs takes seconds
@@ -122,6 +123,7 @@ class Store:
             raise StoreError(f"the job table cannot be opened: {reason}; check `database` and `storage`") from None
         self._last_ms = 0
         self._specs: dict[str, JobSpec] = {}  # a job's spec never changes, and reading it is slow
+        self._live = LiveJobs(self._read_live)
 
     def _open(self, shown: str) -> None:
         with self._engine.begin() as connection:
@@ -195,6 +197,7 @@ class Store:
             for job_id, spec in zip(ids, specs, strict=True):
                 values = _new_row(job_id, spec, request_id, now)
                 connection.execute(tables.jobs.insert().values(**values))
+                self._live.touch(job_id)
                 self._log(connection, job_id, "accepted")
             connection.execute(tables.requests.insert().values(request_id=request_id, job_ids=ids))
         return [self.get(job_id) for job_id in ids]
@@ -236,15 +239,29 @@ class Store:
 
     def jobs(self, states: Iterable[JobState] | None = None, requests: Iterable[str] | None = None) -> list[JobRecord]:
         """Jobs in the order of arrival; all, or those in some states, or of some requests."""
-        query = sa.select(*_ALL_BUT_SPEC).order_by(tables.jobs.c.seq)
-        if states is not None:
-            query = query.where(tables.jobs.c.state.in_([state.value for state in states]))
+        wanted = None if states is None else frozenset(states)
+        if wanted is not None and wanted <= LIVE and requests is None:
+            return self._live.of(wanted)
+        where = []
+        if wanted is not None:
+            where.append(tables.jobs.c.state.in_([state.value for state in wanted]))
         if requests is not None:
-            query = query.where(tables.jobs.c.request_id.in_(list(requests)))
+            where.append(tables.jobs.c.request_id.in_(list(requests)))
+        return self._read(*where)
+
+    def _read(self, *where: sa.ColumnElement[bool]) -> list[JobRecord]:
+        query = sa.select(*_ALL_BUT_SPEC).where(*where).order_by(tables.jobs.c.seq)
         with self._engine.begin() as connection:
             rows = connection.execute(query).all()
             self._read_specs(connection, [row.id for row in rows if row.id not in self._specs])
         return [self._record(row) for row in rows]
+
+    def _read_live(self, ids: Collection[str] | None) -> list[JobRecord]:
+        if ids is None:
+            return self._read(tables.is_live)
+        some = list(ids)
+        chunks = [some[start : start + _CHUNK] for start in range(0, len(some), _CHUNK)]
+        return [job for chunk in chunks for job in self._read(tables.jobs.c.id.in_(chunk))]
 
     def _read_specs(self, connection: Connection, ids: Sequence[str]) -> None:
         for start in range(0, len(ids), _CHUNK):
@@ -253,12 +270,6 @@ class Store:
             )
             for job_id, spec in connection.execute(query):
                 self._specs[job_id] = JobSpec.model_validate(spec)
-
-    def ids(self, states: Iterable[JobState]) -> list[str]:
-        """Ids of the jobs in some states, in the order of arrival."""
-        query = sa.select(tables.jobs.c.id).where(tables.jobs.c.state.in_([state.value for state in states]))
-        with self._engine.begin() as connection:
-            return list(connection.scalars(query.order_by(tables.jobs.c.seq)))
 
     def counts(self) -> dict[JobState, int]:
         """Number of jobs by state, every state included."""
@@ -347,15 +358,23 @@ class Store:
 
     def set_progress(self, progress: Mapping[str, Mapping[str, Any]]) -> None:
         """Write the progress of several jobs."""
-        with self._engine.begin() as connection:
-            for job_id, values in progress.items():
-                self._set(connection, job_id, {"progress": dict(values)})
+        self._set_all("progress", {job_id: dict(values) for job_id, values in progress.items()})
 
     def set_waiting(self, reasons: Mapping[str, str]) -> None:
         """Write why several jobs wait."""
+        self._set_all("waiting_for", reasons)
+
+    def _set_all(self, column: str, values: Mapping[str, Any]) -> None:
+        """One column of many jobs, at one go."""
+        if not values:
+            return
+        change = (
+            tables.jobs.update().where(tables.jobs.c.id == sa.bindparam("job")).values({column: sa.bindparam("new")})
+        )
+        for job_id in values:
+            self._live.touch(job_id)
         with self._engine.begin() as connection:
-            for job_id, reason in reasons.items():
-                self._set(connection, job_id, {"waiting_for": reason})
+            connection.execute(change, [{"job": job_id, "new": value} for job_id, value in values.items()])
 
     def log(self, job_id: str, message: str) -> None:
         """Add an event."""
@@ -411,8 +430,8 @@ class Store:
             raise JobNotFoundError(f"no job has the id {job_id!r}; `loray list` shows all")
         return self._record(row)
 
-    @staticmethod
-    def _set(connection: Connection, job_id: str, changes: Mapping[str, Any]) -> None:
+    def _set(self, connection: Connection, job_id: str, changes: Mapping[str, Any]) -> None:
+        self._live.touch(job_id)
         connection.execute(tables.jobs.update().where(tables.jobs.c.id == job_id).values(**changes))
 
     @staticmethod

@@ -10,7 +10,7 @@ from gpu_actor.memory import accelerator_limit
 from orchestrator import plan
 from orchestrator.cluster_config import ActorConfig, ClusterConfig
 from orchestrator.job import JobSpec
-from orchestrator.look import with_profiles
+from orchestrator.look import Known, with_profiles
 from orchestrator.node_gpus import NodeGpus
 from orchestrator.profiles import Profiles
 from orchestrator.slots import listed_slots
@@ -90,7 +90,7 @@ def test_what_no_gpu_holds_is_refused_at_submission_with_both_numbers():
     (slot,) = listed_slots([ActorConfig(num_gpus=1)], [node("a")])
     for gpu, fits in ((LARGE, True), (SMALL, False), (None, True)):
         there = slot.on(gpu)
-        place = with_profiles(plan._empty(there), there, Profiles(None), {"org/7b": SEVEN_BILLION})
+        place = with_profiles(plan._empty(there), there, Known.of(there, Profiles(None), {"org/7b": SEVEN_BILLION}))
         problems = [str(problem) for problem in _misfits(spec, SEVEN_BILLION, [place])]
         assert len(problems) == (0 if fits else 1)
         assert fits or f"the roomiest actor may use 15.0 GiB ({accelerator_limit(16 * GIB, 1)} bytes)" in problems[0]

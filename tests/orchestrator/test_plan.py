@@ -8,7 +8,7 @@ from gpu_actor.config import DatasetConfig, LoraConfig, TrainingConfig
 from gpu_actor.inspect_base import describe_base
 from orchestrator.cluster_config import ActorConfig, ClusterConfig
 from orchestrator.job import JobSpec
-from orchestrator.look import micro_batch_cap, scheduling_view, with_profiles
+from orchestrator.look import Known, micro_batch_cap, scheduling_view, with_profiles
 from orchestrator.plan import _empty, plan_jobs, plan_offline
 from orchestrator.profiles import Profiles
 from orchestrator.scheduler.view import ActorState, ClusterView
@@ -54,7 +54,10 @@ def test_two_jobs_on_one_actor_share_its_steps(tmp_path, make):
 def test_jobs_that_are_there_are_called_by_their_names(make, tiny_base):
     base = describe_base(tiny_base)
     slots = listed_slots([ActorConfig()], [{"NodeID": "a", "Alive": True, "Resources": {}}])
-    place = replace(with_profiles(_empty(slots[0]), slots[0], Profiles(None), {base.ref: base}), base_model=base.ref)
+    place = replace(
+        with_profiles(_empty(slots[0]), slots[0], Known.of(slots[0], Profiles(None), {base.ref: base})),
+        base_model=base.ref,
+    )
     there = replace(scheduling_view("0abc", make("old"), base, cap=1024), actor="cpu:0", steps_left=1000)
     seen = ClusterView((there,), (replace(place, state=ActorState.READY),), {base.ref: base})
     (row,) = plan_jobs([make("new")], seen, {base.ref: base}, "fifo-4", {"0abc": "old"})
@@ -84,7 +87,7 @@ def test_a_job_on_a_cpu_is_sized_by_the_micro_batches_of_a_cpu(tmp_path, make, t
         (row,) = plan(tmp_path, [job], [{"memory_limit": bytes_}]).values()
         assert (row["reason"] is None) == fits
         slots = listed_slots([ActorConfig(memory_limit=bytes_)], [{"NodeID": "a", "Alive": True, "Resources": {}}])
-        places = [with_profiles(_empty(slot), slot, Profiles(None), {base.ref: base}) for slot in slots]
+        places = [with_profiles(_empty(slot), slot, Known.of(slot, Profiles(None), {base.ref: base})) for slot in slots]
         assert (_misfits(job, base, places) == []) == fits
 
 

@@ -8,8 +8,8 @@ import pytest
 from gpu_actor.footprint import BaseDescription, LinearShape
 from gpu_actor.report import ActorReport, StepSample
 from orchestrator.cluster_config import ActorConfig
-from orchestrator.look import with_profiles
-from orchestrator.profiles import Profile, Profiles, idle_memory, profile_key, token_budget
+from orchestrator.look import Known, with_profiles
+from orchestrator.profiles import Profile, Profiles, idle_memory, leaving_room, profile_key, token_budget
 from orchestrator.scheduler.estimate import MemoryFit, SpeedFit
 from orchestrator.scheduler.view import ActorState, ActorView, MemoryModel, SpeedModel
 from orchestrator.slots import Slot
@@ -85,11 +85,11 @@ def test_swaps_and_loads_are_of_the_base_model_and_outlive_a_restart(store):
     assert again.of(slot(), "tiny").swap_seconds == pytest.approx(4.0 + 2.2)
     other = replace(BASE, ref="other", parameters=10**9)
     empty = ActorView("cpu:0", "cpu:0", ActorState.EMPTY, slot().shape)
-    place = with_profiles(empty, slot(), again, {"tiny": BASE, "other": other})
+    place = with_profiles(empty, slot(), Known.of(slot(), again, {"tiny": BASE, "other": other}))
     assert place.seconds_to_load("tiny") == 7.5
     assert place.seconds_to_load("other") == pytest.approx(8.0 + 4e9 / 5e8)
     assert place.swap_seconds == pytest.approx(6.2)
-    assert with_profiles(empty, slot(), Profiles(None), {}).swap_seconds == 2.0
+    assert with_profiles(empty, slot(), Known.of(slot(), Profiles(None), {})).swap_seconds == 2.0
 
 
 def test_a_profile_of_old_is_read(store):
@@ -175,22 +175,25 @@ def test_plans_count_the_tokens_of_a_new_actor_whatever_the_budget_was_when_the_
         place = ActorView("cpu:0", "cpu:0", ActorState.READY, slot(**settings).shape, "tiny")
         profiles = Profiles(store)
         profiles._found = {profile_key(slot(), "tiny"): profile}
-        seen = with_profiles(place, slot(**settings), profiles, {"tiny": BASE, "new": BASE}, report_with(8192))
+        seen = with_profiles(
+            place,
+            slot(**settings),
+            Known.of(slot(**settings), profiles, {"tiny": BASE, "new": BASE}),
+            report_with(8192),
+        )
         assert {ref: memory.token_cap for ref, memory in seen.memories.items()} == {"tiny": cap, "new": cap}
         assert seen.shape.token_budget == 8192  # by which the speed goes
 
 
 def test_where_memory_is_short_plans_leave_half_of_the_room_to_shared_batches(store):
     profile = taught(store).of(slot(), "tiny")
-    model = profile.memory_model(slot())
-    room = 1000 * model.bytes_per_token
-    for settings in ({}, {"token_budget": 800}):
-        short = profile.memory_model(slot(**settings), int(model.fixed_bytes + room))
-        assert short.token_cap == pytest.approx(500, abs=2)
-        assert profile.memory_model(slot(**settings), int(model.fixed_bytes + 3 * room)).token_cap == settings.get(
-            "token_budget", 1024
-        )
-    assert profile.memory_model(slot(), 1).token_cap == 1
+    for settings, budget in (({}, 1024), ({"token_budget": 800}, 800)):
+        model = profile.memory_model(slot(**settings))
+        room = 1000 * model.bytes_per_token
+        assert leaving_room(model, int(model.fixed_bytes + room)).token_cap == pytest.approx(500, abs=2)
+        assert leaving_room(model, int(model.fixed_bytes + 3 * room)).token_cap == budget
+        assert leaving_room(model, None) == model
+        assert leaving_room(model, 1).token_cap == 1
 
 
 def test_the_margin_of_the_residuals_stays_free_and_outlives_a_restart(store):

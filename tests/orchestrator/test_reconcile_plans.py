@@ -48,7 +48,7 @@ def test_a_job_that_was_told_to_go_is_seen_as_leaving(tmp_path, wish, returns):
     house.store.wish(job, wish, "asked")
     look = house.reconciler.look()
     assert (look.view.jobs[0].actor, look.view.jobs[0].leaving, look.view.jobs[0].returns) == ("cpu:0", True, returns)
-    assert look.key != before.key
+    assert look.differs(before)
 
 
 def test_the_forecast_takes_those_who_leave_for_gone(tmp_path):

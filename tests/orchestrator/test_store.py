@@ -6,6 +6,7 @@ import sys
 import textwrap
 
 import pytest
+import sqlalchemy
 
 from gpu_actor.config import DatasetConfig
 from gpu_actor.errors import IllegalTransitionError, JobNotFoundError
@@ -172,6 +173,54 @@ def test_progress_and_counts(store):
         JobState.QUEUED: 2,
         JobState.SUCCEEDED: 1,
     }
+
+
+LIVE = [JobState.QUEUED, JobState.RUNNING, JobState.PAUSED]
+
+
+def test_live_jobs_at_hand_are_those_of_the_table_after_every_change(store, url):
+    """Also after changes that are refused half-way, and when an old job comes back among younger ones."""
+
+    def agree():
+        fresh = Store(url)
+        for states in (*([state] for state in LIVE), LIVE[:2], LIVE):
+            assert store.jobs(states) == fresh.jobs(states)
+        fresh.close()
+
+    agree()
+    jobs = store.add([spec(name) for name in "abcd"], "r1")
+    agree()
+    store.assign(jobs[0].id, "x", "boot")
+    store.set_progress({jobs[0].id: {"step": 1}, jobs[1].id: {"step": 0}})
+    agree()
+    store.set_waiting({job.id: f"waits {job.name}" for job in jobs[1:]})
+    store.wish(jobs[0].id, "yield", "asked")
+    agree()
+    store.move(jobs[1].id, JobState.CANCELLED, "cancelled")
+    store.move(jobs[2].id, JobState.PAUSED, "paused")
+    agree()
+    with pytest.raises(IllegalTransitionError):
+        store.move(jobs[3].id, JobState.SUCCEEDED, "no")
+    with pytest.raises(LiveJobError):
+        store.add([spec("e"), spec("d", "/out/else")], "r2")
+    agree()
+    store.move(jobs[1].id, JobState.QUEUED, "retried")
+    agree()
+    assert [job.name for job in store.jobs(LIVE)] == ["a", "b", "c", "d"]
+
+
+def test_only_rows_that_changed_are_read_again(store):
+    jobs = store.add([spec(f"n{i}") for i in range(40)], "r1")
+    first = store.jobs(LIVE)
+    read = []
+    sqlalchemy.event.listen(store._engine, "before_cursor_execute", lambda *event: read.append(event[2:4]))
+    assert all(one is other for one, other in zip(first, store.jobs(LIVE), strict=True))
+    assert not read
+    store.set_waiting({jobs[3].id: "memory"})
+    read.clear()
+    second = store.jobs(LIVE)
+    assert [one.name for one, other in zip(first, second, strict=True) if one is not other] == ["n3"]
+    assert [parameters for _, parameters in read] == [(jobs[3].id,)]
 
 
 def test_ids_sort_by_age_and_are_short(store):
