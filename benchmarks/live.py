@@ -41,7 +41,8 @@ from orchestrator.cluster_config import ClusterConfig
 from orchestrator.connection import controller, start_local
 from orchestrator.data_size import guess_size
 from orchestrator.job import JobSpec
-from orchestrator.look import Known, micro_batch_cap, scheduling_view, with_profiles
+from orchestrator.known import Known, with_profiles
+from orchestrator.look import micro_batch_cap, scheduling_view
 from orchestrator.profiles import Profiles
 from orchestrator.scheduler.forecast import forecast
 from orchestrator.scheduler.view import ActorState, ActorView, ClusterView

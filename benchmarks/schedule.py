@@ -13,6 +13,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from orchestrator.scheduler.bounds import Task, relaxed_bound, slowdown_bound, u
 from orchestrator.scheduler.optimum import optimum
 from orchestrator.scheduler.policy import decide
 from orchestrator.scheduler.simulator import Outcome, Simulation
+from orchestrator.scheduler.standing import Standing
 from orchestrator.scheduler.trace import Profile, TraceJob, load_of, work_of
 from orchestrator.scheduler.view import ActorShape, ActorState, ActorView, ClusterView, JobView
 from orchestrator.scheduler.workload import WorkloadShape, generate, small_instance
@@ -184,8 +186,8 @@ def out_of_memory(target: float, steps: int = 10**6) -> int:
     return over
 
 
-def decision_ms(queued: int = 10_000, actors: int = 1000) -> float:
-    """Milliseconds of processor time of one full plan of a large cluster, words included; the median of five."""
+def large_cluster(queued: int, actors: int) -> tuple[ClusterView, list[JobView]]:
+    """A large cluster after the first plan was carried out, and as many jobs again as wait there."""
     random = np.random.default_rng(5)
     profile = devices()[1]
     shape = ActorShape("cuda", profile.microbatch_tokens, 2)
@@ -196,7 +198,8 @@ def decision_ms(queued: int = 10_000, actors: int = 1000) -> float:
         )
         for n in range(actors)
     )
-    tokens = random.choice([1, 2, 4, 8, 16], queued + 2 * actors) * np.exp(random.normal(5.2, 0.8, queued + 2 * actors))
+    count = 2 * queued + 2 * actors
+    tokens = random.choice([1, 2, 4, 8, 16], count) * np.exp(random.normal(5.2, 0.8, count))
     jobs = [
         JobView(
             id=f"j{n:05d}",
@@ -208,17 +211,18 @@ def decision_ms(queued: int = 10_000, actors: int = 1000) -> float:
             tokens_per_step=float(tokens[n]),
             steps_left=int(random.integers(10, 5000)),
         )
-        for n in range(queued + 2 * actors)
+        for n in range(count)
     ]
-    view = ClusterView(tuple(jobs), places, {})
+    view = ClusterView(tuple(jobs[: queued + 2 * actors]), places, {})
     plan = decide(view)
     running = {**plan.placements, **plan.after}
-    movable = {"movable": True}
-    attached = [
-        JobView(**{**job.__dict__, "actor": running[job.id], **movable}) if job.id in running else job
-        for job in (JobView(**{k: v for k, v in job.__dict__.items() if k != "row"}) for job in jobs)
-    ]
-    view = ClusterView(tuple(attached), places, {})
+    attached = [replace(job, actor=running.get(job.id), movable=job.id in running) for job in view.jobs]
+    return replace(view, jobs=tuple(attached)), jobs[len(attached) :]
+
+
+def decision_ms(queued: int = 10_000, actors: int = 1000) -> float:
+    """Milliseconds of processor time of one full plan of a large cluster, words included; the median of five."""
+    view, _ = large_cluster(queued, actors)
     times = []
     for _ in range(5):
         started = time.process_time()
@@ -227,10 +231,35 @@ def decision_ms(queued: int = 10_000, actors: int = 1000) -> float:
     return 1000 * float(np.median(times))
 
 
+def event_ms(queued: int = 10_000, actors: int = 1000, events: int = 400) -> dict[str, list[float]]:
+    """Milliseconds of processor time that the answer to one end, and to one arrival, takes between two full plans."""
+    view, coming = large_cluster(queued, actors)
+    random = np.random.default_rng(9)
+    standing, jobs = Standing(view), {job.id: job for job in view.jobs}
+    times: dict[str, list[float]] = {"end": [], "arrival": []}
+    for number in range(events):
+        kind = "end" if number % 2 else "arrival"
+        running = [job.id for job in jobs.values() if job.actor is not None] if kind == "end" else []
+        gone = [running[int(random.integers(len(running)))]] if kind == "end" else []
+        arrived = [coming.pop()] if kind == "arrival" else []
+        started = time.process_time()
+        answer = standing.answer(arrived, gone, 0.0)
+        times[kind].append(1000 * (time.process_time() - started))
+        if answer is None:  # somebody else is about to leave there: it takes a full plan, and nothing has changed
+            times[kind].pop()
+            continue
+        jobs |= {job.id: job for job in arrived}
+        jobs |= {job_id: replace(jobs[job_id], actor=place) for job_id, place in answer.placements.items()}
+        for job_id in gone:
+            del jobs[job_id]
+    return times
+
+
 def single_rows(found: dict[str, Scenario], quick: bool, count: int) -> list[Row]:
     """The rows that are no ratio over all scenarios."""
     steps, cluster = (10**4, (200, 20)) if quick else (10**6, (10_000, 1000))
     mean, worst = exact(4 if quick else 60)
+    events = event_ms(*cluster)
     return [
         ("largest slowdown, 16 actors, load 1.2", "20", "12", slowdown(3 * count)),
         ("p95 slowdown of a weight-8 tenth, load 1.0", "1.5", "1.2", urgent(count)),
@@ -241,6 +270,11 @@ def single_rows(found: dict[str, Scenario], quick: bool, count: int) -> list[Row
         (f"steps of {steps:,} out of memory, filled to 85 %", "0", "-", out_of_memory(0.85, steps)),
         (f"steps of {steps:,} out of memory, filled to 90 %", "-", "0", out_of_memory(0.90, steps)),
         ("full plan, {:,} queued, {:,} actors, ms".format(*cluster), "250", "70", decision_ms(*cluster)),
+        *(
+            (f"one {kind} between full plans, {words}, ms", "1", "0.1", float(np.percentile(events[kind], share)))
+            for kind in ("end", "arrival")
+            for words, share in (("median", 50), ("99th percentile", 99))
+        ),
     ]
 
 

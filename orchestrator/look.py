@@ -13,27 +13,17 @@ from gpu_actor.adapter_shapes import adapter_activation_bytes, adapter_bytes
 from gpu_actor.config import DatasetConfig
 from gpu_actor.errors import LorayError
 from gpu_actor.footprint import MICRO_BATCH_CAP, BaseDescription
-from gpu_actor.report import ActorReport
 from orchestrator.bases import BaseCatalog
 from orchestrator.data_size import DataSize, guess_size
 from orchestrator.fleet import Fleet
 from orchestrator.job import JobSpec, JobState
+from orchestrator.known import Known, with_profiles
 from orchestrator.pressed import made_to_fit
-from orchestrator.profiles import Profiles, idle_memory, leaving_room
-from orchestrator.scheduler.estimate import device_kind, prior_memory, prior_speed
-from orchestrator.scheduler.view import (
-    UNKNOWN_STEPS,
-    ActorState,
-    ActorView,
-    ClusterView,
-    JobView,
-    MemoryModel,
-    SpeedModel,
-)
-from orchestrator.slots import Slot
+from orchestrator.profiles import Profiles
+from orchestrator.scheduler.estimate import device_kind
+from orchestrator.scheduler.view import UNKNOWN_STEPS, ActorState, ActorView, ClusterView, JobView
 from orchestrator.store import JobRecord, Store
 
-_LOAD_SECONDS, _LOAD_BYTES_PER_SECOND = 8.0, 5e8  # until loading was measured
 _UNKNOWN_SHARE = 0.5  # of cutoff_len, for samples that nobody has counted
 
 
@@ -59,6 +49,51 @@ class Look:
             or any(_marks(a) != _marks(b) for a, b in zip(jobs, others, strict=True) if a is not b)
             or any(_places(a) != _places(b) for a, b in actors)
         )
+
+    def events(self, last: Look) -> Events | None:
+        """What happened since an earlier look, if that was arrivals and ends alone; None if it was more than that.
+
+        A job that needs less than before, or may be moved or leaves, holds its place as it did.
+        """
+        if self.held.keys() != last.held.keys() or len(self.view.actors) != len(last.view.actors):
+            return None
+        if any(_places(a) != _places(b) for a, b in zip(self.view.actors, last.view.actors, strict=True)):
+            return None
+        before = {job.id: job for job in last.view.jobs}
+        arrived, gone, started = [], [], {}
+        for job in self.view.jobs:
+            old = before.pop(job.id, None)
+            if old is job:
+                continue
+            if old is not None and (
+                job.priority != old.priority
+                or job.adapter_bytes > old.adapter_bytes
+                or job.worst_tokens > old.worst_tokens
+            ):
+                return None
+            if old is None or job.actor != old.actor:
+                if old is not None and old.actor is not None:
+                    gone.append(job.id)
+                if job.actor is None:
+                    arrived.append(job)
+                else:
+                    started[job.id] = job.actor
+        return Events(tuple(arrived), (*gone, *before), started)
+
+
+@dataclass(frozen=True)
+class Events:
+    """What happened between two looks.
+
+    Attributes:
+        arrived: Jobs that have joined the queue.
+        gone: Ids of those that are over, paused, or off their actors; the last are in `arrived` too.
+        started: Job -> the place that it was given to.
+    """
+
+    arrived: tuple[JobView, ...]
+    gone: tuple[str, ...]
+    started: Mapping[str, str]
 
 
 def _marks(job: JobView) -> object:
@@ -239,68 +274,6 @@ def _guess_sizes(datasets: Mapping[str, DatasetConfig]) -> dict[str, DataSize | 
             sizes[key] = guess_size(dataset)
         found[job_id] = sizes[key]
     return found
-
-
-@dataclass(frozen=True)
-class Known:
-    """What was measured, or is guessed, of base models on places of one kind; each by base model.
-
-    Attributes:
-        bases: Those in question.
-        measured: Base models whose memory was measured there.
-        swaps: Seconds of a swap, where one was measured.
-    """
-
-    bases: Mapping[str, BaseDescription]
-    measured: frozenset[str]
-    speeds: Mapping[str, SpeedModel]
-    memories: Mapping[str, MemoryModel]
-    loads: Mapping[str, float]
-    swaps: Mapping[str, float]
-
-    @classmethod
-    def of(cls, slot: Slot, profiles: Profiles, bases: Mapping[str, BaseDescription]) -> Known:
-        """Look it up once for all places that are like `slot`."""
-        found = profiles.of_place(slot)
-        new = {ref: base for ref, base in bases.items() if ref not in found}
-        loads = {ref: _LOAD_SECONDS + 4 * base.parameters / _LOAD_BYTES_PER_SECOND for ref, base in bases.items()}
-        return cls(
-            bases,
-            frozenset(found),
-            {ref: prior_speed(base, slot.shape) for ref, base in new.items()}
-            | {ref: profile.speed.model for ref, profile in found.items()},
-            {ref: prior_memory(base, slot.shape) for ref, base in new.items()}
-            | {ref: profile.memory_model(slot) for ref, profile in found.items()},
-            loads | {ref: one.load_seconds for ref, one in found.items() if one.load_seconds is not None},
-            {ref: one.swap_seconds for ref, one in found.items() if one.swap_seconds is not None},
-        )
-
-
-def with_profiles(place: ActorView, slot: Slot, known: Known, report: ActorReport | None = None) -> ActorView:
-    """A place with what was measured of it.
-
-    Args:
-        place: As the cluster file and Ray have it.
-        slot: Where it is.
-        known: Of its kind.
-        report: The latest of the actor there.
-    """
-    hosted = known.bases.get(place.base_model or "")
-    limit = place.memory_limit
-    memories = {
-        ref: leaving_room(model, limit) if ref in known.measured else model for ref, model in known.memories.items()
-    }
-    if hosted and report and report.memory_idle and hosted.ref not in known.measured:
-        memories[hosted.ref] = idle_memory(slot, hosted, report.memory_idle)
-    budget = report.token_budget if report else 0
-    return replace(
-        place,
-        shape=replace(place.shape, token_budget=budget or place.shape.token_budget),
-        speeds=known.speeds,
-        memories=memories,
-        loads=known.loads,
-        swap_seconds=known.swaps.get(place.base_model or "", max(known.swaps.values(), default=place.swap_seconds)),
-    )
 
 
 def micro_batch_cap(devices: Iterable[str]) -> int:

@@ -15,7 +15,8 @@ from gpu_actor.footprint import BaseDescription
 from orchestrator.cluster_config import ClusterConfig
 from orchestrator.data_size import guess_size
 from orchestrator.job import JobSpec
-from orchestrator.look import Known, micro_batch_cap, scheduling_view, with_profiles
+from orchestrator.known import Known, with_profiles
+from orchestrator.look import micro_batch_cap, scheduling_view
 from orchestrator.profiles import Profiles
 from orchestrator.scheduler.forecast import Forecast, forecast
 from orchestrator.scheduler.policy import DEFAULT

@@ -22,7 +22,8 @@ from orchestrator.job_folder import discard_checkpoints, write_job_file
 from orchestrator.job_view import progress_of
 from orchestrator.look import Look, Lookout
 from orchestrator.profiles import Profiles, token_budget
-from orchestrator.scheduler.policy import DEFAULT, decide
+from orchestrator.scheduler.policy import DEFAULT
+from orchestrator.scheduler.standing import Standing
 from orchestrator.scheduler.view import Plan
 from orchestrator.store import JobRecord, Store
 from orchestrator.swaps import Swaps
@@ -31,6 +32,8 @@ from orchestrator.verbs import paused_words
 _PROGRESS_SECONDS = 1.0  # between two writes of progress to the store
 _ABSENT_SECONDS = 30.0  # that an actor may not know a job which was given to it
 PLAN_SECONDS = 10.0  # between two plans when nothing happens
+_CHEAP_SECONDS = 0.05  # of processor time: while a full plan takes no more, every event makes one
+_PAUSE = 20.0  # times what it took that a dearer one stands: so planning takes a twentieth of the time
 SETTLE_SECONDS = 5.0  # that a job trains at least before it may be moved
 _ACTIVE = (TenantState.PREPARING, TenantState.TRAINING)
 
@@ -79,7 +82,10 @@ class Reconciler:
         self._absent: dict[tuple[str, int], float] = {}
         self._swaps = Swaps(profiles)
         self._training: dict[tuple[str, int], float] = {}  # job and attempt -> since when it trains (monotonic)
-        self._planned: tuple[Look | None, float] = (None, 0.0)  # the latest look that was planned on, and when
+        self._last: Look | None = None  # that something was decided on
+        self._standing: Standing | None = None  # what stands of the latest full plan
+        self._planned, self._pause = 0.0, 0.0  # when that was made (monotonic), and for how long it is good
+        self._behind = False  # whether anything was decided since
 
     async def tick(self) -> list[Loss]:
         """One look at the cluster; returns the actors that it found lost."""
@@ -301,15 +307,36 @@ class Reconciler:
     def _plan(self) -> Plan:
         """What the policy wants, with the jobs whose base model nobody has described yet among those that wait.
 
-        Nothing as long as nothing has happened, but for a slow tick: time alone changes what is due.
+        Nothing as long as nothing has happened, but for a slow tick: time alone changes what is due. In a cluster so
+        large that a full plan takes long, arrivals and ends are answered from what stands of the latest one for a
+        while.
         """
-        look = self.look()
-        last, when = self._planned
-        if last is not None and time.monotonic() - when < PLAN_SECONDS and not look.differs(last):
-            return Plan()
-        self._planned = look, time.monotonic()
-        plan = decide(look.view, self._policy)
+        look, last = self.look(), self._last
+        self._last, since = look, time.monotonic() - self._planned
+        if last is not None and since < PLAN_SECONDS:
+            if not look.differs(last) and not (self._behind and since >= self._pause):
+                return Plan()
+            if since < self._pause and (answer := self._answer(look, last)) is not None:
+                self._behind = True
+                return answer
+        return self._full_plan(look)
+
+    def _full_plan(self, look: Look) -> Plan:
+        self._planned, started = time.monotonic(), time.process_time()
+        self._standing = Standing(look.view, self._policy)
+        seconds = time.process_time() - started
+        self._pause = _PAUSE * seconds if seconds > _CHEAP_SECONDS else 0.0
+        self._behind, plan = False, self._standing.full
         return replace(plan, waiting={**plan.waiting, **look.held})
+
+    def _answer(self, look: Look, last: Look) -> Plan | None:
+        """Who starts after arrivals and ends; None if it takes a full plan."""
+        events = look.events(last)
+        if events is None or self._standing is None:
+            return None
+        if any(self._standing.place_of(job_id) != place for job_id, place in events.started.items()):
+            return None
+        return self._standing.answer(events.arrived, events.gone, look.view.now)
 
     def look(self) -> Look:
         """The cluster as the scheduler sees it now."""

@@ -82,6 +82,7 @@ class Jobs:
         self.movable, self.leaving = columns[9:] > 0
         self.age, self.waited = view.now - columns[7], np.where(self.leaving, 0.0, view.now - columns[8])
         self.added, self.shared = np.zeros(self.count), np.zeros(self.count)
+        self._speeds: dict[int, tuple[SpeedModel, float]] = {}  # of the average place of each base model
         for index, ref in enumerate(bases):
             self._charge(index, ref, places, models)
 
@@ -100,7 +101,12 @@ class Jobs:
                 for name in ("step_seconds", "token_seconds", "adapter_seconds")
             )
         )
-        budget = float(np.mean([one for _, one in known]))
+        self._speeds[index] = speed, float(np.mean([one for _, one in known]))
+        self._slow(index, mine)
+
+    def _slow(self, index: int, mine: Ints) -> None:
+        """What some jobs of a base model add to a step."""
+        speed, budget = self._speeds[index]
         tokens = self.tokens[mine]
         self.shared[mine] = speed.step_seconds
         self.added[mine] = (
@@ -108,6 +114,31 @@ class Jobs:
             + speed.adapter_seconds
             + np.maximum(0.0, np.ceil(tokens / budget) - 1) * speed.step_seconds
         )
+
+    def append(self, views: Sequence[JobView], bases: Sequence[str], now: float) -> None:
+        """Rows for jobs that have come since, attached nowhere, of base models that have a job here already."""
+        first, more = self.count, len(views)
+        self.views.extend(views)
+        self.count += more
+        columns = np.array([job.row for job in views], np.float64).T
+        base = np.array([bases.index(job.base_model) for job in views], np.int64)
+        self.bytes, self.worst, self.tokens, self.left, self.total, self.priority, self.weight = (
+            np.concatenate([old, new])
+            for old, new in zip(
+                (self.bytes, self.worst, self.tokens, self.left, self.total, self.priority, self.weight),
+                columns[:7],
+                strict=True,
+            )
+        )
+        self.movable, self.leaving, self.lost = (
+            np.append(column, np.zeros(more, bool)) for column in (self.movable, self.leaving, self.lost)
+        )
+        self.age, self.waited = np.append(self.age, now - columns[7]), np.append(self.waited, now - columns[8])
+        self.at, self.base = np.append(self.at, np.full(more, -1, np.int64)), np.append(self.base, base)
+        self.added, self.shared = (np.append(column, np.zeros(more)) for column in (self.added, self.shared))
+        for index in np.unique(base).tolist():
+            if index in self._speeds:
+                self._slow(index, first + np.flatnonzero(base == index))
 
     def fit_alone(self, kinds: Iterable[tuple[float, float, float, float]]) -> Mask:
         """Which of the jobs fit alone on a place of any of some kinds (`Places.kind`)."""
@@ -144,7 +175,11 @@ class Room:
         """Another base model on a place without jobs."""
         self.limits[place], self.fixed[place], self.per_token[place], self.caps[place] = limit, fixed, per_token, cap
         self.capped[place] = cap >= 0
-        self.adapters[place], self.tokens[place] = 0.0, max(cap, 0.0)
+        self.clear(place)
+
+    def clear(self, place: int) -> None:
+        """Count no job there."""
+        self.adapters[place], self.tokens[place] = 0.0, max(self.caps[place], 0.0)
 
     def add(self, place: int, adapter_bytes: float, worst: float) -> None:
         """Count a job in."""
@@ -311,6 +346,17 @@ class Places:
         self._sharing[:, place, slot] = jobs.left[job], jobs.weight[job], jobs.added[job]
         self.jobs_on[place] += 1
         self.weight_on[place] += jobs.weight[job]
+
+    def remove(self, place: int, job: int) -> None:
+        """A job that was planned for a place is gone from it; nobody there is still to be decided of."""
+        there = self.planned[place]
+        there.remove(job)
+        self.planned[place] = []
+        self.room.clear(place)
+        self.vacant += int(self.ready[place])
+        self.jobs_on[place], self.weight_on[place], self._sharing[:, place] = 0, 0.0, 0.0
+        for other in there:
+            self.add(place, other)
 
     def wait(self, place: int, change: int) -> None:
         """One attached job more, or fewer, of which nobody has decided yet. On a closed place nobody stays."""

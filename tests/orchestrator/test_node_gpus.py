@@ -10,7 +10,7 @@ from gpu_actor.memory import accelerator_limit
 from orchestrator import plan
 from orchestrator.cluster_config import ActorConfig, ClusterConfig
 from orchestrator.job import JobSpec
-from orchestrator.look import Known, with_profiles
+from orchestrator.known import Known, with_profiles
 from orchestrator.node_gpus import NodeGpus
 from orchestrator.profiles import Profiles
 from orchestrator.slots import listed_slots

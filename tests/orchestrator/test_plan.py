@@ -8,7 +8,8 @@ from gpu_actor.config import DatasetConfig, LoraConfig, TrainingConfig
 from gpu_actor.inspect_base import describe_base
 from orchestrator.cluster_config import ActorConfig, ClusterConfig
 from orchestrator.job import JobSpec
-from orchestrator.look import Known, micro_batch_cap, scheduling_view, with_profiles
+from orchestrator.known import Known, with_profiles
+from orchestrator.look import micro_batch_cap, scheduling_view
 from orchestrator.plan import _empty, plan_jobs, plan_offline
 from orchestrator.profiles import Profiles
 from orchestrator.scheduler.view import ActorState, ClusterView

@@ -8,7 +8,7 @@ import pytest
 from gpu_actor.footprint import BaseDescription, LinearShape
 from gpu_actor.report import ActorReport, StepSample
 from orchestrator.cluster_config import ActorConfig
-from orchestrator.look import Known, with_profiles
+from orchestrator.known import Known, with_profiles
 from orchestrator.profiles import Profile, Profiles, idle_memory, leaving_room, profile_key, token_budget
 from orchestrator.scheduler.estimate import MemoryFit, SpeedFit
 from orchestrator.scheduler.view import ActorState, ActorView, MemoryModel, SpeedModel

@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 
 from gpu_actor.report import StepSample, TenantReport, TenantState
+from orchestrator import reconcile
 from orchestrator.job import JobState
 from orchestrator.scheduler.estimate import MemoryFit, SpeedFit
 from orchestrator.scheduler.forecast import forecast
-from orchestrator.scheduler.view import SpeedModel
+from orchestrator.scheduler.view import Plan, SpeedModel
 from orchestrator.submission import _misfits
 from support.house import TINY, House, describe
 
@@ -167,3 +168,85 @@ def test_at_submission_the_measurement_alone_decides(busy):
     fit.memory = MemoryFit(replace(fit.memory.model, fixed_bytes=LIMIT - 5 * MIB))
     (problem,) = _misfits(spec, describe(), busy.lookout.places(describe()))
     assert f"({LIMIT} bytes)" in problem.message
+
+
+@pytest.fixture
+def dear(tmp_path, monkeypatch):
+    """One actor, and full plans that take so long that each stands for a while; how many were made is counted."""
+    made = []
+
+    class Counted(reconcile.Standing):
+        def __init__(self, *arguments):
+            made.append(arguments)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(reconcile, "Standing", Counted)
+    monkeypatch.setattr(reconcile, "_CHEAP_SECONDS", 0.0)
+    monkeypatch.setattr(reconcile, "_PAUSE", 1e9)
+    house = House(tmp_path, policy="fifo")
+    house.host(X)
+    house.report(X)
+    house.made, house.clock = made, monkeypatch
+    return house
+
+
+def tick(house):
+    plan = house.reconciler._plan()
+    house.reconciler._act(plan)
+    return plan
+
+
+def test_while_a_dear_plan_stands_ends_and_arrivals_are_answered_without_another(dear):
+    first, second = dear.submit("first"), dear.submit("second")
+    assert list(tick(dear).placements) == [first]
+    third = dear.submit("third")
+    dear.report(X, TenantReport(first, 1, TenantState.TRAINING, step=3, total_steps=9, longest=5))
+    assert tick(dear) == Plan()  # the start of the first and the arrival of the third ask for nothing
+    dear.report(X, TenantReport(first, 1, TenantState.SUCCEEDED, step=9, total_steps=9))
+    plan = tick(dear)
+    assert (plan.placements, plan.order) == ({second: "cpu:0"}, {"cpu:0": (second,)})
+    assert dear.store.get(second).state is JobState.RUNNING
+    dear.store.move(second, JobState.FAILED, "failed")
+    dear.report(X)
+    assert tick(dear).placements == {third: "cpu:0"}
+    assert len(dear.made) == 1
+
+
+def test_a_dear_plan_is_made_anew_when_its_time_is_over_or_more_happens(dear):
+    first, second = dear.submit("first"), dear.submit("second")
+    tick(dear)
+    third = dear.submit("third")
+    tick(dear)
+    assert dear.store.get(third).waiting_for == "the next look at the cluster"
+    dear.reconciler._pause = 0.0
+    assert set(tick(dear).waiting) == {second, third}
+    assert "has its share" in dear.store.get(third).waiting_for
+    assert tick(dear) == Plan()
+    assert len(dear.made) == 2
+    dear.reconciler._pause = 1e9
+    del dear.fleet.members[X]
+    dear.reconciler.observe()
+    dear.reconciler._plan()
+    assert dear.store.get(first).state is JobState.QUEUED
+    assert len(dear.made) == 3
+
+
+def test_while_a_plan_is_cheap_every_event_makes_one(dear):
+    dear.clock.setattr(reconcile, "_CHEAP_SECONDS", 10.0)
+    tick(dear)
+    for number in range(3):
+        dear.submit(f"j{number}")
+        tick(dear)
+    assert len(dear.made) == 4
+
+
+def test_a_job_that_needs_more_than_before_asks_for_a_full_plan(dear):
+    dear.submit("a", max_steps=50)
+    tick(dear)
+    before = dear.reconciler.look()
+    size = before.view.jobs[0].adapter_bytes
+    for more, known in ((0, True), (-1, True), (1, False)):
+        changed = replace(before.view.jobs[0], adapter_bytes=size + more)
+        events = replace(before, view=replace(before.view, jobs=(changed,))).events(before)
+        assert (events is not None) == known
+    assert before.events(before).started == {}

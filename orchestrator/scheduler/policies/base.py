@@ -35,9 +35,16 @@ class Policy:
         """
         self.jobs, self.places, self.makespan = jobs, places, makespan
 
+    def enter(self, jobs: Ints) -> None:
+        """Take in jobs whose rows were added since; by what was known then, until the next full plan."""
+
+    def rank(self, jobs: Ints) -> Floats:
+        """The place of some jobs in the order: the least comes first, of equals the one that arrived first."""
+        raise NotImplementedError
+
     def order(self) -> Ints:
         """All job numbers, the best first. It decides who is placed first and who comes first in an actor's batches."""
-        raise NotImplementedError
+        return np.argsort(self.rank(np.arange(self.jobs.count)), kind="stable")
 
     def cost(self, job: int) -> Floats:
         """What a job would cost on each place beside those that are planned there; infinite where it is not wanted."""

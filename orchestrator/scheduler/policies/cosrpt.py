@@ -40,8 +40,11 @@ class CoSrpt(Policy):
         jobs.weight = jobs.weight * np.maximum(1.0, slow / PATIENT) ** AGE_POWER
         self._lam = np.zeros(jobs.count)
         self._keep = np.zeros(jobs.count)  # K
+        self._actors: dict[int, int] = {}  # by base model
+        self._lines: dict[int, tuple[Floats, Floats, float]] = {}  # likewise, for jobs that come later
         for base in np.unique(jobs.base):
             mine, actors = np.flatnonzero(jobs.base == base), max(1, int(places.hosts(int(base)).sum()))
+            self._actors[int(base)] = actors
             self._urge(mine, actors)
             self._share(mine, actors)
 
@@ -70,10 +73,32 @@ class CoSrpt(Policy):
             lam = a / max(1.0, group)
         self._lam[mine], self._keep[mine] = lam, keep
 
-    def order(self) -> Ints:
+    def enter(self, jobs: Ints) -> None:
+        """With the overhead that a step charges now, and the weight that was behind each at the full plan."""
+        columns, more = self.jobs, np.zeros(len(jobs))
+        self._lam, self._keep = np.append(self._lam, more), np.append(self._keep, more)
+        for job, rank in zip(jobs.tolist(), self.rank(jobs).tolist(), strict=True):
+            base = int(columns.base[job])
+            if base not in self._lines:
+                self._lines[base] = self._line(np.flatnonzero(columns.base[: jobs[0]] == base))
+            ranks, behind, lam = self._lines[base]
+            own = columns.weight[job]
+            after = behind[np.searchsorted(ranks, rank)] + own
+            self._lam[job], self._keep[job] = lam, max(own, after / self._actors[base])
+
+    def _line(self, mine: Ints) -> tuple[Floats, Floats, float]:
+        """The jobs of one base model in their order: ranks, the weight from each on to the end, and lambda."""
+        ranks = self.rank(mine)
+        by = np.argsort(ranks, kind="stable")
+        behind = np.append(np.cumsum(self.jobs.weight[mine][by][::-1])[::-1], 0.0)
+        return ranks[by], behind, float(self._lam[mine[0]])
+
+    def rank(self, jobs: Ints) -> Floats:
         """By what is left, over the weight. In a group all steps take equally long, so that few of them count most."""
-        jobs = self.jobs
-        return np.lexsort((jobs.left * (jobs.added + STAY * jobs.shared) / jobs.weight,))
+        columns = self.jobs
+        each = columns.added[jobs] + STAY * columns.shared[jobs]
+        rank: Floats = columns.left[jobs] * each / columns.weight[jobs]
+        return rank
 
     def cost(self, job: int) -> Floats:
         """What the job and its neighbours lose."""

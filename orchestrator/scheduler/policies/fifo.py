@@ -16,12 +16,13 @@ class FifoMemory(Policy):
     name = "fifo-memory"
     most: float = np.inf
 
-    def order(self) -> Ints:
+    def rank(self, jobs: Ints) -> Floats:
         """By arrival, as if every class had come so much earlier: no stream of urgent jobs holds one up for ever.
 
         The order of two jobs never changes while they wait.
         """
-        return np.lexsort((-self.jobs.priority * AGING_S - self.jobs.age,))
+        rank: Floats = -self.jobs.priority[jobs] * AGING_S - self.jobs.age[jobs]
+        return rank
 
     def cost(self, job: int) -> Floats:  # noqa: ARG002
         """The fewest jobs, then the most memory; an actor that is ready before one that is still loading."""

@@ -16,10 +16,11 @@ class Srpt(Policy):
     rebalances = True
     turn = "jobs with less time left for their weight go first on {base}"
 
-    def order(self) -> Ints:
+    def rank(self, jobs: Ints) -> Floats:
         """By the time that is left alone, over the weight."""
-        jobs = self.jobs
-        return np.lexsort((jobs.left * (jobs.shared + jobs.added) / jobs.weight,))
+        columns = self.jobs
+        rank: Floats = columns.left[jobs] * (columns.shared[jobs] + columns.added[jobs]) / columns.weight[jobs]
+        return rank
 
     def cost(self, job: int) -> Floats:
         """The fastest empty place."""
