@@ -34,9 +34,10 @@ from orchestrator.metrics import Metrics
 from orchestrator.plan import plan_apart
 from orchestrator.profiles import Profiles
 from orchestrator.reconcile import Reconciler
+from orchestrator.records import JobRecord
 from orchestrator.slots import HEAD
 from orchestrator.storage_lock import hold
-from orchestrator.store import JobRecord, LiveJobError, Store
+from orchestrator.store import LiveJobError, Store
 from orchestrator.submission import Admission
 from orchestrator.task_rows import TaskRows
 from orchestrator.timeline import Timeline

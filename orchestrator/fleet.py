@@ -26,9 +26,10 @@ from gpu_actor.report import ActorReport
 from orchestrator.cluster_config import ClusterConfig
 from orchestrator.connection import NAMESPACE
 from orchestrator.node_gpus import NodeGpus
+from orchestrator.records import ActorRecord
 from orchestrator.scheduler.view import ActorState, ActorView
 from orchestrator.slots import Slot, find_slots, listed_slots
-from orchestrator.store import ActorRecord, Store
+from orchestrator.store import Store
 
 logger = logging.getLogger("loray.fleet")
 

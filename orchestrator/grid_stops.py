@@ -9,7 +9,8 @@ from typing import Any
 from orchestrator.halving import Member, rungs, stops
 from orchestrator.job import TERMINAL, JobState
 from orchestrator.job_folder import read_metrics
-from orchestrator.store import JobRecord, Store
+from orchestrator.records import JobRecord
+from orchestrator.store import Store
 
 
 class GridStops:

@@ -8,8 +8,8 @@ from typing import Any
 
 from gpu_actor.report import TenantReport
 from orchestrator.fleet import Member
+from orchestrator.records import JobRecord
 from orchestrator.scheduler.view import ActorView
-from orchestrator.store import JobRecord
 
 _NO_PROGRESS: dict[str, Any] = {
     "step": 0,

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from typing import TYPE_CHECKING
 
 from orchestrator.job import TERMINAL, JobState
-
-if TYPE_CHECKING:
-    from orchestrator.store import JobRecord
+from orchestrator.records import JobRecord
 
 LIVE = frozenset(JobState) - TERMINAL
 

@@ -20,9 +20,10 @@ from orchestrator.job import JobSpec, JobState
 from orchestrator.known import Known, with_profiles
 from orchestrator.pressed import made_to_fit
 from orchestrator.profiles import Profiles
+from orchestrator.records import JobRecord
 from orchestrator.scheduler.estimate import device_kind
 from orchestrator.scheduler.view import UNKNOWN_STEPS, ActorState, ActorView, ClusterView, JobView
-from orchestrator.store import JobRecord, Store
+from orchestrator.store import Store
 
 _UNKNOWN_SHARE = 0.5  # of cutoff_len, for samples that nobody has counted
 

@@ -22,10 +22,11 @@ from orchestrator.job_folder import discard_checkpoints, write_job_file
 from orchestrator.job_view import progress_of
 from orchestrator.look import Look, Lookout
 from orchestrator.profiles import Profiles, token_budget
+from orchestrator.records import JobRecord
 from orchestrator.scheduler.policy import DEFAULT
 from orchestrator.scheduler.standing import Standing
 from orchestrator.scheduler.view import Plan
-from orchestrator.store import JobRecord, Store
+from orchestrator.store import Store
 from orchestrator.swaps import Swaps
 from orchestrator.verbs import paused_words
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from gpu_actor.errors import InvalidJobError, JobNotFoundError, LorayError
 from orchestrator import tables
 from orchestrator.job import ACCEPTED, TERMINAL, JobSpec, JobState, check_transition
 from orchestrator.live_jobs import LIVE, LiveJobs
+from orchestrator.records import ActorRecord, JobRecord, Stay
 
 _DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
 _ALL_BUT_SPEC = [column for column in tables.jobs.c if column.name != "spec"]  # to read 10,000 specs takes seconds
@@ -28,58 +28,6 @@ _CHUNK = 500  # names in one IN (...)
 
 class StoreError(LorayError, RuntimeError):
     """The job table cannot be used."""
-
-
-@dataclass(frozen=True)
-class JobRecord:
-    """One row of the job table.
-
-    Attributes:
-        attempt: Number of the latest assignment to an actor; raised before the actor hears of it.
-        retries: Assignments that ended with the death of an actor.
-        wish: What is wanted of a running job and the actor has not done yet: `cancel` or `pause` by a person, `yield`
-            (go back into the queue) or `finish` (export what is there) by the scheduler.
-        queued_at: When it joined the queue for the last time.
-    """
-
-    seq: int
-    id: str
-    name: str
-    state: JobState
-    spec: JobSpec
-    attempt: int
-    retries: int
-    wish: str | None
-    actor: str | None
-    boot_id: str | None
-    progress: dict[str, Any]
-    reason: str | None
-    waiting_for: str | None
-    output_dir: str
-    submitted_at: float
-    queued_at: float
-    started_at: float | None
-    finished_at: float | None
-    request_id: str
-
-
-@dataclass(frozen=True)
-class Stay:
-    """A job on an actor, from its assignment to its leaving (None: it is there)."""
-
-    job_id: str
-    actor: str
-    since: float
-    until: float | None
-
-
-@dataclass(frozen=True)
-class ActorRecord:
-    """An actor that was started: written before it exists, so that none can be forgotten."""
-
-    name: str
-    slot: str
-    base_model: str
 
 
 class LiveJobError(InvalidJobError):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 from orchestrator.profiles import Profiles
+from orchestrator.records import JobRecord
 from orchestrator.slots import Slot
-from orchestrator.store import JobRecord
 
 _Key = tuple[str, int]
 

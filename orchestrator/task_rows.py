@@ -11,7 +11,8 @@ from gpu_actor.errors import JobFailedError
 from orchestrator.connection import CONTROLLER, NAMESPACE
 from orchestrator.fleet import one_line, short_name
 from orchestrator.job import TERMINAL, JobState
-from orchestrator.store import JobRecord, Store
+from orchestrator.records import JobRecord
+from orchestrator.store import Store
 
 logger = logging.getLogger("loray.task_rows")
 

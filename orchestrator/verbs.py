@@ -8,7 +8,8 @@ from __future__ import annotations
 from gpu_actor.errors import IllegalTransitionError
 from orchestrator.job import TERMINAL, JobState
 from orchestrator.job_folder import discard_checkpoints, discard_run, newest_checkpoint
-from orchestrator.store import JobRecord, Store
+from orchestrator.records import JobRecord
+from orchestrator.store import Store
 
 
 def cancel(store: Store, job: JobRecord) -> JobRecord:

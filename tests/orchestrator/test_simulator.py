@@ -168,6 +168,18 @@ def test_a_run_is_the_same_again():
     assert (one.turnaround == two.turnaround).all()
 
 
+def test_the_jobs_of_a_grid_come_at_once_and_are_alike():
+    jobs = generate(600, H100, 4, WorkloadShape(load=1.2, bases=3, grid=12), seed=4)
+    grids = {}
+    for one in jobs:
+        grids.setdefault(one.arrival_s, []).append(one)
+    assert 8 < len(jobs) / len(grids) < 18
+    assert all(len({one.base_model for one in grid}) == 1 for grid in grids.values())
+    alone = [np.log([work_of(one, H100).alone for one in grid]) for grid in grids.values()]
+    assert np.mean([grid.std() for grid in alone]) < 0.4 < np.std([grid.mean() for grid in alone])
+    assert len({one.tokens_per_step for one in jobs}) > 500
+
+
 def test_a_workload_has_the_load_that_was_asked_for_and_survives_a_file(tmp_path):
     jobs = generate(200, H100, 4, WorkloadShape(load=1.4, bases=4, urgent=0.1, runs=5), seed=2)
     assert load_of(jobs, H100, 4) == pytest.approx(1.4, rel=1e-3)

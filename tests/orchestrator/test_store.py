@@ -11,7 +11,8 @@ import sqlalchemy
 from gpu_actor.config import DatasetConfig
 from gpu_actor.errors import IllegalTransitionError, JobNotFoundError
 from orchestrator.job import JobSpec, JobState
-from orchestrator.store import ActorRecord, LiveJobError, Store, StoreError
+from orchestrator.records import ActorRecord
+from orchestrator.store import LiveJobError, Store, StoreError
 
 
 def spec(name, output_dir=None, **fields):
