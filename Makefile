@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 DEMO_BASE := HuggingFaceTB/SmolLM2-135M-Instruct
 
-.PHONY: help setup model demo test families lint bench clean
+.PHONY: help setup model demo test search families lint bench clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -32,6 +32,11 @@ demo: model  ## Co-train the demo's adapters, then ask each of them the same que
 test: $(READY)  ## Run all tests: first what needs no cluster, on two cores, then real Ray clusters one at a time
 	$(BIN)/python -m pytest --ignore tests/integration -n 2 --dist loadfile
 	$(BIN)/python -m pytest tests/integration
+
+search: $(READY)  ## Try the property tests on new random examples, ten times over
+	for round in 1 2 3 4 5 6 7 8 9 10; do \
+		LORAY_SEARCH=1 $(BIN)/python -m pytest -q -m hypothesis --ignore tests/integration -n 2 --dist loadfile || exit 1; \
+	done
 
 families: $(READY)  ## Test every model family and write docs/families.md
 	$(BIN)/python -m pytest tests/gpu_actor/test_families.py --families-table docs/families.md

@@ -51,9 +51,14 @@ class Planner:
 
     def plan(self, *, words: bool) -> Plan:
         """The whole plan."""
-        self._settle()
+        settled = self._settle()
+        rank = self._ranks()
         for job in self._candidates():
+            while settled and rank[settled[-1]] < rank[job]:
+                self._share(settled.pop())
             self._place(job)
+        for job in settled:
+            self._share(job)
         queued = self._order[(self._asked & (self._jobs.at < 0))[self._order]].tolist()
         if not self._policy.rebalances:
             self._rehosts = hosting.change_bases(self._places, self._jobs, self._bases, queued)
@@ -84,17 +89,34 @@ class Planner:
             {names[job]: why for job, why in words.items() if guessed[job]},
         )
 
-    def _settle(self) -> None:
-        """Running jobs that stay where they are, whatever the policy would like."""
+    def _settle(self) -> list[int]:
+        """Running jobs that stay where they are, whatever the policy would like; returns them, the best last.
+
+        They take memory from the start, and are company only for those behind them in the order. So a job that has
+        just been placed, and cannot be moved yet, is to those ahead of it what it was when they were placed.
+        """
         jobs, places = self._jobs, self._places
+        settled = []
         for job in np.flatnonzero(jobs.at >= 0):
             place = int(jobs.at[job])
             calm = places.states[place] is ActorState.READY or places.closed[place]
             if self._policy.preempts and jobs.movable[job] and calm:
                 places.wait(place, 1)
             else:
-                self._put(int(job), place)
-                self._asked[job] = False
+                places.hold(place, int(job))
+                self._target[job], self._asked[job] = place, False
+                settled.append(int(job))
+        rank = self._ranks()
+        return sorted(settled, key=lambda job: -rank[job])
+
+    def _share(self, job: int) -> None:
+        self._places.share(int(self._target[job]), job)
+
+    def _ranks(self) -> Ints:
+        """Of each job its place in the order."""
+        rank = np.empty(self._jobs.count, np.int64)
+        rank[self._order] = np.arange(self._jobs.count)
+        return rank
 
     # -- placing -------------------------------------------------------------------------------------------------
 
@@ -137,11 +159,9 @@ class Planner:
         jobs, places = self._jobs, self._places
         hosts = places.hosts(int(jobs.base[job])) & (places.kept_for < 0)
         here = int(jobs.at[job])
-        if here >= 0:
-            if hosts[here] and self._content(job, here):
-                self._put(job, here)
-                return
-            hosts &= places.ready
+        if here >= 0 and hosts[here] and self._content(job, here):
+            self._put(job, here)
+            return
         wanted = np.where(hosts, self._policy.cost(job), np.inf)
         cost = np.where(places.room.fits(jobs.bytes[job], jobs.worst[job]), wanted, np.inf)
         if np.isfinite(cost).any():
@@ -168,11 +188,16 @@ class Planner:
         return int(np.argmin(cost + (places.pending > 0) * places.swap * self._jobs.weight[job]))
 
     def _stay_or_go(self, job: int, here: int, cost: Floats) -> int:
-        """A running job moves only where that saves clearly more than it costs."""
+        """A running job moves only where that saves clearly more than it costs.
+
+        One that cannot stay chooses as it will when it is off: it may count on a place that is still loading.
+        """
         best = int(np.argmin(cost))
         if best == here or not np.isfinite(cost[here]):
             return best
         places, jobs = self._places, self._jobs
+        if not places.ready[best]:
+            return here
         worth = 3 * places.swap[best] * jobs.weight[job]
         if places.jobs_on[best]:
             worth = max(worth, jobs.weight[job] * jobs.left[job] * (jobs.shared[job] + jobs.added[job]))
@@ -230,7 +255,7 @@ class Planner:
             else:
                 after[job] = place
         leave = np.flatnonzero(self._asked & (jobs.at >= 0) & (target != jobs.at)).tolist()
-        moves = {job: int(target[job]) for job in leave if target[job] >= 0}
+        moves = {job: int(target[job]) for job in leave if target[job] >= 0 and places.ready[target[job]]}
         gone = [job for job in leave if job not in moves]
         waiting = [job for job in queued if job not in placements and not jobs.leaving[job]]
         why = reasons.Reasons(places, jobs, self._bases, self._policy.turn) if words else None
@@ -249,8 +274,7 @@ class Planner:
         )
 
     def _batch_order(self, names: list[str], ids: list[str]) -> dict[str, tuple[str, ...]]:
-        rank = np.empty(self._jobs.count, np.int64)
-        rank[self._order] = np.arange(self._jobs.count)
+        rank = self._ranks()
         return {
             ids[place]: tuple(names[job] for job in sorted(there, key=lambda job: rank[job]))
             for place, there in enumerate(self._places.planned)

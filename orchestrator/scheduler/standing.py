@@ -37,7 +37,7 @@ class Standing(Planner):
         self._known = {self._bases[base] for base in np.unique(self._jobs.base)}
         self._names = {place.id: number for number, place in enumerate(self._places.views)}
         starts = {self._number[job] for job in (*self.full.placements, *self.full.after)}
-        for job in np.flatnonzero(self._asked & (self._jobs.at < 0) & (self._target >= 0)).tolist():
+        for job in np.flatnonzero(self._asked & (self._target != self._jobs.at) & (self._target >= 0)).tolist():
             if job not in starts:  # it counts on a place that is still loading, and takes one that is free sooner
                 self._target[job] = -1
         self._queued = self._asked & (self._jobs.at < 0) & (self._target < 0) & ~self._jobs.leaving

@@ -250,7 +250,8 @@ class Places:
         self.jobs_on = np.zeros(self.count, np.int64)
         self.vacant = int((self.ready).sum())  # ready places with nobody planned or still to be decided of
         self.weight_on = np.zeros(self.count)
-        self._sharing = np.zeros((3, self.count, 4))  # steps left, weight, seconds added; of each planned job
+        self._sharers = np.zeros(self.count, np.int64)
+        self._sharing = np.zeros((3, self.count, 4))  # steps left, weight, seconds added; of each job that shares
 
     def _memory(self, place: int, base: str | None) -> tuple[float, float, float, float]:
         if base is None or base not in self._bases:
@@ -336,15 +337,24 @@ class Places:
 
     def add(self, place: int, job: int) -> None:
         """Plan a job for a place."""
+        self.hold(place, job)
+        self.share(place, job)
+
+    def hold(self, place: int, job: int) -> None:
+        """Plan a job for a place, and let it count for nobody's sharing yet."""
         jobs = self._jobs
         self.planned[place].append(job)
         self.room.add(place, jobs.bytes[job], jobs.worst[job])
-        slot = int(self.jobs_on[place])
-        self.vacant -= int(not slot and not self.pending[place] and self.ready[place])
+        self.vacant -= int(not self.jobs_on[place] and not self.pending[place] and self.ready[place])
+        self.jobs_on[place] += 1
+
+    def share(self, place: int, job: int) -> None:
+        """Count a job that is held for those whose sharing is weighed from here on."""
+        jobs, slot = self._jobs, int(self._sharers[place])
         if slot == self._sharing.shape[2]:
             self._sharing = np.concatenate([self._sharing, np.zeros_like(self._sharing)], axis=2)
         self._sharing[:, place, slot] = jobs.left[job], jobs.weight[job], jobs.added[job]
-        self.jobs_on[place] += 1
+        self._sharers[place] += 1
         self.weight_on[place] += jobs.weight[job]
 
     def remove(self, place: int, job: int) -> None:
@@ -354,7 +364,8 @@ class Places:
         self.planned[place] = []
         self.room.clear(place)
         self.vacant += int(self.ready[place])
-        self.jobs_on[place], self.weight_on[place], self._sharing[:, place] = 0, 0.0, 0.0
+        self.jobs_on[place], self.weight_on[place] = 0, 0.0
+        self._sharers[place], self._sharing[:, place] = 0, 0.0
         for other in there:
             self.add(place, other)
 
