@@ -11,8 +11,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import hypothesis
 import pytest
 
-# No test asserts how long anything takes: the machine may be busy. `make test` tries the same examples each time, so that
-# a failure is about what was changed; `make search` looks for new ones.
+# No test asserts how long anything takes: the machine may be busy. `make test` tries the same examples each time, so
+# that a failure is about what was changed; `make search` looks for new ones.
 _SEARCHES = "LORAY_SEARCH" in os.environ
 hypothesis.settings.register_profile(
     "loray", deadline=None, derandomize=not _SEARCHES, suppress_health_check=[hypothesis.HealthCheck.too_slow]
