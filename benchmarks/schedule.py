@@ -29,6 +29,7 @@ from orchestrator.scheduler.view import ActorShape, ActorState, ActorView, Clust
 from orchestrator.scheduler.workload import WorkloadShape, generate, small_instance
 
 POLICIES = ("fifo", "fifo-4", "fifo-memory", "srpt", "cosrpt")
+WIDE = 16  # actors of the seeded workloads on a larger cluster, with half as many jobs for each
 MAKESPAN = 1.5  # the knob of the cluster file, where makespan is looked at
 Row = tuple[str, str, str, float]
 RATIOS = (
@@ -293,7 +294,8 @@ def main() -> None:
     for trace, profile, actors in zip(options.trace, options.profile, options.actors, strict=True):
         given |= recorded(trace, profile, actors)
     found = scenarios(count)
-    rows = contended(found, "seeded") + contended(grids(count), "grids")
+    rows = contended(found, "seeded") + contended(scenarios(2 * count, WIDE), f"on {WIDE} actors")
+    rows += contended(grids(count), "grids")
     rows += contended(given, "recorded") if given else []
     rows += single_rows(found, options.quick, count)
     print(f"\n{'what':74s} {'least':>6s} {'aim':>6s} {'measured':>9s}")

@@ -23,7 +23,7 @@ from orchestrator.job_view import progress_of
 from orchestrator.look import Look, Lookout
 from orchestrator.profiles import Profiles, token_budget
 from orchestrator.records import JobRecord
-from orchestrator.scheduler.policy import DEFAULT
+from orchestrator.scheduler.policy import DEFAULT, decide
 from orchestrator.scheduler.standing import Standing
 from orchestrator.scheduler.view import Plan
 from orchestrator.store import Store
@@ -84,7 +84,7 @@ class Reconciler:
         self._swaps = Swaps(profiles)
         self._training: dict[tuple[str, int], float] = {}  # job and attempt -> since when it trains (monotonic)
         self._last: Look | None = None  # that something was decided on
-        self._standing: Standing | None = None  # what stands of the latest full plan
+        self._standing: Standing | None = None  # what stands of the latest full plan, if it may be dear
         self._planned, self._pause = 0.0, 0.0  # when that was made (monotonic), and for how long it is good
         self._behind = False  # whether anything was decided since
 
@@ -323,11 +323,13 @@ class Reconciler:
         return self._full_plan(look)
 
     def _full_plan(self, look: Look) -> Plan:
+        """Every job anew; if the latest full plan was dear, what is needed to answer from this one is kept."""
         self._planned, started = time.monotonic(), time.process_time()
-        self._standing = Standing(look.view, self._policy)
+        self._standing = Standing(look.view, self._policy) if self._pause else None
+        plan = self._standing.full if self._standing else decide(look.view, self._policy)
         seconds = time.process_time() - started
         self._pause = _PAUSE * seconds if seconds > _CHEAP_SECONDS else 0.0
-        self._behind, plan = False, self._standing.full
+        self._behind = False
         return replace(plan, waiting={**plan.waiting, **look.held})
 
     def _answer(self, look: Look, last: Look) -> Plan | None:

@@ -71,7 +71,7 @@ def quick(name, tmp_path, *options):
 def test_every_target_of_the_scheduler_is_measured(tmp_path):
     trace = ["--trace", "configs/traces/small-2actors-h100-7b.csv", "--profile", "configs/traces/h100-7b.yaml"]
     rows = {row["what"]: row["measured"] for row in quick("schedule", tmp_path, *trace, "--actors", "2")}
-    for workload in ("seeded", "recorded"):
+    for workload in ("seeded", "on 16 actors", "grids", "recorded"):
         assert rows[f"mean turnaround / relaxed lower bound, {workload}, all"] >= 1.0
         assert rows[f"largest slowdown / its lower bound, {workload}, all"] >= 1.0
         assert 0.1 < rows[f"mean turnaround / fifo-4, {workload}, all"] < 1.1

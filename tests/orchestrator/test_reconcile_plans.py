@@ -175,18 +175,22 @@ def dear(tmp_path, monkeypatch):
     """One actor, and full plans that take so long that each stands for a while; how many were made is counted."""
     made = []
 
-    class Counted(reconcile.Standing):
-        def __init__(self, *arguments):
-            made.append(arguments)
-            super().__init__(*arguments)
+    def counted(make):
+        def plan(*arguments):
+            made.append(make.__name__)
+            return make(*arguments)
 
-    monkeypatch.setattr(reconcile, "Standing", Counted)
+        return plan
+
+    monkeypatch.setattr(reconcile, "Standing", counted(reconcile.Standing))
+    monkeypatch.setattr(reconcile, "decide", counted(reconcile.decide))
     monkeypatch.setattr(reconcile, "_CHEAP_SECONDS", 0.0)
     monkeypatch.setattr(reconcile, "_PAUSE", 1e9)
     house = House(tmp_path, policy="fifo")
     house.host(X)
     house.report(X)
     house.made, house.clock = made, monkeypatch
+    house.reconciler._pause = 1e9  # as after a first plan, which showed it
     return house
 
 
@@ -209,7 +213,7 @@ def test_while_a_dear_plan_stands_ends_and_arrivals_are_answered_without_another
     dear.store.move(second, JobState.FAILED, "failed")
     dear.report(X)
     assert tick(dear).placements == {third: "cpu:0"}
-    assert len(dear.made) == 1
+    assert dear.made == ["Standing"]
 
 
 def test_a_dear_plan_is_made_anew_when_its_time_is_over_or_more_happens(dear):
@@ -233,11 +237,24 @@ def test_a_dear_plan_is_made_anew_when_its_time_is_over_or_more_happens(dear):
 
 def test_while_a_plan_is_cheap_every_event_makes_one(dear):
     dear.clock.setattr(reconcile, "_CHEAP_SECONDS", 10.0)
+    dear.reconciler._pause = 0.0
     tick(dear)
     for number in range(3):
         dear.submit(f"j{number}")
         tick(dear)
-    assert len(dear.made) == 4
+    assert dear.made == ["decide"] * 4
+
+
+def test_the_first_dear_plan_is_followed_by_one_that_answers(dear):
+    dear.reconciler._pause = 0.0
+    first, second = dear.submit("first"), dear.submit("second")
+    assert list(tick(dear).placements) == [first]
+    dear.submit("third")
+    tick(dear)
+    assert dear.made == ["decide", "Standing"]
+    dear.report(X, TenantReport(first, 1, TenantState.SUCCEEDED, step=9, total_steps=9))
+    assert tick(dear).placements == {second: "cpu:0"}
+    assert len(dear.made) == 2
 
 
 def test_a_job_that_needs_more_than_before_asks_for_a_full_plan(dear):
