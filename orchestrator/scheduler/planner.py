@@ -51,7 +51,8 @@ class Planner:
 
     def plan(self, *, words: bool) -> Plan:
         """The whole plan."""
-        settled = self._settle()
+        self._settle()
+        settled = self._order[(self._target >= 0)[self._order]][::-1].tolist()  # the best last
         rank = self._ranks()
         for job in self._candidates():
             while settled and rank[settled[-1]] < rank[job]:
@@ -89,14 +90,13 @@ class Planner:
             {names[job]: why for job, why in words.items() if guessed[job]},
         )
 
-    def _settle(self) -> list[int]:
-        """Running jobs that stay where they are, whatever the policy would like; returns them, the best last.
+    def _settle(self) -> None:
+        """Running jobs that stay where they are, whatever the policy would like.
 
         They take memory from the start, and are company only for those behind them in the order. So a job that has
         just been placed, and cannot be moved yet, is to those ahead of it what it was when they were placed.
         """
         jobs, places = self._jobs, self._places
-        settled = []
         for job in np.flatnonzero(jobs.at >= 0):
             place = int(jobs.at[job])
             calm = places.states[place] is ActorState.READY or places.closed[place]
@@ -105,9 +105,6 @@ class Planner:
             else:
                 places.hold(place, int(job))
                 self._target[job], self._asked[job] = place, False
-                settled.append(int(job))
-        rank = self._ranks()
-        return sorted(settled, key=lambda job: -rank[job])
 
     def _share(self, job: int) -> None:
         self._places.share(int(self._target[job]), job)

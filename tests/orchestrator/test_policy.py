@@ -275,18 +275,12 @@ def test_a_fresh_job_is_refused_only_if_the_guess_and_the_measurement_both_say_n
     assert (plan.placements == {"j": "x"}) == (measured == 20)
 
 
-def on_gpu(name, hosts, state=ActorState.READY):
-    """An actor with endless memory whose steps cost as much as what 100 tokens add to them."""
-    speeds, memories = {ref: SpeedModel(0.1, 1e-3, 0.0) for ref in "AB"}, {ref: MemoryModel(0.0, 0.0) for ref in "AB"}
-    return ActorView(name, name, state, SHAPE, hosts, None, None, None, speeds, memories)
-
-
 def test_who_came_to_share_a_step_does_not_turn_out_the_one_that_was_there():
     """Until it is movable it stays whatever happens: to those ahead of it in the order it is no company yet."""
-    here = replace(job("here", actor="x", tokens=200), movable=True)
-    here = replace(here, steps_left=1, steps_total=1, tokens_per_step=200)
+    here = replace(job("here", actor="x", tokens=200), steps_left=1, steps_total=1, movable=True)
     heavy = replace(job("heavy", priority=3, arrival=1), steps_left=400, steps_total=400)
-    seen = view([here, heavy], [on_gpu("x", "A")])
+    fast = {"speeds": {"A": SpeedModel(0.1, 1e-3, 0.0)}, "memories": {"A": MemoryModel(0.0, 0.0)}}
+    seen = view([here, heavy], [replace(actor("x", room=None), **fast)])
     plan = policy.decide(seen, "cosrpt")
     assert plan.order == {"x": ("here", "heavy")}
     assert plan.placements == {"heavy": "x"}
