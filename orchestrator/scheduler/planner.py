@@ -171,7 +171,10 @@ class Planner:
         return bool(np.isfinite(wanted).any()) or not (hosts.any() or self._policy.rebalances)
 
     def _content(self, job: int, here: int) -> bool:
-        """Whether a running job stays without a further look: it is wanted and fits, and no place is empty."""
+        """Whether a running job stays without a further look: it is wanted, fits, and is alone or no place is vacant.
+
+        Those still to be decided of do not fill a place: once they were told to leave, the next plan would look there.
+        """
         places, jobs = self._places, self._jobs
         return (
             (places.jobs_on[here] == 0 or not places.vacant)
