@@ -173,7 +173,8 @@ class Planner:
     def _content(self, job: int, here: int) -> bool:
         """Whether a running job stays without a further look: it is wanted, fits, and is alone or no place is vacant.
 
-        Those still to be decided of do not fill a place: once they were told to leave, the next plan would look there.
+        A place whose jobs are still to be decided of is not vacant: who moves there turns them out. To look there as
+        well doubled the swaps and made the mean worse (docs/scheduling.md).
         """
         places, jobs = self._places, self._jobs
         return (

@@ -248,7 +248,7 @@ class Places:
         self.room = Room(*(table[:, column].copy() for column in range(4)))
         self.speed = np.array([self._speed(p, actor.base_model) for p, actor in enumerate(actors)]).reshape(-1, 3)
         self.jobs_on = np.zeros(self.count, np.int64)
-        self.vacant = int((self.ready).sum())  # ready places with nobody planned
+        self.vacant = int((self.ready).sum())  # ready places with nobody planned or still to be decided of
         self.weight_on = np.zeros(self.count)
         self._sharers = np.zeros(self.count, np.int64)
         self._sharing = np.zeros((3, self.count, 4))  # steps left, weight, seconds added; of each job that shares
@@ -345,7 +345,7 @@ class Places:
         jobs = self._jobs
         self.planned[place].append(job)
         self.room.add(place, jobs.bytes[job], jobs.worst[job])
-        self.vacant -= int(not self.jobs_on[place] and self.ready[place])
+        self.vacant -= int(not self.jobs_on[place] and not self.pending[place] and self.ready[place])
         self.jobs_on[place] += 1
 
     def share(self, place: int, job: int) -> None:
@@ -373,7 +373,10 @@ class Places:
         """One attached job more, or fewer, of which nobody has decided yet. On a closed place nobody stays."""
         if self.closed[place]:
             return
+        before = self.pending[place]
         self.pending[place] += change
+        if self.ready[place] and not self.jobs_on[place] and bool(before) != bool(self.pending[place]):
+            self.vacant += 1 if before else -1
 
     def present(self) -> Room:
         """The room while everything that is attached now is still there, and nothing else."""

@@ -129,28 +129,6 @@ def test_who_is_turned_out_counts_on_a_place_that_is_loading_as_it_will_when_it_
     assert decide(carry_out(seen, plan), "cosrpt").placements == {}
 
 
-def test_who_shares_counts_on_a_place_as_it_will_when_those_behind_it_are_off():
-    """Or it would stay, one behind it would be promised that place, and the next plan would give it to the first."""
-
-    def job(name, arrival, steps):
-        return JobView(name, "B", 0, arrival, 1, 8, None, steps, steps, submitted_at=0.0, queued_at=0.0)
-
-    old = {"submitted_at": -1e4, "queued_at": -1e4}
-    jobs = (
-        replace(job("out", 0, 1), actor="y", movable=True, adapter_bytes=46, worst_tokens=200),
-        replace(job("heavy", 1, 39), **old),
-        replace(job("shares", 2, 137), actor="x", movable=True, **old),
-        job("behind", 3, 1),
-    )
-    places = tuple(actor(name, "B", room, ActorState.READY, None, CAPPED) for name, room in (("x", 0), ("y", 71)))
-    seen = ClusterView(jobs, places, {})
-    first = decide(seen, "cosrpt")
-    assert set(first.preemptions) == {"out"}
-    assert first.moves == first.after == {"shares": "y"}
-    second = decide(carry_out(seen, first), "cosrpt")
-    assert (second.placements, second.moves, second.after) == ({}, {}, first.after)
-
-
 @many
 @given(clusters(), policies)
 def test_when_those_who_leave_are_off_the_next_plan_does_as_was_said(seen, policy):
