@@ -156,6 +156,12 @@ def exact(count: int) -> tuple[float, float]:
     return float(np.mean(ratios)), max(ratios)
 
 
+def gap_below(ratio: float) -> float:
+    """Exact optimum over the relaxed bound, for six equal jobs at once on one actor with a = ratio * v."""
+    tasks = [Task(release=0.0, steps=100, added=1.0)] * 6
+    return optimum(tasks, ratio) / relaxed_bound(tasks, ratio, 1)
+
+
 def out_of_memory(target: float, steps: int = 10**6) -> int:
     """Shared steps of actors, filled by prediction to a share of the memory, that go over it.
 
@@ -266,6 +272,10 @@ def single_rows(found: dict[str, Scenario], quick: bool, count: int) -> list[Row
         ("p95 slowdown of a weight-8 tenth, load 1.0", "1.5", "1.2", urgent(count)),
         ("exact small instances, mean", "1.05", "1.02", mean),
         ("exact small instances, worst", "1.15", "1.08", worst),
+        *(
+            (f"exact optimum / relaxed bound, six equal jobs at once, a = {ratio:g} v", "-", "-", gap_below(ratio))
+            for ratio in (0.5, 1.0, 2.0)
+        ),
         ("four base models with bursts / one base", "1.15", "1.08", four_bases(count)),
         ("sizes off by exp(N(0, 0.5)) / fifo-4", "0.65", "0.55", misestimated(found)),
         (f"steps of {steps:,} out of memory, filled to 85 %", "0", "-", out_of_memory(0.85, steps)),
