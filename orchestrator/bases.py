@@ -1,4 +1,7 @@
-"""Descriptions of base models: read once in a Ray task, so that the orchestrator itself never imports torch."""
+"""Descriptions of base models: read once in a Ray task, so that the orchestrator itself never imports torch.
+
+What an earlier run has read is found in its file, see `orchestrator.descriptions`.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from gpu_actor.errors import BaseModelError, LorayError
 from gpu_actor.footprint import BaseDescription
 from gpu_actor.inspect_base import describe_base
 from gpu_actor.model_store import find_base
+from orchestrator.descriptions import recall, remember
 
 DESCRIBE_SECONDS = 240.0
 _ASK_AGAIN_SECONDS = 30.0
@@ -65,9 +69,7 @@ class BaseCatalog:
 
     async def _ask(self, key: tuple[str, float | None]) -> BaseDescription:
         try:
-            self._found[key] = await asyncio.wait_for(
-                self._describe.remote(key[0], self._trust), timeout=DESCRIBE_SECONDS
-            )
+            self._found[key] = recall(key[0], self._trust) or await self._describe_anew(key[0])
             return self._found[key]
         except Exception as error:
             reason = _words(key[0], error)
@@ -75,6 +77,12 @@ class BaseCatalog:
             raise BaseModelError(reason) from None
         finally:
             del self._asked[key]
+
+    async def _describe_anew(self, ref: str) -> BaseDescription:
+        asked = self._describe.remote(ref, self._trust)
+        description: BaseDescription = await asyncio.wait_for(asked, timeout=DESCRIBE_SECONDS)
+        remember(description, self._trust)
+        return description
 
 
 def _key(ref: str) -> tuple[str, float | None]:

@@ -14,6 +14,7 @@ from gpu_actor.errors import LorayError
 from gpu_actor.footprint import BaseDescription
 from orchestrator.cluster_config import ClusterConfig
 from orchestrator.data_size import guess_size
+from orchestrator.descriptions import recall
 from orchestrator.job import JobSpec
 from orchestrator.known import Known, with_profiles
 from orchestrator.look import micro_batch_cap, scheduling_view
@@ -105,13 +106,21 @@ def plan_offline(specs: Sequence[JobSpec], config: ClusterConfig) -> list[dict[s
     Raises:
         LorayError: A base model cannot be described.
     """
-    from gpu_actor.inspect_base import describe_base
-
-    bases = {ref: describe_base(ref, config.trust_remote_code) for ref in {spec.base_model for spec in specs}}
+    refs = {spec.base_model for spec in specs}
+    bases = {ref: _describe(ref, config.trust_remote_code) for ref in refs}
     profiles = _known_profiles(config)
     actors = tuple(with_profiles(_empty(slot), slot, Known.of(slot, profiles, bases)) for slot in _slots(config))
     view = ClusterView((), actors, bases, makespan=config.scheduler.makespan)
     return plan_jobs(specs, view, bases, config.scheduler.policy)
+
+
+def _describe(ref: str, trust_remote_code: bool) -> BaseDescription:
+    found = recall(ref, trust_remote_code)
+    if found is not None:
+        return found
+    from gpu_actor.inspect_base import describe_base
+
+    return describe_base(ref, trust_remote_code)
 
 
 def _slots(config: ClusterConfig) -> list[Slot]:

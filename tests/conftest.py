@@ -20,6 +20,18 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("loray")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def loray_home(tmp_path_factory):
+    """A folder of the tests' own: nothing of the user's is read or written.
+
+    Tests share it, and with it what is known of base models (`orchestrator.descriptions`): most of them, therefore,
+    start as every run but the first does. Those of the command line have a new home each.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORAY_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory):
     """Folder of a tiny random LLaMA model in fp32 safetensors."""

@@ -8,6 +8,7 @@ import ray
 
 from gpu_actor.errors import IllegalTransitionError, JobNotFoundError
 from gpu_actor.lora_config import LoraConfig
+from orchestrator.descriptions import recall
 from support.cluster import LONG, checkpointed, steps_of, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -34,6 +35,7 @@ def test_jobs_train_together_and_leave_whole_adapters(orchestrator, make):
         assert job["tokens"] > 0
         assert job["samples"] == 16
     assert orchestrator.events(ids[0])[-1] == "succeeded after 6 steps"
+    assert recall(jobs[0]["base_model"]), "the next orchestrator would have to examine the base model again"
     (actor,) = orchestrator.actors()
     assert actor["name"].startswith("tiny-a@cpu:0#")
     assert (actor["state"], actor["jobs"], actor["base_model"]) == ("ready", [], jobs[0]["base_model"])

@@ -7,6 +7,7 @@ import pytest
 from gpu_actor.config import DatasetConfig, LoraConfig, TrainingConfig
 from gpu_actor.inspect_base import describe_base
 from orchestrator.cluster_config import ActorConfig, ClusterConfig
+from orchestrator.descriptions import remember
 from orchestrator.job import JobSpec
 from orchestrator.known import Known, with_profiles
 from orchestrator.look import micro_batch_cap, scheduling_view
@@ -50,6 +51,16 @@ def test_two_jobs_on_one_actor_share_its_steps(tmp_path, make):
     assert rows["one"]["bytes"] > rows["one"]["adapter_bytes"] > 0
     assert not (tmp_path / "storage").exists()
     assert not (tmp_path / "out").exists()
+
+
+def test_a_base_model_that_an_earlier_run_described_is_not_described_again(tmp_path, make, tiny_base, monkeypatch):
+    monkeypatch.setenv("LORAY_HOME", str(tmp_path / "home"))
+    (row,) = plan(tmp_path, [make("one")], [{}]).values()
+    assert row["reason"] is None
+    assert not (tmp_path / "home").exists()
+    remember(replace(describe_base(tiny_base), parameters=10**15))  # to be told from one that is made anew
+    (row,) = plan(tmp_path, [make("one")], [{}]).values()
+    assert "with its base model" in row["reason"]
 
 
 def test_jobs_that_are_there_are_called_by_their_names(make, tiny_base):

@@ -1,0 +1,85 @@
+"""What is known of base models from earlier runs, in files below `$LORAY_HOME/descriptions`.
+
+To describe a base model is to import torch and transformers and to build the model on fake tensors: seconds that every
+first job of an orchestrator would wait for. The answer follows from the model's configuration and from code, so it is
+filed under a digest of both; when either changes, nobody finds the old answer any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import gpu_actor
+from gpu_actor.errors import LorayError
+from gpu_actor.footprint import BaseDescription
+from gpu_actor.model_store import find_base, loray_home
+
+
+def recall(ref: str, trust_remote_code: bool = False) -> BaseDescription | None:
+    """The description of a base model that an earlier run has filed; None if there is none that still holds.
+
+    Args:
+        ref: Folder, .gguf file or hub id. One that is not on this machine is never found.
+        trust_remote_code: Whether Python code that comes with the model describes it; then it is never found.
+    """
+    path = _filed(ref, trust_remote_code)
+    if path is None:
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return BaseDescription.from_dict({**values, "ref": ref})
+    except (OSError, ValueError, TypeError, KeyError):  # not there, or damaged: it is made anew
+        return None
+
+
+def remember(description: BaseDescription, trust_remote_code: bool = False) -> None:
+    """File a description for later runs, if `recall` may find it; a full or closed disk is no error.
+
+    One without counted activations is not filed: what kept them from being counted may be gone next time.
+    """
+    path = _filed(description.ref, trust_remote_code)
+    if path is None or description.activations is None:
+        return
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}")  # others may read and write it at this moment
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(description.to_dict()), encoding="utf-8")
+        partial.replace(path)
+
+
+def _filed(ref: str, trust_remote_code: bool) -> Path | None:
+    """The file of a base model's description; None for a model that may change without being seen to."""
+    try:
+        files = find_base(ref)
+        if files.folder is None:
+            return None
+        if files.gguf_file is None:
+            told = b"".join(path.read_bytes() for path in sorted(files.folder.glob("config*.json")))
+            if trust_remote_code and b'"auto_map"' in told:
+                return None
+        else:  # its configuration is in it, but too far to read for this
+            seen = (files.folder / files.gguf_file).stat()
+            told = f"{files.folder / files.gguf_file} {seen.st_size} {seen.st_mtime_ns}".encode()
+    except (OSError, LorayError):
+        return None
+    digest = hashlib.sha256(told)
+    digest.update(_code().encode())
+    return loray_home() / "descriptions" / f"{digest.hexdigest()}.json"
+
+
+@cache
+def _code() -> str:
+    """A digest of the code that describes: the engine's own files, and the versions of what they build on."""
+    digest = hashlib.sha256()
+    for source in sorted(Path(os.path.dirname(gpu_actor.__file__)).glob("*.py")):
+        digest.update(source.read_bytes())
+    for package in ("torch", "transformers"):
+        digest.update(metadata.version(package).encode())
+    return digest.hexdigest()

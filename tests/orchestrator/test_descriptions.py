@@ -1,0 +1,112 @@
+"""Descriptions of base models from earlier runs: found again as long as they hold, and never after."""
+
+import asyncio
+import json
+import os
+from dataclasses import replace
+
+import pytest
+import ray
+
+from gpu_actor.inspect_base import describe_base
+from gpu_actor.model_store import loray_home
+from orchestrator import descriptions
+from orchestrator.bases import BaseCatalog
+from orchestrator.descriptions import recall, remember
+from support.tiny import tiny_model
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORAY_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def base(tmp_path):
+    folder = tmp_path / "base"
+    tiny_model().save_pretrained(folder)
+    return folder
+
+
+def change(path, **fields):
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def filed():
+    return list((loray_home() / "descriptions").glob("*"))
+
+
+def test_what_was_described_is_found_again(base):
+    described = describe_base(str(base))
+    assert recall(str(base)) is None
+    remember(described)
+    assert recall(str(base)) == described
+    assert len(filed()) == 1  # nothing half-written is left
+
+
+def test_a_copy_of_the_model_is_found_under_its_own_name(base, tmp_path):
+    described = describe_base(str(base))
+    remember(described)
+    base.rename(tmp_path / "moved")
+    assert recall(str(tmp_path / "moved")) == replace(described, ref=str(tmp_path / "moved"))
+    assert recall(str(base)) is None
+
+
+def test_a_changed_configuration_is_described_anew(base):
+    remember(describe_base(str(base)))
+    change(base / "config.json", num_hidden_layers=1)
+    assert recall(str(base)) is None
+    remember(describe_base(str(base)))
+    assert recall(str(base)).num_layers == 1
+
+
+def test_other_code_describes_anew(base, monkeypatch):
+    remember(describe_base(str(base)))
+    monkeypatch.setattr(descriptions, "_code", lambda: "another release of transformers")
+    assert recall(str(base)) is None
+
+
+def test_a_gguf_file_is_known_by_its_size_and_time(base, tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF")
+    remember(replace(describe_base(str(base)), ref=str(path)))
+    assert recall(str(path)).ref == str(path)
+    os.utime(path, ns=(1, 1))
+    assert recall(str(path)) is None
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "{}", '{"linears": 3}', '{"linears": [{"name": 1}]}'])
+def test_a_damaged_file_is_made_anew(base, damage):
+    described = describe_base(str(base))
+    remember(described)
+    (path,) = filed()
+    path.write_text(damage)
+    assert recall(str(base)) is None
+    remember(described)
+    assert recall(str(base)) == described
+
+
+def test_what_may_change_unseen_is_not_filed(base):
+    described = describe_base(str(base))
+    remember(replace(described, ref="organisation/on-the-hub"))
+    remember(replace(described, activations=None))
+    change(base / "config.json", auto_map={"AutoConfig": "own.py"})
+    remember(described, trust_remote_code=True)  # own.py may be another one tomorrow
+    assert filed() == []
+    remember(described)  # transformers' own class, whatever lies beside it
+    assert recall(str(base)) == described
+    assert recall(str(base), trust_remote_code=True) is None
+
+
+def test_a_home_that_cannot_be_written_is_no_error(base):
+    described = describe_base(str(base))
+    loray_home().write_text("a file where a folder should be")
+    remember(described)
+    assert recall(str(base)) is None
+
+
+def test_the_catalog_asks_no_process_for_what_is_filed(base):
+    described = describe_base(str(base))
+    remember(described)
+    assert asyncio.run(BaseCatalog({}).get(str(base))) == described
+    assert not ray.is_initialized()
