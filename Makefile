@@ -29,9 +29,8 @@ demo: model  ## Co-train the demo's adapters, then ask each of them the same que
 	@$(BIN)/python -m gpu_actor.ask --base-model $(DEMO_BASE) --question "What is the sun?" \
 		$$(find out/demo -name adapter_model.safetensors -printf '%h\n' | sort)
 
-test: $(READY)  ## Run all tests: first what needs no cluster, on two cores, then real Ray clusters one at a time
-	$(BIN)/python -m pytest --ignore tests/integration -n 2 --dist loadfile
-	$(BIN)/python -m pytest tests/integration
+test: $(READY)  ## Run all tests, two files at a time; those of tests/integration start real Ray clusters
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 search: $(READY)  ## Try the property tests on new random examples, ten times over
 	for round in 1 2 3 4 5 6 7 8 9 10; do \
