@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import importlib
+import inspect
 import logging
 import os
 import sys
@@ -223,16 +225,34 @@ def _start_ray() -> Connection:
     os.environ.pop("RAY_ADDRESS", None)  # it would win over address="local" in the processes started from here
     import ray
 
-    context = ray.init(
-        address="local",
-        namespace=NAMESPACE,
-        include_dashboard=True,
-        dashboard_host="127.0.0.1",
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=OBJECT_STORE_BYTES,
-    )
+    with _any_agent_port():
+        context = ray.init(
+            address="local",
+            namespace=NAMESPACE,
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=OBJECT_STORE_BYTES,
+        )
     return replace(_connection(context), started=True, orchestrator_started=True)
+
+
+@contextlib.contextmanager
+def _any_agent_port() -> Iterator[None]:
+    """Lets the agent of a Ray that is started meanwhile listen at any free port.
+
+    `ray job submit` comes in through it. Ray takes port 52365 and `ray.init` has no option for another, so that beside
+    a second Ray on the machine the agent would be deaf, and every `ray job submit` refused.
+    """
+    params: Any = importlib.import_module("ray._private.parameter").RayParams
+    option, original = "dashboard_agent_listen_port", params.__init__
+    if option in inspect.signature(original).parameters:
+        params.__init__ = functools.partialmethod(original, **{option: 0})
+    try:
+        yield
+    finally:
+        params.__init__ = original
 
 
 def _stop(connection: Connection, storage: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from gpu_actor.config import DatasetConfig, TrainingConfig
 from gpu_actor.lora_config import LoraConfig
+from orchestrator.connection import _any_agent_port
 from orchestrator.job import JobSpec, QueueConfig
 from support.cluster import own_orchestrators, start_orchestrator
 from support.tiny import tiny_model, token_rows, write_rows
@@ -29,16 +30,17 @@ def ray_cluster():
 
     folder = tempfile.mkdtemp(prefix="lr", dir="/tmp")
     python_path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    ray.init(
-        address="local",
-        num_cpus=2,
-        num_gpus=0,
-        include_dashboard=True,
-        log_to_driver=False,
-        object_store_memory=80 * 2**20,
-        _temp_dir=folder,
-        runtime_env={"env_vars": {"PYTHONPATH": python_path, "HF_HUB_OFFLINE": "1"}},
-    )
+    with _any_agent_port():
+        ray.init(
+            address="local",
+            num_cpus=2,
+            num_gpus=0,
+            include_dashboard=True,
+            log_to_driver=False,
+            object_store_memory=80 * 2**20,
+            _temp_dir=folder,
+            runtime_env={"env_vars": {"PYTHONPATH": python_path, "HF_HUB_OFFLINE": "1"}},
+        )
     yield folder
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)

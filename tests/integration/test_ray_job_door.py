@@ -1,5 +1,6 @@
 """`ray job submit` against a `ray start --head` that nobody prepared for Loray, with and without a token."""
 
+import contextlib
 import json
 import os
 import re
@@ -12,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from support.command import ROOT, Home, JobFiles
+from support.command import LORAY, ROOT, Home, JobFiles
 from support.tiny import tiny_model, token_rows
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 RAY = Path(sys.executable).with_name("ray")
+AGENT_PORT = 52365
 
 
 def free_port():
@@ -41,14 +43,14 @@ def start_head(home, **variables):
     return re.search(r"--address='([^']+)'", said)[1], re.search(r"http://[0-9.:]+", said)[0]
 
 
-def ray_job_submit(checkout, job_file, env):
-    """`ray job submit` of the README; a head takes seconds after its first answer until it takes jobs."""
+def ray_job_submit(folder, env, *entrypoint):
+    """`ray job submit` as in the README; a head takes seconds after its first answer until it takes jobs."""
     deadline = time.monotonic() + 60
     while True:
         done = subprocess.run(
-            [RAY, "job", "submit", "--working-dir", ".", "--", "python", "-m", "orchestrator", "run", job_file],
+            [RAY, "job", "submit", "--working-dir", ".", "--", *entrypoint],
             env=env | {"RAY_AUTH_MODE": "token"},
-            cwd=checkout,
+            cwd=folder,
             capture_output=True,
             text=True,
             timeout=180,
@@ -75,7 +77,8 @@ def test_ray_job_submit_with_a_token(home, tmp_path):
     files.write("door", max_steps=10)
     subprocess.run([RAY, "get-auth-token", "--generate"], env=home.env, check=True, capture_output=True)
     _, dashboard = start_head(home, RAY_AUTH_MODE="token")
-    done = ray_job_submit(checkout, "jobs/door.json", home.env | {"RAY_API_SERVER_ADDRESS": dashboard})
+    env = home.env | {"RAY_API_SERVER_ADDRESS": dashboard}
+    done = ray_job_submit(checkout, env, "python", "-m", "orchestrator", "run", "jobs/door.json")
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
     output = home.storage / "outputs" / "jobs" / "out" / "door"
@@ -105,3 +108,17 @@ def test_a_head_without_a_token(home, tmp_path, tiny_base):
     done = home.run("submit", "--wait", files.write("plain", max_steps=5))
     assert done.returncode == 0, done.stderr
     assert "plain  SUCCEEDED" in done.stdout
+
+
+def test_ray_job_submit_to_loray_serve_beside_another_ray(home, tmp_path):
+    """Ray's one port for the agent that takes jobs is in use, as it is where somebody else runs Ray."""
+    with socket.socket() as taken:
+        with contextlib.suppress(OSError):  # then a Ray does run here
+            taken.bind(("", AGENT_PORT))
+            taken.listen()
+        process = home.start(*LORAY, "serve", log="serve")
+        said = home.wait_for("Ctrl-C stops it", process, log="serve")
+        env = home.env | {"RAY_API_SERVER_ADDRESS": re.search(r"http://[0-9.:]+", said)[0]}
+        done = ray_job_submit(tmp_path, env, sys.executable, "-m", "orchestrator", "list")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no jobs yet" in done.stdout
