@@ -3,6 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# Each process that starts would compile Loray anew otherwise; tests start hundreds.
+unexport PYTHONDONTWRITEBYTECODE
 DEMO_BASE := HuggingFaceTB/SmolLM2-135M-Instruct
 
 .PHONY: help setup model demo test search families lint bench clean
