@@ -18,7 +18,7 @@ class GridStops:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._losses: dict[tuple[str, int], float] = {}  # job and rung -> loss there
+        self._losses: dict[tuple[str, float | None, int], float] = {}  # job, its first start and rung -> loss there
         self._seen: object = None  # what the last look came from
 
     def due(self, live: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -61,14 +61,15 @@ class GridStops:
 
     def _loss(self, job: JobRecord, rung: int) -> float | None:
         """The latest evaluation loss up to a rung, else the mean training loss since the rung before."""
-        if (job.id, rung) not in self._losses:
+        key = job.id, job.started_at, rung  # a retry from the start may have other losses
+        if key not in self._losses:
             rows = [row for row in read_metrics(job.output_dir) if row.get("step", 0) <= rung]
             evaluated = [row["eval_loss"] for row in rows if "eval_loss" in row]
             trained = [row["loss"] for row in rows if "loss" in row and row["step"] > rung / 2]
             if not evaluated and not trained:
                 return None
-            self._losses[job.id, rung] = evaluated[-1] if evaluated else sum(trained) / len(trained)
-        return self._losses[job.id, rung]
+            self._losses[key] = evaluated[-1] if evaluated else sum(trained) / len(trained)
+        return self._losses[key]
 
 
 def _is_halved(job: JobRecord) -> bool:

@@ -73,6 +73,20 @@ def test_a_job_that_ends_before_the_rung_decides_about_the_others(grid):
     assert grid.due() == {"b"}  # of two, one passes
 
 
+def test_a_job_that_starts_over_is_judged_by_its_new_losses(grid):
+    grid.start("a", "b", "c")
+    grid.at("a", 12, 1.0)
+    grid.at("b", 12, 3.0)
+    grid.at("c", 5, 2.0)
+    assert grid.due() == set()
+    grid.store.move(grid.ids["b"], JobState.FAILED, "lost")
+    verbs.retry(grid.store, grid.store.get(grid.ids["b"]), from_start=True)
+    grid.start("b")
+    grid.at("b", 12, 0.5)
+    grid.at("c", 12, 2.0)
+    assert grid.due() == {"c"}
+
+
 def test_a_stop_that_came_while_another_wish_was_under_way_is_not_forgotten(grid):
     grid.start("a", "b", "c")
     verbs.pause(grid.store, grid.store.get(grid.ids["c"]))
