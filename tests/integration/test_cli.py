@@ -5,7 +5,6 @@ import os
 import pty
 import signal
 import sys
-import time
 
 import pytest
 
@@ -55,10 +54,9 @@ def abandoned(home, served, files):
 
 @pytest.fixture(scope="module")
 def stopped(home, served, abandoned):
-    """Exit code and seconds of a `loray serve` that was asked to end; no test of a running one may follow."""
-    start = time.monotonic()
+    """Exit code of a `loray serve` that was asked to end; no test of a running one may follow."""
     served.send_signal(signal.SIGTERM)
-    return served.wait(120), time.monotonic() - start
+    return served.wait(120)
 
 
 def state(home, ref):
@@ -242,9 +240,7 @@ def test_a_terminal_gets_a_live_picture(home, served, files):
 
 
 def test_sigterm_ends_serve_in_order_and_keeps_the_queue(home, stopped, files):
-    code, seconds = stopped
-    assert code == 0
-    assert seconds < 30
+    assert stopped == 0
     assert "Traceback" not in (home.path / "serve").read_text()
     assert not (home.storage / "cluster.json").exists()
     assert list((files.folder / "out" / "joined").glob("checkpoint-*"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +119,9 @@ def test_a_grid_can_give_what_the_job_lacks(tmp_path: Path):
     assert [job.base_model for job in jobs] == ["gpt2", "org/b"]
 
 
-def test_too_many_combinations_are_refused_at_once(tmp_path: Path):
-    grid = {"training.seed": list(range(400)), "training.cutoff_len": list(range(2, 402))}
-    start = time.monotonic()
+def test_too_many_combinations_are_refused_before_they_are_made(tmp_path: Path):
+    """To make them would take hours."""
+    numbers = list(range(2, 1002))
+    grid = {"training.seed": numbers, "training.cutoff_len": numbers, "training.save_steps": numbers}
     found = mistakes(grid=grid)
-    assert found == {"grid": "makes 160,000 jobs; allowed: up to 10,000 in a file; give fewer values"}
-    assert time.monotonic() - start < 10
+    assert found == {"grid": "makes 1,000,000,000 jobs; allowed: up to 10,000 in a file; give fewer values"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +82,7 @@ def test_what_is_no_document_is_refused_in_one_line(tmp_path: Path, text: str | 
 def test_an_alias_bomb_is_refused_before_it_goes_off(tmp_path: Path, join: str):
     lines = ["a0: &a0 {x: 1}"]
     lines += [f"a{n}: &a{n} " + join.format(", ".join([f"*a{n - 1}"] * 10)) for n in range(1, 12)]
-    start = time.monotonic()
     assert "more than 100,000 values" in refusal("\n".join(lines), tmp_path)[0]
-    assert time.monotonic() - start < 5
 
 
 def test_aliases_cannot_nest_without_end(tmp_path: Path):
