@@ -43,21 +43,30 @@ def start_head(home, **variables):
     return re.search(r"--address='([^']+)'", said)[1], re.search(r"http://[0-9.:]+", said)[0]
 
 
+def ray_job(folder, env, *arguments):
+    """`ray job ...` to its end."""
+    command = [RAY, "job", *arguments]
+    return subprocess.run(
+        command, env=env | {"RAY_AUTH_MODE": "token"}, cwd=folder, capture_output=True, text=True, timeout=180
+    )
+
+
 def ray_job_submit(folder, env, *entrypoint):
-    """`ray job submit` as in the README; a head takes seconds after its first answer until it takes jobs."""
+    """Exit code and output of `ray job submit` as in the README.
+
+    A head takes seconds after its first answer until it takes jobs. What `ray job submit` shows of a job's output may
+    lack the end, so that the whole of it is asked for.
+    """
     deadline = time.monotonic() + 60
     while True:
-        done = subprocess.run(
-            [RAY, "job", "submit", "--working-dir", ".", "--", *entrypoint],
-            env=env | {"RAY_AUTH_MODE": "token"},
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=180,
-        )
+        done = ray_job(folder, env, "submit", "--working-dir", ".", "--", *entrypoint)
         if "No available agent to submit job" not in done.stderr or time.monotonic() > deadline:
-            return done
+            break
         time.sleep(1)
+    said = done.stdout + done.stderr
+    if found := re.search(r"raysubmit_\w+", said):
+        said += ray_job(folder, env, "logs", found[0]).stdout
+    return done.returncode, said
 
 
 @pytest.fixture
@@ -78,9 +87,8 @@ def test_ray_job_submit_with_a_token(home, tmp_path):
     subprocess.run([RAY, "get-auth-token", "--generate"], env=home.env, check=True, capture_output=True)
     _, dashboard = start_head(home, RAY_AUTH_MODE="token")
     env = home.env | {"RAY_API_SERVER_ADDRESS": dashboard}
-    done = ray_job_submit(checkout, env, "python", "-m", "orchestrator", "run", "jobs/door.json")
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said
+    code, said = ray_job_submit(checkout, env, "python", "-m", "orchestrator", "run", "jobs/door.json")
+    assert code == 0, said
     output = home.storage / "outputs" / "jobs" / "out" / "door"
     assert f"adapters go below {home.storage / 'outputs'}" in said
     assert str(output) in said
@@ -119,6 +127,6 @@ def test_ray_job_submit_to_loray_serve_beside_another_ray(home, tmp_path):
         process = home.start(*LORAY, "serve", log="serve")
         said = home.wait_for("Ctrl-C stops it", process, log="serve")
         env = home.env | {"RAY_API_SERVER_ADDRESS": re.search(r"http://[0-9.:]+", said)[0]}
-        done = ray_job_submit(tmp_path, env, sys.executable, "-m", "orchestrator", "list")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "no jobs yet" in done.stdout
+        code, said = ray_job_submit(tmp_path, env, sys.executable, "-m", "orchestrator", "list")
+    assert code == 0, said
+    assert "no jobs yet" in said
