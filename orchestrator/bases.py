@@ -69,7 +69,7 @@ class BaseCatalog:
 
     async def _ask(self, key: tuple[str, float | None]) -> BaseDescription:
         try:
-            self._found[key] = recall(key[0], self._trust) or await self._describe_anew(key[0])
+            self._found[key] = recall(key[0], self._trust) or await self._describe_anew(key)
             return self._found[key]
         except Exception as error:
             reason = _words(key[0], error)
@@ -78,10 +78,11 @@ class BaseCatalog:
         finally:
             del self._asked[key]
 
-    async def _describe_anew(self, ref: str) -> BaseDescription:
-        asked = self._describe.remote(ref, self._trust)
+    async def _describe_anew(self, key: tuple[str, float | None]) -> BaseDescription:
+        asked = self._describe.remote(key[0], self._trust)
         description: BaseDescription = await asyncio.wait_for(asked, timeout=DESCRIBE_SECONDS)
-        remember(description, self._trust)
+        if _key(key[0]) == key:  # else it may be of files that are no longer there
+            remember(description, self._trust)
         return description
 
 

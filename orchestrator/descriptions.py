@@ -1,8 +1,8 @@
 """What is known of base models from earlier runs, in files below `$LORAY_HOME/descriptions`.
 
 To describe a base model is to import torch and transformers and to build the model on fake tensors: seconds that every
-first job of an orchestrator would wait for. The answer follows from the model's configuration and from code, so it is
-filed under a digest of both; when either changes, nobody finds the old answer any more.
+first job of an orchestrator would wait for. The answer follows from the model's name and configuration and from code,
+so it is filed under a digest of these; when one of them changes, nobody finds the old answer any more.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ def recall(ref: str, trust_remote_code: bool = False) -> BaseDescription | None:
     if path is None:
         return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return BaseDescription.from_dict({**values, "ref": ref})
+        return BaseDescription.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, KeyError):  # not there, or damaged: it is made anew
         return None
 
@@ -66,11 +65,12 @@ def _filed(ref: str, trust_remote_code: bool) -> Path | None:
                 return None
         else:  # its configuration is in it, but too far to read for this
             seen = (files.folder / files.gguf_file).stat()
-            told = f"{files.folder / files.gguf_file} {seen.st_size} {seen.st_mtime_ns}".encode()
-    except (OSError, LorayError):
+            told = f"{files.gguf_file} {seen.st_size} {seen.st_mtime_ns}".encode()
+        code = _code()
+    except (OSError, LorayError, metadata.PackageNotFoundError):
         return None
-    digest = hashlib.sha256(told)
-    digest.update(_code().encode())
+    # the name as well: of some ChatGLM checkpoints only that says which generation they are
+    digest = hashlib.sha256(b"\0".join((os.fsencode(ref), told, code.encode())))
     return loray_home() / "descriptions" / f"{digest.hexdigest()}.json"
 
 

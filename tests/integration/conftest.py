@@ -46,7 +46,7 @@ def ray_cluster():
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def bases(tmp_path_factory):
     """Two tiny base models."""
     folder = tmp_path_factory.mktemp("bases")

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import ray
 
+from gpu_actor.footprint import Activations
 from gpu_actor.inspect_base import describe_base
 from gpu_actor.model_store import loray_home
 from orchestrator import descriptions
@@ -44,12 +45,20 @@ def test_what_was_described_is_found_again(base):
     assert len(filed()) == 1  # nothing half-written is left
 
 
-def test_a_copy_of_the_model_is_found_under_its_own_name(base, tmp_path):
-    described = describe_base(str(base))
-    remember(described)
+def test_a_model_of_another_name_is_another_model(base, tmp_path):
+    """Of a ChatGLM with a rope_ratio the name can decide what it means, and whether it can be used at all."""
+    remember(describe_base(str(base)))
     base.rename(tmp_path / "moved")
-    assert recall(str(tmp_path / "moved")) == replace(described, ref=str(tmp_path / "moved"))
+    assert recall(str(tmp_path / "moved")) is None
     assert recall(str(base)) is None
+
+
+def test_names_that_are_no_unicode_are_names(base, tmp_path):
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/b\xff")
+    base.rename(odd)
+    described = replace(describe_base(odd), activations=Activations(1.0))
+    remember(described)
+    assert recall(odd) == described
 
 
 def test_a_changed_configuration_is_described_anew(base):
