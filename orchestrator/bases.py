@@ -15,7 +15,7 @@ from gpu_actor.errors import BaseModelError, LorayError
 from gpu_actor.footprint import BaseDescription
 from gpu_actor.inspect_base import describe_base
 from gpu_actor.model_store import find_base
-from orchestrator.descriptions import recall, remember
+from orchestrator.descriptions import filed_at, recall, remember
 
 DESCRIBE_SECONDS = 240.0
 _ASK_AGAIN_SECONDS = 30.0
@@ -69,7 +69,7 @@ class BaseCatalog:
 
     async def _ask(self, key: tuple[str, float | None]) -> BaseDescription:
         try:
-            self._found[key] = recall(key[0], self._trust) or await self._describe_anew(key)
+            self._found[key] = await asyncio.wait_for(self._recall_or_describe(key[0]), timeout=DESCRIBE_SECONDS)
             return self._found[key]
         except Exception as error:
             reason = _words(key[0], error)
@@ -78,11 +78,14 @@ class BaseCatalog:
         finally:
             del self._asked[key]
 
-    async def _describe_anew(self, key: tuple[str, float | None]) -> BaseDescription:
-        asked = self._describe.remote(key[0], self._trust)
-        description: BaseDescription = await asyncio.wait_for(asked, timeout=DESCRIBE_SECONDS)
-        if _key(key[0]) == key:  # else it may be of files that are no longer there
-            remember(description, self._trust)
+    async def _recall_or_describe(self, ref: str) -> BaseDescription:
+        known = await asyncio.to_thread(recall, ref, self._trust)  # the disk may be slow
+        if known is not None:
+            return known
+        before = await asyncio.to_thread(filed_at, ref, self._trust)
+        description: BaseDescription = await self._describe.remote(ref, self._trust)
+        if await asyncio.to_thread(filed_at, ref, self._trust) == before:  # else it is of files that are gone
+            await asyncio.to_thread(remember, description, self._trust)
         return description
 
 

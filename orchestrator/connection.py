@@ -248,7 +248,8 @@ def _any_agent_port() -> Iterator[None]:
     params: Any = importlib.import_module("ray._private.parameter").RayParams
     option, original = "dashboard_agent_listen_port", params.__init__
     if option in inspect.signature(original).parameters:
-        params.__init__ = functools.partialmethod(original, **{option: 0})
+        # None: Ray 2.50 chooses a port where none is given, and takes a 0 in some places for one that was
+        params.__init__ = functools.partialmethod(original, **{option: None})
     try:
         yield
     finally:

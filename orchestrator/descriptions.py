@@ -29,7 +29,7 @@ def recall(ref: str, trust_remote_code: bool = False) -> BaseDescription | None:
         ref: Folder, .gguf file or hub id. One that is not on this machine is never found.
         trust_remote_code: Whether Python code that comes with the model describes it; then it is never found.
     """
-    path = _filed(ref, trust_remote_code)
+    path = filed_at(ref, trust_remote_code)
     if path is None:
         return None
     try:
@@ -43,43 +43,52 @@ def remember(description: BaseDescription, trust_remote_code: bool = False) -> N
 
     One without counted activations is not filed: what kept them from being counted may be gone next time.
     """
-    path = _filed(description.ref, trust_remote_code)
+    path = filed_at(description.ref, trust_remote_code)
     if path is None or description.activations is None:
         return
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}")  # others may read and write it at this moment
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(description.to_dict()), encoding="utf-8")
-        partial.replace(path)
+        try:
+            partial.write_text(json.dumps(description.to_dict()), encoding="utf-8")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
-def _filed(ref: str, trust_remote_code: bool) -> Path | None:
-    """The file of a base model's description; None for a model that may change without being seen to."""
+def filed_at(ref: str, trust_remote_code: bool) -> Path | None:
+    """The file of a base model's description; None for a model that may change without being seen to.
+
+    Whenever the model changes this is another file.
+    """
     try:
         files = find_base(ref)
         if files.folder is None:
             return None
         if files.gguf_file is None:
-            told = b"".join(path.read_bytes() for path in sorted(files.folder.glob("config*.json")))
+            told = b"".join(p.read_bytes() for p in sorted(files.folder.glob("config*.json")) if p.is_file())
             if trust_remote_code and b'"auto_map"' in told:
                 return None
         else:  # its configuration is in it, but too far to read for this
             seen = (files.folder / files.gguf_file).stat()
             told = f"{files.gguf_file} {seen.st_size} {seen.st_mtime_ns}".encode()
-        code = _code()
-    except (OSError, LorayError, metadata.PackageNotFoundError):
+    except (OSError, LorayError):
         return None
     # the name as well: of some ChatGLM checkpoints only that says which generation they are
-    digest = hashlib.sha256(b"\0".join((os.fsencode(ref), told, code.encode())))
+    digest = hashlib.sha256(b"\0".join((os.fsencode(ref), told, _code())))
     return loray_home() / "descriptions" / f"{digest.hexdigest()}.json"
 
 
 @cache
-def _code() -> str:
+def _code() -> bytes:
     """A digest of the code that describes: the engine's own files, and the versions of what they build on."""
     digest = hashlib.sha256()
     for source in sorted(Path(os.path.dirname(gpu_actor.__file__)).glob("*.py")):
         digest.update(source.read_bytes())
-    for package in ("torch", "transformers"):
-        digest.update(metadata.version(package).encode())
-    return digest.hexdigest()
+    for package in ("torch", "transformers", "gguf", "accelerate"):  # without the last two no GGUF file is read
+        try:
+            version = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            version = "absent"
+        digest.update(f"{package} {version}\n".encode())
+    return digest.digest()

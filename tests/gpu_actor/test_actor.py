@@ -79,11 +79,13 @@ def test_detach_keeps_a_checkpoint_or_gives_up(tmp_path, actor):
     wait_for(actor, lambda _, t: len(t) == 2 and all(r.step > 3 for r in t.values()))
     held, go_on, step = threading.Event(), threading.Event(), actor._trainer.step
     actor._trainer.step = lambda: (held.set(), go_on.wait(), step())
-    assert held.wait(60)
-    actor.detach("kept", keep=True)  # none of them waits for the step
-    actor.detach("dropped", keep=False)
-    actor.detach("unknown", keep=True)
-    go_on.set()
+    try:
+        assert held.wait(60)
+        actor.detach("kept", keep=True)  # none of them waits for the step
+        actor.detach("dropped", keep=False)
+        actor.detach("unknown", keep=True)
+    finally:
+        go_on.set()
     tenants = wait_for(actor, has("dropped", TenantState.CANCELLED))
     assert tenants["kept"].state is TenantState.DETACHED
     (kept,) = (tmp_path / "kept" / "out").glob("checkpoint-*")

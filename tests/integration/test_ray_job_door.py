@@ -121,6 +121,7 @@ def test_a_head_without_a_token(home, tmp_path, tiny_base):
 def test_ray_job_submit_to_loray_serve_beside_another_ray(home, tmp_path):
     """Ray's one port for the agent that takes jobs is in use, as it is where somebody else runs Ray."""
     with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a connection of just now is no listener
         with contextlib.suppress(OSError):  # then a Ray does run here
             taken.bind(("", AGENT_PORT))
             taken.listen()

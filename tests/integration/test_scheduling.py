@@ -72,11 +72,11 @@ def test_a_job_that_was_taken_off_and_went_on_elsewhere_equals_the_uninterrupted
     place = {"cpu_threads": 1, "base_model": str(bases / "tiny-a")}  # so both are there from the start
     orchestrator = orchestrate(actors=[place, place], scheduler={"policy": "srpt", "tick_seconds": 0.1})
     wait_until(lambda: [actor["state"] for actor in orchestrator.actors()] == ["ready"] * 2)
-    orchestrator.submit(make("pace", steps=100))
+    orchestrator.submit(make("pace", steps=200))
     orchestrator.wait("pace", "SUCCEEDED")
     times = [row["time"] for row in orchestrator.call("metrics", "pace", 10)]
     # long enough to be there when it has settled and the others have come, and no longer: it is run twice
-    steps = int(2.5 * SETTLE_SECONDS * len(times) / (times[-1] - times[0]))
+    steps = int(4 * SETTLE_SECONDS * len(times) / (times[-1] - times[0]))
     moved = make("moved", steps=steps)
     orchestrator.submit(moved)
     orchestrator.wait("moved", "RUNNING", until=lambda job: job["step"] > 5)

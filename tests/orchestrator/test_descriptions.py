@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import ray
@@ -71,8 +72,22 @@ def test_a_changed_configuration_is_described_anew(base):
 
 def test_other_code_describes_anew(base, monkeypatch):
     remember(describe_base(str(base)))
-    monkeypatch.setattr(descriptions, "_code", lambda: "another release of transformers")
+    monkeypatch.setattr(descriptions, "_code", lambda: b"another release of transformers")
     assert recall(str(base)) is None
+
+
+def test_code_is_the_engines_files_and_the_versions_below_it(monkeypatch):
+    now = descriptions._code.__wrapped__()
+    assert descriptions._code.__wrapped__() == now
+    version = descriptions.metadata.version
+    for package in ("torch", "transformers", "gguf"):
+        with monkeypatch.context() as patch:
+            patch.setattr(descriptions.metadata, "version", lambda p, of=package: "0" if p == of else version(p))
+            assert descriptions._code.__wrapped__() != now
+    with monkeypatch.context() as patch:
+        read = Path.read_bytes
+        patch.setattr(Path, "read_bytes", lambda p: b"" if p.name == "activation_probe.py" else read(p))
+        assert descriptions._code.__wrapped__() != now
 
 
 def test_a_gguf_file_is_known_by_its_size_and_time(base, tmp_path):
@@ -107,6 +122,13 @@ def test_what_may_change_unseen_is_not_filed(base):
     assert recall(str(base), trust_remote_code=True) is None
 
 
+def test_what_is_no_file_is_not_read(base):
+    """To read a pipe is to wait for somebody who writes into it."""
+    remember(describe_base(str(base)))
+    os.mkfifo(base / "config-pipe.json")
+    assert recall(str(base)) is not None
+
+
 def test_a_home_that_cannot_be_written_is_no_error(base):
     described = describe_base(str(base))
     loray_home().write_text("a file where a folder should be")
@@ -119,3 +141,16 @@ def test_the_catalog_asks_no_process_for_what_is_filed(base):
     remember(described)
     assert asyncio.run(BaseCatalog({}).get(str(base))) == described
     assert not ray.is_initialized()
+
+
+def test_a_model_that_changed_while_it_was_examined_is_not_filed(base):
+    class Examiner:
+        async def remote(self, ref, trust):
+            described = describe_base(ref)
+            change(base / "config.json", num_hidden_layers=1)
+            return described
+
+    catalog = BaseCatalog({})
+    catalog._describe = Examiner()
+    assert asyncio.run(catalog.get(str(base))).num_layers == 2
+    assert recall(str(base)) is None
