@@ -1,4 +1,4 @@
-"""`ray job submit` against a `ray start --head` that nobody prepared for Loray, with and without a token."""
+"""`ray job submit`: to a `ray start --head` that nobody prepared for Loray, with and without a token, and to ours."""
 
 import contextlib
 import json
