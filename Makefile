@@ -40,7 +40,7 @@ search: $(READY)  ## Try the property tests on new random examples, ten times ov
 	done
 
 families: $(READY)  ## Test every model family and write docs/families.md
-	$(BIN)/python -m pytest tests/gpu_actor/test_families.py --families-table docs/families.md
+	$(BIN)/python -m pytest tests/gpu_actor/model/test_families.py --families-table docs/families.md
 
 lint: $(READY)  ## Check style and types
 	$(BIN)/ruff check .

@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from speed import SpeedRow, SpeedTest
 
-from gpu_actor.errors import BaseModelError
+from gpu_actor.contract.errors import BaseModelError
 
 LOSS_TOLERANCE = 1e-3
 

@@ -34,21 +34,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import ray
 
-from gpu_actor.config import DatasetConfig, LoraConfig, TrainingConfig
-from gpu_actor.footprint import BaseDescription
-from gpu_actor.inspect_base import describe_base
-from orchestrator.cluster_config import ClusterConfig
-from orchestrator.connection import controller, start_local
-from orchestrator.data_size import guess_size
-from orchestrator.job import JobSpec
-from orchestrator.known import Known, with_profiles
-from orchestrator.look import micro_batch_cap, scheduling_view
-from orchestrator.profiles import Profiles
+from gpu_actor.contract.config import DatasetConfig, LoraConfig, TrainingConfig
+from gpu_actor.contract.footprint import BaseDescription
+from gpu_actor.loading.layers import describe_base
+from orchestrator.cluster.cluster_config import ClusterConfig
+from orchestrator.cluster.connection import controller, start_local
+from orchestrator.cluster.places import HEAD, listed_slots
+from orchestrator.control.snapshot import micro_batch_cap, scheduling_view
+from orchestrator.jobs.job import JobSpec
+from orchestrator.knowledge.data_size import guess_size
+from orchestrator.knowledge.place_models import Known, with_profiles
+from orchestrator.knowledge.profiles import Profiles
+from orchestrator.reporting.timeline import draw
 from orchestrator.scheduler.forecast import forecast
 from orchestrator.scheduler.view import ActorState, ActorView, ClusterView
-from orchestrator.slots import HEAD, listed_slots
-from orchestrator.store import Store
-from orchestrator.timeline import draw
+from orchestrator.store.store import Store
 
 POLICIES = ("fifo-4", "cosrpt")
 _JOBS, _SEED = 16, 0
@@ -177,7 +177,7 @@ def _run(
             _submit(orchestrator, [spec])
         done = _wait(orchestrator, {spec.name for spec in specs})
         names = {job["id"]: job["name"] for job in done}
-        told = ray.get(orchestrator.timeline.remote(list(names)))
+        told = ray.get(orchestrator.reporting.timeline.remote(list(names)))
     if chart is not None and policy == POLICIES[1]:
         chart.write_text(draw(told, names, f"{len(done)} jobs under {policy}"), encoding="utf-8")
     return {

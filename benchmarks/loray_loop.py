@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from workload import Job, Run
 
-from gpu_actor.adapter import Tenant
-from gpu_actor.base_model import BaseModel
-from gpu_actor.dataset import load_dataset
-from gpu_actor.report import TenantState
-from gpu_actor.trainer import CoTrainer
+from gpu_actor.contract.report import TenantState
+from gpu_actor.data.dataset import load_dataset
+from gpu_actor.model.base_model import BaseModel
+from gpu_actor.training.tenant import Tenant
+from gpu_actor.training.trainer import CoTrainer
 
 
 def load_loray(base: str) -> BaseModel:

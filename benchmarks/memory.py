@@ -121,11 +121,11 @@ def measure(name: str, *, checkpointing: bool = False) -> dict[str, Any]:
     """Build, load and train one model here; predictions and measured peaks in bytes."""
     import torch
 
-    from gpu_actor.adapter_shapes import adapter_activation_bytes, adapter_bytes
-    from gpu_actor.base_model import BaseModel
-    from gpu_actor.config import LoraConfig
-    from gpu_actor.inspect_base import describe_base
-    from gpu_actor.trainer import CoTrainer
+    from gpu_actor.adapters.shapes import adapter_activation_bytes, adapter_bytes
+    from gpu_actor.contract.config import LoraConfig
+    from gpu_actor.loading.layers import describe_base
+    from gpu_actor.model.base_model import BaseModel
+    from gpu_actor.training.trainer import CoTrainer
     from orchestrator.scheduler.estimate import MemoryFit, prior_memory
     from orchestrator.scheduler.view import ActorShape
 
@@ -199,9 +199,9 @@ def _save(name: str, folder: str) -> None:
 
 def _tenant(base: Any, lora: Any, folder: Path) -> Any:
     """A job whose optimizer steps have the wanted numbers of tokens: four samples each, in the file's order."""
-    from gpu_actor.adapter import Tenant
-    from gpu_actor.config import AdapterSpec, DatasetConfig, TrainingConfig
-    from gpu_actor.dataset import load_dataset
+    from gpu_actor.contract.config import AdapterSpec, DatasetConfig, TrainingConfig
+    from gpu_actor.data.dataset import load_dataset
+    from gpu_actor.training.tenant import Tenant
 
     tokens = [*_FIT_TOKENS, *_HELD_OUT_TOKENS]
     rows = [{"input_ids": [5] * (n // 4), "labels": [5] * (n // 4)} for n in tokens for _ in range(4)]

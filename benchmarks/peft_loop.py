@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, get_scheduler
 from workload import Job, Run
 
-from gpu_actor.model_store import resolve_base_model
+from gpu_actor.contract.locations import resolve_base_model
 
 Start = Mapping[tuple[str, str], torch.Tensor]  # by (module name, "A" or "B")
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from orchestrator.scheduler.trace import Profile, TraceJob, load_of, read_profile, read_trace
-from orchestrator.scheduler.workload import WorkloadShape, generate
+from orchestrator.simulation.trace import Profile, TraceJob, load_of, read_profile, read_trace
+from orchestrator.simulation.workload import WorkloadShape, generate
 
 TRACES = Path(__file__).parents[1] / "configs" / "traces"
 LOADS = (0.9, 1.2, 1.5, 2.0)

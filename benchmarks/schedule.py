@@ -19,14 +19,14 @@ from pathlib import Path
 import numpy as np
 from scenarios import Scenario, devices, grids, recorded, scenarios
 
-from orchestrator.scheduler.bounds import Task, relaxed_bound, slowdown_bound, unshared_bound
-from orchestrator.scheduler.optimum import optimum
+from orchestrator.scheduler.incremental import Standing
 from orchestrator.scheduler.policy import decide
-from orchestrator.scheduler.simulator import Outcome, Simulation
-from orchestrator.scheduler.standing import Standing
-from orchestrator.scheduler.trace import Profile, TraceJob, load_of, work_of
 from orchestrator.scheduler.view import ActorShape, ActorState, ActorView, ClusterView, JobView
-from orchestrator.scheduler.workload import WorkloadShape, generate, small_instance
+from orchestrator.simulation.bounds import Task, relaxed_bound, slowdown_bound, unshared_bound
+from orchestrator.simulation.optimum import optimum
+from orchestrator.simulation.simulator import Outcome, Simulation
+from orchestrator.simulation.trace import Profile, TraceJob, load_of, work_of
+from orchestrator.simulation.workload import WorkloadShape, generate, small_instance
 
 POLICIES = ("fifo", "fifo-4", "fifo-memory", "srpt", "cosrpt")
 WIDE = 16  # actors of the seeded workloads on a larger cluster, with half as many jobs for each

@@ -21,9 +21,9 @@ import workload
 from rich.console import Console
 from rich.table import Table
 
-from gpu_actor.base_model import BaseModel
-from gpu_actor.report import StepSample
-from gpu_actor.trainer import CoTrainer
+from gpu_actor.contract.report import StepSample
+from gpu_actor.model.base_model import BaseModel
+from gpu_actor.training.trainer import CoTrainer
 from orchestrator.scheduler.estimate import saturation_tokens
 from orchestrator.scheduler.view import SpeedModel
 

@@ -20,8 +20,8 @@ import torch
 import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from gpu_actor.config import AdapterSpec, DatasetConfig, TrainingConfig
-from gpu_actor.lora_config import LoraConfig
+from gpu_actor.contract.config import AdapterSpec, DatasetConfig, TrainingConfig
+from gpu_actor.contract.lora_config import LoraConfig
 
 DEMO_BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 BATCH_SIZE = 4

@@ -1,7 +1,7 @@
 """The actor: one base model, one training thread, and control methods that return at once.
 
-A plain class; `orchestrator.fleet` wraps it for Ray. Control calls only leave a note for the training thread, which
-reads its notes between two shared batches. Data and start weights are prepared in a second thread, so that a
+A plain class; `orchestrator.cluster.fleet` wraps it for Ray. Control calls only leave a note for the training thread,
+which reads its notes between two shared batches. Data and start weights are prepared in a second thread, so that a
 large data set holds up nobody.
 """
 
@@ -19,15 +19,15 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
-from gpu_actor.config import ActorOptions, AdapterSpec
-from gpu_actor.memory import MemoryMeter, device_name, memory_limit
-from gpu_actor.report import ActorReport, TenantReport, TenantState
+from gpu_actor.contract.config import ActorOptions, AdapterSpec
+from gpu_actor.contract.report import ActorReport, TenantReport, TenantState
+from gpu_actor.device.memory import MemoryMeter, device_name, memory_limit
 
 if TYPE_CHECKING:
-    from gpu_actor.adapter import Tenant
-    from gpu_actor.base_model import BaseModel
-    from gpu_actor.dataset import LoadedDataset
-    from gpu_actor.trainer import CoTrainer
+    from gpu_actor.data.dataset import LoadedDataset
+    from gpu_actor.model.base_model import BaseModel
+    from gpu_actor.training.tenant import Tenant
+    from gpu_actor.training.trainer import CoTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -168,7 +168,7 @@ class GpuActor:
         try:
             tenant = make()
         except Exception as error:
-            from gpu_actor.device_errors import is_out_of_memory
+            from gpu_actor.device.failures import is_out_of_memory
 
             if is_out_of_memory(error):  # a shared batch has the memory: once more, between two of them
                 self._notes.put(lambda: self._make_and_attach(spec, attempt, make))
@@ -178,8 +178,8 @@ class GpuActor:
         self._notes.put(lambda: self._attach(tenant))
 
     def _load_data(self, base: BaseModel, spec: AdapterSpec) -> LoadedDataset:
-        from gpu_actor.dataset import load_dataset
-        from gpu_actor.start_adapter import check_adapter_fits
+        from gpu_actor.adapters.start_check import check_adapter_fits
+        from gpu_actor.data.dataset import load_dataset
 
         check_adapter_fits(base.description, spec.lora)
         known = base.description
@@ -190,13 +190,13 @@ class GpuActor:
         return data
 
     def _make_tenant(self, base: BaseModel, spec: AdapterSpec, attempt: int, data: LoadedDataset) -> Tenant:
-        from gpu_actor.adapter import Tenant
-        from gpu_actor.references import read_reference
+        from gpu_actor.training.references import read_reference
+        from gpu_actor.training.tenant import Tenant
 
         return Tenant(spec, attempt, base.new_adapter(spec.lora), data, read_reference(base, spec))
 
     def _cannot_start(self, spec: AdapterSpec, attempt: int, error: Exception) -> None:
-        from gpu_actor.trainer import reason_of
+        from gpu_actor.training.trainer import reason_of
 
         self._end_if_lost(error)
         logger.info("job %s cannot start", spec.name, exc_info=error)
@@ -205,7 +205,7 @@ class GpuActor:
 
     @lru_cache(maxsize=1)  # noqa: B019 - the actor lives as long as its process
     def _tokenizer(self) -> Any:
-        from gpu_actor.base_tokenizer import load_tokenizer
+        from gpu_actor.loading.tokenizer import load_tokenizer
 
         base = self._base
         return load_tokenizer(
@@ -258,7 +258,7 @@ class GpuActor:
         try:
             self._load()
         except Exception as error:
-            from gpu_actor.trainer import reason_of
+            from gpu_actor.training.trainer import reason_of
 
             logger.exception("the base model cannot be served")
             self._reason = reason_of(error)
@@ -283,8 +283,8 @@ class GpuActor:
     def _load(self) -> None:
         import torch
 
-        from gpu_actor.base_model import BaseModel
-        from gpu_actor.trainer import CoTrainer
+        from gpu_actor.model.base_model import BaseModel
+        from gpu_actor.training.trainer import CoTrainer
 
         options = self._options
         if options.device == "cpu":
@@ -327,14 +327,14 @@ class GpuActor:
 
     def _end_if_lost(self, error: Exception) -> None:
         """End the process if nothing runs on its device any more; it is started anew, and the jobs go on."""
-        from gpu_actor.device_errors import is_device_lost
+        from gpu_actor.device.failures import is_device_lost
 
         if is_device_lost(error):
             logger.critical("the device is lost, so this process ends: jobs go on from checkpoints", exc_info=error)
             os._exit(1)
 
     def _publish(self) -> None:
-        from gpu_actor.footprint import weight_bytes
+        from gpu_actor.contract.footprint import weight_bytes
 
         report = self._blank()
         if self._trainer is not None and self._base is not None:

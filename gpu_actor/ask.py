@@ -18,12 +18,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gpu_actor.adapter_weights import AdapterWeights
-from gpu_actor.base_model import BaseModel
-from gpu_actor.base_tokenizer import load_tokenizer
-from gpu_actor.batch import MicroBatch, Tokens, pack
-from gpu_actor.errors import LorayError
-from gpu_actor.peft_layout import read_adapter
+from gpu_actor.adapters.peft_files import read_adapter
+from gpu_actor.adapters.weights import AdapterWeights
+from gpu_actor.batch.shared_batch import MicroBatch, Tokens, pack
+from gpu_actor.contract.errors import LorayError
+from gpu_actor.loading.tokenizer import load_tokenizer
+from gpu_actor.model.base_model import BaseModel
 
 
 def answers(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from gpu_actor.errors import (
+from gpu_actor.contract.errors import (
     AdapterError,
     BaseModelError,
     ClusterUnavailableError,
@@ -30,8 +30,8 @@ from gpu_actor.errors import (
 
 if TYPE_CHECKING:
     from orchestrator.client import Client, Job, submit_job
-    from orchestrator.job import JobFileError, JobSpec, JobState
-    from orchestrator.job_file import load_jobs
+    from orchestrator.jobs.job import JobFileError, JobSpec, JobState
+    from orchestrator.jobs.job_file import load_jobs
 
 __version__ = "0.1.0"
 
@@ -61,10 +61,10 @@ _HOMES = {
     "submit_job": "orchestrator.client",
     "Client": "orchestrator.client",
     "Job": "orchestrator.client",
-    "JobFileError": "orchestrator.job",
-    "JobSpec": "orchestrator.job",
-    "JobState": "orchestrator.job",
-    "load_jobs": "orchestrator.job_file",
+    "JobFileError": "orchestrator.jobs.job",
+    "JobSpec": "orchestrator.jobs.job",
+    "JobState": "orchestrator.jobs.job",
+    "load_jobs": "orchestrator.jobs.job_file",
 }
 
 

@@ -10,12 +10,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from gpu_actor.errors import ClusterUnavailableError, InvalidJobError, JobFailedError, LorayError, WaitTimeoutError
-from orchestrator import connection, words
-from orchestrator.job import TERMINAL, JobFileError, JobSpec, JobState, Problem
-from orchestrator.job_file import jobs_from_mapping, load_jobs
-from orchestrator.preflight import check_files
-from orchestrator.staging import stage_jobs
+from gpu_actor.contract.errors import (
+    ClusterUnavailableError,
+    InvalidJobError,
+    JobFailedError,
+    LorayError,
+    WaitTimeoutError,
+)
+from orchestrator import formatting
+from orchestrator.cluster import connection
+from orchestrator.jobs.job import TERMINAL, JobFileError, JobSpec, JobState, Problem
+from orchestrator.jobs.job_file import jobs_from_mapping, load_jobs
+from orchestrator.jobs.preflight import check_files
+from orchestrator.jobs.staging import stage_jobs
 
 if TYPE_CHECKING:
     import ray
@@ -210,7 +217,7 @@ class Client:
         return cast("list[dict[str, Any]]", self._call("events", ref, after, again=True))
 
     def timeline(self, ids: Sequence[str]) -> dict[str, Any]:
-        """Where some jobs were when, and how full the places were: see `orchestrator.timeline`."""
+        """Where some jobs were when, and how full the places were: see `orchestrator.reporting.timeline`."""
         return cast("dict[str, Any]", self._call("timeline", list(ids), again=True))
 
     def cluster(self) -> dict[str, Any]:
@@ -317,7 +324,7 @@ class Job:
     def logs(self) -> str:
         """Events and metrics as lines of text, in the order in which they happened."""
         entries = sorted(self.events() + self.metrics(), key=lambda entry: entry.get("time") or 0.0)
-        return "".join(f"{words.log_line(entry)}\n" for entry in entries)
+        return "".join(f"{formatting.log_line(entry)}\n" for entry in entries)
 
     def cancel(self) -> JobView:
         """Ends the job for good, and drops its checkpoints."""

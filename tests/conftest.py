@@ -24,8 +24,8 @@ hypothesis.settings.load_profile("loray")
 def loray_home(tmp_path_factory):
     """A folder of the tests' own: nothing of the user's is read or written.
 
-    Tests share it, and with it what is known of base models (`orchestrator.descriptions`): most of them, therefore,
-    start as every run but the first does. Those of the command line have a new home each.
+    Tests share it, and with it what is known of base models (`orchestrator.knowledge.description_files`): most of
+    them, therefore, start as every run but the first does. Those of the command line have a new home each.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LORAY_HOME", str(tmp_path_factory.mktemp("home")))

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from gpu_actor import footprint
-from gpu_actor.footprint import LOSS_CHUNK, BaseDescription
+from gpu_actor.contract import footprint
+from gpu_actor.contract.footprint import LOSS_CHUNK, BaseDescription
 from orchestrator.scheduler.view import ActorShape, MemoryModel, SpeedModel
 
 # Interpreter and libraries on a CPU. On an accelerator only allocated bytes are measured and counted: the limit leaves
-# room for the rest (`gpu_actor.memory.accelerator_limit`).
+# room for the rest (`gpu_actor.device.memory.accelerator_limit`).
 RESERVE_BYTES = {"cpu": 640 * 2**20, "cuda": 0}
 
 _FORGET = 0.99  # per measurement: about a hundred of them are remembered

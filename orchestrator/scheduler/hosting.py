@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from orchestrator.scheduler.table import Ints, Jobs, Mask, Places
+from orchestrator.scheduler.columns import Ints, Jobs, Mask, Places
 
 _CLEARLY = 1.5  # times its loss by which a change of base models must gain
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from orchestrator.scheduler import hosting, reasons
+from orchestrator.scheduler.columns import Floats, Ints, Jobs, Mask, Models, Places, unique_bases
 from orchestrator.scheduler.policies.base import Policy
-from orchestrator.scheduler.table import Floats, Ints, Jobs, Mask, Models, Places, unique_bases
 from orchestrator.scheduler.view import ActorState, ClusterView, Plan
 
 PATIENCE_S = 60.0

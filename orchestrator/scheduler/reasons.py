@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from orchestrator.scheduler.columns import Jobs, Places
 from orchestrator.scheduler.estimate import in_words
-from orchestrator.scheduler.table import Jobs, Places
 from orchestrator.scheduler.view import ActorState, JobView
 
 

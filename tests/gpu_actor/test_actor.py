@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gpu_actor.actor import GpuActor
-from gpu_actor.report import TenantState
+from gpu_actor.contract.report import TenantState
 from support.engine import make_spec
 from support.oracle import metric_rows
 from support.tiny import token_rows

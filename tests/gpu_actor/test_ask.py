@@ -4,9 +4,9 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from gpu_actor.adapters.peft_files import read_adapter
 from gpu_actor.ask import answers, main
-from gpu_actor.base_model import BaseModel
-from gpu_actor.peft_layout import read_adapter
+from gpu_actor.model.base_model import BaseModel
 from support.engine import make_spec, make_tenant, micro_batch, run_all
 from support.tiny import token_rows
 

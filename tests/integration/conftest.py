@@ -3,22 +3,21 @@
 import os
 import shutil
 import tempfile
-from pathlib import Path
 
 import pytest
 
-from gpu_actor.config import DatasetConfig, TrainingConfig
-from gpu_actor.lora_config import LoraConfig
-from orchestrator.connection import _any_agent_port
-from orchestrator.job import JobSpec, QueueConfig
+from gpu_actor.contract.config import DatasetConfig, TrainingConfig
+from gpu_actor.contract.lora_config import LoraConfig
+from orchestrator.cluster.connection import _any_agent_port
+from orchestrator.jobs.job import JobSpec, QueueConfig
 from support.cluster import own_orchestrators, start_orchestrator
+from support.repository import ROOT
 from support.tiny import tiny_model, token_rows, write_rows
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # only ever in tests
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["OMP_NUM_THREADS"] = "1"
 
-ROOT = Path(__file__).parents[2]
 # Under a policy that takes nobody off: what is tested is the machinery. test_scheduling.py has the default one.
 FIFO = {"policy": "fifo-memory", "tick_seconds": 0.1}
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from gpu_actor.errors import IllegalTransitionError, JobNotFoundError
-from gpu_actor.lora_config import LoraConfig
-from orchestrator.descriptions import recall
+from gpu_actor.contract.errors import IllegalTransitionError, JobNotFoundError
+from gpu_actor.contract.lora_config import LoraConfig
+from orchestrator.knowledge.description_files import recall
 from support.cluster import LONG, checkpointed, steps_of, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -46,7 +46,7 @@ def test_jobs_train_together_and_leave_whole_adapters(orchestrator, make):
 
 
 def test_the_job_file_in_the_output_folder_gives_the_same_job_again(orchestrator, make):
-    from orchestrator.job_file import load_jobs
+    from orchestrator.jobs.job_file import load_jobs
 
     spec = make("one", steps=2)
     orchestrator.submit(spec)

@@ -10,11 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from gpu_actor.config import DatasetConfig, TrainingConfig
-from gpu_actor.lora_config import LoraConfig
-from orchestrator.job import JobSpec
-from orchestrator.reconcile import SETTLE_SECONDS
-from orchestrator.store import Store
+from gpu_actor.contract.config import DatasetConfig, TrainingConfig
+from gpu_actor.contract.lora_config import LoraConfig
+from orchestrator.control.reconcile import SETTLE_SECONDS
+from orchestrator.jobs.job import JobSpec
+from orchestrator.store.store import Store
 from support.cluster import own_orchestrators, stop_orchestrator, wait_until
 from support.tiny import tiny_model, token_rows, write_rows
 

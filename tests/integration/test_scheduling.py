@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from gpu_actor.adapter_shapes import adapter_bytes
-from gpu_actor.config import DatasetConfig, EarlyStopConfig, LoraConfig, TrainingConfig
-from gpu_actor.inspect_base import describe_base
-from orchestrator.job import JobSpec, QueueConfig
-from orchestrator.reconcile import SETTLE_SECONDS
+from gpu_actor.adapters.shapes import adapter_bytes
+from gpu_actor.contract.config import DatasetConfig, EarlyStopConfig, LoraConfig, TrainingConfig
+from gpu_actor.loading.layers import describe_base
+from orchestrator.control.reconcile import SETTLE_SECONDS
+from orchestrator.jobs.job import JobSpec, QueueConfig
 from support.cluster import LONG, PATIENCE, own_orchestrators, stop_orchestrator, wait_until
 from support.tiny import token_rows, write_rows
 
@@ -54,7 +54,7 @@ def uninterrupted(spec, folder):
     """The adapter that the engine makes of a job in this process, alone and without a break."""
     import torch
 
-    from gpu_actor.base_model import BaseModel
+    from gpu_actor.model.base_model import BaseModel
     from support.engine import make_tenant, run_all
 
     torch.set_num_threads(1)
@@ -140,7 +140,7 @@ def test_a_job_too_large_for_now_waits_with_its_reason_and_starts_when_room_appe
 
 @pytest.mark.timeout(600)
 def test_what_was_learned_survives_a_restart(orchestrate, make, tmp_path):
-    from orchestrator.store import Store
+    from orchestrator.store.store import Store
 
     orchestrator = orchestrate(actors=[{}])
     orchestrator.submit(make("one", steps=60))

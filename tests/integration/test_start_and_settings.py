@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpu_actor.errors import ClusterUnavailableError
-from gpu_actor.footprint import weight_bytes
-from gpu_actor.inspect_base import describe_base
-from orchestrator.storage_lock import hold
+from gpu_actor.contract.errors import ClusterUnavailableError
+from gpu_actor.contract.footprint import weight_bytes
+from gpu_actor.loading.layers import describe_base
+from orchestrator.store.storage_lock import hold
 from support.cluster import LONG, steps_of, stop_orchestrator, wait_until
 from support.tiny import tiny_model
 

@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 from support.cluster import PATIENCE
+from support.repository import ROOT
 from support.tiny import write_rows
 
-ROOT = Path(__file__).parents[2]
 LORAY = [sys.executable, "-m", "orchestrator"]
 _OURS = ("RAY_", "LORAY_")
 

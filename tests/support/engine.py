@@ -3,16 +3,16 @@
 import numpy as np
 import torch
 
-from gpu_actor.adapter import Tenant
-from gpu_actor.base_model import BaseModel
-from gpu_actor.batch import MicroBatch
-from gpu_actor.config import AdapterSpec, DatasetConfig, TrainingConfig
-from gpu_actor.dataset import load_dataset
-from gpu_actor.lora_config import LoraConfig
-from gpu_actor.objectives import segment_losses
-from gpu_actor.references import read_reference
-from gpu_actor.start_adapter import check_adapter_fits
-from gpu_actor.trainer import CoTrainer
+from gpu_actor.adapters.start_check import check_adapter_fits
+from gpu_actor.batch.shared_batch import MicroBatch
+from gpu_actor.contract.config import AdapterSpec, DatasetConfig, TrainingConfig
+from gpu_actor.contract.lora_config import LoraConfig
+from gpu_actor.data.dataset import load_dataset
+from gpu_actor.losses.objectives import segment_losses
+from gpu_actor.model.base_model import BaseModel
+from gpu_actor.training.references import read_reference
+from gpu_actor.training.tenant import Tenant
+from gpu_actor.training.trainer import CoTrainer
 from support.tiny import family_model, tiny_model, token_rows, write_rows
 
 

@@ -2,21 +2,21 @@
 
 import math
 
-from gpu_actor.config import DatasetConfig, TrainingConfig
-from gpu_actor.footprint import BaseDescription, LinearShape
-from gpu_actor.lora_config import LoraConfig
-from gpu_actor.report import ActorReport
-from orchestrator.bases import BaseCatalog, _key
-from orchestrator.cluster_config import ClusterConfig
-from orchestrator.fleet import Fleet, Member
-from orchestrator.job import JobSpec, QueueConfig
-from orchestrator.look import Lookout
-from orchestrator.profiles import Profiles
-from orchestrator.reconcile import Reconciler
+from gpu_actor.contract.config import DatasetConfig, TrainingConfig
+from gpu_actor.contract.footprint import BaseDescription, LinearShape
+from gpu_actor.contract.lora_config import LoraConfig
+from gpu_actor.contract.report import ActorReport
+from orchestrator.cluster.cluster_config import ClusterConfig
+from orchestrator.cluster.fleet import Fleet, Member
+from orchestrator.cluster.places import listed_slots
+from orchestrator.control.reconcile import Reconciler
+from orchestrator.control.snapshot import Lookout
+from orchestrator.jobs.job import JobSpec, QueueConfig
+from orchestrator.knowledge.base_catalog import BaseCatalog, _key
+from orchestrator.knowledge.profiles import Profiles
 from orchestrator.scheduler.estimate import prior_memory
 from orchestrator.scheduler.policy import DEFAULT
-from orchestrator.slots import listed_slots
-from orchestrator.store import Store
+from orchestrator.store.store import Store
 
 NODES = [{"NodeID": "a" * 8, "Alive": True, "Resources": {"node:__internal_head__": 1.0}}]
 TINY = "/models/tiny"

@@ -11,7 +11,7 @@ from peft import VeraConfig as PeftVeraConfig
 from peft import get_peft_model
 from transformers import Trainer, TrainingArguments
 
-from gpu_actor.adapter_shapes import trained_tensors
+from gpu_actor.adapters.shapes import trained_tensors
 
 _IGNORED = -100
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from orchestrator.scheduler.table import Floats, Ints, Jobs, Mask, Places
+from orchestrator.scheduler.columns import Floats, Ints, Jobs, Mask, Places
 
 
 class Policy:

@@ -1,0 +1,1 @@
+"""One adapter: where it sits, its shapes, values and files."""

@@ -1,0 +1,223 @@
+"""The shared batch: micro-batches of many adapters packed into one row, without padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from gpu_actor.adapters.weights import AdapterWeights
+from gpu_actor.batch.composer import split_samples
+from gpu_actor.data.samples import IGNORE_INDEX
+from gpu_actor.losses.preference import PreferenceLoss
+
+if TYPE_CHECKING:
+    from gpu_actor.training.references import ReferenceLogProbs
+
+Tokens = npt.NDArray[np.int32]
+_Positions = tuple[npt.NDArray[np.int64], Tokens]  # rows that predict something, and what
+
+
+@dataclass(frozen=True)
+class PairTask:
+    """What makes a micro-batch one of preference pairs: its sequences are chosen, rejected, chosen, rejected ...
+
+    Attributes:
+        loss: The objective.
+        numbers: Which pairs of the data set these are.
+        nll_scale: What each token loss of the likelihood term is multiplied by: one over the number of those tokens
+            in the whole optimizer step.
+        references: The data set's log-probabilities under the reference; None where the loss has no reference.
+    """
+
+    loss: PreferenceLoss
+    numbers: tuple[int, ...]
+    nll_scale: float = 0.0
+    references: ReferenceLogProbs | None = None
+
+    @property
+    def groups(self) -> int:
+        """Sums of log-probabilities for each pair: chosen, rejected, and maybe the chosen side's prompt."""
+        return 3 if self.loss.learns_prompt else 2
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """A few samples of one adapter that go through the base model together.
+
+    Attributes:
+        weights: The adapter; None runs the bare base model.
+        sequences: Token ids, one array [length] per sample, two per preference pair.
+        labels: Labels of the same lengths, unshifted, -100 where no loss is taken.
+        loss_scale: What each token loss is multiplied by: one over the loss tokens of the whole optimizer step. Of
+            pairs, what each pair's loss is multiplied by: one over the pairs of the step.
+        dropout_seeds: Decide the dropout masks, one for each sequence, so that no split of the samples changes a mask;
+            None switches dropout off (evaluation).
+        pairs: Set where the samples are preference pairs.
+    """
+
+    weights: AdapterWeights | None
+    sequences: Sequence[Tokens]
+    labels: Sequence[Tokens]
+    loss_scale: float = 1.0
+    dropout_seeds: tuple[int, ...] | None = None
+    pairs: PairTask | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens, prompts included, and both sides of a pair."""
+        return sum(len(sequence) for sequence in self.sequences)
+
+    @property
+    def samples(self) -> int:
+        """Samples, or pairs: what cannot be split."""
+        return len(self.sequences) if self.pairs is None else len(self.sequences) // 2
+
+    def parts(self, count: int, most: int | None = None) -> list[MicroBatch]:
+        """The same samples in up to `count` smaller micro-batches or more, whose losses add up to that of the whole.
+
+        Args:
+            count: How many parts there are at least, where there are as many samples.
+            most: Most tokens of a part (a single sample that is longer excepted); None: any number.
+        """
+        width = 1 if self.pairs is None else 2
+        lengths = [len(sequence) for sequence in self.sequences]
+        tokens = [sum(lengths[start : start + width]) for start in range(0, len(lengths), width)]
+        runs = split_samples(tokens, count, most)
+        return [self] if len(runs) == 1 else [self._part(run.start, run.stop) for run in runs]
+
+    def _part(self, start: int, end: int) -> MicroBatch:
+        pairs = self.pairs and replace(self.pairs, numbers=self.pairs.numbers[start:end])
+        width = 1 if self.pairs is None else 2
+        places = slice(width * start, width * end)
+        return replace(
+            self,
+            sequences=self.sequences[places],
+            labels=self.labels[places],
+            dropout_seeds=None if self.dropout_seeds is None else self.dropout_seeds[places],
+            pairs=pairs,
+        )
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The rows [start, end) of a shared batch that one micro-batch occupies.
+
+    Attributes:
+        start: Its first row.
+        end: One behind its last row.
+        weights: The adapter.
+        loss_rows: int64 [n], the rows whose next token carries loss.
+        targets: int64 [n], those tokens.
+        loss_lengths: How many of them belong together, in order: all of them, or for pairs each pair's chosen and
+            rejected answer (and the chosen side's prompt, where that is learned).
+        loss_scale: As in `MicroBatch`.
+        dropout: Of each sequence, in order, its length, its rows (padding included where there is some), and the seed
+            of its mask; None: no dropout.
+        pairs: As in `MicroBatch`.
+        references: fp64 [pairs, 2], log-probabilities of chosen and rejected under the reference, if there is one.
+    """
+
+    start: int
+    end: int
+    weights: AdapterWeights | None
+    loss_rows: torch.Tensor
+    targets: torch.Tensor
+    loss_lengths: tuple[int, ...]
+    loss_scale: float
+    dropout: tuple[tuple[int, int, int], ...] | None
+    pairs: PairTask | None = None
+    references: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class SharedBatch:
+    """Everything one forward needs.
+
+    Attributes:
+        input_ids: int64 [1, T], the sequences of all segments one behind the other.
+        position_ids: int64 [1, T], starting at 0 in every sequence.
+        lengths: Length of every sequence, in order; they add up to T.
+        segments: One per micro-batch, in order; they tile [0, T).
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    lengths: tuple[int, ...]
+    segments: tuple[Segment, ...]
+
+    @property
+    def tokens(self) -> int:
+        """T, the number of tokens; none of them is padding."""
+        return int(self.input_ids.shape[1])
+
+
+def pack(micro_batches: Sequence[MicroBatch], device: torch.device) -> SharedBatch:
+    """Pack micro-batches, in the order given, into one row on `device`."""
+    sequences = [sequence for micro_batch in micro_batches for sequence in micro_batch.sequences]
+    lengths = tuple(len(sequence) for sequence in sequences)
+    segments: list[Segment] = []
+    start = 0
+    for micro_batch in micro_batches:
+        segments.append(_segment(micro_batch, start, device))
+        start += micro_batch.tokens
+    input_ids = np.concatenate(sequences).astype(np.int64)
+    position_ids = np.concatenate([np.arange(length, dtype=np.int64) for length in lengths])
+    return SharedBatch(
+        input_ids=torch.from_numpy(input_ids)[None].to(device),
+        position_ids=torch.from_numpy(position_ids)[None].to(device),
+        lengths=lengths,
+        segments=tuple(segments),
+    )
+
+
+def _segment(micro_batch: MicroBatch, start: int, device: torch.device) -> Segment:
+    pairs = micro_batch.pairs
+    positions = _loss_positions(micro_batch, start)
+    rows = np.concatenate([rows for rows, _ in positions])
+    targets = np.concatenate([targets for _, targets in positions]).astype(np.int64)
+    references, seeds = None, micro_batch.dropout_seeds
+    lengths = [len(sequence) for sequence in micro_batch.sequences]
+    if pairs is not None and pairs.references is not None:
+        references = torch.from_numpy(pairs.references.of(pairs.numbers)).to(device)
+    return Segment(
+        start=start,
+        end=start + micro_batch.tokens,
+        weights=micro_batch.weights,
+        loss_rows=torch.from_numpy(rows).to(device),
+        targets=torch.from_numpy(targets).to(device),
+        loss_lengths=(len(rows),) if pairs is None else tuple(len(rows) for rows, _ in positions),
+        loss_scale=micro_batch.loss_scale,
+        dropout=None if seeds is None else tuple(zip(lengths, lengths, seeds, strict=True)),
+        pairs=pairs,
+        references=references,
+    )
+
+
+def _loss_positions(micro_batch: MicroBatch, start: int) -> list[_Positions]:
+    """What is predicted, and where: the shift of labels happens here, per sequence.
+
+    One entry per sequence; behind each pair another one where the chosen side's prompt is learned.
+    """
+    task = micro_batch.pairs
+    positions: list[_Positions] = []
+    prompt: _Positions | None = None
+    for place, (ids, labels) in enumerate(zip(micro_batch.sequences, micro_batch.labels, strict=True)):
+        answer = labels[1:] != IGNORE_INDEX
+        positions.append((np.flatnonzero(answer) + start, labels[1:][answer]))
+        if task is not None and task.loss.learns_prompt:
+            if place % 2 == 0:
+                prompt = (np.flatnonzero(~answer) + start, ids[1:][~answer])
+            elif prompt is not None:
+                positions.append(prompt)
+        start += len(labels)
+    return positions
+
+
+def count_loss_tokens(labels: Sequence[Tokens]) -> int:
+    """Tokens that carry loss: the first of a sequence cannot be predicted and never counts."""
+    return sum(int(np.count_nonzero(row[1:] != IGNORE_INDEX)) for row in labels)

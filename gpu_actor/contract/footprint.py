@@ -1,0 +1,168 @@
+"""Bytes of a job on a base model, from configurations alone.
+
+The figures are a prior: they are derived from shapes, not measured. Admission uses them before a job has run.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gpu_actor.contract.config import Quantization, TrainingConfig
+
+DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+ADAPTER_DTYPE_BYTES = 4  # adapters, their gradients and moments are fp32 whatever the base is
+# Tokens of a shared batch: more of them no longer raise the speed much, only the memory.
+DEFAULT_TOKEN_BUDGET = {"cpu": 1024, "cuda": 8192}
+# Tokens of a micro-batch: a larger one is run in parts, by whole samples, so that memory follows from this number
+# and not from batch size times the longest sample. An adapter's rounding depends on it: it is no setting.
+MICRO_BATCH_CAP = {"cpu": 1024, "cuda": 8192}
+LOSS_CHUNK = 256  # positions whose logits exist at one time
+
+
+@dataclass(frozen=True)
+class LinearShape:
+    """One linear layer of a base model: module name and sizes."""
+
+    name: str
+    in_features: int
+    out_features: int
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What the forward of a base model keeps for its backward, in fp32; see `activation_probe`."""
+
+    token_bytes: float  # per token
+    square_bytes: float = 0.0  # per squared sequence length: attention that is not fused
+    head_bytes: float = 0.0  # per position whose logits are made, beside the logits
+
+
+@dataclass(frozen=True)
+class BaseDescription:
+    """What must be known of a base model to check and size a job.
+
+    `linears` leaves out the output head. `experts` names weights of three dimensions, which mixtures of experts have:
+    they are no linear layers, and no adapter can change them. `positions` is how many the base was made for; with
+    `position_table` it looks them up (gpt2, opt, gptj), so that it cannot run a longer sequence at all.
+    """
+
+    ref: str
+    model_type: str
+    linears: tuple[LinearShape, ...]
+    hidden_size: int
+    num_layers: int
+    vocab_size: int
+    parameters: int
+    experts: tuple[str, ...] = ()
+    activations: Activations | None = None  # None: nobody has counted
+    positions: int | None = None  # None: any number, or nobody says
+    position_table: bool = False
+
+    @property
+    def longest_sequence(self) -> int | None:
+        """Tokens of the longest sequence that the base can run; None: any number."""
+        return self.positions if self.position_table else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values only, so that it can travel and be cached as JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> BaseDescription:
+        """The inverse of `to_dict`."""
+        linears = tuple(LinearShape(**linear) for linear in data["linears"])
+        counted = data.get("activations")
+        return cls(
+            **{
+                **data,
+                "linears": linears,
+                "experts": tuple(data.get("experts", ())),
+                "activations": Activations(**counted) if counted else None,
+            }
+        )
+
+
+def base_bytes(base: BaseDescription, dtype_bytes: int = 4, quantization: Quantization | None = None) -> int:
+    """Bytes of the frozen base model: its weights, and of a quantised one its largest layer's dense weight as well.
+
+    Layers are dequantised one at a time, so one dense weight exists beside all quantised ones.
+    """
+    stored = weight_bytes(base, dtype_bytes, quantization)
+    if quantization is None:
+        return stored
+    return stored + max(linear.in_features * linear.out_features for linear in base.linears) * dtype_bytes
+
+
+def weight_bytes(base: BaseDescription, dtype_bytes: int = 4, quantization: Quantization | None = None) -> int:
+    """Bytes of the base model's weights; a quantised base keeps its head, embeddings, norms and biases in full."""
+    if quantization is None:
+        return base.parameters * dtype_bytes
+    sizes = [(linear.in_features, linear.out_features) for linear in base.linears]
+    plain = base.parameters - sum(columns * rows for columns, rows in sizes)
+    return plain * dtype_bytes + sum(_QUANTIZED_BYTES[quantization](*size) for size in sizes)
+
+
+def _nf4_bytes(columns: int, rows: int) -> int:
+    """Half a byte a weight; one byte for the scale of 64 weights; one float for 256 scales; two code books."""
+    blocks = math.ceil(columns * rows / 64)
+    code_books = 4 * 16 + 4 * 256 + 4  # of weights, of scales, and the scales' offset
+    return math.ceil(columns * rows / 2) + blocks + 4 * math.ceil(blocks / 256) + code_books
+
+
+def _int8_bytes(columns: int, rows: int) -> int:
+    """One byte a weight, one float for the scale of a row."""
+    return columns * rows + 4 * rows
+
+
+_QUANTIZED_BYTES = {"nf4": _nf4_bytes, "int8": _int8_bytes}
+
+
+def activation_bytes(
+    base: BaseDescription, tokens: int, dtype_bytes: int = 4, *, checkpointing: bool = False, longest: int = 512
+) -> int:
+    """Peak bytes of activations and logits of one shared batch of `tokens` tokens.
+
+    They are highest between forward and backward: all that the layers keep, and the logits of a chunk. With
+    checkpointing only each layer's input stays, and one layer at a time is whole.
+
+    Args:
+        base: The base model.
+        tokens: Of the shared batch.
+        dtype_bytes: Of the base model's numbers.
+        checkpointing: Whether gradient checkpointing is on.
+        longest: Tokens of the longest sequence, for attention that keeps a square of it.
+    """
+    layers = max(base.num_layers, 1)
+    kept = _kept_bytes(base, tokens, longest) * dtype_bytes / 4
+    if checkpointing:
+        kept = tokens * base.hidden_size * layers * dtype_bytes + kept / layers
+    head = base.activations.head_bytes if base.activations else 0.0
+    logits = min(tokens, LOSS_CHUNK) * (3 * base.vocab_size * 4 + head)
+    return math.ceil(kept + logits)
+
+
+def _kept_bytes(base: BaseDescription, tokens: int, longest: int) -> float:
+    """What the layers keep in fp32: as counted, else the inputs and outputs of the linear layers.
+
+    The inputs that sibling layers share are counted once for each: that covers norms and residuals.
+    """
+    if base.activations is None:
+        return 4.0 * tokens * sum(linear.in_features + linear.out_features for linear in base.linears)
+    counted = base.activations
+    return tokens * counted.token_bytes + tokens * min(tokens, longest) * counted.square_bytes
+
+
+def worst_micro_batch_tokens(training: TrainingConfig, cap: int, longest: int | None = None) -> int:
+    """Most tokens that one micro-batch of a job can have, as it is run.
+
+    Args:
+        training: Of the job.
+        cap: Most tokens of a micro-batch on the actor (`MICRO_BATCH_CAP`); a single longer sample goes alone.
+        longest: Tokens of the job's longest sample, both sides of a pair together; None: not known yet, so what
+            cutoff_len allows.
+    """
+    most = training.cutoff_len * (1 if training.objective == "sft" else 2)
+    sample = min(longest or most, most)
+    return min(training.per_device_train_batch_size * sample, max(cap, sample))

@@ -1,0 +1,1 @@
+"""What the device has, and what a step takes of it."""

@@ -1,0 +1,1 @@
+"""From the reference of a base model to a stock transformers model and its tokenizer."""

@@ -1,0 +1,82 @@
+"""Quantised base models: linear layers whose weights bitsandbytes keeps in 4 or 8 bits.
+
+nf4 is QLoRA's number format with double quantisation (arXiv 2305.14314), int8 that of LLM.int8() (arXiv 2208.07339).
+Embeddings, norms and the output head stay as they are, as transformers leaves them. Products are made with the
+dequantised weight in the model's own dtype: the inputs of a layer are never quantised, since an input's rounding
+would then depend on who else is in the batch.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+
+from gpu_actor.contract.config import Quantization
+from gpu_actor.contract.errors import BaseModelError
+
+_NEEDED = ("bitsandbytes", "accelerate")
+
+
+def quantization_settings(quantization: Quantization, device: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Arguments for `from_pretrained` that quantise a model while it is loaded.
+
+    Args:
+        quantization: `nf4` or `int8`.
+        device: Where the model goes; a quantised one cannot be moved afterwards.
+        dtype: Of everything that is not quantised, and of all products.
+
+    Raises:
+        BaseModelError: bitsandbytes is not installed, or the dtype does not go with it.
+    """
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise BaseModelError(
+            f"quantization: {quantization} needs {' and '.join(missing)}, which is not installed; "
+            "install the extra: pip install 'loray[quant]'"
+        )
+    if dtype is torch.float64:
+        raise BaseModelError(
+            f"quantization: {quantization} does not go with float64; allowed: float32, bfloat16, float16"
+        )
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "nf4":
+        config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    else:
+        config = BitsAndBytesConfig(load_in_8bit=True)
+    return {"quantization_config": config, "device_map": {"": device}}
+
+
+def quantization_of(module: torch.nn.Module) -> Quantization | None:
+    """How the weight of a linear layer is quantised; None for a plain one."""
+    if hasattr(module.weight, "quant_state"):
+        return "nf4"
+    if hasattr(module.weight, "SCB"):
+        return "int8"
+    return None
+
+
+def dequantised(module: Any, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """The weight of a quantised linear layer as [out, in], in a new tensor each time.
+
+    Args:
+        module: A linear layer of bitsandbytes.
+        dtype: Of the result; None: what the layer was quantised from (nf4), fp32 (int8).
+    """
+    weight = module.weight
+    if quantization_of(module) == "nf4":
+        from bitsandbytes.functional import dequantize_4bit
+
+        dense: torch.Tensor = dequantize_4bit(weight.data, weight.quant_state)
+        return dense if dtype is None else dense.to(dtype)
+    # a layer that has run once keeps its scales in `state`; 127 steps reach a row's largest value
+    scales = weight.SCB if module.state.SCB is None else module.state.SCB
+    values: torch.Tensor = weight.data.to(dtype or torch.float32, copy=True)
+    return values.mul_((scales * (1.0 / 127.0))[:, None])

@@ -1,0 +1,80 @@
+"""The loss of every segment of a shared batch, by its job's own objective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from gpu_actor.batch.shared_batch import PairTask, Segment, SharedBatch
+from gpu_actor.losses.preference import PairSums, pair_losses
+from gpu_actor.losses.token_losses import Head, summed_token_losses
+
+
+@dataclass(frozen=True)
+class SegmentLoss:
+    """What one micro-batch adds to its optimizer step.
+
+    Attributes:
+        loss: Scalar (fp32, or fp64 for an fp64 base), differentiable; already a share of the step's loss.
+        figures: Further values to log, detached scalars that are shares of the step's mean; none for `sft`.
+    """
+
+    loss: torch.Tensor
+    figures: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+def segment_losses(hidden: torch.Tensor, batch: SharedBatch, head: Head) -> list[SegmentLoss]:
+    """The losses of all segments, in the batch's order.
+
+    The output head runs only on rows that carry loss, for each segment apart, and never on more than a chunk of
+    them at once.
+
+    Args:
+        hidden: Last hidden states [1, T, hidden].
+        batch: Where the labels are, and what is to be learned.
+        head: The model's own output head.
+    """
+    rows = torch.cat([segment.loss_rows for segment in batch.segments])
+    chosen = hidden[0].index_select(0, rows).split([len(segment.loss_rows) for segment in batch.segments])
+    return [
+        _supervised(own, segment, head) if segment.pairs is None else _preference(own, segment, segment.pairs, head)
+        for own, segment in zip(chosen, batch.segments, strict=True)
+    ]
+
+
+def _supervised(hidden: torch.Tensor, segment: Segment, head: Head) -> SegmentLoss:
+    """loss_scale * sum of the token losses."""
+    (loss,) = summed_token_losses(hidden, segment.targets, segment.loss_lengths, head, segment.loss_scale)
+    return SegmentLoss(loss)
+
+
+def _preference(hidden: torch.Tensor, segment: Segment, task: PairTask, head: Head) -> SegmentLoss:
+    """loss_scale * sum of the pair losses + nll_scale * sum of the chosen sides' token losses."""
+    sums = _pair_sums(hidden, segment, task, head)
+    found = pair_losses(task.loss, sums)
+    loss = found.losses.sum() * segment.loss_scale
+    figures = {name: values.sum() * segment.loss_scale for name, values in found.figures.items()}
+    if task.loss.objective != "dpo":
+        nll = -(sums.chosen + sums.prompt).sum() * task.nll_scale
+        loss = loss + task.loss.nll_weight * nll
+        figures["nll_loss"] = nll.detach()
+    return SegmentLoss(loss, figures)
+
+
+def _pair_sums(hidden: torch.Tensor, segment: Segment, task: PairTask, head: Head) -> PairSums:
+    groups = task.groups
+    log_p = -summed_token_losses(hidden, segment.targets, segment.loss_lengths, head).view(-1, groups)
+    tokens = torch.tensor(segment.loss_lengths, device=log_p.device).to(log_p.dtype).view(-1, groups)
+    zero = torch.zeros_like(tokens[:, 0])
+    reference = None if segment.references is None else segment.references.to(log_p.dtype)
+    return PairSums(
+        chosen=log_p[:, 0],
+        rejected=log_p[:, 1],
+        chosen_tokens=tokens[:, 0],
+        rejected_tokens=tokens[:, 1],
+        prompt=log_p[:, 2] if groups == 3 else zero,
+        reference_chosen=zero if reference is None else reference[:, 0],
+        reference_rejected=zero if reference is None else reference[:, 1],
+    )

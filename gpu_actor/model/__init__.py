@@ -1,0 +1,1 @@
+"""The frozen base model, hooked for shared batches and probed."""

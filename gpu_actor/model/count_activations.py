@@ -1,0 +1,104 @@
+"""How many bytes one token leaves behind for the backward pass: counted, not guessed, without any weights.
+
+The model is built from its configuration on fake tensors, which have shapes and no values, hooked as an actor hooks it,
+and run forward; autograd tells what it keeps. So every family's own code decides, fused layers, gates, soft-caps and
+norms included.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+
+from gpu_actor.batch.shared_batch import MicroBatch, pack
+from gpu_actor.contract.footprint import Activations
+from gpu_actor.contract.lora_config import LoraConfig
+from gpu_actor.model.base_model import BaseModel
+
+logger = logging.getLogger(__name__)
+
+_LENGTH = 64
+_RANK = 8
+
+
+def count_activations(config: Any, *, trust_remote_code: bool = False) -> Activations | None:
+    """What the forward of a model with this configuration keeps, in fp32; None if it cannot run on fake tensors.
+
+    Args:
+        config: The `transformers` configuration.
+        trust_remote_code: Let the model's own Python code run.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+            base = _Unprobed("fake", model)
+            short, long = (_kept(base, lengths) for lengths in ((_LENGTH, _LENGTH), (2 * _LENGTH,)))
+            head = _kept_by_head(base)
+    except Exception:  # whatever a model does that needs values: sizes are then estimated from its layers' shapes
+        logger.info("activations of %s cannot be counted", config.model_type, exc_info=True)
+        return None
+    square = max(0.0, (long - short) / (2 * _LENGTH**2))  # equal tokens, twice the sum of squared lengths
+    return Activations((short - square * 2 * _LENGTH**2) / (2 * _LENGTH), square, head)
+
+
+class _Unprobed(BaseModel):
+    """A base model without values: there is nothing to compare packed and apart."""
+
+    def _reference(self) -> Any:
+        return None
+
+    def _choose_serving(self, _probe: Any) -> None:
+        self._use_packed_attention().close()  # masks have no values here either
+
+
+def _kept(base: BaseModel, lengths: tuple[int, ...]) -> int:
+    """Bytes that autograd keeps of a forward over sequences of these lengths."""
+    every = [linear.name for linear in base.description.linears]  # their inputs are kept for the adapter's gradient
+    adapter = base.new_adapter(LoraConfig(r=_RANK, target_modules=every))
+    ids = [np.ones(length, dtype=np.int32) for length in lengths]
+    batch = pack([MicroBatch(weights=adapter, sequences=ids, labels=ids)], base.device)
+    with _Keeper(base, adapter.flat, adapter.gradient) as keeper:
+        base.hidden(batch)
+    return keeper.bytes - 4 * _RANK * len(base.description.linears) * batch.tokens
+
+
+def _kept_by_head(base: BaseModel) -> float:
+    """Bytes per position that autograd keeps of the output head, its input and weights left out."""
+    width = base.model.get_output_embeddings().weight.shape[1]  # OPT projects the hidden states down to it
+    hidden = torch.zeros(_LENGTH, width, device=base.device, requires_grad=True)
+    with _Keeper(base, hidden) as keeper:
+        base.head(hidden)
+    return keeper.bytes / _LENGTH
+
+
+class _Keeper:
+    """Counts every storage that autograd keeps, once, the model's own left out."""
+
+    def __init__(self, base: BaseModel, *given: torch.Tensor) -> None:
+        own = [*base.model.parameters(), *base.model.buffers(), *given]
+        self._own = {tensor.untyped_storage()._cdata for tensor in own}
+        self._kept: list[torch.Tensor] = []  # alive, so that no two storages have one address
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
+
+    def _keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        self._kept.append(tensor)
+        return tensor
+
+    def __enter__(self) -> _Keeper:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hooks.__exit__(*error)  # type: ignore[arg-type]
+
+    @property
+    def bytes(self) -> int:
+        """Of all that was kept."""
+        storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in self._kept}
+        return sum(storage.nbytes() for address, storage in storages.items() if address not in self._own)

@@ -1,0 +1,122 @@
+"""The multi-adapter linear operator: one frozen linear layer, the updates of many adapters on one packed row.
+
+    y[s] = x[s] W^T + bias, changed by the adapter of the rows s of each segment
+
+Rows of one segment never enter the arithmetic of another. On a CPU even the base product is made segment by
+segment, because matrix kernels may round a row differently when more rows stand around it: so an adapter's bytes do
+not depend on its company. On an accelerator the base product is made once for all rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from gpu_actor.adapters.weights import Variant
+from gpu_actor.contract.errors import BaseModelError
+from gpu_actor.loading.base_linear import base_product, base_product_backward, is_transposed
+from gpu_actor.operators.dora import DoraUpdate
+from gpu_actor.operators.low_rank import LowRankUpdate, Saved
+from gpu_actor.operators.pissa import PissaUpdate
+from gpu_actor.operators.routing import Routing
+from gpu_actor.operators.vera import VeraUpdate
+
+if TYPE_CHECKING:
+    from gpu_actor.batch.shared_batch import Segment
+
+_UPDATES: Mapping[Variant, type[LowRankUpdate]] = {
+    "lora": LowRankUpdate,
+    "pissa": PissaUpdate,
+    "dora": DoraUpdate,
+    "vera": VeraUpdate,
+}
+
+
+class MultiAdapterLinear(nn.Module):
+    """A frozen linear layer of the base model (`nn.Linear` or GPT-2's `Conv1D`) that serves many adapters."""
+
+    def __init__(self, base: nn.Module, index: int, routing: Routing) -> None:
+        super().__init__()
+        self.base = base
+        self.index = index
+        self.routing = routing
+        self.transposed = is_transposed(base)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The base weight as it is stored; some models read it."""
+        return self.base.weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The base bias, if there is one."""
+        return self.base.bias  # type: ignore[return-value]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., in] -> [..., out]; the leading sizes multiply to the T rows of the shared batch."""
+        routing = self.routing
+        out = _MultiAdapterLinear.apply(x, routing.anchor, self, routing.segments)  # type: ignore[no-untyped-call]
+        # shaped out here: Falcon adds to the result in place, which autograd forbids for a view made in a Function
+        return out.view(*x.shape[:-1], out.shape[-1])  # type: ignore[no-any-return]
+
+
+class _MultiAdapterLinear(torch.autograd.Function):
+    """Forward and backward of the operator.
+
+    Gradients of an adapter are added to its own buffer directly, segment by segment in the order of the batch: so an
+    adapter's sum does not depend on who else is there.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, _anchor: torch.Tensor, layer: MultiAdapterLinear, segments: tuple[Segment, ...]
+    ) -> torch.Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        if segments and rows.shape[0] != segments[-1].end:  # experts, say: whose rows these are, nobody knows
+            raise BaseModelError(
+                f"a linear layer is applied to {rows.shape[0]} rows, not to the {segments[-1].end} of the shared batch"
+            )
+        spans = layer.routing.spans(rows.shape[0])
+        out = base_product(rows, layer.base, spans)
+        updates = [
+            _UPDATES[segment.weights.variant](segment, segment.weights, layer.index, layer.base)
+            for segment in segments
+            if segment.weights is not None and layer.index in segment.weights.layers
+        ]
+        saved = [update.forward(rows, out) for update in updates]
+        ctx.layer, ctx.updates, ctx.spans, ctx.shape = layer, updates, spans, x.shape
+        ctx.counts = [len(tensors) for tensors in saved]
+        ctx.save_for_backward(*([rows] if updates else []), *[tensor for tensors in saved for tensor in tensors])
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None]:
+        layer: MultiAdapterLinear = ctx.layer
+        grad = grads[0].reshape(-1, grads[0].shape[-1])
+        rows, *flat = ctx.saved_tensors or (None,)
+        saved = [tuple(part) for part in _split(flat, ctx.counts)]
+        into = None
+        if ctx.needs_input_grad[0]:
+            into = base_product_backward(_through_base(grad, ctx.updates, saved), layer.base, ctx.spans)
+        for update, tensors in zip(ctx.updates, saved, strict=True):
+            update.backward(rows, grad, tensors, into)
+        return (None if into is None else into.view(ctx.shape)), None, None, None
+
+
+def _through_base(grad: torch.Tensor, updates: list[LowRankUpdate], saved: list[Saved]) -> torch.Tensor:
+    """The gradient [T, out] of the base's product; a copy of `grad` only where an adapter scales that product."""
+    found = grad
+    for update, tensors in zip(updates, saved, strict=True):
+        scaled = update.through_base(grad[update.rows], tensors)
+        if scaled is not None:
+            found = grad.clone() if found is grad else found
+            found[update.rows] = scaled
+    return found
+
+
+def _split(flat: list[torch.Tensor | None], counts: list[int]) -> list[list[torch.Tensor | None]]:
+    ends = [sum(counts[: place + 1]) for place in range(len(counts))]
+    return [flat[end - count : end] for end, count in zip(ends, counts, strict=True)]

@@ -1,0 +1,31 @@
+"""PiSSA (arXiv 2404.02948): LoRA that starts from the largest singular values of the base weight.
+
+PEFT takes the start out of the base: W' = W - s B0 A0. Here the base is shared and stays as it is, and the start is
+taken out of the update instead, which is the same function and has the same gradients:
+
+    y += s * dropout(x) A^T B^T - s * x A0^T B0^T
+"""
+
+from __future__ import annotations
+
+import torch
+
+from gpu_actor.operators.low_rank import LowRankUpdate, Saved, add_product
+
+
+class PissaUpdate(LowRankUpdate):
+    """LoRA's update less its start, which sees the input without dropout, as PEFT's base does."""
+
+    def forward(self, rows: torch.Tensor, out: torch.Tensor) -> Saved:
+        """Add the update to `out` [T, out]; return what the backward needs."""
+        saved = super().forward(rows, out)
+        a, b = self.weights.frozen[self.index]
+        add_product(out[self.rows], rows[self.rows].to(a.dtype) @ a.t(), b.t(), -self.scaling)
+        return saved
+
+    def backward(self, rows: torch.Tensor, grad: torch.Tensor, saved: Saved, into: torch.Tensor | None) -> None:
+        """Add the gradients to the adapter's buffer, and that of the input to `into` [T, in]."""
+        super().backward(rows, grad, saved, into)
+        if into is not None:
+            a, b = self.weights.frozen[self.index]
+            add_product(into[self.rows], grad[self.rows].to(a.dtype) @ b, a, -self.scaling)

@@ -1,0 +1,1 @@
+"""Tenants of one base model and the loop over their shared batches."""

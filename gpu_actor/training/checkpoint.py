@@ -1,0 +1,219 @@
+"""Checkpoints: all that the training of one adapter needs to go on; the adapter itself is in PEFT's layout.
+
+Whatever appears under its final name is whole: folders are written beside it, flushed, and renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpu_actor.adapters.peft_files import load_adapter, save_adapter
+from gpu_actor.adapters.weights import AdapterWeights
+from gpu_actor.adapters.whole_files import read_tensors, sync_folder, write_bytes, write_json, write_tensors
+from gpu_actor.contract.errors import AdapterError
+from gpu_actor.training.early_stop import Watch
+
+OPTIMIZER_FILE = "optimizer.safetensors"
+STATE_FILE = "trainer_state.json"
+METRICS_FILE = "metrics.jsonl"
+_BEST = "checkpoint-best-"  # and a step: the adapter alone, at the lowest evaluation loss until then
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Counters of a job at an optimizer step. Order of the data and dropout follow from `step` alone."""
+
+    step: int = 0
+    tokens: int = 0
+    logged_loss: float = 0.0  # sum of the losses since the last logged row
+    logged_steps: int = 0  # and how many steps it holds
+    logged_figures: dict[str, float] = field(default_factory=dict)  # the same sums of what else is logged
+    loss: float | None = None
+    eval_loss: float | None = None
+    watch: Watch = field(default_factory=Watch)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Progress:
+        """The inverse of `dataclasses.asdict`."""
+        return cls(**{**data, "watch": Watch(**data.get("watch", {}))})
+
+
+def save_checkpoint(
+    output_dir: Path,
+    weights: AdapterWeights,
+    base_model: str,
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+    progress: Progress,
+    data: str,
+) -> Path:
+    """Write `checkpoint-<step>` whole, then remove older ones.
+
+    One that is there already is kept: the same step of the same job is equal by construction.
+
+    Args:
+        output_dir: Where the job's files are.
+        weights: The adapter.
+        base_model: Name of its base.
+        optimizer: With its moments.
+        scheduler: The learning rate's.
+        progress: Counters.
+        data: Digest of the data set, by which `load_checkpoint` knows it again.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        OSError: It cannot be written; the older one stands.
+    """
+    final = output_dir / f"checkpoint-{progress.step}"
+    if not final.exists():
+        draft = output_dir / f".{final.name}.{os.getpid()}.tmp"
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        try:
+            save_adapter(draft, weights, base_model)
+            write_tensors(draft / OPTIMIZER_FILE, _moments(optimizer))
+            state = {"progress": asdict(progress), "scheduler": scheduler.state_dict(), "data": data}
+            write_json(draft / STATE_FILE, state)
+            sync_folder(draft)
+            os.rename(draft, final)
+        except Exception:
+            shutil.rmtree(draft, ignore_errors=True)  # a full disk should not stay full of half a checkpoint
+            raise
+        sync_folder(output_dir)
+    folders = _checkpoints(output_dir)
+    for old in folders[: folders.index(final)]:  # a newer one belongs to a newer attempt
+        _remove(old)
+    return final
+
+
+def load_checkpoint(
+    output_dir: Path, weights: AdapterWeights, optimizer: torch.optim.Optimizer, scheduler: Any, data: str
+) -> Progress | None:
+    """Go on from the newest checkpoint in `output_dir`; None when there is none.
+
+    Raises:
+        AdapterError: The checkpoint is damaged or belongs to other settings or other data.
+    """
+    folders = _checkpoints(output_dir)
+    if not folders:
+        return None
+    folder = folders[-1]
+    load_adapter(folder, weights)
+    moments = read_tensors(folder / OPTIMIZER_FILE)
+    try:
+        state = json.loads((folder / STATE_FILE).read_text("utf-8"))
+        saved_data = state["data"]
+        progress = Progress.from_dict(state["progress"])
+        scheduler.load_state_dict(state["scheduler"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AdapterError(f"{folder / STATE_FILE}: damaged ({error}); remove the folder to start over") from None
+    if saved_data != data:
+        raise AdapterError(
+            f"the data set is no longer the one that {folder} was trained on: its records, their order, the "
+            "tokenizer or the chat template have changed; bring them back, or remove the folder to start over"
+        )
+    _restore(optimizer, moments)
+    for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+        group["lr"] = rate
+    return progress
+
+
+def save_best(output_dir: Path, weights: AdapterWeights, base_model: str, step: int) -> None:
+    """Write the adapter of `step` whole, as the best one so far."""
+    final = best_folder(output_dir, step)
+    draft = output_dir / f".{final.name}.{os.getpid()}.tmp"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    save_adapter(draft, weights, base_model)
+    shutil.rmtree(final, ignore_errors=True)  # of a run that was lost, whose rounding may differ
+    os.rename(draft, final)
+    sync_folder(output_dir)
+
+
+def best_folder(output_dir: Path, step: int) -> Path:
+    """Where the adapter of `step` lies if it was the best one. A run that is resumed may make a step again, and find
+    another one the best: so each has a folder of its own, and the checkpoint says which one counts."""
+    return output_dir / f"{_BEST}{step}"
+
+
+def keep_best(output_dir: Path, steps: Collection[int]) -> None:
+    """Remove the best adapters of all other steps."""
+    kept = {best_folder(output_dir, step) for step in steps}
+    for folder in output_dir.glob(f"{_BEST}*"):
+        if folder not in kept:
+            _remove(folder)
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimizer's state as `<number of the parameter>.<name>`."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return {
+        f"{number}.{name}": value.cpu()
+        for number, parameter in enumerate(parameters)
+        for name, value in optimizer.state[parameter].items()
+    }
+
+
+def _restore(optimizer: torch.optim.Optimizer, moments: dict[str, torch.Tensor]) -> None:
+    """Give the optimizer its state back: torch knows on which device each part of it must be, the step count too."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in moments.items():
+        number, _, name = key.partition(".")
+        state.setdefault(int(number), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def remove_checkpoints(output_dir: Path) -> None:
+    """Remove every checkpoint, finished or half-written, and the best adapters."""
+    keep_best(output_dir, ())
+    for folder in _checkpoints(output_dir):
+        _remove(folder)
+    remove_drafts(output_dir)
+
+
+def remove_drafts(output_dir: Path) -> None:
+    """Remove what processes that have ended were writing or removing."""
+    for draft in output_dir.glob(".checkpoint-*.tmp"):
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _remove(folder: Path) -> None:
+    """Take a folder's final name away first: half removed under that name, it would pass for a whole one."""
+    leftover = folder.with_name(f".{folder.name}.old.tmp")
+    shutil.rmtree(leftover, ignore_errors=True)
+    with contextlib.suppress(OSError):  # it is not there; or it cannot be removed, which must not end the job
+        os.rename(folder, leftover)
+    shutil.rmtree(leftover, ignore_errors=True)
+
+
+def trim_metrics(output_dir: Path, step: int) -> None:
+    """Drop the rows of `metrics.jsonl` after `step`: they will be written again, and a torn last line with them."""
+    path = output_dir / METRICS_FILE
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text("utf-8", errors="replace").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            break
+    write_bytes(path, "".join(kept).encode())
+
+
+def _checkpoints(output_dir: Path) -> list[Path]:
+    found = [(int(m[1]), path) for path in output_dir.glob("checkpoint-*") if (m := _CHECKPOINT.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]

@@ -1,0 +1,121 @@
+"""The micro-batches of one job: from sample numbers to what goes through the base model.
+
+The scale of every loss is settled here, over the whole accumulated optimizer step, so that any split of a step
+gives the same update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gpu_actor.adapters.dropout import mix_seed
+from gpu_actor.adapters.weights import AdapterWeights
+from gpu_actor.batch.shared_batch import MicroBatch, PairTask, count_loss_tokens
+from gpu_actor.contract.config import TrainingConfig
+from gpu_actor.losses.preference import PreferenceLoss
+from gpu_actor.training.references import ReferenceLogProbs
+from gpu_actor.training.sample_order import StepPlan
+
+if TYPE_CHECKING:
+    from gpu_actor.data.dataset import LoadedDataset
+
+_DROPOUT_STREAM = 0x10_0000  # keeps dropout seeds apart from the other uses of a job's seed
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Samples or pairs, and the reference of the pairs."""
+
+    samples: Any  # SampleSet or PairSet
+    references: ReferenceLogProbs | None
+
+
+class MicroBatches:
+    """Makes the micro-batches of one job's optimizer steps and evaluations."""
+
+    def __init__(
+        self, training: TrainingConfig, weights: AdapterWeights, data: LoadedDataset, reference: AdapterWeights | None
+    ) -> None:
+        """Prepare; nothing is computed.
+
+        Args:
+            training: Objective, batch size and seed.
+            weights: The adapter in training.
+            data: Its samples, or preference pairs.
+            reference: The reference adapter; None is the base model itself.
+        """
+        self._training = training
+        self._weights = weights
+        self._loss = PreferenceLoss.of(training)
+        needed = self._loss is not None and self._loss.has_reference
+        self._train, self._val = (
+            _Source(samples, ReferenceLogProbs(reference, len(samples)) if needed else None)
+            for samples in (data.train, data.val)
+        )
+
+    def of_step(self, number: int, plan: StepPlan, split: int, most: int | None = None) -> list[MicroBatch]:
+        """The micro-batches of optimizer step `number` (from 0), in `split` parts each, of `most` tokens at most."""
+        groups = plan.micro_batches
+        first = number * self._training.gradient_accumulation_steps  # the last step of an epoch has fewer of them
+        seed = self._training.seed + _DROPOUT_STREAM
+        seeds = [mix_seed(seed, first + place) for place in range(len(groups))]
+        return [part for whole in self._make(self._train, groups, seeds) for part in whole.parts(split, most)]
+
+    def of_evaluation(self, split: int, most: int | None = None) -> list[MicroBatch]:
+        """The held-out samples without dropout; the losses add up to the mean over all of them."""
+        size = self._training.per_device_train_batch_size
+        count = len(self._val.samples)
+        groups = [tuple(range(start, min(start + size, count))) for start in range(0, count, size)]
+        found = self._make(self._val, groups, [None] * len(groups))
+        return [part for whole in found for part in whole.parts(split, most)]
+
+    def _make(
+        self, source: _Source, groups: Sequence[tuple[int, ...]], seeds: Sequence[int | None]
+    ) -> list[MicroBatch]:
+        if self._loss is None:
+            return self._supervised(source, groups, seeds)
+        return self._pairs(self._loss, source, groups, seeds)
+
+    def _supervised(
+        self, source: _Source, groups: Sequence[tuple[int, ...]], seeds: Sequence[int | None]
+    ) -> list[MicroBatch]:
+        samples = [[source.samples[i] for i in numbers] for numbers in groups]
+        loss_tokens = count_loss_tokens([labels for group in samples for _, labels in group])
+        return [
+            MicroBatch(
+                weights=self._weights,
+                sequences=[ids for ids, _ in group],
+                labels=[labels for _, labels in group],
+                loss_scale=1.0 / loss_tokens,
+                dropout_seeds=_each(seed, len(group)),
+            )
+            for group, seed in zip(samples, seeds, strict=True)
+        ]
+
+    def _pairs(
+        self, loss: PreferenceLoss, source: _Source, groups: Sequence[tuple[int, ...]], seeds: Sequence[int | None]
+    ) -> list[MicroBatch]:
+        samples = [[source.samples[i] for i in numbers] for numbers in groups]
+        chosen = [side for group in samples for side, _ in group]
+        if loss.learns_prompt:
+            nll_tokens = sum(len(ids) - 1 for ids, _ in chosen)
+        else:
+            nll_tokens = count_loss_tokens([labels for _, labels in chosen])
+        return [
+            MicroBatch(
+                weights=self._weights,
+                sequences=[ids for pair in group for ids, _ in pair],
+                labels=[labels for pair in group for _, labels in pair],
+                loss_scale=1.0 / len(chosen),
+                dropout_seeds=_each(seed, 2 * len(group)),
+                pairs=PairTask(loss, tuple(numbers), 1.0 / nll_tokens, source.references),
+            )
+            for group, numbers, seed in zip(samples, groups, seeds, strict=True)
+        ]
+
+
+def _each(seed: int | None, sequences: int) -> tuple[int, ...] | None:
+    """A dropout seed for each sequence of a micro-batch."""
+    return None if seed is None else tuple(mix_seed(seed, number) for number in range(sequences))

@@ -1,0 +1,105 @@
+"""The reference of preference training: log-probabilities that the policy is compared with, each computed once.
+
+The reference is the base model with the adapter off, or another adapter on the same base, so it costs no second
+copy of the base. Each text runs as a segment of its own: its log-probability is a function of the text alone, so a
+restart, another order or other company gives the same bits on a CPU, and nothing of it needs to be saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from gpu_actor.adapters.peft_files import read_adapter
+from gpu_actor.adapters.weights import AdapterWeights
+from gpu_actor.batch.shared_batch import MicroBatch, pack
+from gpu_actor.contract.config import AdapterSpec
+from gpu_actor.contract.errors import AdapterError
+from gpu_actor.losses.objectives import segment_losses
+from gpu_actor.model.base_model import BaseModel
+
+
+class ReferenceLogProbs:
+    """Log-probabilities of the answers of one data set's pairs under the reference; filled as they are needed.
+
+    Attributes:
+        weights: The reference adapter; None is the base model itself.
+    """
+
+    def __init__(self, weights: AdapterWeights | None, pairs: int) -> None:
+        self.weights = weights
+        self._values = np.zeros((pairs, 2), dtype=np.float64)
+        self._known = np.zeros(pairs, dtype=bool)
+
+    def knows(self, number: int) -> bool:
+        """Whether a pair has been computed."""
+        return bool(self._known[number])
+
+    def of(self, numbers: Sequence[int]) -> npt.NDArray[np.float64]:
+        """The values of some pairs, [n, 2] for chosen and rejected.
+
+        Raises:
+            KeyError: One of them has not been computed.
+        """
+        wanted = list(numbers)
+        if not self._known[wanted].all():
+            raise KeyError(f"no reference for some of the pairs {wanted}")
+        return self._values[wanted]
+
+    def learn(self, number: int, chosen: float, rejected: float) -> None:
+        """Keep the values of one pair."""
+        self._values[number] = chosen, rejected
+        self._known[number] = True
+
+
+def reference_folder(spec: AdapterSpec) -> str | None:
+    """The folder of the reference adapter; None where the reference is the base model, or there is none."""
+    if spec.training.objective != "dpo":
+        return None
+    return spec.training.reference_adapter or spec.lora.init_adapter
+
+
+def read_reference(base: BaseModel, spec: AdapterSpec) -> AdapterWeights | None:
+    """The adapter that `spec` is compared with, None for the base model itself.
+
+    It may differ from the job's own adapter in rank, targets and scale: those are read from its own configuration.
+
+    Raises:
+        AdapterError: It cannot be read, or does not fit the base.
+    """
+    folder = reference_folder(spec)
+    if folder is None:
+        return None
+    try:
+        return read_adapter(base, Path(folder))
+    except AdapterError as error:
+        raise AdapterError(f"the reference adapter of training.objective dpo cannot be loaded: {error}") from error
+
+
+def fill_references(micro_batches: Sequence[MicroBatch], base: BaseModel) -> None:
+    """Compute what these micro-batches still miss: one forward without gradients for all of them."""
+    missing: list[tuple[ReferenceLogProbs, int]] = []
+    texts: list[MicroBatch] = []
+    for micro_batch in micro_batches:
+        task = micro_batch.pairs
+        if task is None or task.references is None:
+            continue
+        for place, number in enumerate(task.numbers):
+            if task.references.knows(number):
+                continue
+            missing.append((task.references, number))
+            for side in (2 * place, 2 * place + 1):
+                text, labels = micro_batch.sequences[side], micro_batch.labels[side]
+                texts.append(MicroBatch(task.references.weights, [text], [labels]))
+    if not missing:
+        return
+    batch = pack(texts, base.device)
+    with torch.no_grad():
+        losses = [found.loss for found in segment_losses(base.hidden(batch), batch, base.head)]
+    log_p = (-torch.stack(losses)).tolist()
+    for place, (references, number) in enumerate(missing):
+        references.learn(number, log_p[2 * place], log_p[2 * place + 1])

@@ -1,0 +1,395 @@
+"""One tenant of a base model: an adapter in training, with all that is its own.
+
+Weights, optimizer, schedule, clip, data cursor, dropout seeds and counters belong to one tenant; nothing here knows
+of any other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import get_scheduler
+
+from gpu_actor.adapters.peft_files import load_adapter, save_adapter
+from gpu_actor.adapters.weights import AdapterWeights
+from gpu_actor.batch.shared_batch import MicroBatch
+from gpu_actor.contract.config import AdapterSpec, TrainingConfig
+from gpu_actor.contract.errors import AdapterError, TrainingError
+from gpu_actor.contract.report import TenantReport, TenantState
+from gpu_actor.data.samples import digest
+from gpu_actor.losses.objectives import SegmentLoss
+from gpu_actor.losses.step_sums import StepSums
+from gpu_actor.training import checkpoint
+from gpu_actor.training.early_stop import diverged, overfitted
+from gpu_actor.training.micro_batches import MicroBatches
+from gpu_actor.training.references import reference_folder
+from gpu_actor.training.sample_order import DataCursor
+
+if TYPE_CHECKING:
+    from gpu_actor.data.dataset import LoadedDataset
+
+logger = logging.getLogger(__name__)
+
+_RATE_WINDOW = 20  # optimizer steps over which tokens/s and the time left are averaged
+
+
+class Tenant:
+    """One adapter in training.
+
+    The engine asks for `pending()` micro-batches, runs some of them in shared batches, hands back their losses through
+    `ran()`, and when the optimizer step is complete calls `finish_step()`.
+
+    Attributes:
+        spec: What to train.
+        attempt: Which assignment of the job this is; reports carry it.
+        weights: The adapter.
+        progress: Counters, as they go into a checkpoint.
+        left_out: Shared batches made without this adapter since its last one.
+        split: Parts that a micro-batch is run in at least; raised when memory runs out.
+        cap: Most tokens of a part (a single sample that is longer excepted); None: any number.
+    """
+
+    def __init__(
+        self,
+        spec: AdapterSpec,
+        attempt: int,
+        weights: AdapterWeights,
+        data: LoadedDataset,
+        reference: AdapterWeights | None = None,
+    ) -> None:
+        """Set up training, from the newest checkpoint in the output folder if there is one.
+
+        Args:
+            spec: What to train.
+            attempt: Which assignment of the job this is.
+            weights: The adapter; its values are set here.
+            data: Samples, or preference pairs.
+            reference: What `read_reference` gives for `spec`.
+
+        Raises:
+            AdapterError: The start adapter or the checkpoint is damaged or does not fit, or the reference is missing.
+        """
+        if reference is None and reference_folder(spec) is not None:
+            raise AdapterError(f"the reference adapter {reference_folder(spec)} was not loaded")
+        self.spec = spec
+        self.attempt = attempt
+        self.weights = weights
+        self.data = data
+        self.output_dir = Path(spec.output_dir)
+        self.cursor = DataCursor(spec.training, len(data.train))
+        self.optimizer = make_optimizer(weights, spec.training)
+        self.scheduler = make_scheduler(self.optimizer, spec.training, self.cursor.total_steps)
+        self._data_digest = digest(data.train, data.val)
+        self.progress = self._start()
+        self._saved_best = self.progress.watch.best_step  # the best step that the newest checkpoint names
+        self._micro_batches = MicroBatches(spec.training, weights, data, reference)
+        self._told_to_stop: str | None = None
+        self.left_out = 0
+        self.split = 1
+        self.cap: int | None = None
+        lengths = self.data.train.lengths()
+        self._longest = int(lengths.max())
+        self._mean_step_tokens = float(lengths.sum()) / self.cursor.steps_per_epoch
+        self._times: deque[tuple[float, int]] = deque([(time.monotonic(), self.progress.tokens)], _RATE_WINDOW)
+        self._plan_step()
+
+    def _start(self) -> checkpoint.Progress:
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        checkpoint.remove_drafts(self.output_dir)
+        found = checkpoint.load_checkpoint(
+            self.output_dir, self.weights, self.optimizer, self.scheduler, self._data_digest
+        )
+        checkpoint.trim_metrics(self.output_dir, found.step if found else 0)
+        if found is not None:
+            return found
+        if self.spec.lora.init_adapter is not None:
+            load_adapter(Path(self.spec.lora.init_adapter), self.weights)
+        else:
+            self.weights.initialise(self.spec.training.seed)
+        return checkpoint.Progress()
+
+    # -- the optimizer step in work ------------------------------------------------------------------------------
+
+    def _plan_step(self) -> None:
+        """Lay out the micro-batches of the next optimizer step; nothing of it has run yet."""
+        self.weights.zero_grad()
+        self._sums = StepSums()
+        self._done = 0
+        self._pending: list[MicroBatch] = []
+        if self.finished:
+            return
+        step = self.progress.step
+        self._pending = self._micro_batches.of_step(step, self.cursor.step(step), self.split, self.cap)
+        self._step_tokens = sum(micro_batch.tokens for micro_batch in self._pending)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every optimizer step is made, or no further one is wanted."""
+        return self.progress.step >= self.cursor.total_steps or self.stop_reason is not None
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why the job stops before its last step; None as long as it does not."""
+        return self._told_to_stop or overfitted(self.spec.early_stop, self.progress.watch)
+
+    def stop(self, reason: str) -> None:
+        """Make no further optimizer step; the one in work is dropped."""
+        self._told_to_stop = reason
+        self._plan_step()
+
+    @property
+    def pending(self) -> list[MicroBatch]:
+        """Micro-batches of the optimizer step in work that have not run yet."""
+        return self._pending[self._done :]
+
+    def ran(self, losses: Sequence[SegmentLoss]) -> None:
+        """The first `len(losses)` pending micro-batches went through forward and backward; these are their losses."""
+        self._done += len(losses)
+        for loss in losses:
+            self._sums.add(loss)
+
+    def limit_micro_batches(self, cap: int) -> None:
+        """Run micro-batches in parts of at most so many tokens, beginning with the optimizer step in work."""
+        self.cap = cap
+        self._plan_step()
+
+    def rewind_step(self, split: int | None = None) -> None:
+        """Forget what has run of the optimizer step in work; optionally run its micro-batches in smaller parts."""
+        self.split = split or self.split
+        self._plan_step()
+
+    def finish_step(self) -> None:
+        """Clip, step, schedule, count, log: the optimizer step is complete.
+
+        Raises:
+            TrainingError: The loss or the gradient is not finite; the adapter is left as it was before the step.
+        """
+        training = self.spec.training
+        step = self.progress.step + 1
+        loss, figures = self._sums.read()
+        if self.weights.gradient_scale != 1.0:
+            self.weights.gradient.div_(self.weights.gradient_scale)
+        norm = float(torch.nn.utils.clip_grad_norm_([self.weights.flat], training.max_grad_norm or math.inf))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            what, value = ("loss", loss) if not math.isfinite(loss) else ("gradient norm", norm)
+            raise TrainingError(
+                f"the {what} became {value} at optimizer step {step} (learning rate {self.learning_rate:.3g}); lower "
+                f"training.learning_rate, add warm-up, or look for damaged samples; the last checkpoint is kept"
+            )
+        rate = self.learning_rate
+        self.optimizer.step()
+        self.scheduler.step()
+        self._count(step, loss, figures, rate, norm)
+        self._watch_loss(step, loss)
+        self._plan_step()
+
+    def _watch_loss(self, step: int, loss: float) -> None:
+        watch = self.progress.watch.after_step(step, loss)
+        self.progress = dataclasses.replace(self.progress, watch=watch)
+        warmup = warmup_steps(self.spec.training, self.cursor.total_steps)
+        reason = diverged(self.spec.early_stop, watch, step, warmup)
+        if reason is not None:
+            raise TrainingError(reason)
+
+    def _count(self, step: int, loss: float, figures: Mapping[str, float], rate: float, norm: float) -> None:
+        before = self.progress
+        after = dataclasses.replace(
+            before,
+            step=step,
+            tokens=before.tokens + self._step_tokens,
+            loss=loss,
+            logged_loss=before.logged_loss + loss,
+            logged_steps=before.logged_steps + 1,
+            logged_figures={name: before.logged_figures.get(name, 0.0) + value for name, value in figures.items()},
+        )
+        if step % self.spec.training.logging_steps == 0 or step == self.cursor.total_steps:
+            self._log(
+                step=step,
+                epoch=self.cursor.epoch_after(step),
+                loss=after.logged_loss / after.logged_steps,
+                **{name: value / after.logged_steps for name, value in after.logged_figures.items()},
+                learning_rate=rate,
+                grad_norm=norm,
+                tokens=self._step_tokens,
+                time=time.time(),
+            )
+            after = dataclasses.replace(after, logged_loss=0.0, logged_steps=0, logged_figures={})
+        self.progress = after
+        self._times.append((time.monotonic(), after.tokens))
+
+    # -- evaluation, files ---------------------------------------------------------------------------------------
+
+    @property
+    def wants_evaluation(self) -> bool:
+        """Whether the optimizer step just made calls for an evaluation."""
+        if not len(self.data.val):
+            return False
+        every = self.spec.training.eval_steps
+        return self.cursor.ends_epoch(self.progress.step) if every is None else self.progress.step % every == 0
+
+    def evaluation_batches(self) -> list[MicroBatch]:
+        """The held-out samples as micro-batches without dropout, whose losses add up to the mean."""
+        return self._micro_batches.of_evaluation(self.split, self.cap)
+
+    def evaluated(self, eval_loss: float, figures: Mapping[str, float]) -> None:
+        """Record the loss on the held-out samples, and what else is logged of them.
+
+        Raises:
+            TrainingError: The loss is not finite.
+        """
+        if not math.isfinite(eval_loss):
+            raise TrainingError(
+                f"the evaluation loss became {eval_loss} at optimizer step {self.progress.step}; look for damaged "
+                "samples, or lower training.learning_rate; the last checkpoint is kept"
+            )
+        self.progress = dataclasses.replace(self.progress, eval_loss=eval_loss)
+        step = self.progress.step
+        self._log(
+            step=step,
+            epoch=self.cursor.epoch_after(step),
+            eval_loss=eval_loss,
+            **{f"eval_{name}": value for name, value in figures.items()},
+            time=time.time(),
+        )
+        self._watch_evaluation(step, eval_loss)
+
+    def _watch_evaluation(self, step: int, eval_loss: float) -> None:
+        """With patience, keep the best adapter, and stop when it has not become better for long."""
+        config = self.spec.early_stop
+        if config.patience is None:
+            return
+        watch = self.progress.watch.after_evaluation(step, eval_loss, config.min_delta)
+        self.progress = dataclasses.replace(self.progress, watch=watch)
+        if watch.stale == 0:
+            checkpoint.save_best(self.output_dir, self.weights, self.spec.base_model, step)
+            # a restart goes on from the newest checkpoint, which names the best step of its own time
+            checkpoint.keep_best(self.output_dir, {step, self._saved_best})
+
+    @property
+    def wants_checkpoint(self) -> bool:
+        """Whether the optimizer step just made calls for a checkpoint."""
+        return self.progress.step % self.spec.training.save_steps == 0 and not self.finished
+
+    def save_checkpoint(self) -> None:
+        """Write a checkpoint of the last complete optimizer step.
+
+        Where that cannot be done, on a full disk say, the job goes on: from the older one, should it have to.
+        """
+        try:
+            checkpoint.save_checkpoint(
+                self.output_dir,
+                self.weights,
+                self.spec.base_model,
+                self.optimizer,
+                self.scheduler,
+                self.progress,
+                self._data_digest,
+            )
+        except OSError as error:
+            logger.warning("job %s: no checkpoint at step %d: %s", self.spec.name, self.progress.step, error)
+            return
+        self._saved_best = self.progress.watch.best_step
+        checkpoint.keep_best(self.output_dir, {self._saved_best})
+
+    def export(self) -> None:
+        """Put the finished adapter into the output folder, with patience the best one.
+
+        The checkpoint of the last step stays until the orchestrator has recorded the end: an actor that dies before
+        that finishes the job again from it, instead of training it again from the start.
+        """
+        self.save_checkpoint()
+        best = self._better_step
+        if best is not None:
+            load_adapter(checkpoint.best_folder(self.output_dir, best), self.weights)
+        save_adapter(self.output_dir, self.weights, self.spec.base_model)
+
+    @property
+    def _better_step(self) -> int | None:
+        """With patience, the earlier step whose adapter is exported; None where that is the last one."""
+        best = self.progress.watch.best_step
+        return best if self.spec.early_stop.patience is not None and 0 < best < self.progress.step else None
+
+    @property
+    def end_reason(self) -> str | None:
+        """What there is to say of a finished run: why it stopped early, and which adapter it left if not its last."""
+        early, best = self.stop_reason, self._better_step
+        if best is None or (early is not None and self._told_to_stop is None):  # patience says it by itself
+            return early
+        which = f"the adapter is that of step {best}, which has the lowest evaluation loss"
+        return f"{early}; {which}" if early else which
+
+    def discard(self) -> None:
+        """Remove what would let the job go on: it was cancelled."""
+        checkpoint.remove_checkpoints(self.output_dir)
+
+    def _log(self, **row: Any) -> None:
+        with (self.output_dir / checkpoint.METRICS_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    # -- reporting -----------------------------------------------------------------------------------------------
+
+    @property
+    def learning_rate(self) -> float:
+        """Learning rate of the next optimizer step."""
+        return float(self.scheduler.get_last_lr()[0])
+
+    def report(self, state: TenantState, reason: str | None = None) -> TenantReport:
+        """Where the adapter stands."""
+        (first_time, first_tokens), (last_time, last_tokens) = self._times[0], self._times[-1]
+        seconds, steps = last_time - first_time, len(self._times) - 1
+        left = self.cursor.total_steps - self.progress.step
+        return TenantReport(
+            job_id=self.spec.job_id,
+            attempt=self.attempt,
+            state=state,
+            step=self.progress.step,
+            total_steps=self.cursor.total_steps,
+            epoch=self.cursor.epoch_after(self.progress.step),
+            loss=self.progress.loss,
+            eval_loss=self.progress.eval_loss,
+            learning_rate=self.learning_rate,
+            tokens=self.progress.tokens,
+            tokens_per_s=(last_tokens - first_tokens) / seconds if seconds > 0 else 0.0,
+            eta_s=left * seconds / steps if steps > 0 else None,
+            samples=len(self.data.train),
+            longest=self._longest,
+            tokens_per_step=self._mean_step_tokens,
+            truncated=self.data.truncated,
+            dropped=self.data.dropped,
+            reason=reason,
+        )
+
+
+def make_optimizer(weights: AdapterWeights, training: TrainingConfig) -> torch.optim.Optimizer:
+    """AdamW (arXiv 1711.05101) over one adapter and nothing else; LoRA+ gives B and vectors a rate of their own."""
+    ratio = training.loraplus_lr_ratio
+    rates = [] if ratio is None else [training.learning_rate, training.learning_rate * ratio]
+    groups = [{"params": [part], "lr": rate} for part, rate in zip(weights.halves(), rates, strict=False) if len(part)]
+    return torch.optim.AdamW(
+        groups or [weights.flat],
+        lr=training.learning_rate,
+        betas=(training.adam_beta1, training.adam_beta2),
+        eps=training.adam_epsilon,
+        weight_decay=training.weight_decay,
+        fused=True,
+    )
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, training: TrainingConfig, total_steps: int) -> Any:
+    """The learning-rate schedule of transformers with that name, warm-up counted as `Trainer` does."""
+    warmup = warmup_steps(training, total_steps)
+    return get_scheduler(training.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps)
+
+
+def warmup_steps(training: TrainingConfig, total_steps: int) -> int:
+    """Optimizer steps in which the learning rate rises."""
+    return training.warmup_steps or math.ceil(total_steps * training.warmup_ratio)

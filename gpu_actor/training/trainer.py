@@ -1,0 +1,363 @@
+"""The training loop over shared batches: one base model, many tenants. No Ray, no threads."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
+
+import torch
+
+from gpu_actor.batch.composer import Candidate, compose
+from gpu_actor.batch.shared_batch import MicroBatch, pack
+from gpu_actor.batch.token_budget import TokenBudget
+from gpu_actor.contract.errors import LorayError, OutOfMemoryError
+from gpu_actor.contract.footprint import DEFAULT_TOKEN_BUDGET, MICRO_BATCH_CAP
+from gpu_actor.contract.report import TenantReport, TenantState
+from gpu_actor.device.failures import is_device_lost, is_out_of_memory
+from gpu_actor.device.step_meter import StepMeter
+from gpu_actor.loading.layers import one_line
+from gpu_actor.losses.objectives import SegmentLoss, segment_losses
+from gpu_actor.losses.step_sums import StepSums
+from gpu_actor.model.base_model import BaseModel
+from gpu_actor.training.references import fill_references
+from gpu_actor.training.tenant import Tenant
+
+logger = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
+_SPEED_WINDOW = 20  # shared batches over which the actor's speed is averaged
+
+
+class CoTrainer:
+    """Trains every attached tenant, some of them in each shared batch.
+
+    Attributes:
+        base: The base model that all tenants share.
+        budget: Most tokens of a shared batch; a larger micro-batch goes alone.
+        micro_batch_cap: Most tokens of a micro-batch; a larger one is run in parts. An adapter's rounding depends on
+            it, so it is the same on all actors of a kind, and is lowered only where memory runs out.
+        memory_limit: Bytes that may be in use; None: no more than the device has.
+        meter: What the steps cost.
+        pressed: Times that memory ran out or the limit was passed.
+    """
+
+    def __init__(self, base: BaseModel, token_budget: int | None = None, memory_limit: int | None = None) -> None:
+        self.base = base
+        self.budget = TokenBudget(token_budget or DEFAULT_TOKEN_BUDGET[base.device.type])
+        self.micro_batch_cap = MICRO_BATCH_CAP[base.device.type]
+        self.memory_limit = memory_limit
+        self.meter = StepMeter(base.device)
+        self.pressed = 0
+        self._fitted = self.budget.fits  # before the shared batch that is being made
+        self.batch_tokens = 0
+        self.batch_adapters = 0
+        self._tenants: dict[str, Tenant] = {}
+        self._order: list[str] = []
+        self._ended: dict[str, TenantReport] = {}
+        self._speed: deque[tuple[float, int]] = deque(maxlen=_SPEED_WINDOW)
+
+    # -- tenants -------------------------------------------------------------------------------------------------
+
+    def attach(self, tenant: Tenant) -> None:
+        """Let a tenant take part from the next shared batch on."""
+        job_id = tenant.spec.job_id
+        self._ended.pop(job_id, None)
+        self._tenants[job_id] = tenant
+        tenant.limit_micro_batches(self.micro_batch_cap)
+        if tenant.finished:  # its actor died between its last step and the record of its end
+            self._finish(tenant)
+
+    def detach(self, job_id: str, *, keep: bool) -> None:
+        """Drop a tenant between two shared batches.
+
+        Args:
+            job_id: Whose; unknown ones are ignored.
+            keep: Write a checkpoint of its last complete optimizer step (the step in work is made again later);
+                False removes its checkpoints instead.
+        """
+        tenant = self._tenants.get(job_id)
+        if tenant is None:
+            return
+        try:
+            if keep:
+                tenant.save_checkpoint()
+            else:
+                tenant.discard()
+        except Exception as error:
+            self._fail(tenant, error)
+        else:
+            self._end(tenant, TenantState.DETACHED if keep else TenantState.CANCELLED)
+
+    def forget(self, job_id: str) -> None:
+        """Stop reporting a tenant that has ended."""
+        self._ended.pop(job_id, None)
+
+    def finish(self, job_id: str, reason: str) -> None:
+        """End a tenant early, with the adapter of its last complete optimizer step; unknown ones are ignored."""
+        tenant = self._tenants.get(job_id)
+        if tenant is not None:
+            tenant.stop(reason)
+            self._finish(tenant)
+
+    def set_order(self, job_ids: Sequence[str]) -> None:
+        """The scheduler's order of the tenants, first comes first into a batch."""
+        self._order = list(job_ids)
+
+    def set_budget(self, tokens: int) -> None:
+        """The scheduler's token budget: where more tokens in a shared batch no longer raise the speed."""
+        self.budget.wanted = tokens
+
+    @property
+    def token_budget(self) -> int:
+        """Most tokens of a shared batch as things are."""
+        return self.budget.tokens
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to train."""
+        return not self._tenants
+
+    def tenant_ids(self) -> list[str]:
+        """The tenants in training."""
+        return list(self._tenants)
+
+    def reports(self) -> list[TenantReport]:
+        """Progress of all tenants, those included that have ended and are not yet forgotten."""
+        training = [tenant.report(TenantState.TRAINING) for tenant in self._tenants.values()]
+        return [*training, *self._ended.values()]
+
+    # -- one shared batch ----------------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """Make one shared batch: compose, forward, backward; then finish the optimizer steps that are complete.
+
+        What a job does wrong ends that job. An error after which nothing runs on the device any more
+        (`is_device_lost`) is raised: this process is of no use to any job.
+        """
+        chosen = self._choose()
+        if not chosen:
+            return
+        started = time.monotonic()
+        lengths = [len(ids) for tenant, count in chosen for part in tenant.pending[:count] for ids in part.sequences]
+        self._fitted = self.budget.fits
+        self.meter.begin()
+        ran = self._run_or_isolate(chosen)
+        for tenant in self._tenants.values():
+            tenant.left_out += 1
+        for tenant in ran:
+            tenant.left_out = 0
+            if not tenant.pending:
+                self._complete(tenant)
+        self.base.rest()
+        self._measured(chosen, lengths)
+        self._speed.append((time.monotonic() - started, self.batch_tokens))
+
+    def _measured(self, chosen: list[tuple[Tenant, int]], lengths: list[int]) -> None:
+        """Close the measurement of a shared batch, and make the next ones smaller if it took too much memory."""
+        adapters = sum(tenant.weights.bytes_in_training for tenant in self._tenants.values())
+        whole = self.batch_tokens == sum(lengths) and self.batch_adapters == len(chosen)
+        self.meter.end([tenant.spec.job_id for tenant, _ in chosen], lengths, adapters, whole=whole)
+        if self.memory_limit is not None and self.meter.alone and self.meter.peak > self.memory_limit:
+            self._heed_limit(self.memory_limit, sum(lengths))
+
+    def _heed_limit(self, limit: int, tokens: int) -> None:
+        """A shared batch took the actor past its limit: as many tokens as fit by its own measure, from now on.
+
+        On a CPU nothing stops a process at the limit that its operator set, so it must keep to it by itself.
+        """
+        self.meter.memory.release()
+        floor = min(self.meter.before, self.meter.memory.used())  # what stays when no batch is being made
+        share = (limit - floor) / max(1, self.meter.peak - floor)
+        lower = max(1, int(tokens * min(0.9, max(0.1, 0.9 * share))))
+        if lower >= max(self.token_budget, self.micro_batch_cap):
+            return  # a single sample that is longer than all allowed: nothing gets smaller
+        self._shrink(lower, f"{tokens} tokens took {self.meter.peak} bytes, the limit is {limit}")
+
+    def _choose(self) -> list[tuple[Tenant, int]]:
+        rank = {job_id: place for place, job_id in enumerate(self._order)}
+        tenants = sorted(self._tenants.values(), key=lambda t: rank.get(t.spec.job_id, len(rank)))
+        candidates = [
+            Candidate(t.spec.job_id, tuple(micro_batch.tokens for micro_batch in t.pending), t.left_out)
+            for t in tenants
+        ]
+        return [(self._tenants[job_id], count) for job_id, count in compose(candidates, self.token_budget).items()]
+
+    def _run_or_isolate(self, chosen: list[tuple[Tenant, int]]) -> list[Tenant]:
+        """Run a shared batch; when it raises, begin everyone's optimizer step anew, alone.
+
+        So the adapter whose micro-batch raises is found, and ends alone.
+        """
+        error = _attempt(partial(self._run, chosen))
+        if error is None:
+            return [tenant for tenant, _ in chosen]
+        if len(chosen) == 1 and chosen[0][1] == 1:
+            return self._recover(chosen[0][0], error)
+        if is_out_of_memory(error):
+            self._lower_budget(chosen)
+        for tenant, _ in chosen:
+            tenant.rewind_step()
+        return [ran for tenant, _ in chosen for ran in self._run_or_isolate([(tenant, 1)])]
+
+    def _recover(self, tenant: Tenant, error: Exception) -> list[Tenant]:
+        """A lone micro-batch raised: out of memory runs it in smaller parts, anything else ends the job.
+
+        What the others may have in a shared batch is no matter of its: if it is given up, they have what they had.
+        """
+        if not is_out_of_memory(error):
+            self._fail(tenant, error)
+            return []
+        self.pressed += 1
+        self.meter.memory.release()
+        if max(micro_batch.samples for micro_batch in tenant.pending) > 1:
+            tenant.rewind_step(split=tenant.split * 2)
+            return self._run_or_isolate([(tenant, 1)])
+        self.budget.fits = self._fitted
+        self._fail(tenant, _too_long(tenant.pending, error))
+        return []
+
+    def _lower_budget(self, chosen: list[tuple[Tenant, int]]) -> None:
+        """This many tokens were too many: compose smaller shared batches from now on."""
+        tokens = sum(micro_batch.tokens for tenant, count in chosen for micro_batch in tenant.pending[:count])
+        self.pressed += 1
+        self.budget.ran_out(tokens)
+        logger.warning("out of memory at %d tokens; shared batches now hold at most %d", tokens, self.token_budget)
+        self.meter.memory.release()
+
+    def _shrink(self, tokens: int, why: str) -> None:
+        """Shared batches and micro-batches hold at most so many tokens from now on."""
+        self.pressed += 1
+        self.budget.passed_limit(tokens)
+        self.micro_batch_cap = min(self.micro_batch_cap, tokens)
+        for tenant in self._tenants.values():
+            tenant.limit_micro_batches(self.micro_batch_cap)
+        logger.warning("%s; shared batches now hold at most %d tokens", why, tokens)
+
+    def _run(self, chosen: list[tuple[Tenant, int]]) -> None:
+        """One forward and one backward for all chosen micro-batches."""
+        micro_batches = [micro_batch for tenant, count in chosen for micro_batch in tenant.pending[:count]]
+        losses = self._losses(micro_batches)
+        torch.stack([found.loss for found in losses]).sum().backward()  # type: ignore[no-untyped-call]
+        self.batch_tokens = sum(micro_batch.tokens for micro_batch in micro_batches)
+        self.batch_adapters = len(chosen)
+        place = 0
+        for tenant, count in chosen:
+            tenant.ran(losses[place : place + count])
+            place += count
+
+    def _losses(self, micro_batches: Sequence[MicroBatch]) -> list[SegmentLoss]:
+        """One forward for all of them; what is missing of their references is computed first."""
+        fill_references(micro_batches, self.base)
+        batch = pack(micro_batches, self.base.device)
+        return segment_losses(self.base.hidden(batch), batch, self.base.head)
+
+    def _complete(self, tenant: Tenant) -> None:
+        """All micro-batches of a tenant's optimizer step have run."""
+        try:
+            tenant.finish_step()
+            if tenant.wants_evaluation or tenant.finished or tenant.wants_checkpoint:
+                with self.meter.aside():
+                    self._after_step(tenant)
+        except Exception as error:
+            self._fail(tenant, error)
+
+    def _after_step(self, tenant: Tenant) -> None:
+        if tenant.wants_evaluation:
+            tenant.evaluated(*self._evaluate(tenant.evaluation_batches()))
+        if tenant.finished:
+            self._finish(tenant)
+        elif tenant.wants_checkpoint:
+            tenant.save_checkpoint()
+
+    def _evaluate(self, micro_batches: Sequence[MicroBatch]) -> tuple[float, dict[str, float]]:
+        """Sums of the scaled losses and figures, each micro-batch in a forward of its own, smaller where it must be.
+
+        Raises:
+            OutOfMemoryError: A single sample does not fit.
+        """
+        total, figures = 0.0, dict[str, float]()
+        waiting = deque(micro_batches)
+        while waiting:
+            micro_batch = waiting.popleft()
+            found = _attempt(partial(self._evaluate_one, micro_batch))
+            if not isinstance(found, Exception):
+                loss, more = found
+                total += loss
+                figures = {name: figures.get(name, 0.0) + value for name, value in more.items()}
+            elif not is_out_of_memory(found):
+                raise found
+            elif micro_batch.samples == 1:
+                raise _too_long([micro_batch], found)
+            else:
+                self.meter.memory.release()
+                waiting.extendleft(reversed(micro_batch.parts(2)))
+        return total, figures
+
+    def _evaluate_one(self, micro_batch: MicroBatch) -> tuple[float, dict[str, float]]:
+        sums = StepSums()
+        with torch.no_grad():
+            sums.add(*self._losses([micro_batch]))
+        return sums.read()
+
+    # -- ends ----------------------------------------------------------------------------------------------------
+
+    def _finish(self, tenant: Tenant) -> None:
+        try:
+            tenant.export()
+        except Exception as error:
+            self._fail(tenant, error)
+        else:
+            self._end(tenant, TenantState.SUCCEEDED, tenant.end_reason)
+
+    def _fail(self, tenant: Tenant, error: Exception) -> None:
+        if is_device_lost(error):  # nobody's fault that could be told; all go on from their checkpoints elsewhere
+            raise error
+        self._end(tenant, TenantState.FAILED, reason_of(error))
+
+    def _end(self, tenant: Tenant, state: TenantState, reason: str | None = None) -> None:
+        self.meter.forget(tenant.spec.job_id)
+        self._ended[tenant.spec.job_id] = tenant.report(state, reason)
+        del self._tenants[tenant.spec.job_id]
+        self.budget.adapter_left()
+
+    # -- speed ---------------------------------------------------------------------------------------------------
+
+    @property
+    def step_seconds(self) -> float:
+        """Mean duration of the latest shared batches; 0 before the first."""
+        return sum(seconds for seconds, _ in self._speed) / len(self._speed) if self._speed else 0.0
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Real tokens per second of all tenants together, over the latest shared batches."""
+        seconds = sum(seconds for seconds, _ in self._speed)
+        return sum(tokens for _, tokens in self._speed) / seconds if seconds > 0 else 0.0
+
+
+def _attempt(work: Callable[[], _Result]) -> _Result | Exception:
+    """The result of `work`, or what it raised: without its frames, which would keep the failed forward in memory."""
+    try:
+        return work()
+    except Exception as error:
+        if is_device_lost(error):
+            raise
+        logger.debug("a forward failed", exc_info=True)
+        return error.with_traceback(None)
+
+
+def _too_long(micro_batches: Sequence[MicroBatch], error: Exception) -> OutOfMemoryError:
+    """The smallest possible micro-batch ran out of memory."""
+    longest = max(micro_batches, key=lambda micro_batch: micro_batch.tokens)
+    what = "sample" if longest.pairs is None else "preference pair"
+    return OutOfMemoryError(
+        f"one {what} of {longest.tokens} tokens does not fit into the actor's memory; lower training.cutoff_len if "
+        f"that is long, else lora.r, or use an actor with more memory ({one_line(error)})"
+    )
+
+
+def reason_of(error: Exception) -> str:
+    """A failure in words: Loray's own errors as they are, others with their type."""
+    return str(error) if isinstance(error, LorayError) else f"{type(error).__name__}: {one_line(error)}"

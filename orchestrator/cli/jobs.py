@@ -1,0 +1,202 @@
+"""The verbs that look at jobs and steer them: `list`, `show`, `logs`, `cancel`, `pause`, `resume`, `retry`, `top`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Annotated, Any
+
+import typer
+from rich.console import Group
+from rich.live import Live
+from rich.text import Text
+
+from gpu_actor.contract.errors import LorayError
+from orchestrator import formatting
+from orchestrator.cli import display, progress
+from orchestrator.cli.chart import Chart, write_chart
+from orchestrator.cli.run import Address, AsJson
+from orchestrator.client import Client, JobView
+from orchestrator.jobs.job import JobState
+from orchestrator.reporting.timeline import draw
+
+Ref = Annotated[str, typer.Argument(metavar="JOB", help="Id or name of a job.", show_default=False)]
+Refs = Annotated[list[str], typer.Argument(metavar="JOB...", help="Ids or names of jobs.", show_default=False)]
+
+RECENT_SECONDS = 24 * 3600.0
+LOG_SECONDS = 1.0
+TOP_SECONDS = 1.0
+
+
+def list_jobs(
+    every: Annotated[bool, typer.Option("--all", help="Also jobs that ended more than a day ago.")] = False,
+    state: Annotated[
+        JobState | None,
+        typer.Option("--state", case_sensitive=False, help="Only jobs in this state.", show_default=False),
+    ] = None,
+    chart: Chart = None,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the queue: jobs that run, that wait (and why), and that ended in the last day.
+
+    --gantt draws the jobs shown: on which actor each was when, and the memory of the actors below.
+    """
+    client = Client(address)
+    views = client.list_jobs()
+    wanted = [view for view in views if state is None or view["state"] == state.value]
+    oldest = time.time() - RECENT_SECONDS
+    shown = [view for view in wanted if every or (view["finished_at"] or oldest) >= oldest]
+    if chart is not None:
+        names = {view["id"]: view["name"] for view in shown}
+        write_chart(chart, draw(client.timeline(list(names)), names, f"Loray at {client.connection.address}"))
+    if as_json:
+        progress.print_json(shown)
+        return
+    console = display.make_console()
+    if shown:
+        console.print(display.job_table(formatting.by_liveliness(shown), console.width))
+    if hidden := len(wanted) - len(shown):
+        console.print(f"{formatting.plural(hidden, 'older job')} not shown; --all shows everything")
+    elif not shown:
+        console.print(
+            f"no job is {state.value}" if state and views else "no jobs yet; `loray submit JOB.yaml` adds one"
+        )
+
+
+def show(ref: Ref, address: Address = None, as_json: AsJson = False) -> None:
+    """Show everything about one job."""
+    view = Client(address).get_job(ref)
+    if as_json:
+        progress.print_json(view)
+    else:
+        display.make_console().print(display.job_details(view))
+
+
+def logs(
+    ref: Ref,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job is over.")] = False,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what happened to a job and its metrics, in the order in which they happened."""
+    client = Client(address)
+    job_id = client.get_job(ref)["id"]
+    source = _LogSource(client, job_id)
+    while True:
+        view = client.get_job(job_id)
+        for entry in source.news(view["attempt"]):
+            if as_json:
+                progress.print_json_line(entry)
+            else:
+                print(formatting.log_line(entry), flush=True)
+        if view["state"] not in formatting.LIVE_STATES or not follow:
+            return
+        time.sleep(LOG_SECONDS)
+
+
+class _LogSource:
+    """Events and metric rows of one job that were not seen yet."""
+
+    def __init__(self, client: Client, job_id: str) -> None:
+        self._client = client
+        self._job_id = job_id
+        self._attempt = 0
+        self._seq = 0
+        self._rows = 0
+        self._newest = 0.0
+
+    def news(self, attempt: int) -> list[dict[str, Any]]:
+        """What came in since the last call.
+
+        Args:
+            attempt: The job's current attempt. A new one goes on from a checkpoint, and rows after it are replaced.
+        """
+        if attempt != self._attempt:
+            self._attempt, self._rows = attempt, 0
+        events = self._client.events(self._job_id, self._seq)
+        rows = self._client.metrics(self._job_id, self._rows)
+        self._seq = max((event["seq"] for event in events), default=self._seq)
+        self._rows += len(rows)
+        rows = [row for row in rows if row["time"] > self._newest]
+        self._newest = max((row["time"] for row in rows), default=self._newest)
+        return sorted(events + rows, key=lambda entry: float(entry["time"]))
+
+
+def _steer(word: str, method: Callable[[Client, str], JobView], doc: str) -> Callable[..., None]:
+    def verb(refs: Refs, address: Address = None, as_json: AsJson = False) -> None:
+        _steer_all(word, method, refs, address, as_json=as_json)
+
+    verb.__doc__ = doc
+    return verb
+
+
+def _steer_all(
+    word: str, method: Callable[[Client, str], JobView], refs: Sequence[str], address: str | None, *, as_json: bool
+) -> None:
+    client = Client(address)
+    views: list[JobView] = []
+    errors: list[LorayError] = []
+    for ref in refs:
+        try:
+            views.append(method(client, ref))
+        except LorayError as error:
+            errors.append(error)
+    _show_steered(word, views, as_json=as_json)
+    if errors:
+        raise errors[0] if len(errors) == 1 else LorayError("\n".join(map(str, errors)))
+
+
+def _show_steered(word: str, views: Sequence[JobView], *, as_json: bool) -> None:
+    if as_json:
+        progress.print_json(views)
+        return
+    for view in views:
+        print(f"{view['name']}  {word} ({view['state']})")
+
+
+cancel = _steer("cancel requested", Client.cancel, "End jobs for good, and drop their checkpoints.")
+pause = _steer("pause requested", Client.pause, "Take jobs off their actor, or out of the queue, until resumed.")
+resume = _steer("resumed", Client.resume, "Put paused jobs back into the queue.")
+
+
+def retry(
+    refs: Refs,
+    from_start: Annotated[
+        bool, typer.Option("--from-start", help="Begin anew; nothing of the old run is used.")
+    ] = False,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put failed or cancelled jobs back into the queue: each goes on from its newest checkpoint, if it has one."""
+    method = partial(Client.retry, from_start=from_start)
+    _steer_all("put back", method, refs, address, as_json=as_json)
+
+
+def top(address: Address = None, as_json: AsJson = False) -> None:
+    """Watch the cluster: actors and jobs that are not over, until Ctrl-C (once, when the output is no terminal)."""
+    client = Client(address)
+    console = display.make_console()
+    if as_json:
+        progress.print_json(client.cluster())
+        return
+    if not console.is_terminal:
+        console.print(_picture(client, console.width))
+        return
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            live.update(_picture(client, console.width), refresh=True)
+            time.sleep(TOP_SECONDS)
+
+
+def _picture(client: Client, width: int) -> Group:
+    cluster = client.cluster()
+    counts = ", ".join(f"{count} {state}" for state, count in cluster["jobs"].items() if count) or "no jobs yet"
+    views = [view for view in client.list_jobs() if view["state"] in formatting.LIVE_STATES]
+    return Group(
+        Text(f"Loray at {client.connection.address}: {counts}\n"),
+        display.actor_table(cluster["actors"]),
+        Text(),
+        display.job_table(formatting.by_liveliness(views), width),
+    )

@@ -1,0 +1,151 @@
+"""Following jobs to their end: a live picture on a terminal, plain lines or JSON lines elsewhere."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rich.console import Console
+from rich.live import Live
+
+from orchestrator import formatting
+from orchestrator.cli import display
+from orchestrator.formatting import View
+
+if TYPE_CHECKING:
+    from orchestrator.client import Client, JobView
+
+POLL_SECONDS = 0.5
+LINE_SECONDS = 10.0
+LIVE_STATES = frozenset(formatting.LIVE_STATES)
+
+
+class Reporter(Protocol):
+    """Shows jobs while they go on; a context manager, so that a terminal is left as it was."""
+
+    def __enter__(self) -> Reporter: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def update(self, views: Sequence[View], actors: Sequence[View]) -> None:
+        """Takes the newest state of all jobs and actors."""
+
+
+class LiveReporter:
+    """One row for each job with a bar, drawn again in place."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = Live(console=console, auto_refresh=False, transient=True)
+
+    def __enter__(self) -> LiveReporter:
+        self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.__exit__(kind, error, trace)
+
+    def update(self, views: Sequence[View], actors: Sequence[View]) -> None:
+        """Draws the picture again."""
+        self._live.update(display.progress_table(views, actors, self._console.height), refresh=True)
+
+
+class LineReporter:
+    """A line for a job at each change of state, and every ten seconds while it moves."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._states: dict[str, str] = {}
+        self._shown: dict[str, tuple[float, object]] = {}
+
+    def __enter__(self) -> LineReporter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def update(self, views: Sequence[View], actors: Sequence[View]) -> None:
+        """Prints what is new."""
+        now = time.monotonic()
+        moved = False
+        for view in views:
+            turned = self._states.get(view["id"]) != view["state"]
+            news = (view["state"], view["step"], view["waiting_for"])
+            since, old = self._shown.get(view["id"], (0.0, None))
+            if not turned and (news == old or now - since < LINE_SECONDS):
+                continue
+            self._states[view["id"]] = view["state"]
+            self._shown[view["id"]] = (now, news)
+            self._print(view, "state" if turned else "progress")
+            moved = moved or not turned
+        if moved and not self._as_json:
+            for actor in actors:
+                print(f"{time.strftime('%H:%M:%S')}  actor {display.actor_line(actor).plain}", flush=True)
+
+    def _print(self, view: View, event: str) -> None:
+        if self._as_json:
+            print_json_line({"event": event, "time": time.time(), "job": brief(view)})
+        else:
+            print(f"{time.strftime('%H:%M:%S')}  {formatting.progress_line(view)}", flush=True)
+
+
+def make_reporter(*, as_json: bool) -> Reporter:
+    """The reporter that fits where the output goes."""
+    console = display.make_console()
+    if as_json or not console.is_terminal:
+        return LineReporter(as_json=as_json)
+    return LiveReporter(console)
+
+
+def brief(view: View) -> dict[str, Any]:
+    """A job without its specification, which does not change."""
+    return {key: value for key, value in view.items() if key != "spec"}
+
+
+def print_json(document: Any) -> None:
+    """Prints one JSON document, for people as well."""
+    print(json.dumps(_finite(document), ensure_ascii=False, indent=2), flush=True)
+
+
+def print_json_line(document: Mapping[str, Any]) -> None:
+    """Prints one JSON document on one line, at once."""
+    print(json.dumps(_finite(document), ensure_ascii=False), flush=True)
+
+
+def _finite(value: Any) -> Any:
+    """The same document with null for NaN and infinity, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def follow(client: Client, ids: Sequence[str], reporter: Reporter) -> list[JobView]:
+    """Shows jobs until all of them are over, and returns their last state.
+
+    Args:
+        client: Whom to ask.
+        ids: The jobs.
+        reporter: Where to show them.
+    """
+    last: dict[str, JobView] = {}
+    with reporter:
+        while True:
+            open_ids = [one for one in ids if one not in last or last[one]["state"] in LIVE_STATES]
+            last.update((view["id"], view) for view in client.get_jobs(open_ids))
+            views = [last[one] for one in ids]
+            reporter.update(views, client.cluster()["actors"])
+            if not any(view["state"] in LIVE_STATES for view in views):
+                return views
+            time.sleep(POLL_SECONDS)

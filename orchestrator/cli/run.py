@@ -1,0 +1,290 @@
+"""The verbs that bring work in: `run`, `serve`, `submit`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from gpu_actor.contract.errors import IllegalTransitionError
+from gpu_actor.contract.locations import loray_home
+from orchestrator import formatting
+from orchestrator.cli import display, progress
+from orchestrator.client import Client, Job, JobView, read_jobs
+from orchestrator.cluster import connection
+from orchestrator.cluster.address import CLUSTER_FILE, find_address
+from orchestrator.cluster.cluster_config import load_cluster_config, with_policy
+from orchestrator.jobs.job import JobSpec, JobState
+from orchestrator.scheduler.policy import POLICIES
+
+JobFiles = Annotated[
+    list[Path], typer.Argument(metavar="JOB...", help="Job files (YAML, or JSON).", show_default=False)
+]
+ClusterFile = Annotated[
+    Path | None,
+    typer.Option("--cluster", metavar="FILE", help="Cluster file: storage, actors, scheduler.", show_default=False),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="HOST:PORT",
+        help="Ray cluster to use; default: RAY_ADDRESS, then the one started on this machine.",
+        show_default=False,
+    ),
+]
+PolicyName = Annotated[
+    str | None,
+    typer.Option(
+        "--policy",
+        metavar="NAME",
+        help=f"Scheduler policy instead of the cluster file's: {', '.join(POLICIES)}.",
+        show_default=False,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+CANCEL_SECONDS = 60.0
+PING_SECONDS = 5.0
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGTERM or SIGHUP, treated like Ctrl-C but for the exit code."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def stop_code(stop: KeyboardInterrupt) -> int:
+    """The exit code of a process that was asked to stop."""
+    return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[None]:
+    """Turns SIGTERM and SIGHUP into `Stopped`, so that what was started is shut down in order.
+
+    To be entered after Ray is connected, because Ray installs a handler of its own.
+    """
+
+    def stop(number: int, _: FrameType | None) -> NoReturn:
+        raise Stopped(number)
+
+    old = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def say(console: Console, line: str) -> None:
+    """Prints one line, unbroken and without markup."""
+    console.print(Text(line), soft_wrap=True)
+
+
+def exit_code(views: Sequence[JobView]) -> int:
+    """0 when every job succeeded, else 1."""
+    return 0 if all(view["state"] == JobState.SUCCEEDED for view in views) else 1
+
+
+def run(
+    job_files: JobFiles,
+    cluster: ClusterFile = None,
+    policy: PolicyName = None,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train jobs to their end: join a cluster, or start one here, submit, and show progress.
+
+    Jobs that an earlier run of the same file left in the queue go on where they were.
+
+    Exit code: 0 all succeeded, 1 some failed or were cancelled, 2 refused, 3 no cluster reachable, 130 interrupted.
+    """
+    config = with_policy(load_cluster_config(cluster), policy)
+    specs = read_jobs(job_files, goes_on=True)
+    console = display.make_console(quiet=as_json)
+    if find_address(address, Path(config.storage)) is None:
+        console.print("starting Ray on this machine ...")
+    with connection.join_or_start(address, config) as link, stop_signals():
+        say(console, "Ray started" if link.started else f"joined Ray at {link.address}")
+        if link.dashboard:
+            say(console, _dashboard(link))
+        _warn_of_unused(cluster, policy, link)
+        client = Client()
+        known, fresh = _split(client, specs)
+        before = _live_jobs(client)
+        if guests := before - {job.id for job in known}:
+            say(console, f"{formatting.plural(len(guests), 'job')} in the queue already; trained as well")
+        if known:
+            say(console, f"goes on, as left by an earlier run: {', '.join(job.name for job in known)}")
+        jobs = known + (_submit(client, fresh, console) if fresh else [])
+        views = _follow_to_end(client, jobs, as_json=as_json, ours=link.started)
+        if link.started:
+            _wait_for_guests(client, before | {job.id for job in jobs}, console, as_json=as_json)
+            if left := _live_jobs(client):
+                count = formatting.plural(len(left), "job")
+                say(console, f"{count} left in the queue; `loray serve` goes on with them")
+    raise typer.Exit(exit_code(views))
+
+
+def _warn_of_unused(cluster: Path | None, policy: str | None, link: connection.Connection) -> None:
+    unused = [str(cluster)] if cluster else []
+    unused += [f"--policy {policy}"] if policy else []
+    if unused and not link.orchestrator_started:
+        note = display.make_console(stderr=True)
+        which = f"{' and '.join(unused)} {'is' if len(unused) == 1 else 'are'} not used"
+        say(note, f"{which}: the orchestrator runs already, with the settings that it was started with")
+
+
+def _split(client: Client, specs: Sequence[JobSpec]) -> tuple[list[Job], list[JobSpec]]:
+    """Jobs that an earlier run left in the queue, the very same in every field, and those that are to be submitted."""
+    live = {view["name"]: view for view in client.list_jobs() if view["state"] in formatting.LIVE_STATES}
+    known, fresh = [], []
+    for spec in specs:
+        view = live.get(spec.name)
+        if view and view["state"] != "PAUSED" and view["spec"] == spec.model_dump(mode="json"):
+            known.append(Job(client, view["id"], view["name"]))
+        else:
+            fresh.append(spec)
+    return known, fresh
+
+
+def _live_jobs(client: Client, but: str | None = None) -> set[str]:
+    states = set(formatting.LIVE_STATES) - {but}
+    return {view["id"] for view in client.list_jobs() if view["state"] in states}
+
+
+def _wait_for_guests(client: Client, known: set[str], console: Console, *, as_json: bool) -> None:
+    """Keeps our cluster alive for jobs that others have submitted to it in the meantime."""
+    try:
+        while guests := _live_jobs(client, but="PAUSED") - known:
+            count = formatting.plural(len(guests), "job")
+            say(console, f"waiting for {count} that others submitted (Ctrl-C leaves them in the queue)")
+            progress.follow(client, sorted(guests), progress.make_reporter(as_json=as_json))
+    except KeyboardInterrupt:
+        return
+
+
+def _submit(client: Client, specs: Sequence[JobSpec], console: Console) -> list[Job]:
+    jobs, remarks = client.accept(specs)
+    for remark in remarks:
+        say(console, remark)
+    say(console, f"submitted {formatting.plural(len(jobs), 'job')}: {', '.join(job.name for job in jobs)}")
+    return jobs
+
+
+def _follow_to_end(client: Client, jobs: Sequence[Job], *, as_json: bool, ours: bool) -> list[JobView]:
+    """Shows jobs until they are over. Ctrl-C cancels them in a cluster of our own, and leaves them in another."""
+    ids = [job.id for job in jobs]
+    try:
+        views = progress.follow(client, ids, progress.make_reporter(as_json=as_json))
+    except KeyboardInterrupt as stop:
+        note = display.make_console(stderr=True)
+        if ours:
+            say(note, "cancelling ... (Ctrl-C again leaves at once)")
+            _show_end(_cancel(client, ids), as_json=as_json)
+        else:
+            say(note, "the jobs go on in the cluster: `loray list` shows them, `loray cancel NAME` ends one")
+        raise typer.Exit(stop_code(stop)) from None
+    _show_end(views, as_json=as_json)
+    return views
+
+
+def _cancel(client: Client, ids: Sequence[str]) -> list[JobView]:
+    for one in ids:
+        with contextlib.suppress(IllegalTransitionError):  # it is over already
+            client.cancel(one)
+    deadline = time.monotonic() + CANCEL_SECONDS
+    while True:
+        views = client.get_jobs(ids)
+        if time.monotonic() > deadline or not any(view["state"] in formatting.LIVE_STATES for view in views):
+            return views
+        time.sleep(progress.POLL_SECONDS)
+
+
+def _show_end(views: Sequence[JobView], *, as_json: bool) -> None:
+    if as_json:
+        jobs = [progress.brief(view) for view in views]
+        progress.print_json_line({"event": "end", "time": time.time(), "jobs": jobs})
+    else:
+        display.make_console().print(display.result_table(views))
+
+
+def submit(
+    job_files: JobFiles,
+    address: Address = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Show progress and return when all jobs are over.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Put jobs into the queue of a running cluster: all of them, or none when one has a problem."""
+    specs = read_jobs(job_files)
+    client = Client(address)
+    jobs = _submit(client, specs, display.make_console(quiet=as_json))
+    if wait:
+        with stop_signals():
+            views = _follow_to_end(client, jobs, as_json=as_json, ours=False)
+        raise typer.Exit(exit_code(views))
+    if as_json:
+        progress.print_json(client.get_jobs([job.id for job in jobs]))
+
+
+def serve(
+    cluster: ClusterFile = None, policy: PolicyName = None, address: Address = None, as_json: AsJson = False
+) -> None:
+    """Start Ray and the orchestrator here until Ctrl-C, or put the orchestrator on the Ray cluster at --address."""
+    config = with_policy(load_cluster_config(cluster), policy)
+    storage = Path(config.storage)
+    found = find_address(address, storage)
+    if found and found.source == str(storage / CLUSTER_FILE):
+        raise connection.AlreadyRunningError(
+            f"Loray runs already at {found.address}, from {storage}; submit to it with `loray submit JOB.yaml`"
+        )
+    if found:
+        with connection.join_or_start(address, config) as link:
+            _warn_of_unused(cluster, policy, link)
+            _announce(link, as_json=as_json)
+        return
+    if not as_json:
+        print("starting Ray on this machine ...", flush=True)
+    with connection.start_local(config) as link, stop_signals():
+        _announce(link, as_json=as_json)
+        client = Client()
+        try:
+            while True:
+                time.sleep(PING_SECONDS)
+                client.ping()
+        except KeyboardInterrupt:
+            note = display.make_console(stderr=True)
+            say(note, "stopping: running jobs write a checkpoint and stay in the queue ...")
+
+
+def _announce(link: connection.Connection, *, as_json: bool) -> None:
+    storage = Client().ping()["storage"]
+    if as_json:
+        progress.print_json_line({"address": link.address, "dashboard": link.dashboard, "storage": storage})
+        return
+    console = display.make_console()
+    say(console, f"Loray runs at {link.address}; jobs and their states are kept in {storage}")
+    if link.dashboard:
+        say(console, _dashboard(link))
+    option = "" if Path(storage) == loray_home() else f" --address {link.address}"
+    say(console, f"submit with: loray submit{option} JOB.yaml")
+    if link.started:
+        say(console, "Ctrl-C stops it")
+
+
+def _dashboard(link: connection.Connection) -> str:
+    locked = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+    hint = " (it asks for the token that `ray get-auth-token` prints)" if locked else ""
+    return f"dashboard: {link.dashboard}{hint}"

@@ -1,0 +1,190 @@
+"""`loray simulate`: what the policies would do with a recorded workload, and how far that is from the best possible."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.table import Table
+
+from orchestrator import formatting
+from orchestrator.cli import display, progress
+from orchestrator.cli.chart import Chart, write_chart
+from orchestrator.scheduler.policy import DEFAULT, POLICIES
+from orchestrator.simulation import gantt
+from orchestrator.simulation.bounds import Task, relaxed_bound, unshared_bound
+from orchestrator.simulation.simulator import Outcome, Simulation
+from orchestrator.simulation.trace import Profile, TraceError, TraceJob, load_of, read_profile, read_trace, work_of
+from orchestrator.validation.problems import Problem
+
+REFERENCE = "fifo-4"
+
+
+def simulate(
+    trace: Annotated[Path, typer.Option("--trace", metavar="FILE.csv", help="The jobs.", show_default=False)],
+    profile: Annotated[Path, typer.Option("--profile", metavar="PROFILE.yaml", help="The device.", show_default=False)],
+    actors: Annotated[int, typer.Option("--actors", min=1, max=100_000, help="How many of these devices.")],
+    policy: Annotated[
+        str, typer.Option("--policy", metavar="A,B,C", help=f"Policies to compare: {', '.join(POLICIES)}.")
+    ] = ",".join(POLICIES),
+    noise: Annotated[
+        float, typer.Option("--noise", min=0.0, max=5.0, help="The scheduler errs about sizes by exp(N(0, NOISE)).")
+    ] = 0.0,
+    makespan: Annotated[
+        float, typer.Option("--makespan", min=0.0, max=4.0, help="As `scheduler.makespan` of the cluster file.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the noise.")] = 0,
+    chart: Chart = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Run a workload through the scheduler on a simulated clock, and compare policies; nothing is trained.
+
+    --gantt draws the first of the policies.
+    """
+    names = _policies(policy)
+    jobs, device = read_trace(trace), read_profile(profile)
+    outcomes: dict[str, Outcome] = {}
+    for name in dict.fromkeys([*names, REFERENCE]):
+        record = chart is not None and name == names[0]
+        options: dict[str, Any] = {"noise": noise, "seed": seed, "record": record, "makespan": makespan}
+        outcomes[name] = Simulation(jobs, device, actors, name, **options).run()
+        if record and chart is not None:
+            _draw(chart, outcomes[name], name, f"{trace.name} on {formatting.plural(actors, 'actor')} of {device.name}")
+    result = summary(jobs, device, actors, outcomes, names)
+    counted = Simulation(jobs, device, actors, REFERENCE, noise=noise, seed=seed, by_count=True).run()
+    result["oom_jobs_by_count"] = counted.oom
+    if as_json:
+        progress.print_json(result)
+        return
+    console = display.make_console()
+    console.print(
+        f"{formatting.plural(len(jobs), 'job')}, {formatting.plural(actors, 'actor')} of {device.name}, "
+        f"load {result['load']:.2f}; no scheduler has a mean below {result['lower_bound_s']:,.0f} s, none without "
+        f"shared steps one below {result['no_sharing_bound_s']:,.0f} s",
+        soft_wrap=True,
+    )
+    console.print(_table(result["policies"], console.width))
+    console.print(
+        f"Four to an actor without a look at memory, as m-LoRA as released admits them, would run {counted.oom} of "
+        f"{formatting.plural(len(jobs), 'job')} out of memory",
+        soft_wrap=True,
+    )
+    rejected = max(one["rejected_jobs"] for one in result["policies"].values())
+    if rejected:
+        which = f"{formatting.plural(rejected, 'job')} of {len(jobs)} would not fit on {device.name} even alone"
+        console.print(f"{which}: rejected, and in no figure above", soft_wrap=True)
+
+
+def summary(
+    jobs: Sequence[TraceJob], profile: Profile, actors: int, outcomes: dict[str, Outcome], names: Sequence[str]
+) -> dict[str, Any]:
+    """Figures of every policy, and the bounds.
+
+    Args:
+        jobs: The trace.
+        profile: The device.
+        actors: How many.
+        outcomes: Of at least `names` and `REFERENCE`.
+        names: Policies to tell of.
+    """
+    reference = outcomes[REFERENCE]
+    ended = np.isfinite(reference.turnaround)  # the same under every policy: only what never fits is rejected
+    tasks = [
+        Task(job.arrival_s, job.steps, work_of(job, profile).added) for job, ok in zip(jobs, ended, strict=True) if ok
+    ]
+    lower = relaxed_bound(tasks, profile.step_seconds, actors) if tasks else 0.0
+    unshared = unshared_bound(tasks, profile.step_seconds, actors) if tasks else 0.0
+    mean = figures(reference)["mean_s"]
+    policies = {}
+    for name in names:
+        found = figures(outcomes[name])
+        policies[name] = {
+            **found,
+            "ratio_to_fifo_4": _ratio(found["mean_s"], mean),
+            "ratio_to_lower_bound": _ratio(found["mean_s"], lower),
+            "ratio_to_no_sharing_bound": _ratio(found["mean_s"], unshared),
+        }
+    return {
+        "jobs": len(jobs),
+        "actors": actors,
+        "load": load_of(jobs, profile, actors) if len(jobs) > 1 else 0.0,
+        "lower_bound_s": lower,
+        "no_sharing_bound_s": unshared,
+        "policies": policies,
+    }
+
+
+def figures(outcome: Outcome) -> dict[str, float]:
+    """The figures of one policy; seconds are those of the jobs that ended."""
+    ended = np.isfinite(outcome.turnaround)
+    times, alone = outcome.turnaround[ended], outcome.alone[ended]
+    p50, p95, p99 = np.percentile(times, (50, 95, 99)) if len(times) else (0.0, 0.0, 0.0)
+    return {
+        "mean_s": float(times.mean()) if len(times) else 0.0,
+        "p50_s": float(p50),
+        "p95_s": float(p95),
+        "p99_s": float(p99),
+        "makespan_s": outcome.makespan,
+        "max_slowdown": float((times / alone).max(initial=0.0)),
+        "swaps_per_job": outcome.swaps / max(len(times), 1),
+        "decision_ms": 1000 * outcome.decision_seconds / max(outcome.decisions, 1),
+        "oom_jobs": outcome.oom,
+        "rejected_jobs": outcome.rejected,
+    }
+
+
+def _ratio(value: float, reference: float) -> float | None:
+    return value / reference if reference else None
+
+
+def _policies(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    wrong = [name for name in names if name not in POLICIES]
+    if wrong or not names:
+        shown = ", ".join(wrong) or "nothing"
+        raise TraceError([Problem("--policy", "", f"{shown} is no policy; allowed: {', '.join(POLICIES)}")])
+    return list(dict.fromkeys(names))
+
+
+def _draw(path: Path, outcome: Outcome, policy: str, title: str) -> None:
+    write_chart(path, gantt.render(tuple(outcome.memory), outcome.segments, outcome.memory, f"{policy}: {title}"))
+
+
+_COLUMNS = (
+    ("mean s", "mean_s", ",.0f"),
+    ("p50 s", "p50_s", ",.0f"),
+    ("p95 s", "p95_s", ",.0f"),
+    ("p99 s", "p99_s", ",.0f"),
+    ("makespan s", "makespan_s", ",.0f"),
+    ("slowdown", "max_slowdown", ".1f"),
+    ("swaps", "swaps_per_job", ".2f"),
+    ("ms", "decision_ms", ".2f"),
+    ("oom", "oom_jobs", "d"),
+    ("fifo-4", "ratio_to_fifo_4", ".2f"),
+    ("bound", "ratio_to_lower_bound", ".2f"),
+)
+_LARGE = 1e9  # from here on a figure is shown by its power of ten
+_WIDE = 110  # columns of a terminal from which on all figures are shown
+_FEWER = ("mean s", "p95 s", "makespan s", "slowdown", "oom", "fifo-4", "bound")
+
+
+def _table(policies: dict[str, dict[str, float]], width: int) -> Table:
+    """One row for each policy; a narrow terminal gets fewer figures, not cut ones."""
+    columns = [column for column in _COLUMNS if width >= _WIDE or column[0] in _FEWER]
+    table = Table(box=None, pad_edge=False)
+    table.add_column("policy", no_wrap=True, min_width=max(map(len, POLICIES)))
+    for head, _, _ in columns:
+        table.add_column(head, justify="right", no_wrap=True)
+    for name, one in policies.items():
+        shown = [_shown(one[key], form) for _, key, form in columns]
+        table.add_row(name, *shown, style="bold" if name == DEFAULT else None)
+    return table
+
+
+def _shown(value: float | None, form: str) -> str:
+    if value is None:
+        return "-"
+    return format(value, form) if value < _LARGE else f"{value:.1e}"

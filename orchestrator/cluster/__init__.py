@@ -1,0 +1,1 @@
+"""The Ray cluster: its file, its address, its nodes, places and actors."""

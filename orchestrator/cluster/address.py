@@ -1,0 +1,131 @@
+"""Where the cluster is: an argument, the environment, or the file that a running orchestrator leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpu_actor.contract.errors import ClusterUnavailableError
+from gpu_actor.contract.locations import loray_home
+
+CLUSTER_FILE = "cluster.json"
+PROBE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Found:
+    """An address, and where it came from."""
+
+    address: str
+    source: str
+
+
+def find_address(address: str | None = None, storage: Path | None = None) -> Found | None:
+    """Where the cluster is: the argument, else `RAY_ADDRESS`, else the storage's `cluster.json` if it is alive.
+
+    Args:
+        address: `host:port`, `auto`, or `local` for none.
+        storage: The storage folder of the orchestrator; the default one when None.
+    """
+    for value, source in ((address, "the given address"), (os.environ.get("RAY_ADDRESS"), "RAY_ADDRESS")):
+        if value == "local":
+            return None
+        if value:
+            return Found(checked(value, source), source)
+    folder = storage or loray_home()
+    known = read_cluster_file(folder)
+    return Found(known["address"], str(folder / CLUSTER_FILE)) if known else None
+
+
+def checked(address: str, source: str) -> str:
+    """The address itself, if it has the form of one.
+
+    Args:
+        address: What was given.
+        source: Where it was given, for the message.
+
+    Raises:
+        ClusterUnavailableError: It is the address of something else.
+    """
+    wanted = "give the `host:port` that `ray start --head` or `loray serve` printed, or `auto`"
+    if address.startswith("ray://"):
+        raise ClusterUnavailableError(f"{source} is {address!r}: Ray Client addresses are not supported; {wanted}")
+    if "://" in address:
+        raise ClusterUnavailableError(f"{source} is {address!r}: that is Ray's dashboard, not the cluster; {wanted}")
+    if address != "auto" and not host_and_port(address):
+        raise ClusterUnavailableError(f"{source} is {address!r}, which is not `host:port`; {wanted}")
+    return address
+
+
+def host_and_port(address: str) -> tuple[str, int] | None:
+    """Both parts of `host:port`, or None when it has another form."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        return None
+    return host.strip("[]"), int(port)
+
+
+def read_cluster_file(storage: Path) -> dict[str, Any] | None:
+    """The content of `cluster.json` when the cluster that it names is alive; a stale file is removed."""
+    path = storage / CLUSTER_FILE
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        known = None
+    if isinstance(known, dict) and isinstance(known.get("address"), str) and _alive(known):
+        return known
+    remove_cluster_file(storage)
+    return None
+
+
+def _alive(known: dict[str, Any]) -> bool:
+    pid = known.get("pid")
+    if isinstance(pid, int):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass  # it lives, under another user
+    return answers(known["address"])
+
+
+def answers(address: str) -> bool:
+    """Whether anything listens at `host:port`."""
+    place = host_and_port(address)
+    if place is None:
+        return False
+    try:
+        socket.create_connection(place, timeout=PROBE_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def write_cluster_file(storage: Path, address: str, dashboard: str | None, pid: int | None) -> None:
+    """Tells other processes where the cluster is. The file appears whole or not at all.
+
+    Args:
+        storage: The storage folder of the orchestrator.
+        address: Host and port of the cluster.
+        dashboard: URL of the Ray dashboard.
+        pid: The process that the cluster ends with, if there is one.
+    """
+    storage.mkdir(parents=True, exist_ok=True)
+    draft = storage / f"{CLUSTER_FILE}.{os.getpid()}"
+    known = {"address": address, "pid": pid, "dashboard": dashboard}
+    draft.write_text(json.dumps(known) + "\n", encoding="utf-8")
+    draft.replace(storage / CLUSTER_FILE)
+
+
+def remove_cluster_file(storage: Path) -> None:
+    """Takes back what `write_cluster_file` told."""
+    with contextlib.suppress(OSError):
+        (storage / CLUSTER_FILE).unlink()

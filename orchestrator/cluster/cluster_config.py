@@ -1,0 +1,244 @@
+"""The cluster file: where state lives, which actors there are, and how the scheduler works."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+
+from gpu_actor.contract.config import Quantization, check_quantization
+from gpu_actor.contract.locations import is_local_model, looks_like_path, loray_home
+from gpu_actor.contract.strict import Strict
+from orchestrator.scheduler.policy import DEFAULT, POLICIES
+from orchestrator.validation.field_index import dotted
+from orchestrator.validation.problems import Problem, ProblemsError, explain, show
+from orchestrator.validation.yaml_file import read_document
+
+_UNITS = {"": 1, "B": 1} | {
+    unit: base**power
+    for base, infix in ((1000, ""), (1024, "i"))
+    for power, unit in enumerate((f"{prefix}{infix}B" for prefix in "kMGT"), start=1)
+}
+_UNITS |= {"KB": 1000, "KiB": 1024}
+_OTHER_NAMES = {"gpus": "actors[].num_gpus", "memory": "actors[].memory_limit", "db": "database"}
+
+
+def parse_size(value: Any) -> Any:
+    """Bytes from a size in words such as `8GiB` or `500MB`; anything but text is returned as it is.
+
+    Raises:
+        ValueError: The text is no size.
+    """
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*([A-Za-z]*)\s*", value)
+    size = int(float(match[1]) * _UNITS.get(match[2], 0)) if match else 0
+    if size < 1:
+        raise ValueError("is not a size; allowed: bytes, or a number with kB, MB, GB, TB, KiB, MiB, GiB or TiB")
+    return size
+
+
+Size = Annotated[int, BeforeValidator(parse_size)]
+
+
+class ActorConfig(Strict):
+    """One actor: one base model on one device."""
+
+    base_model: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The only base model it hosts; null: whichever the waiting jobs call for.",
+    )
+    num_gpus: float = Field(default=0, ge=0, le=1, description="Share of a GPU that Ray sets aside for it; 0: CPU.")
+    device: str | None = Field(
+        default=None,
+        pattern=r"^(cpu|cuda(:[0-9]{1,3})?)$",
+        description="`cpu` or `cuda`; null: `cuda` when num_gpus is above 0, else `cpu`.",
+    )
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = Field(
+        default="float32", description="Number format of the base model."
+    )
+    quantization: Quantization | None = Field(
+        default=None,
+        description="Number format of the base model's linear layers: `nf4` (with double quantisation) or `int8`, by "
+        "bitsandbytes; products are made in dtype. null: dtype.",
+    )
+    memory_limit: Size | None = Field(
+        default=None,
+        gt=0,
+        description="Bytes it may use, or a size such as 8GiB; null: all that the device has.",
+    )
+    token_budget: int | None = Field(
+        default=None, gt=0, description="Most tokens in one shared batch; null: the default of the engine."
+    )
+    cpu_threads: int | None = Field(default=None, ge=1, description="Threads of a CPU actor; null: one per core.")
+    gradient_checkpointing: bool = Field(default=False, description="Less memory for activations, slower steps.")
+
+    @model_validator(mode="after")
+    def _device_fits(self) -> ActorConfig:
+        if self.device and (self.device != "cpu") != (self.num_gpus > 0):
+            raise ValueError(
+                f"device {self.device} does not go with num_gpus {self.num_gpus:g}; "
+                "a cuda device needs num_gpus above 0, and cpu needs 0"
+            )
+        if self.device and self.device not in ("cpu", "cuda", "cuda:0"):
+            raise ValueError(
+                f"device {self.device} is never there: Ray gives an actor its GPU and shows it no other, so that it is "
+                "cuda:0 to it; give cuda, and choose GPUs by CUDA_VISIBLE_DEVICES when Ray is started"
+            )
+        if self.cpu_threads is not None and self.num_gpus:
+            raise ValueError(
+                f"cpu_threads {self.cpu_threads} does nothing for an actor with num_gpus {self.num_gpus:g}; "
+                "leave it out, or give num_gpus 0 for a CPU actor"
+            )
+        check_quantization(self.quantization, self.dtype)
+        return self
+
+    @property
+    def resolved_device(self) -> str:
+        """The device, chosen by num_gpus where none is given."""
+        return self.device or ("cuda" if self.num_gpus else "cpu")
+
+
+class SchedulerConfig(Strict):
+    """How jobs are placed."""
+
+    policy: str = Field(
+        default=DEFAULT,
+        description="Who trains where. `cosrpt`: shortest remaining work first, shared steps where they pay; `srpt`: "
+        "the same, one job per actor; `fifo`, `fifo-4`, `fifo-memory`: by arrival, 1, 4 or as many per actor as fit.",
+    )
+    makespan: float = Field(
+        default=0.0,
+        ge=0,
+        le=4,
+        description="Under `cosrpt`: 0 for the shortest mean turnaround; with more, the jobs that would be the last to "
+        "end begin sooner. 1.5 makes the whole queue end as soon as under `fifo-4`, for a few per cent of the mean.",
+    )
+    tick_seconds: float = Field(default=0.5, gt=0, le=60, description="Seconds between two looks at the cluster.")
+
+    @field_validator("policy")
+    @classmethod
+    def _policy(cls, value: str) -> str:
+        if value not in POLICIES:
+            raise ValueError(f"is not allowed; allowed: {', '.join(POLICIES)}")
+        return value
+
+
+class ClusterConfig(Strict):
+    """The whole cluster file; every field has a default."""
+
+    storage: str = Field(
+        default_factory=lambda: str(loray_home()),
+        min_length=1,
+        description="Folder of Loray's state; the default is $LORAY_HOME, else ~/.loray.",
+    )
+    database: str | None = Field(
+        default=None,
+        description="SQLAlchemy URL of the job table, sqlite or postgresql; null: SQLite in storage.",
+    )
+    actors: Literal["auto"] | list[ActorConfig] = Field(
+        default="auto",
+        description="`auto` (one actor per GPU, one CPU actor where there is none), or a list of actors.",
+    )
+    scheduler: SchedulerConfig = Field(default_factory=SchedulerConfig, description="How jobs are placed.")
+    allowed_roots: list[str] = Field(
+        default_factory=list,
+        description="Folders below which data sets, outputs, start adapters and base model folders must lie; "
+        "none: anywhere.",
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="Whether Python code that comes with a base model may run on the actors."
+    )
+    allow_pickle: bool = Field(
+        default=False,
+        description="Whether base models whose weights are pickles (.bin) are read; a pickle can try to run code.",
+    )
+
+    @field_validator("database")
+    @classmethod
+    def _database(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"(sqlite|postgresql)(\+\w+)?://.*/.", value):
+            raise ValueError("is not a URL of a database; allowed: sqlite:////folder/file.db, postgresql://host/name")
+        return value
+
+    @field_validator("actors")
+    @classmethod
+    def _some_actor(cls, value: str | list[ActorConfig]) -> str | list[ActorConfig]:
+        if not value:
+            raise ValueError("names no actor; give at least one, or auto")
+        return value
+
+    @property
+    def database_url(self) -> str:
+        """The URL of the job table."""
+        return self.database or f"sqlite:///{Path(self.storage) / 'loray.db'}"
+
+
+class ClusterFileError(ProblemsError):
+    """A cluster file that cannot be used; its text has one line for each problem."""
+
+
+def load_cluster_config(path: Path | None) -> ClusterConfig:
+    """The settings of a cluster file, its paths absolute; without a file, the defaults.
+
+    Raises:
+        ClusterFileError: With every problem of the file.
+    """
+    if path is None:
+        return ClusterConfig()
+    source = str(path)
+    try:
+        data, problems = read_document(Path(path))
+    except ProblemsError as error:
+        raise ClusterFileError(error.problems) from None
+    if not isinstance(data, Mapping):
+        words = f"{show(data)} is not a cluster file; give a mapping of fields such as storage and actors"
+        raise ClusterFileError([*problems, Problem(source, "", words)])
+    try:
+        config = ClusterConfig.model_validate(data)
+    except ValidationError as error:
+        found = explain(error, data, ClusterConfig, _OTHER_NAMES)
+        problems += [Problem(source, dotted(field), message) for field, message in found]
+    if problems:
+        raise ClusterFileError(problems)
+    return _with_absolute_paths(config, Path(path).parent)
+
+
+def with_policy(config: ClusterConfig, policy: str | None) -> ClusterConfig:
+    """The settings with another policy, named on the command line; None leaves them as they are.
+
+    Raises:
+        ClusterFileError: There is no such policy.
+    """
+    if policy is None:
+        return config
+    if policy not in POLICIES:
+        words = f"{show(policy)} is no policy; allowed: {', '.join(POLICIES)}"
+        raise ClusterFileError([Problem("--policy", "", words)])
+    return config.model_copy(update={"scheduler": config.scheduler.model_copy(update={"policy": policy})})
+
+
+def _with_absolute_paths(config: ClusterConfig, folder: Path) -> ClusterConfig:
+    def absolute(value: str) -> str:
+        return os.path.abspath(folder / os.path.expanduser(value))
+
+    actors = config.actors
+    if not isinstance(actors, str):
+        actors = [
+            actor.model_copy(update={"base_model": absolute(actor.base_model)})
+            if actor.base_model and (looks_like_path(actor.base_model) or is_local_model(absolute(actor.base_model)))
+            else actor
+            for actor in actors
+        ]
+    return config.model_copy(
+        update={
+            "storage": absolute(config.storage),
+            "allowed_roots": [absolute(root) for root in config.allowed_roots],
+            "actors": actors,
+        }
+    )

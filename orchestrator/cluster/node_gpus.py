@@ -1,0 +1,67 @@
+"""What GPUs the nodes of the cluster have: asked once per node, so that memory is known before the first actor."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from gpu_actor.device.accelerators import Accelerator, accelerators
+
+logger = logging.getLogger("loray.node_gpus")
+
+ASK_SECONDS = 60.0  # that a submission waits for the answers
+
+
+def ask_node(node_id: str) -> Any:
+    """A Ray task on a node that lists its GPUs; it takes none of them."""
+    where = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    return ray.remote(num_cpus=0, max_calls=1)(accelerators).options(scheduling_strategy=where).remote()
+
+
+class NodeGpus:
+    """What is known of the GPUs of each node."""
+
+    def __init__(self, ask: Callable[[str], Any] = ask_node) -> None:
+        """Nobody is asked yet.
+
+        Args:
+            ask: Gives an awaitable of the GPUs of a node, by its id.
+        """
+        self._ask = ask
+        self._asked: dict[str, asyncio.Task[None]] = {}
+        self._found: dict[str, list[Accelerator]] = {}
+
+    def look(self, nodes: Iterable[Mapping[str, Any]]) -> None:
+        """Ask the nodes that have GPUs and were not asked yet. Must be called in a running event loop.
+
+        Args:
+            nodes: As `ray.nodes()` gives them.
+        """
+        for node in nodes:
+            name = node["NodeID"]
+            if node["Alive"] and node["Resources"].get("GPU") and name not in self._asked:
+                self._asked[name] = asyncio.create_task(self._hear(name))
+
+    async def _hear(self, node_id: str) -> None:
+        try:
+            self._found[node_id] = await self._ask(node_id)
+        except Exception as error:  # then its memory is known when an actor there reports, as on other devices
+            logger.warning("nobody knows the GPUs of node %s: %s", node_id, " ".join(str(error).split()))
+
+    async def settled(self) -> None:
+        """Wait a while until every node that was asked has answered."""
+        if self._asked:
+            await asyncio.wait(self._asked.values(), timeout=ASK_SECONDS)
+
+    def at(self, node_id: str | None) -> Accelerator | None:
+        """The roomiest GPU of a node, or of all where Ray chooses the node (None); None: not known.
+
+        Where GPUs differ nobody knows which one an actor gets, and what fits on one of them must not be refused.
+        """
+        nodes = self._found.values() if node_id is None else [self._found.get(node_id, [])]
+        return max((gpu for gpus in nodes for gpu in gpus), key=lambda gpu: gpu.total_bytes, default=None)

@@ -1,0 +1,126 @@
+"""What a job must pass before it is accepted. All problems of all jobs of a request are told at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from gpu_actor.adapters.start_check import check_adapter_fits
+from gpu_actor.adapters.targets import plan_layers
+from gpu_actor.contract.errors import LorayError
+from gpu_actor.contract.footprint import BaseDescription
+from orchestrator.cluster.fleet import Fleet
+from orchestrator.control.snapshot import Lookout, micro_batch_cap, scheduling_view
+from orchestrator.jobs.job import JobSpec
+from orchestrator.jobs.preflight import check_files, check_roots
+from orchestrator.knowledge.base_catalog import BaseCatalog
+from orchestrator.scheduler.policy import decide
+from orchestrator.scheduler.view import ActorState, ActorView, ClusterView
+from orchestrator.store.store import Store
+from orchestrator.validation.field_index import dotted
+from orchestrator.validation.problems import Problem, explain
+
+
+class Admission:
+    """The checks of one orchestrator."""
+
+    def __init__(
+        self,
+        store: Store,
+        fleet: Fleet,
+        bases: BaseCatalog,
+        lookout: Lookout,
+        allowed_roots: Sequence[str],
+        *,
+        allow_pickle: bool = False,
+    ) -> None:
+        self._store, self._fleet, self._bases, self._lookout = store, fleet, bases, lookout
+        self._roots = allowed_roots
+        self._allow_pickle = allow_pickle
+
+    async def check(self, jobs: Sequence[Mapping[str, Any]]) -> tuple[list[JobSpec], list[Problem]]:
+        """The jobs, and everything that keeps them from being accepted.
+
+        Args:
+            jobs: Fields of `JobSpec`, paths absolute.
+        """
+        specs, problems = _read(jobs)
+        if not problems and not specs:
+            problems = [Problem("request", "", "holds no job; give at least one")]
+        outside = check_roots(specs, self._roots)
+        if outside:  # nothing there is even looked at
+            return specs, problems + outside
+        problems += await asyncio.to_thread(check_files, specs, allow_pickle=self._allow_pickle)
+        problems += self._taken(specs)
+        if not any(problem.field == "base_model" for problem in problems):
+            problems += await self._check_bases(specs)
+        return specs, problems
+
+    def _taken(self, specs: Sequence[JobSpec]) -> list[Problem]:
+        return [Problem(f"job {error.job}", error.field, error.message) for error in self._store.live_conflicts(specs)]
+
+    async def _check_bases(self, specs: Sequence[JobSpec]) -> list[Problem]:
+        refs = sorted({spec.base_model for spec in specs})
+        found = dict(zip(refs, await asyncio.gather(*(self._describe(ref) for ref in refs)), strict=True))
+        self._fleet.discover()
+        await self._fleet.gpus.settled()
+        self._fleet.discover()
+        problems: list[Problem] = []
+        for spec in specs:
+            base = found[spec.base_model]
+            if isinstance(base, BaseDescription):
+                problems += await asyncio.to_thread(_misfits, spec, base, self._lookout.places(base))
+        for ref, base in found.items():
+            if isinstance(base, str):
+                names = [spec.name for spec in specs if spec.base_model == ref]
+                problems.append(Problem(f"job {', '.join(names)}", "base_model", base))
+        return problems
+
+    async def _describe(self, ref: str) -> BaseDescription | str:
+        try:
+            return await self._bases.get(ref)
+        except LorayError as error:
+            return str(error).removeprefix("base_model: ")
+
+
+def _read(jobs: Sequence[Mapping[str, Any]]) -> tuple[list[JobSpec], list[Problem]]:
+    specs, problems = [], []
+    for number, data in enumerate(jobs, start=1):
+        try:
+            specs.append(JobSpec.model_validate(data))
+        except ValidationError as error:
+            source = f"job {data.get('name') or number}" if isinstance(data, Mapping) else f"job {number}"
+            found = (
+                explain(error, data, JobSpec, {}) if isinstance(data, Mapping) else [((), "is no mapping of fields")]
+            )
+            problems += [Problem(source, dotted(path), message) for path, message in found]
+    return specs, problems
+
+
+def _misfits(spec: JobSpec, base: BaseDescription, places: Iterable[ActorView]) -> list[Problem]:
+    """What of a job does not go with its base model, or with any actor."""
+    source, problems = f"job {spec.name}", []
+    for check in (lambda: plan_layers(base, spec.lora), lambda: check_adapter_fits(base, spec.lora)):
+        try:
+            check()
+        except LorayError as error:
+            field, _, message = str(error).partition(": ")
+            return [Problem(source, field, message)]
+    places = list(places)
+    hosts = [place for place in places if place.pinned in (None, spec.base_model)]
+    if places and not hosts:
+        pinned = ", ".join(sorted({str(place.pinned) for place in places}))
+        words = f"{spec.base_model} has no actor: the cluster file gives every one to another base model ({pinned})"
+        problems.append(Problem(source, "base_model", words))
+    job = scheduling_view("", spec, base, cap=micro_batch_cap(place.shape.device for place in hosts))
+    blocked = [_blocked(place) for place in hosts]  # the question is not where it could run now, but whether ever
+    never = decide(ClusterView((job,), tuple(blocked), {})).rejections  # by what was measured, where it was
+    return [*problems, *(Problem(source, "training", reason) for reason in never.values())]
+
+
+def _blocked(place: ActorView) -> ActorView:
+    return replace(place, state=ActorState.BLOCKED, base_model=None, reason=None)

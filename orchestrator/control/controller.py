@@ -1,0 +1,399 @@
+"""The orchestrator: a detached actor on the head node that keeps the job table and drives the cluster once a tick.
+
+It is an asynchronous actor: every method runs in one event loop, between whose awaits nothing else happens. Ray
+restarts it when it dies and repeats the calls that were under way, so each call that changes something may be repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from gpu_actor.contract.errors import ClusterUnavailableError
+from gpu_actor.contract.locations import loray_home
+from orchestrator import __version__
+from orchestrator.cluster.cluster_config import ClusterConfig, with_policy
+from orchestrator.cluster.connection import CONTROLLER, NAMESPACE
+from orchestrator.cluster.fleet import Fleet, one_line
+from orchestrator.cluster.places import HEAD
+from orchestrator.control import job_verbs
+from orchestrator.control.admission import Admission
+from orchestrator.control.preview import plan_apart
+from orchestrator.control.reconcile import Reconciler
+from orchestrator.control.snapshot import Lookout
+from orchestrator.jobs.job import TERMINAL, JobState
+from orchestrator.jobs.output_folder import make_folders, read_metrics, write_job_file
+from orchestrator.knowledge.base_catalog import BaseCatalog
+from orchestrator.knowledge.profiles import Profiles
+from orchestrator.reporting.client_views import actor_view, job_view
+from orchestrator.reporting.dashboard_rows import TaskRows
+from orchestrator.reporting.metrics import Metrics
+from orchestrator.reporting.timeline import Timeline
+from orchestrator.store.records import JobRecord
+from orchestrator.store.storage_lock import hold
+from orchestrator.store.store import LiveJobError, Store
+from orchestrator.validation.problems import Problem
+
+logger = logging.getLogger("loray.controller")
+
+_START_SECONDS = 90.0
+_MOST_CALLS = 100_000  # under way at a time; every job that runs holds one
+# What of the starting process's environment the actors must share, so that all find the same models.
+_SHARED_ENVIRONMENT = ("LORAY_HOME", "HF_HOME", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+
+JobDict = dict[str, Any]
+
+
+class Controller:
+    """The orchestrator. Plain class; `start_or_attach_controller` makes the Ray actor of it."""
+
+    def __init__(self, config: ClusterConfig) -> None:
+        """Open the store and start looking after the cluster. Must be called in a running event loop.
+
+        Args:
+            config: The cluster file.
+
+        Raises:
+            StoreError: Another orchestrator uses the storage, or the job table cannot be opened.
+        """
+        self._config = config
+        self._lock = hold(Path(config.storage))
+        self._store = Store(config.database_url)
+        env_vars = {name: os.environ[name] for name in _SHARED_ENVIRONMENT if name in os.environ}
+        self._fleet = Fleet(config, self._store, env_vars)
+        self._bases = BaseCatalog(env_vars, config.trust_remote_code)
+        self._rows = TaskRows(self._store)
+        profiles = Profiles(self._store)
+        lookout = Lookout(self._store, self._fleet, self._bases, profiles, config.scheduler.makespan)
+        self._admission = Admission(
+            self._store, self._fleet, self._bases, lookout, config.allowed_roots, allow_pickle=config.allow_pickle
+        )
+        self._reconciler = Reconciler(
+            self._store,
+            self._fleet,
+            self._bases,
+            self._rows.started,
+            self._over,
+            profiles,
+            lookout,
+            config.scheduler.policy,
+        )
+        self._metrics = Metrics()
+        self._timeline = Timeline(self._store)
+        self._since = time.time()
+        self._trouble: str | None = None
+        self._adopted = False
+        self._wake = asyncio.Event()
+        self._ending: asyncio.Task[None] | None = None
+        self._leaving: asyncio.Task[None] | None = None
+        self._ticking = asyncio.get_running_loop().create_task(self._run())
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while True:
+            started = time.monotonic()
+            self._wake.clear()
+            try:
+                await self._tick()
+                self._trouble = None
+            except Exception as error:
+                self._trouble = f"{type(error).__name__}: {one_line(error)}"
+                logger.exception("a look at the cluster failed")
+            self._metrics.tick(time.monotonic() - started)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), self._config.scheduler.tick_seconds)
+
+    async def _tick(self) -> None:
+        if not self._adopted:
+            self._take_over()
+        for loss in await self._reconciler.tick():
+            self._metrics.actor_lost(loss.kind.value)
+        self._metrics.jobs(self._store.counts())
+        reports = [(member.slot.id, member.report) for member in self._fleet.members.values() if member.report]
+        self._metrics.actors(reports)
+        self._timeline.note(reports)
+
+    def _take_over(self) -> None:
+        """Go on where an earlier process stopped, and start what the cluster file wants to be hosted from the start."""
+        self._fleet.discover()
+        self._fleet.adopt()
+        for slot in self._fleet.slots.values():
+            if slot.settings.base_model and self._fleet.at(slot.id) is None:
+                self._fleet.start(slot.id, slot.settings.base_model)
+        for job in self._store.jobs([state for state in JobState if state not in TERMINAL]):
+            if job.attempt:
+                self._rows.started(job)
+        self._adopted = True
+
+    def _over(self, job: JobRecord) -> None:
+        self._rows.over(job.id)
+        if job.state is JobState.SUCCEEDED and job.finished_at is not None:
+            self._metrics.succeeded(job.finished_at - job.submitted_at)
+
+    async def watch(self, job_id: str) -> str:
+        """Wait for the end of a job; returns its state. Ray shows the call as a task of the job's name.
+
+        Raises:
+            JobNotFoundError: No job has that id.
+            JobFailedError: It failed; the message is its reason.
+        """
+        return await self._rows.watch(job_id)
+
+    # -- asking --------------------------------------------------------------------------------------------------
+
+    async def ping(self) -> dict[str, Any]:
+        """Who this is and where its state lives."""
+        return {
+            "version": __version__,
+            "storage": self._config.storage,
+            "pid": os.getpid(),
+            "node_id": ray.get_runtime_context().get_node_id(),
+        }
+
+    async def list_jobs(self) -> list[JobDict]:
+        """All jobs in the order of arrival."""
+        return [self._view(job) for job in self._store.jobs()]
+
+    async def get_job(self, ref: str) -> JobDict:
+        """One job by id or name (the newest of that name).
+
+        Raises:
+            JobNotFoundError: No job has that id or name.
+        """
+        return self._view(self._store.find(ref))
+
+    async def metrics(self, ref: str, skip: int = 0) -> list[dict[str, Any]]:
+        """The rows of a job's `metrics.jsonl` after the first `skip`.
+
+        Raises:
+            JobNotFoundError: No job has that id or name.
+        """
+        return await asyncio.to_thread(read_metrics, self._store.find(ref).output_dir, skip)
+
+    async def events(self, ref: str, after: int = 0) -> list[dict[str, Any]]:
+        """What happened to a job: `seq`, `time` and `message` of each event after number `after`.
+
+        Raises:
+            JobNotFoundError: No job has that id or name.
+        """
+        return self._store.events(self._store.find(ref).id, after)
+
+    async def timeline(self, ids: Sequence[str]) -> dict[str, Any]:
+        """Where jobs were when, and how full the places were: see `orchestrator.reporting.timeline`.
+
+        Args:
+            ids: Of the jobs.
+        """
+        return self._timeline.tell(ids)
+
+    async def cluster(self) -> dict[str, Any]:
+        """The orchestrator, its actors, and the number of jobs by state."""
+        running = self._store.jobs([JobState.RUNNING])
+        actors = []
+        for place in self._fleet.views():
+            member = self._fleet.at(place.id)
+            names = [job.name for job in running if member and job.actor == member.name]
+            actors.append(actor_view(place, member, names))
+        return {
+            "controller": {
+                **await self.ping(),
+                "since": self._since,
+                "trouble": self._trouble,
+                "tick_seconds": self._config.scheduler.tick_seconds,
+                "policy": self._config.scheduler.policy,
+            },
+            "actors": actors,
+            "jobs": {state.value: count for state, count in self._store.counts().items()},
+        }
+
+    def _view(self, job: JobRecord) -> JobDict:
+        return job_view(job, self._reconciler.live.get(job.id))
+
+    # -- submitting ----------------------------------------------------------------------------------------------
+
+    async def check(self, jobs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+        """What keeps jobs from being accepted; nothing is accepted.
+
+        Args:
+            jobs: Fields of `JobSpec`, paths absolute.
+        """
+        _, problems = await self._admission.check(jobs)
+        return [asdict(problem) for problem in problems]
+
+    async def plan(self, jobs: Sequence[Mapping[str, Any]], policy: str | None = None) -> dict[str, Any]:
+        """What would become of jobs if they were submitted now; nothing is accepted.
+
+        Args:
+            jobs: Fields of `JobSpec`, paths absolute.
+            policy: Name of a policy to plan with; None: that of this cluster.
+
+        Returns:
+            `jobs`, a row for each, and `problems`; one of them is empty.
+
+        Raises:
+            ClusterFileError: There is no such policy.
+        """
+        name = with_policy(self._config, policy).scheduler.policy
+        specs, problems = await self._admission.check(jobs)
+        if problems:
+            return {"jobs": [], "problems": [asdict(problem) for problem in problems]}
+        bases = {spec.base_model: await self._bases.get(spec.base_model) for spec in specs}
+        view = self._reconciler.look().view
+        names = {job.id: job.name for job in self._store.jobs([JobState.QUEUED, JobState.RUNNING])}
+        rows = await plan_apart(specs, view, bases, name, names)
+        return {"jobs": rows, "problems": []}
+
+    async def submit(self, jobs: Sequence[Mapping[str, Any]], request_id: str) -> dict[str, Any]:
+        """Accept jobs, all or none.
+
+        Args:
+            jobs: Fields of `JobSpec`, paths absolute.
+            request_id: Chosen by the client; the same request again returns the jobs that it made before.
+
+        Returns:
+            `accepted` (the jobs) and `problems`; one of them is empty.
+        """
+        self._refuse_at_the_end()
+        accepted = self._store.request(request_id)
+        if accepted is None:
+            specs, problems = await self._admission.check(jobs)
+            accepted = self._store.request(request_id)  # the same request may have come twice at a time
+        if accepted is None:
+            problems = problems or await asyncio.to_thread(make_folders, specs)
+            if problems:
+                return _refused(problems)
+            try:
+                accepted = self._store.add(specs, request_id)
+            except LiveJobError as error:
+                return _refused([Problem(f"job {error.job}", error.field, error.message)])
+        for job in accepted:
+            if job.state not in TERMINAL:
+                await asyncio.to_thread(write_job_file, job.spec)
+        self._wake.set()
+        return {"accepted": [self._view(job) for job in accepted], "problems": []}
+
+    # -- changing ------------------------------------------------------------------------------------------------
+
+    async def cancel(self, ref: str) -> JobDict:
+        """Give a job up and remove its checkpoints. A running one ends at its next step boundary.
+
+        Raises:
+            JobNotFoundError: No job has that id or name.
+            IllegalTransitionError: It is over.
+        """
+        job = job_verbs.cancel(self._store, self._find(ref))
+        if job.state in TERMINAL:
+            self._over(job)
+        return self._changed(job)
+
+    async def pause(self, ref: str) -> JobDict:
+        """Take a job off its actor, with a checkpoint, and hold it until `resume`.
+
+        Raises:
+            JobNotFoundError: No job has that id or name.
+            IllegalTransitionError: It is over, or is being cancelled.
+        """
+        return self._changed(job_verbs.pause(self._store, self._find(ref)))
+
+    async def resume(self, ref: str) -> JobDict:
+        """Put a paused job back into the queue.
+
+        Raises:
+            JobNotFoundError: No job has that id or name.
+            IllegalTransitionError: It is over, or is being cancelled.
+        """
+        return self._changed(job_verbs.resume(self._store, self._find(ref)))
+
+    async def retry(self, ref: str, from_start: bool = False) -> JobDict:
+        """Put a failed or cancelled job back into the queue, under its own id.
+
+        Args:
+            ref: Its id or name.
+            from_start: Use nothing of the old run; else it goes on from its newest checkpoint.
+
+        Raises:
+            JobNotFoundError: No job has that id or name.
+            IllegalTransitionError: It neither failed nor was cancelled, or another job has its name or folder.
+        """
+        return self._changed(job_verbs.retry(self._store, self._find(ref), from_start=from_start))
+
+    def _find(self, ref: str) -> JobRecord:
+        self._refuse_at_the_end()
+        return self._store.find(ref)
+
+    def _changed(self, job: JobRecord) -> JobDict:
+        self._wake.set()
+        return self._view(job)
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    async def shutdown(self) -> None:
+        """Stop the actors, which write checkpoints, leave unfinished jobs in the queue, and end."""
+        if self._ending is None:
+            self._ending = asyncio.get_running_loop().create_task(self._end())
+        await asyncio.shield(self._ending)
+        self._leaving = asyncio.get_running_loop().create_task(_leave())
+
+    async def _end(self) -> None:
+        self._ticking.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._ticking
+        self._reconciler.settle(await self._fleet.stop())
+        self._store.close()
+
+    def _refuse_at_the_end(self) -> None:
+        if self._ending is not None:
+            raise ClusterUnavailableError("the orchestrator is being shut down; start it again with `loray serve`")
+
+
+def start_or_attach_controller(config: ClusterConfig) -> Any:
+    """The handle of the orchestrator on the connected cluster, which is started if none runs.
+
+    Args:
+        config: The cluster file of one that has to be started; one that runs keeps its own.
+
+    Raises:
+        ClusterUnavailableError: It could not be started; the message says why.
+    """
+    # Not by concurrency groups: Ray runs each in a thread with an event loop of its own.
+    remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=_MOST_CALLS)(Controller)
+    env_vars = {name: os.environ[name] for name in _SHARED_ENVIRONMENT if name in os.environ}
+    handle = remote.options(
+        name=CONTROLLER,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        resources={HEAD: 0.001},
+        runtime_env={"env_vars": {**env_vars, "LORAY_HOME": str(loray_home())}},
+    ).remote(config)
+    try:
+        ray.get(handle.ping.remote(), timeout=_START_SECONDS)
+    except ray.exceptions.RayActorError as error:
+        last = [line for line in str(error).splitlines() if line.strip()][-1]
+        raise ClusterUnavailableError(f"the orchestrator cannot start: {last.rpartition('Error: ')[2]}") from None
+    except ray.exceptions.GetTimeoutError:
+        raise ClusterUnavailableError(
+            f"the orchestrator did not start within {_START_SECONDS:.0f} s; `ray status` and its log "
+            f"(`ray logs actor`) show why"
+        ) from None
+    return handle
+
+
+async def _leave() -> None:
+    """End this actor for good, a moment after its last answer has left."""
+    await asyncio.sleep(0.2)
+    ray.kill(ray.get_actor(CONTROLLER, namespace=NAMESPACE), no_restart=True)
+
+
+def _refused(problems: Sequence[Problem]) -> dict[str, Any]:
+    return {"accepted": [], "problems": [asdict(problem) for problem in problems]}

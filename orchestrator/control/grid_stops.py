@@ -1,0 +1,89 @@
+"""Which jobs of halved grids stop now: reads the losses at the rungs from `metrics.jsonl`, each once."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orchestrator.jobs.job import TERMINAL, JobState
+from orchestrator.jobs.output_folder import read_metrics
+from orchestrator.scheduler.halving import Member, rungs, stops
+from orchestrator.store.records import JobRecord
+from orchestrator.store.store import Store
+
+
+class GridStops:
+    """Watches the grids that are halved."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._losses: dict[tuple[str, float | None, int], float] = {}  # job, its first start and rung -> loss there
+        self._seen: object = None  # what the last look came from
+
+    def due(self, live: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+        """Running jobs that stop now, and why.
+
+        Looks closer only when a job of a grid has come past a rung, or is in another state: one that ended elsewhere
+        decides about the others, and one whose wish was in the way may be free to stop.
+
+        Args:
+            live: Progress by job.
+        """
+        requests = {job.request_id for job in self._store.jobs([JobState.RUNNING]) if _is_halved(job)}
+        jobs = [job for job in self._store.jobs(requests=requests) if _is_halved(job)] if requests else []
+        seen = [(job.id, job.state, job.wish, max(_passed(job, live), default=0)) for job in jobs]
+        if seen == self._seen:
+            return {}
+        self._seen = seen
+        groups: dict[tuple[str, str | None], list[JobRecord]] = defaultdict(list)
+        for job in jobs:
+            groups[job.request_id, job.spec.early_stop.group].append(job)
+        found: dict[str, str] = {}
+        for group in groups.values():
+            found |= self._stops(group, live)
+        free = [job for job in jobs if job.state is JobState.RUNNING and job.wish is None]
+        return {job.id: found[job.id] for job in free if job.id in found}
+
+    def _stops(self, jobs: Sequence[JobRecord], live: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+        rules = jobs[0].spec.early_stop
+        members = [
+            Member(
+                id=job.id,
+                name=job.name,
+                total_steps=int(_progress(job, live).get("total_steps", 0)),
+                alive=job.state not in TERMINAL and job.wish != "finish",
+                losses={rung: loss for rung in _passed(job, live) if (loss := self._loss(job, rung)) is not None},
+            )
+            for job in jobs
+        ]
+        return stops(members, rules.halving_steps or 1, rules.halving_keep)
+
+    def _loss(self, job: JobRecord, rung: int) -> float | None:
+        """The latest evaluation loss up to a rung, else the mean training loss since the rung before."""
+        key = job.id, job.started_at, rung  # a retry from the start may have other losses
+        if key not in self._losses:
+            rows = [row for row in read_metrics(job.output_dir) if row.get("step", 0) <= rung]
+            evaluated = [row["eval_loss"] for row in rows if "eval_loss" in row]
+            trained = [row["loss"] for row in rows if "loss" in row and row["step"] > rung / 2]
+            if not evaluated and not trained:
+                return None
+            self._losses[key] = evaluated[-1] if evaluated else sum(trained) / len(trained)
+        return self._losses[key]
+
+
+def _is_halved(job: JobRecord) -> bool:
+    return bool(job.spec.early_stop.halving_steps and job.spec.early_stop.group)
+
+
+def _progress(job: JobRecord, live: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    return live.get(job.id, job.progress)
+
+
+def _passed(job: JobRecord, live: Mapping[str, Mapping[str, Any]]) -> list[int]:
+    """The rungs that a job has passed."""
+    progress = _progress(job, live)
+    step = progress.get("step", 0)
+    return [
+        rung for rung in rungs(job.spec.early_stop.halving_steps or 1, progress.get("total_steps", 0)) if rung <= step
+    ]

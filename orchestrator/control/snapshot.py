@@ -1,0 +1,335 @@
+"""One look at the cluster, as the scheduler sees it: built from the job table, the reports, and what was learned."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gpu_actor.adapters.shapes import adapter_activation_bytes, adapter_bytes
+from gpu_actor.contract import footprint
+from gpu_actor.contract.config import DatasetConfig
+from gpu_actor.contract.errors import LorayError
+from gpu_actor.contract.footprint import MICRO_BATCH_CAP, BaseDescription
+from orchestrator.cluster.fleet import Fleet
+from orchestrator.jobs.job import JobSpec, JobState
+from orchestrator.knowledge.base_catalog import BaseCatalog
+from orchestrator.knowledge.data_size import DataSize, guess_size
+from orchestrator.knowledge.place_models import Known, with_profiles
+from orchestrator.knowledge.profiles import Profiles
+from orchestrator.scheduler.estimate import device_kind
+from orchestrator.scheduler.oversized import made_to_fit
+from orchestrator.scheduler.view import UNKNOWN_STEPS, ActorState, ActorView, ClusterView, JobView
+from orchestrator.store.records import JobRecord
+from orchestrator.store.store import Store
+
+_UNKNOWN_SHARE = 0.5  # of cutoff_len, for samples that nobody has counted
+
+
+@dataclass(frozen=True)
+class Look:
+    """A look at the cluster.
+
+    Attributes:
+        view: What the scheduler decides on.
+        held: Queued jobs that are left out of it, and why: nobody knows their base model yet.
+    """
+
+    view: ClusterView
+    held: Mapping[str, str]
+
+    def differs(self, other: Look) -> bool:
+        """Whether more than progress and time lies between two looks. A job that waits is mostly the same value."""
+        jobs, others = self.view.jobs, other.view.jobs
+        actors = zip(self.view.actors, other.view.actors, strict=False)
+        return (
+            (len(jobs), len(self.view.actors)) != (len(others), len(other.view.actors))
+            or self.held.keys() != other.held.keys()
+            or any(_marks(a) != _marks(b) for a, b in zip(jobs, others, strict=True) if a is not b)
+            or any(_places(a) != _places(b) for a, b in actors)
+        )
+
+    def events(self, last: Look) -> Events | None:
+        """What happened since an earlier look, if that was arrivals and ends alone; None if it was more than that.
+
+        A job that needs less than before, or may be moved or leaves, holds its place as it did.
+        """
+        if self.held.keys() != last.held.keys() or len(self.view.actors) != len(last.view.actors):
+            return None
+        if any(_places(a) != _places(b) for a, b in zip(self.view.actors, last.view.actors, strict=True)):
+            return None
+        before = {job.id: job for job in last.view.jobs}
+        arrived, gone, started = [], [], {}
+        for job in self.view.jobs:
+            old = before.pop(job.id, None)
+            if old is job:
+                continue
+            if old is not None and (
+                job.priority != old.priority
+                or job.adapter_bytes > old.adapter_bytes
+                or job.worst_tokens > old.worst_tokens
+            ):
+                return None
+            if old is None or job.actor != old.actor:
+                if old is not None and old.actor is not None:
+                    gone.append(job.id)
+                if job.actor is None:
+                    arrived.append(job)
+                else:
+                    started[job.id] = job.actor
+        return Events(tuple(arrived), (*gone, *before), started)
+
+
+@dataclass(frozen=True)
+class Events:
+    """What happened between two looks.
+
+    Attributes:
+        arrived: Jobs that have joined the queue.
+        gone: Ids of those that are over, paused, or off their actors; the last are in `arrived` too.
+        started: Job -> the place that it was given to.
+    """
+
+    arrived: tuple[JobView, ...]
+    gone: tuple[str, ...]
+    started: Mapping[str, str]
+
+
+def _marks(job: JobView) -> object:
+    return job.id, job.actor, job.movable, job.leaving, job.steps_total
+
+
+def _places(actor: ActorView) -> object:
+    return actor.id, actor.state, actor.base_model, actor.memory_limit, actor.reason, actor.shape
+
+
+@dataclass(frozen=True)
+class AdapterNeed:
+    """What an adapter takes of an actor's memory: a matter of its settings and its base model alone.
+
+    Attributes:
+        bytes: Weights, gradients, moments, and what it keeps frozen.
+        token_bytes: What its own part of the layers keeps of each token for the backward.
+    """
+
+    bytes: int
+    token_bytes: int
+
+    @classmethod
+    def of(cls, spec: JobSpec, base: BaseDescription) -> AdapterNeed:
+        """Walks through all layers of the base model, which takes a while.
+
+        Raises:
+            LorayError: The adapter does not go with the base model.
+        """
+        return cls(adapter_bytes(base, spec.lora), adapter_activation_bytes(base, spec.lora, 1))
+
+
+class Lookout:
+    """Builds the looks of one orchestrator."""
+
+    def __init__(
+        self, store: Store, fleet: Fleet, bases: BaseCatalog, profiles: Profiles, makespan: float = 0.0
+    ) -> None:
+        self._makespan = makespan
+        self._store, self._fleet, self._bases, self._profiles = store, fleet, bases, profiles
+        self._sizes: dict[str, DataSize | None] = {}
+        self._needs: dict[tuple[str, str], tuple[BaseDescription, AdapterNeed]] = {}  # by base and adapter settings
+        self._views: dict[str, tuple[object, object, JobView]] = {}  # with what each was made from
+
+    async def prepare(self) -> None:
+        """Look into the data files of jobs that are new, in a thread: the next look then reads none."""
+        jobs = self._store.jobs([JobState.QUEUED, JobState.RUNNING])
+        new = {job.id: job.spec.dataset for job in jobs if job.id not in self._sizes}
+        if new:
+            self._sizes |= await asyncio.to_thread(_guess_sizes, new)
+
+    def look(self, live: Mapping[str, Mapping[str, Any]], movable: Callable[[JobRecord], bool]) -> Look:
+        """The cluster now.
+
+        Args:
+            live: Progress by job, newer than what the store has.
+            movable: Whether a running job may be taken off its actor now.
+        """
+        bases: dict[str, BaseDescription] = {}
+        jobs: list[JobView] = []
+        held: dict[str, str] = {}
+        cap = self._cap()
+        unsure: dict[str, str] = {}  # place -> why nobody knows how much memory is free there
+        known: dict[str, BaseDescription | str] = {}
+        for job in self._store.jobs([JobState.QUEUED, JobState.RUNNING]):
+            place, ref = self._place_of(job), job.spec.base_model
+            if job.state is JobState.RUNNING and place is None:
+                continue  # the next tick sees that its actor is gone
+            if ref not in known:
+                known[ref] = self._bases.known(ref)
+            found = known[ref]
+            try:
+                if isinstance(found, str):
+                    raise LorayError(found)
+                can_move = place is not None and movable(job)
+                jobs.append(self._job_view(job, found, live.get(job.id, job.progress), place, cap, movable=can_move))
+                bases[ref] = found
+            except LorayError as error:
+                (held if place is None else unsure)[place or job.id] = str(error)
+        self._forget(jobs)
+        places = tuple(self._places(bases, unsure))
+        return Look(ClusterView(made_to_fit(jobs, places), places, bases, time.time(), self._makespan), held)
+
+    def places(self, base: BaseDescription) -> tuple[ActorView, ...]:
+        """Every place with what is known of it, for a question about one base model."""
+        return tuple(self._places({base.ref: base}, {}))
+
+    def _place_of(self, job: JobRecord) -> str | None:
+        member = self._fleet.members.get(job.actor or "")
+        return member.slot.id if member else None
+
+    def adapter_bytes(self, job: JobRecord, base: BaseDescription) -> int:
+        """Bytes of a job's adapter on its actor, as plans count them."""
+        need = self._need(job.spec, base)
+        return scheduling_view(job.id, job.spec, base, job.progress, cap=self._cap(), need=need).adapter_bytes
+
+    def _cap(self) -> int:
+        return micro_batch_cap(slot.device for slot in self._fleet.slots.values())
+
+    def _job_view(
+        self,
+        job: JobRecord,
+        base: BaseDescription,
+        progress: Mapping[str, Any],
+        place: str | None,
+        cap: int,
+        *,
+        movable: bool,
+    ) -> JobView:
+        """A job as the scheduler sees it; the very same value as long as nothing of it changes."""
+        source = (job, progress, base, place, cap, movable)
+        known = self._views.get(job.id)
+        if known is not None and known[0] == source:
+            return known[2]
+        counters = tuple(progress.get(name) for name in ("step", "total_steps", "longest", "tokens_per_step"))
+        started = job.attempt > 0 or bool(job.progress)
+        marks = (base, counters, place, cap, movable, job.wish, job.queued_at, started)
+        if known is not None and known[1] == marks:
+            self._views[job.id] = (source, marks, known[2])
+            return known[2]
+        size, need = self._size(job.id, job.spec), self._need(job.spec, base)
+        view = replace(
+            scheduling_view(job.id, job.spec, base, progress, size, cap=cap, need=need),
+            arrival=job.seq,
+            submitted_at=job.submitted_at,
+            queued_at=job.queued_at,
+            actor=place,
+            movable=movable,
+            leaving=place is not None and job.wish is not None,
+            returns=job.wish in (None, "yield"),
+            started=started,
+        )
+        self._views[job.id] = (source, marks, view)
+        return view
+
+    def _need(self, spec: JobSpec, base: BaseDescription) -> AdapterNeed:
+        key = (base.ref, spec.lora.model_dump_json())
+        known = self._needs.get(key)
+        if known is None or known[0] is not base:
+            known = self._needs[key] = (base, AdapterNeed.of(spec, base))
+        return known[1]
+
+    def _size(self, job_id: str, spec: JobSpec) -> DataSize | None:
+        if job_id not in self._sizes:
+            self._sizes[job_id] = guess_size(spec.dataset)
+        return self._sizes[job_id]
+
+    def _forget(self, alive: Sequence[JobView]) -> None:
+        """Drop what is kept of jobs that are over, now and then."""
+        if len(self._sizes) > 2 * (len(alive) + 100):
+            keep = {job.id for job in alive}
+            self._sizes = {job_id: size for job_id, size in self._sizes.items() if job_id in keep}
+            self._views = {job_id: view for job_id, view in self._views.items() if job_id in keep}
+            self._needs.clear()
+
+    def _places(self, bases: Mapping[str, BaseDescription], unsure: Mapping[str, str]) -> Iterator[ActorView]:
+        """Places with what was measured of them; blocked where nobody knows what is on them."""
+        there = self._fleet.by_place()
+        known: dict[object, Known] = {}  # of places that are alike
+        for place in self._fleet.views():
+            slot, member = self._fleet.slots[place.id], there.get(place.id)
+            kind = (slot.settings, slot.cpu_threads, slot.device_name, slot.token_budget)
+            if kind not in known:
+                known[kind] = Known.of(slot, self._profiles, bases)
+            seen = with_profiles(place, slot, known[kind], member.report if member else None)
+            if place.id in unsure:
+                seen = replace(seen, state=ActorState.BLOCKED, reason=unsure[place.id])
+            yield seen
+
+
+def _guess_sizes(datasets: Mapping[str, DatasetConfig]) -> dict[str, DataSize | None]:
+    """Sizes of some jobs' data; jobs of a grid, which share them, at one go."""
+    sizes: dict[str, DataSize | None] = {}
+    found: dict[str, DataSize | None] = {}
+    for job_id, dataset in datasets.items():
+        key = dataset.model_dump_json()
+        if key not in sizes:
+            sizes[key] = guess_size(dataset)
+        found[job_id] = sizes[key]
+    return found
+
+
+def micro_batch_cap(devices: Iterable[str]) -> int:
+    """Most tokens of a micro-batch on the roomiest of some devices; without any, on any device there is."""
+    return max((MICRO_BATCH_CAP[device_kind(device)] for device in devices), default=max(MICRO_BATCH_CAP.values()))
+
+
+def scheduling_view(
+    job_id: str,
+    spec: JobSpec,
+    base: BaseDescription,
+    progress: Mapping[str, Any] | None = None,
+    size: DataSize | None = None,
+    *,
+    cap: int | None = None,
+    need: AdapterNeed | None = None,
+) -> JobView:
+    """A queued job as the scheduler sees it.
+
+    Args:
+        job_id: Its id.
+        spec: What it is.
+        base: Its base model.
+        progress: Counters of its reports, if it has trained.
+        size: What its data file looks like.
+        cap: Most tokens of a micro-batch where it may run (`micro_batch_cap`); None: on any device there is.
+        need: `AdapterNeed.of` of the job, if it is at hand.
+
+    Raises:
+        LorayError: Its adapter does not go with the base model.
+    """
+    progress = progress or {}
+    need = need or AdapterNeed.of(spec, base)
+    training = spec.training
+    longest = progress.get("longest") or None
+    worst = footprint.worst_micro_batch_tokens(training, cap or micro_batch_cap(()), longest)
+    samples = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    if size is not None:
+        samples = min(samples, size.samples)
+    mean = min(size.mean_tokens, training.cutoff_len) if size else training.cutoff_len * _UNKNOWN_SHARE
+    total = progress.get("total_steps") or _guess_steps(spec, size)
+    return JobView(
+        id=job_id,
+        base_model=spec.base_model,
+        priority=spec.queue.priority,
+        arrival=0,
+        adapter_bytes=need.bytes + need.token_bytes * worst,
+        worst_tokens=worst,
+        steps_left=max(1, total - progress.get("step", 0)),
+        steps_total=total,
+        tokens_per_step=progress.get("tokens_per_step") or samples * mean,
+    )
+
+
+def _guess_steps(spec: JobSpec, size: DataSize | None) -> int:
+    if spec.training.max_steps is not None:
+        return spec.training.max_steps
+    return spec.training.total_steps(size.samples) if size else UNKNOWN_STEPS

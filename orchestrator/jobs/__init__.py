@@ -1,0 +1,1 @@
+"""What a job is, from a file to a checked specification."""

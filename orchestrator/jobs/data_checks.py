@@ -1,0 +1,66 @@
+"""Looks at the data set that a job names before anything starts. An empty answer means that all is well."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+from gpu_actor.contract.config import DatasetConfig, TrainingConfig
+from gpu_actor.data.readers.parquet_and_hub import is_saved_dataset
+from gpu_actor.data.readers.read_records import DATA_SUFFIXES, is_hub_dataset
+from orchestrator.validation.problems import show
+
+_INSTALL = "pip install loray[data]"
+
+
+def dataset_words(value: str) -> str:
+    """What is wrong with the path, or hub id, of a data set."""
+    path = Path(value)
+    if is_hub_dataset(value) or (path.is_dir() and is_saved_dataset(path)):
+        what = "is a folder of `datasets`" if path.is_dir() else "is no file, but may be a data set of the hub"
+        return "" if find_spec("datasets") else f"{show(value)} {what}, which needs the library `datasets`: {_INSTALL}"
+    if not path.exists():
+        return f"{show(value)} does not exist; relative paths start at the job file"
+    if path.is_dir():
+        return f"{show(value)} is a folder; give one {' or '.join(DATA_SUFFIXES)} file"
+    if path.suffix.lower() not in DATA_SUFFIXES and path.is_file():
+        return f"{show(value)} ends in {show(path.suffix)}; allowed: {', '.join(DATA_SUFFIXES)}"
+    if path.suffix.lower() == ".parquet" and not find_spec("pyarrow"):
+        return f"{show(value)} needs the library `pyarrow`: {_INSTALL}"
+    return _file_words(path)
+
+
+def template_words(value: str) -> str:
+    """What is wrong with the path of a chat template."""
+    path = Path(value)
+    return _file_words(path) if path.exists() else f"{show(value)} does not exist; relative paths start at the job file"
+
+
+def split_words(data: DatasetConfig) -> str:
+    """Whether a plain file is given what only data sets of the hub have."""
+    if is_hub_dataset(data.path) or os.path.isdir(data.path):
+        return ""
+    given = [name for name in ("split", "name") if getattr(data, name) is not None]
+    return f"{' and '.join(given)}: only data sets of the hub have this; remove it for a file" if given else ""
+
+
+def objective_words(data: DatasetConfig, training: TrainingConfig) -> str:
+    """Whether the format of the data is one that the objective learns from."""
+    pairs, objective = data.format == "preference", training.objective
+    if data.format == "auto" or pairs == (objective != "sft"):
+        return ""
+    if pairs:
+        return "preference: training.objective is sft, which learns from samples; set it to dpo, cpo or orpo"
+    return f"{data.format}: training.objective is {objective}, which learns from pairs; the format is preference"
+
+
+def _file_words(path: Path) -> str:
+    shown = show(str(path))
+    if not path.is_file():
+        return f"{shown} is a {'folder' if path.is_dir() else 'device or a pipe'}; give a file"
+    if not os.access(path, os.R_OK):
+        return f"{shown} may not be read by this user; change its permissions"
+    if path.stat().st_size == 0:
+        return f"{shown} is empty; give a file with content"
+    return ""

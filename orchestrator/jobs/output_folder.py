@@ -1,0 +1,85 @@
+"""The output folder of a job, from the orchestrator's side: `job.yaml`, `metrics.jsonl`, clearing away."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.jobs.job import JobSpec
+from orchestrator.validation.problems import Problem
+
+JOB_FILE = "job.yaml"
+METRICS_FILE = "metrics.jsonl"
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
+_RESULTS = (METRICS_FILE, "adapter_model.safetensors", "adapter_config.json")
+
+
+def make_folders(specs: Sequence[JobSpec]) -> list[Problem]:
+    """Make the output folders of jobs that are about to be accepted; says which cannot be made."""
+    problems = []
+    for spec in specs:
+        try:
+            Path(spec.output_dir).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            words = f"{spec.output_dir} cannot be made: {error.strerror}; choose another folder"
+            problems.append(Problem(f"job {spec.name}", "output_dir", words))
+    return problems
+
+
+def write_job_file(spec: JobSpec) -> None:
+    """Write `job.yaml` whole, unless it is there."""
+    path = Path(spec.output_dir) / JOB_FILE
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{JOB_FILE}.{os.getpid()}.tmp")
+    draft.write_text(spec.to_yaml(), encoding="utf-8")
+    draft.replace(path)
+
+
+def holds_job_file(spec: JobSpec) -> bool:
+    """Whether the `job.yaml` in a job's output folder is its own, field by field."""
+    try:
+        return (Path(spec.output_dir) / JOB_FILE).read_text(encoding="utf-8") == spec.to_yaml()
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def discard_checkpoints(output_dir: str) -> None:
+    """Remove every checkpoint, finished or half-written."""
+    folder = Path(output_dir)
+    for checkpoint in [*folder.glob("checkpoint-*"), *folder.glob(".checkpoint-*.tmp")]:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def newest_checkpoint(output_dir: str) -> str | None:
+    """Name of the checkpoint that a job goes on from, `checkpoint-<step>`; None if there is none."""
+    found = [path.name for path in Path(output_dir).glob("checkpoint-*") if _CHECKPOINT.fullmatch(path.name)]
+    return max(found, key=lambda name: int(name.partition("-")[2]), default=None)
+
+
+def discard_run(output_dir: str) -> None:
+    """Remove all that a run has left but `job.yaml`, so that the job starts over."""
+    discard_checkpoints(output_dir)
+    for name in _RESULTS:
+        (Path(output_dir) / name).unlink(missing_ok=True)
+
+
+def read_metrics(output_dir: str, skip: int = 0) -> list[dict[str, Any]]:
+    """The rows of `metrics.jsonl` after the first `skip`, up to a last line that is still being written."""
+    rows: list[dict[str, Any]] = []
+    try:
+        with (Path(output_dir) / METRICS_FILE).open(encoding="utf-8", errors="replace") as lines:
+            for number, line in enumerate(lines):
+                if not line.endswith("\n"):
+                    break
+                if number >= skip:
+                    rows.append(json.loads(line))
+    except (FileNotFoundError, ValueError):
+        return rows
+    return rows

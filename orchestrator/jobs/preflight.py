@@ -1,0 +1,295 @@
+"""Looks at the files that jobs name before anything starts: data, models, start adapters, output folders."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from gpu_actor.adapters.peft_config import unsupported
+from gpu_actor.contract.config import is_template_path
+from gpu_actor.contract.errors import BaseModelError
+from gpu_actor.contract.locations import ADAPTER_WEIGHTS, find_base, is_hub_id, loray_home, pickles_in, safetensors_in
+from gpu_actor.data.readers.read_records import is_hub_dataset
+from orchestrator.jobs.data_checks import dataset_words, objective_words, split_words, template_words
+from orchestrator.jobs.job import JobSpec
+from orchestrator.jobs.output_folder import holds_job_file
+from orchestrator.validation.problems import Problem, show
+
+_GGUF_MAGIC = b"GGUF"
+_LARGEST_JSON = 64 * 2**20
+_TRUE = {"1", "ON", "YES", "TRUE"}
+_Found = list[tuple[str, str]]
+"""Field and message of what is wrong with one job."""
+
+
+def check_files(jobs: Sequence[JobSpec], *, allow_pickle: bool = False, goes_on: bool = False) -> list[Problem]:
+    """What keeps jobs from starting: missing or unusable files, taken output folders, doubles among the jobs.
+
+    A problem that many jobs share is told once.
+
+    Args:
+        jobs: The jobs submitted together, their paths absolute.
+        allow_pickle: Whether base models with pickled weights may be read, as the cluster file says.
+        goes_on: Whether output folders with the job file of the very same job pass: it may be in the queue still.
+    """
+    checks = _Checks(allow_pickle)
+    found: dict[tuple[str, str], list[str]] = {}
+    for job in jobs:
+        for problem in checks.of(job):
+            if goes_on and problem[0] == "output_dir" and holds_job_file(job):
+                continue
+            found.setdefault(problem, []).append(job.name)
+    problems = [Problem(_job_words(names), field, message) for (field, message), names in found.items()]
+    return [*problems, *_doubled_names(jobs), *_crossing_outputs(jobs)]
+
+
+def check_roots(jobs: Sequence[JobSpec], roots: Sequence[str]) -> list[Problem]:
+    """Which paths of the jobs lie outside the allowed folders once links are followed.
+
+    Args:
+        jobs: The jobs; hub ids are no paths and pass.
+        roots: The folders below which everything must lie; none allows every place.
+    """
+    if not roots:
+        return []
+    allowed = [Path(os.path.realpath(root)) for root in roots]
+    problems = []
+    for job in jobs:
+        for field, value in _paths(job):
+            real = Path(os.path.realpath(value))
+            if not any(real.is_relative_to(root) for root in allowed):
+                leads = "" if str(real) == value else f" leads to {real} and"
+                places = ", ".join(roots)
+                words = f"{show(value)}{leads} is outside the allowed folders; allowed: below {places}"
+                problems.append(Problem(f"job {job.name}", field, words))
+    return problems
+
+
+class _Checks:
+    """The checks of one submission; a file that many jobs share is looked at once."""
+
+    def __init__(self, allow_pickle: bool) -> None:
+        self._dataset = cache(_told(dataset_words))
+        self._template = cache(_told(template_words))
+        self._base_model = cache(_told(partial(_base_model_words, allow_pickle=allow_pickle)))
+        self._adapter_config = cache(_read_adapter)
+        self._output = cache(_told(_output_words))
+
+    def of(self, job: JobSpec) -> _Found:
+        """What is wrong with one job by itself."""
+        relative = [(field, value) for field, value in _paths(job) if not os.path.isabs(value)]
+        if relative:
+            return [(field, f"{show(value)} is not an absolute path; give it from '/' on") for field, value in relative]
+        data = job.dataset
+        found = [
+            ("dataset.path", self._dataset(data.path)),
+            ("dataset", split_words(data)),
+            ("dataset.format", objective_words(data, job.training)),
+            ("base_model", self._base_model(job.base_model)),
+            ("output_dir", self._output(job.output_dir)),
+        ]
+        if data.chat_template is not None and is_template_path(data.chat_template):
+            found.append(("dataset.chat_template", self._template(data.chat_template)))
+        if job.lora.init_adapter is not None:
+            config, words = self._adapter_config(job.lora.init_adapter)
+            found.append(("lora.init_adapter", words))
+            if not words and config["peft_type"] != job.lora.peft_type:
+                there = f"the adapter in {job.lora.init_adapter} is {show(config['peft_type'])}"
+                found.append(("lora.peft_type", f"{show(job.lora.peft_type)} differs: {there}; give that one"))
+            elif not words and config["r"] != job.lora.r:
+                there = f"the adapter in {job.lora.init_adapter} has rank {show(config['r'])}"
+                found.append(("lora.r", f"{job.lora.r} differs: {there}; give that rank, or another lora.init_adapter"))
+        if job.training.reference_adapter is not None:
+            _, words = self._adapter_config(job.training.reference_adapter)
+            found.append(("training.reference_adapter", words))
+        return [(field, words) for field, words in found if words]
+
+
+def _paths(job: JobSpec) -> list[tuple[str, str]]:
+    paths = [("output_dir", job.output_dir)]
+    if not is_hub_dataset(job.dataset.path):
+        paths.insert(0, ("dataset.path", job.dataset.path))
+    if job.dataset.chat_template is not None and is_template_path(job.dataset.chat_template):
+        paths.append(("dataset.chat_template", job.dataset.chat_template))
+    if job.lora.init_adapter is not None:
+        paths.append(("lora.init_adapter", job.lora.init_adapter))
+    if job.training.reference_adapter is not None:
+        paths.append(("training.reference_adapter", job.training.reference_adapter))
+    if not is_hub_id(job.base_model):
+        paths.append(("base_model", job.base_model))
+    return paths
+
+
+def _told(check: Callable[[str], str]) -> Callable[[str], str]:
+    """A check whose failure to look is one of its answers."""
+
+    def told(value: str) -> str:
+        try:
+            return check(value)
+        except (OSError, ValueError) as error:  # ValueError: a path with a NUL
+            return f"{show(value)} cannot be looked at: {_reason(error)}; check its permissions"
+
+    return told
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+
+
+def _base_model_words(ref: str, allow_pickle: bool) -> str:
+    try:
+        files = find_base(ref)
+    except BaseModelError as error:
+        return str(error).removeprefix("base_model: ")
+    if files.folder is not None and files.gguf_file is not None:
+        return _gguf_words(files.folder / files.gguf_file)
+    if not is_hub_id(files.place):
+        return _model_folder_words(Path(files.place), allow_pickle)
+    if not {os.environ.get(name, "").upper() for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")} & _TRUE:
+        return ""
+    from huggingface_hub import try_to_load_from_cache  # slow to import, and rarely needed
+
+    found = try_to_load_from_cache(files.place, files.gguf_file or "config.json")
+    if isinstance(found, str):
+        return _gguf_words(Path(found)) if files.gguf_file else _model_folder_words(Path(found).parent, allow_pickle)
+    return (
+        f"{show(ref)} is not in the local hub cache, and HF_HUB_OFFLINE forbids to fetch it; "
+        f"run `hf download {files.place}` with a network, put the model into {loray_home() / 'models' / ref}, "
+        "or give a folder"
+    )
+
+
+def _gguf_words(file: Path) -> str:
+    with file.open("rb") as stream:
+        if stream.read(len(_GGUF_MAGIC)) == _GGUF_MAGIC:
+            return ""
+    return f"{show(str(file))} is no GGUF file; fetch it again"
+
+
+def _model_folder_words(folder: Path, allow_pickle: bool) -> str:
+    shown = show(str(folder))
+    if not folder.exists():
+        return f"{shown} does not exist; give the folder of a model, or a hub id (organisation/name)"
+    if not folder.is_dir():
+        return f"{shown} is a file; give the folder of a model"
+    if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            return f"{shown} is an adapter, not a base model; give it as lora.init_adapter, and its base here"
+        return f"{shown} is no model: it lacks config.json; give a folder as save_pretrained() writes it"
+    _, words = _read_mapping(folder / "config.json")
+    return words or _weights_words(folder, allow_pickle)
+
+
+def _weights_words(folder: Path, allow_pickle: bool) -> str:
+    shown = show(str(folder))
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names, words = _read_mapping(index)
+        shards = names.get("weight_map")
+        if not words and not isinstance(shards, dict):
+            return f"{show(str(index))} names no weights; fetch the model again"
+        missing = sorted({str(name) for name in (shards or {}).values() if not (folder / str(name)).is_file()})
+        return words or (f"{shown} lacks {missing[0]}, which its index names; fetch the model again" if missing else "")
+    if safetensors_in(folder):
+        return ""
+    pickles = pickles_in(folder)
+    if pickles and not allow_pickle:
+        return (
+            f"{shown} has pickled weights only ({pickles[0].name}), which can run code when read; convert "
+            "them: load the model where you trust it and save_pretrained() writes safetensors; or the operator "
+            "sets allow_pickle: true in the cluster file"
+        )
+    return "" if pickles else f"{shown} is no model: it lacks weights (*.safetensors); fetch the model again"
+
+
+def _read_mapping(path: Path) -> tuple[dict[str, Any], str]:
+    """A JSON object, or what is wrong with its file."""
+    if path.stat().st_size > _LARGEST_JSON:
+        return {}, f"{show(str(path))} is larger than {_LARGEST_JSON // 2**20} MiB; fetch or save it again"
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        return {}, f"{show(str(path))} cannot be read as JSON: {_reason(error)}; fetch or save it again"
+    if not isinstance(value, dict):
+        return {}, f"{show(str(path))} is not a JSON object; fetch or save it again"
+    return value, ""
+
+
+def _read_adapter(value: str) -> tuple[dict[str, Any], str]:
+    """The configuration of a PEFT adapter, or what is wrong with its folder."""
+    config: dict[str, Any] = {}
+
+    def words(value: str) -> str:
+        folder, shown = Path(value), show(value)
+        if not folder.is_dir():
+            state = "is a file" if folder.exists() else "does not exist"
+            return f"{shown} {state}; give the folder of a PEFT adapter"
+        if not (folder / "adapter_config.json").is_file():
+            return f"{shown} is no PEFT adapter: it lacks adapter_config.json; give a folder that PEFT wrote"
+        if not (folder / ADAPTER_WEIGHTS).is_file():
+            pickled = (folder / "adapter_model.bin").is_file()
+            why = "; adapter_model.bin is a pickle, which can run code when read" if pickled else ""
+            return f"{shown} lacks {ADAPTER_WEIGHTS}{why}; save the adapter again with PEFT"
+        read, problem = _read_mapping(folder / "adapter_config.json")
+        config.update(read)
+        if problem or not (words := unsupported(read)):
+            return problem
+        return f"{shown} {words}"
+
+    return config, _told(words)(value)
+
+
+def _output_words(value: str) -> str:
+    path, shown = Path(value), show(value)
+    if path.is_dir():
+        if next(path.iterdir(), None) is not None:
+            return f"{shown} is not empty; choose another folder, or remove this one"
+        nearest = path
+    elif os.path.lexists(path):
+        return f"{shown} is a file; choose the name of a new folder"
+    else:
+        nearest = next(parent for parent in path.parents if os.path.lexists(parent))
+        if not nearest.is_dir():
+            return f"{shown} lies below {show(str(nearest))}, which is no folder; choose another one"
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        return f"{shown} cannot be made: this user may not write to {show(str(nearest))}; choose another folder"
+    return ""
+
+
+def _doubled_names(jobs: Sequence[JobSpec]) -> list[Problem]:
+    counts: dict[str, int] = {}
+    for job in jobs:
+        counts[job.name] = counts.get(job.name, 0) + 1
+    return [
+        Problem(f"job {name}", "name", f"{show(name)} is given to {count} of these jobs; give each its own name")
+        for name, count in counts.items()
+        if count > 1
+    ]
+
+
+def _crossing_outputs(jobs: Sequence[JobSpec]) -> list[Problem]:
+    """Jobs whose output folder is that of another or lies inside it, links followed."""
+    places = sorted(((Path(os.path.realpath(job.output_dir)).parts, number) for number, job in enumerate(jobs)))
+    problems: list[Problem] = []
+    above: list[tuple[tuple[str, ...], int]] = []  # in this order, a folder's ancestors are the last ones seen
+    for parts, number in places:
+        while above and parts[: len(above[-1][0])] != above[-1][0]:
+            above.pop()
+        if above:
+            other, job = jobs[above[-1][1]], jobs[number]
+            relation = "is also" if above[-1][0] == parts else "lies inside"
+            words = f"{show(job.output_dir)} {relation} the output folder of job {other.name}"
+            problems.append(Problem(f"job {job.name}", "output_dir", f"{words}; give each job its own"))
+        above.append((parts, number))
+    return problems
+
+
+def _job_words(names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return f"job {names[0]}"
+    rest = len(names) - 1
+    return f"job {names[0]} and {rest} other{'s' if rest > 1 else ''}"

@@ -1,0 +1,1 @@
+"""What was learned of base models, devices and data."""

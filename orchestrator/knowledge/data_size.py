@@ -1,0 +1,101 @@
+"""How much work a job's data are, guessed before anybody has read them: from the first lines and the file's size."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpu_actor.contract.config import DatasetConfig
+
+_SAMPLE_BYTES = 64 * 1024
+_BYTES_PER_TOKEN = 4.0  # of text, in most tokenizers and languages
+
+
+@dataclass(frozen=True)
+class DataSize:
+    """Number of training samples, and their mean length in tokens before any cut."""
+
+    samples: int
+    mean_tokens: float
+
+
+def guess_size(dataset: DatasetConfig) -> DataSize | None:
+    """The size of a data set from its file; None where the file cannot tell (a hub id, a table, nothing readable).
+
+    Nobody has looked into the file yet, and the scheduler asks in every look: whatever is in it, nothing is raised.
+    """
+    try:
+        return _guess(dataset, Path(dataset.path))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _guess(dataset: DatasetConfig, path: Path) -> DataSize | None:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(_SAMPLE_BYTES)
+    records = _records(path, head, whole=size <= len(head))
+    if not records:
+        return None
+    used = sum(count for count, _ in records)
+    samples = len(records) if size <= len(head) else max(1, round(size / used * len(records)))
+    held_out = dataset.val_size if dataset.val_size >= 1 else samples * dataset.val_size
+    tokens = sum(_tokens(record, count) for count, record in records) / len(records)
+    return DataSize(max(1, samples - round(held_out)), max(1.0, tokens))
+
+
+def _records(path: Path, head: bytes, *, whole: bool) -> list[tuple[int, Any]]:
+    """Bytes and value of each record in the head of a file."""
+    if path.suffix.lower() == ".json":
+        return _array(head.decode("utf-8", "replace"))
+    if path.suffix.lower() != ".jsonl":
+        return []
+    lines = head.splitlines(keepends=True)
+    if not whole and lines and not lines[-1].endswith(b"\n") and len(lines) > 1:
+        lines = lines[:-1]  # cut off
+    found = []
+    for line in lines:
+        try:
+            found.append((len(line), json.loads(line)))
+        except (ValueError, RecursionError):
+            if line.strip():
+                found.append((len(line), None))
+    return found
+
+
+def _array(text: str) -> list[tuple[int, Any]]:
+    """The records at the start of a JSON array, which may be cut off."""
+    decoder, place = json.JSONDecoder(), text.find("[") + 1
+    found: list[tuple[int, Any]] = []
+    while place:
+        while place < len(text) and text[place] in " \t\r\n,":
+            place += 1
+        try:
+            value, end = decoder.raw_decode(text, place)
+        except (ValueError, RecursionError):
+            return found
+        found.append((end - place + 2, value))
+        place = end
+    return found
+
+
+def _tokens(record: Any, size: int) -> float:
+    """Tokens of one record: its ids, where it holds them, else by the length of its texts."""
+    if not isinstance(record, dict):
+        return size / _BYTES_PER_TOKEN
+    if isinstance(record.get("input_ids"), list):
+        return len(record["input_ids"])
+    return sum(map(_text_bytes, record.values())) / _BYTES_PER_TOKEN
+
+
+def _text_bytes(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value.encode("utf-8", "replace"))
+    if isinstance(value, list):
+        return sum(map(_text_bytes, itertools.islice(value, 1000)))
+    if isinstance(value, dict):
+        return sum(map(_text_bytes, value.values()))
+    return 0

@@ -1,0 +1,1 @@
+"""What clients, Ray's dashboard and Prometheus are told."""

@@ -1,0 +1,1 @@
+"""The scheduler's own decisions on a clock that exists only here."""

@@ -1,0 +1,1 @@
+"""The durable table of jobs."""

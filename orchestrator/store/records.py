@@ -1,0 +1,60 @@
+"""The rows of the store as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.jobs.job import JobSpec, JobState
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """One row of the job table.
+
+    Attributes:
+        attempt: Number of the latest assignment to an actor; raised before the actor hears of it.
+        retries: Assignments that ended with the death of an actor.
+        wish: What is wanted of a running job and the actor has not done yet: `cancel` or `pause` by a person, `yield`
+            (go back into the queue) or `finish` (export what is there) by the scheduler.
+        queued_at: When it joined the queue for the last time.
+    """
+
+    seq: int
+    id: str
+    name: str
+    state: JobState
+    spec: JobSpec
+    attempt: int
+    retries: int
+    wish: str | None
+    actor: str | None
+    boot_id: str | None
+    progress: dict[str, Any]
+    reason: str | None
+    waiting_for: str | None
+    output_dir: str
+    submitted_at: float
+    queued_at: float
+    started_at: float | None
+    finished_at: float | None
+    request_id: str
+
+
+@dataclass(frozen=True)
+class Stay:
+    """A job on an actor, from its assignment to its leaving (None: it is there)."""
+
+    job_id: str
+    actor: str
+    since: float
+    until: float | None
+
+
+@dataclass(frozen=True)
+class ActorRecord:
+    """An actor that was started: written before it exists, so that none can be forgotten."""
+
+    name: str
+    slot: str
+    base_model: str

@@ -1,0 +1,417 @@
+"""The durable job table: what was accepted stays accepted, whatever dies.
+
+SQLite by default (WAL, flushed at every commit), PostgreSQL by URL. Every method is one transaction. One orchestrator
+at a time writes to a store; `orchestrator.control.controller` sees to that.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from gpu_actor.contract.errors import InvalidJobError, JobNotFoundError, LorayError
+from orchestrator.jobs.job import ACCEPTED, TERMINAL, JobSpec, JobState, check_transition
+from orchestrator.store import tables
+from orchestrator.store.live_jobs import LIVE, LiveJobs
+from orchestrator.store.records import ActorRecord, JobRecord, Stay
+
+_DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
+_ALL_BUT_SPEC = [column for column in tables.jobs.c if column.name != "spec"]  # to read 10,000 specs takes seconds
+_CHUNK = 500  # names in one IN (...)
+
+
+class StoreError(LorayError, RuntimeError):
+    """The job table cannot be used."""
+
+
+class LiveJobError(InvalidJobError):
+    """A live job has that name or that output folder.
+
+    Attributes:
+        job: Name of the refused job.
+        field: `name` or `output_dir`.
+        message: The reason in words, without the job's name.
+    """
+
+    def __init__(self, job: str, field: str, message: str) -> None:
+        super().__init__(job, field, message)
+        self.job, self.field, self.message = job, field, message
+
+    def __str__(self) -> str:
+        return f"job {self.job}: {self.field}: {self.message}"
+
+
+class Store:
+    """The job table behind one URL."""
+
+    def __init__(self, url: str) -> None:
+        """Open the table, and make it if it is not there.
+
+        Raises:
+            StoreError: The database cannot be opened, or a newer Loray wrote it.
+        """
+        try:
+            shown = sa.make_url(url).render_as_string(hide_password=True)
+            if url.startswith("sqlite"):
+                Path(sa.make_url(url).database or ".").parent.mkdir(parents=True, exist_ok=True)
+            self._engine = sa.create_engine(url, pool_pre_ping=True)
+            if self._engine.dialect.name == "sqlite":
+                sa.event.listen(self._engine, "connect", _durable)
+            self._open(shown)
+        except ImportError as error:
+            raise StoreError(f"database {shown}: its driver is missing ({error}); install loray[postgres]") from None
+        except (sa.exc.SQLAlchemyError, OSError) as error:
+            reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+            raise StoreError(f"the job table cannot be opened: {reason}; check `database` and `storage`") from None
+        self._last_ms = 0
+        self._specs: dict[str, JobSpec] = {}  # a job's spec never changes, and reading it is slow
+        self._live = LiveJobs(self._read_live)
+
+    def _open(self, shown: str) -> None:
+        with self._engine.begin() as connection:
+            found = tables.open_schema(connection)
+            if found > tables.SCHEMA_VERSION:
+                raise StoreError(
+                    f"the job table {shown} has schema {found}, this Loray knows up to {tables.SCHEMA_VERSION}; "
+                    f"use the Loray that wrote it, or give another `storage`"
+                )
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._engine.dispose()
+
+    # -- submitting ----------------------------------------------------------------------------------------------
+
+    def request(self, request_id: str) -> list[JobRecord] | None:
+        """The jobs that a request was answered with, or None if it is new."""
+        with self._engine.begin() as connection:
+            ids = connection.scalar(
+                sa.select(tables.requests.c.job_ids).where(tables.requests.c.request_id == request_id)
+            )
+        return None if ids is None else [self.get(job_id) for job_id in ids]
+
+    def live_conflicts(self, specs: Sequence[JobSpec]) -> list[LiveJobError]:
+        """Which jobs have the name or the output folder of a live job."""
+        with self._engine.begin() as connection:
+            return self._conflicts(connection, specs)
+
+    def newer_in_folder(self, job: JobRecord) -> JobRecord | None:
+        """The newest of the jobs that came after a job and have its output folder, whatever their state."""
+        query = sa.select(tables.jobs).where(tables.jobs.c.output_dir == job.output_dir, tables.jobs.c.seq > job.seq)
+        with self._engine.begin() as connection:
+            row = connection.execute(query.order_by(tables.jobs.c.seq.desc()).limit(1)).first()
+        return None if row is None else self._record(row)
+
+    def _conflicts(
+        self, connection: Connection, specs: Sequence[JobSpec], leave_out: str | None = None
+    ) -> list[LiveJobError]:
+        found = []
+        for field in ("name", "output_dir"):
+            column = tables.jobs.c[field]
+            wanted = [getattr(spec, field) for spec in specs]
+            taken: dict[str, Any] = {}
+            for start in range(0, len(wanted), _CHUNK):
+                query = sa.select(column, tables.jobs.c.name, tables.jobs.c.id, tables.jobs.c.state).where(
+                    tables.is_live, column.in_(wanted[start : start + _CHUNK]), tables.jobs.c.id != (leave_out or "")
+                )
+                taken |= {row[0]: row for row in connection.execute(query)}
+            for spec in specs:
+                row = taken.get(getattr(spec, field))
+                if row is not None:
+                    found.append(LiveJobError(spec.name, field, _conflict_words(field, row)))
+        return found
+
+    def add(self, specs: Sequence[JobSpec], request_id: str) -> list[JobRecord]:
+        """Accept jobs, all or none. A request that was accepted before returns its jobs as they are now.
+
+        Raises:
+            LiveJobError: A live job has that name or output folder.
+        """
+        earlier = self.request(request_id)
+        if earlier is not None:
+            return earlier
+        now = time.time()
+        ids = [self._new_id() for _ in specs]
+        with self._engine.begin() as connection:
+            conflicts = self._conflicts(connection, specs)
+            if conflicts:
+                raise conflicts[0]
+            for job_id, spec in zip(ids, specs, strict=True):
+                values = _new_row(job_id, spec, request_id, now)
+                connection.execute(tables.jobs.insert().values(**values))
+                self._live.touch(job_id)
+                self._log(connection, job_id, "accepted")
+            connection.execute(tables.requests.insert().values(request_id=request_id, job_ids=ids))
+        return [self.get(job_id) for job_id in ids]
+
+    def _new_id(self) -> str:
+        """Short, sortable by time (9 digits count milliseconds), unique (15 random bits)."""
+        self._last_ms = max(int(time.time() * 1000), self._last_ms + 1)
+        number = self._last_ms << 15 | secrets.randbits(15)
+        digits = []
+        for _ in range(12):
+            number, digit = divmod(number, 32)
+            digits.append(_DIGITS[digit])
+        return "".join(reversed(digits))
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def get(self, job_id: str) -> JobRecord:
+        """One job by its id.
+
+        Raises:
+            JobNotFoundError: No job has that id.
+        """
+        with self._engine.begin() as connection:
+            return self._get(connection, job_id)
+
+    def find(self, ref: str) -> JobRecord:
+        """One job by its id or its name (the newest of that name).
+
+        Raises:
+            JobNotFoundError: No job has that id or name.
+        """
+        by_id = sa.case((tables.jobs.c.id == ref, 0), else_=1)
+        query = sa.select(tables.jobs).where(sa.or_(tables.jobs.c.id == ref, tables.jobs.c.name == ref))
+        with self._engine.begin() as connection:
+            row = connection.execute(query.order_by(by_id, tables.jobs.c.seq.desc()).limit(1)).first()
+        if row is None:
+            raise JobNotFoundError(f"no job has the id or name {ref!r}; `loray list` shows all")
+        return self._record(row)
+
+    def jobs(self, states: Iterable[JobState] | None = None, requests: Iterable[str] | None = None) -> list[JobRecord]:
+        """Jobs in the order of arrival; all, or those in some states, or of some requests."""
+        wanted = None if states is None else frozenset(states)
+        if wanted is not None and wanted <= LIVE and requests is None:
+            return self._live.of(wanted)
+        where = []
+        if wanted is not None:
+            where.append(tables.jobs.c.state.in_([state.value for state in wanted]))
+        if requests is not None:
+            where.append(tables.jobs.c.request_id.in_(list(requests)))
+        return self._read(*where)
+
+    def _read(self, *where: sa.ColumnElement[bool]) -> list[JobRecord]:
+        query = sa.select(*_ALL_BUT_SPEC).where(*where).order_by(tables.jobs.c.seq)
+        with self._engine.begin() as connection:
+            rows = connection.execute(query).all()
+            self._read_specs(connection, [row.id for row in rows if row.id not in self._specs])
+        return [self._record(row) for row in rows]
+
+    def _read_live(self, ids: Collection[str] | None) -> list[JobRecord]:
+        if ids is None:
+            return self._read(tables.is_live)
+        some = list(ids)
+        chunks = [some[start : start + _CHUNK] for start in range(0, len(some), _CHUNK)]
+        return [job for chunk in chunks for job in self._read(tables.jobs.c.id.in_(chunk))]
+
+    def _read_specs(self, connection: Connection, ids: Sequence[str]) -> None:
+        for start in range(0, len(ids), _CHUNK):
+            query = sa.select(tables.jobs.c.id, tables.jobs.c.spec).where(
+                tables.jobs.c.id.in_(ids[start : start + _CHUNK])
+            )
+            for job_id, spec in connection.execute(query):
+                self._specs[job_id] = JobSpec.model_validate(spec)
+
+    def counts(self) -> dict[JobState, int]:
+        """Number of jobs by state, every state included."""
+        query = sa.select(tables.jobs.c.state, sa.func.count()).group_by(tables.jobs.c.state)
+        with self._engine.begin() as connection:
+            found = {row[0]: row[1] for row in connection.execute(query)}
+        return {state: found.get(state.value, 0) for state in JobState}
+
+    def events(self, job_id: str, after: int = 0) -> list[dict[str, Any]]:
+        """What happened to a job, oldest first: `seq`, `time`, `message` of each event after number `after`."""
+        query = sa.select(tables.events.c.seq, tables.events.c.time, tables.events.c.message).where(
+            tables.events.c.job_id == job_id, tables.events.c.seq > after
+        )
+        with self._engine.begin() as connection:
+            return [dict(row._mapping) for row in connection.execute(query.order_by(tables.events.c.seq))]
+
+    def stays(self) -> list[Stay]:
+        """Who was where when, in the order of the assignments."""
+        columns = [tables.stays.c[name] for name in ("job_id", "actor", "since", "until")]
+        with self._engine.begin() as connection:
+            rows = connection.execute(sa.select(*columns).order_by(tables.stays.c.seq))
+            return [Stay(**row._mapping) for row in rows]
+
+    # -- changing ------------------------------------------------------------------------------------------------
+
+    def move(self, job_id: str, state: JobState, message: str, **changes: Any) -> JobRecord:
+        """Bring a job into another state, with its event.
+
+        Args:
+            job_id: Which job.
+            state: The new state; wish and waiting reason of the old one end with it.
+            message: The event, in words.
+            **changes: Further columns.
+
+        Raises:
+            IllegalTransitionError: The job cannot go there from where it is.
+            LiveJobError: It would come back to life beside a live job of its name or output folder.
+        """
+        now = time.time()
+        defaults: dict[str, Any] = {"wish": None, "waiting_for": None}
+        if state is JobState.QUEUED:
+            defaults |= {"queued_at": now, "finished_at": None}
+        if state is not JobState.RUNNING:
+            defaults |= {"actor": None, "boot_id": None}
+        if state in TERMINAL:
+            defaults["finished_at"] = now
+        with self._engine.begin() as connection:
+            job = self._get(connection, job_id)
+            check_transition(job.state, state)
+            if job.state in TERMINAL:
+                conflicts = self._conflicts(connection, [job.spec], leave_out=job_id)
+                if conflicts:
+                    raise conflicts[0]
+            self._set(connection, job_id, {**defaults, **changes, "state": state.value})
+            if job.state is JobState.RUNNING:
+                there = sa.and_(tables.stays.c.job_id == job_id, tables.stays.c.until.is_(None))
+                connection.execute(tables.stays.update().where(there).values(until=now))
+            self._log(connection, job_id, message)
+            return self._get(connection, job_id)
+
+    def assign(self, job_id: str, actor: str, boot_id: str) -> JobRecord | None:
+        """Give a queued job to an actor under a new attempt number; None if it is not queued any more."""
+        with self._engine.begin() as connection:
+            job = self._get(connection, job_id)
+            if job.state is not JobState.QUEUED:
+                return None
+            changes = {
+                "state": JobState.RUNNING.value,
+                "attempt": job.attempt + 1,
+                "actor": actor,
+                "boot_id": boot_id,
+                "waiting_for": None,
+                "started_at": job.started_at or time.time(),
+            }
+            self._set(connection, job_id, changes)
+            connection.execute(tables.stays.insert().values(job_id=job_id, actor=actor, since=time.time()))
+            self._log(connection, job_id, f"assigned to {actor} (attempt {job.attempt + 1})")
+            return self._get(connection, job_id)
+
+    def wish(self, job_id: str, wish: str | None, message: str, **changes: Any) -> JobRecord:
+        """Note what a person or the scheduler wants of a running job, with its event; optionally further columns."""
+        with self._engine.begin() as connection:
+            self._set(connection, job_id, {"wish": wish, **changes})
+            self._log(connection, job_id, message)
+            return self._get(connection, job_id)
+
+    def set_progress(self, progress: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write the progress of several jobs."""
+        self._set_all("progress", {job_id: dict(values) for job_id, values in progress.items()})
+
+    def set_waiting(self, reasons: Mapping[str, str]) -> None:
+        """Write why several jobs wait."""
+        self._set_all("waiting_for", reasons)
+
+    def _set_all(self, column: str, values: Mapping[str, Any]) -> None:
+        """One column of many jobs, at one go."""
+        if not values:
+            return
+        change = (
+            tables.jobs.update().where(tables.jobs.c.id == sa.bindparam("job")).values({column: sa.bindparam("new")})
+        )
+        for job_id in values:
+            self._live.touch(job_id)
+        with self._engine.begin() as connection:
+            connection.execute(change, [{"job": job_id, "new": value} for job_id, value in values.items()])
+
+    def log(self, job_id: str, message: str) -> None:
+        """Add an event."""
+        with self._engine.begin() as connection:
+            self._log(connection, job_id, message)
+
+    # -- actors --------------------------------------------------------------------------------------------------
+
+    def actors(self) -> list[ActorRecord]:
+        """The actors that were started and not removed."""
+        with self._engine.begin() as connection:
+            rows = connection.execute(sa.select(tables.actors).order_by(tables.actors.c.name))
+            return [ActorRecord(**row._mapping) for row in rows]
+
+    def add_actor(self, actor: ActorRecord) -> None:
+        """Note an actor that is about to be started."""
+        with self._engine.begin() as connection:
+            values = {"name": actor.name, "slot": actor.slot, "base_model": actor.base_model}
+            connection.execute(tables.actors.insert().values(**values))
+
+    def remove_actor(self, name: str) -> None:
+        """Forget an actor that is gone."""
+        with self._engine.begin() as connection:
+            connection.execute(tables.actors.delete().where(tables.actors.c.name == name))
+
+    # -- profiles ------------------------------------------------------------------------------------------------
+
+    def profiles(self) -> dict[str, dict[str, Any]]:
+        """What was learned of devices, by key."""
+        with self._engine.begin() as connection:
+            rows = connection.execute(sa.select(tables.profiles.c.key, tables.profiles.c["values"]))
+            return dict(rows.tuples().all())
+
+    def save_profiles(self, profiles: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write what was learned of some devices."""
+        with self._engine.begin() as connection:
+            for key, values in profiles.items():
+                connection.execute(tables.profiles.delete().where(tables.profiles.c.key == key))
+                connection.execute(tables.profiles.insert().values(key=key, values=dict(values)))
+
+    def _record(self, row: sa.Row[Any]) -> JobRecord:
+        values = dict(row._mapping)
+        spec = self._specs.get(row.id)
+        if spec is None:
+            spec = self._specs[row.id] = JobSpec.model_validate(values["spec"], context=ACCEPTED)
+        return JobRecord(**{**values, "state": JobState(row.state), "spec": spec})
+
+    # -- inside a transaction ------------------------------------------------------------------------------------
+
+    def _get(self, connection: Connection, job_id: str) -> JobRecord:
+        row = connection.execute(sa.select(tables.jobs).where(tables.jobs.c.id == job_id)).first()
+        if row is None:
+            raise JobNotFoundError(f"no job has the id {job_id!r}; `loray list` shows all")
+        return self._record(row)
+
+    def _set(self, connection: Connection, job_id: str, changes: Mapping[str, Any]) -> None:
+        self._live.touch(job_id)
+        connection.execute(tables.jobs.update().where(tables.jobs.c.id == job_id).values(**changes))
+
+    @staticmethod
+    def _log(connection: Connection, job_id: str, message: str) -> None:
+        connection.execute(tables.events.insert().values(job_id=job_id, time=time.time(), message=message))
+
+
+def _durable(connection: Any, _: Any) -> None:
+    """A commit is on the disk when it returns; readers never wait for the writer."""
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _new_row(job_id: str, spec: JobSpec, request_id: str, now: float) -> dict[str, Any]:
+    return {
+        "id": job_id,
+        "name": spec.name,
+        "state": JobState.QUEUED.value,
+        "spec": spec.model_dump(mode="json"),
+        "progress": {},
+        "waiting_for": "the next look at the cluster",
+        "output_dir": spec.output_dir,
+        "submitted_at": now,
+        "queued_at": now,
+        "request_id": request_id,
+    }
+
+
+def _conflict_words(field: str, row: Any) -> str:
+    _, name, job_id, state = row
+    if field == "name":
+        return f"{name!r} is the name of a live job ({job_id}, {state}); choose another name, or cancel that job"
+    return f"the output folder belongs to the live job {name!r} ({job_id}, {state}); choose another folder"

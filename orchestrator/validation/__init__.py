@@ -1,0 +1,1 @@
+"""A file that nobody has checked, and what is wrong with it in words."""

@@ -1,0 +1,110 @@
+"""`loray plan` without a cluster: what it tells, and that it starts nothing and writes nothing."""
+
+from dataclasses import replace
+
+import pytest
+
+from gpu_actor.contract.config import DatasetConfig, LoraConfig, TrainingConfig
+from gpu_actor.loading.layers import describe_base
+from orchestrator.cluster.cluster_config import ActorConfig, ClusterConfig
+from orchestrator.cluster.places import listed_slots
+from orchestrator.control.admission import _misfits
+from orchestrator.control.preview import _empty, plan_jobs, plan_offline
+from orchestrator.control.snapshot import micro_batch_cap, scheduling_view
+from orchestrator.jobs.job import JobSpec
+from orchestrator.knowledge.description_files import remember
+from orchestrator.knowledge.place_models import Known, with_profiles
+from orchestrator.knowledge.profiles import Profiles
+from orchestrator.scheduler.view import ActorState, ClusterView
+from support.tiny import token_rows, write_rows
+
+
+@pytest.fixture
+def make(tmp_path, tiny_base):
+    def make(name, r=8, **training):
+        path = write_rows(tmp_path / f"{name}.jsonl", token_rows(24, seed=1))
+        settings = {"num_train_epochs": 2, "per_device_train_batch_size": 4, "cutoff_len": 64, **training}
+        return JobSpec(
+            name=name,
+            base_model=tiny_base,
+            dataset=DatasetConfig(path=path, format="tokens"),
+            lora=LoraConfig(r=r),
+            training=TrainingConfig(**settings),
+            output_dir=str(tmp_path / "out" / name),
+        )
+
+    return make
+
+
+def plan(tmp_path, specs, actors, policy="fifo-4"):
+    config = ClusterConfig(storage=str(tmp_path / "storage"), actors=actors, scheduler={"policy": policy})
+    return {row["job"]: row for row in plan_offline(specs, config)}
+
+
+def test_two_jobs_on_one_actor_share_its_steps(tmp_path, make):
+    rows = plan(tmp_path, [make("one"), make("two", num_train_epochs=4)], [{}])
+    assert rows["one"]["steps"] == 2 * 24 // 4
+    assert rows["two"]["steps"] == 4 * 24 // 4
+    assert rows["one"]["actor"] == rows["two"]["actor"] == "cpu:0"
+    assert rows["one"]["with"] == ["two"]
+    assert 0 < rows["one"]["start_s"] < rows["one"]["finish_s"] < rows["two"]["finish_s"]
+    assert rows["one"]["bytes"] > rows["one"]["adapter_bytes"] > 0
+    assert not (tmp_path / "storage").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_base_model_that_an_earlier_run_described_is_not_described_again(tmp_path, make, tiny_base, monkeypatch):
+    monkeypatch.setenv("LORAY_HOME", str(tmp_path / "home"))
+    (row,) = plan(tmp_path, [make("one")], [{}]).values()
+    assert row["reason"] is None
+    assert not (tmp_path / "home").exists()
+    remember(replace(describe_base(tiny_base), parameters=10**15))  # to be told from one that is made anew
+    (row,) = plan(tmp_path, [make("one")], [{}]).values()
+    assert "with its base model" in row["reason"]
+
+
+def test_jobs_that_are_there_are_called_by_their_names(make, tiny_base):
+    base = describe_base(tiny_base)
+    slots = listed_slots([ActorConfig()], [{"NodeID": "a", "Alive": True, "Resources": {}}])
+    place = replace(
+        with_profiles(_empty(slots[0]), slots[0], Known.of(slots[0], Profiles(None), {base.ref: base})),
+        base_model=base.ref,
+    )
+    there = replace(scheduling_view("0abc", make("old"), base, cap=1024), actor="cpu:0", steps_left=1000)
+    seen = ClusterView((there,), (replace(place, state=ActorState.READY),), {base.ref: base})
+    (row,) = plan_jobs([make("new")], seen, {base.ref: base}, "fifo-4", {"0abc": "old"})
+    assert row["with"] == ["old"]
+    assert row["reason"] is row["remark"] is None
+
+
+def test_what_is_not_forecast_is_no_job_that_can_never_run(tmp_path, make, monkeypatch):
+    monkeypatch.setattr("orchestrator.scheduler.forecast._MOST_WORK", 1)
+    (row,) = plan(tmp_path, [make("one")], [{}]).values()
+    assert row["reason"] is None
+    assert row["finish_s"] is None
+    assert "was not forecast" in row["remark"]
+
+
+def test_a_job_on_a_cpu_is_sized_by_the_micro_batches_of_a_cpu(tmp_path, make, tiny_base):
+    """Of 8 x 1024 tokens a CPU runs parts of 1024, a CUDA device all at once; the default of a job holds both."""
+    job = make("one", per_device_train_batch_size=8, cutoff_len=1024)
+    base, roomy = describe_base(tiny_base), 2**40
+    (on_cpu,) = plan(tmp_path, [job], [{"memory_limit": roomy}]).values()
+    size = {kind: scheduling_view("", job, base, cap=micro_batch_cap([kind])) for kind in ("cpu", "cuda:1")}
+    assert [view.worst_tokens for view in size.values()] == [1024, 8192]
+    assert scheduling_view("", job, base).worst_tokens == micro_batch_cap(["cpu", "cuda"]) == 8192
+    assert on_cpu["adapter_bytes"] == size["cpu"].adapter_bytes < size["cuda:1"].adapter_bytes
+    limit = on_cpu["bytes"]
+    for bytes_, fits in ((limit, True), (limit - 1, False)):
+        (row,) = plan(tmp_path, [job], [{"memory_limit": bytes_}]).values()
+        assert (row["reason"] is None) == fits
+        slots = listed_slots([ActorConfig(memory_limit=bytes_)], [{"NodeID": "a", "Alive": True, "Resources": {}}])
+        places = [with_profiles(_empty(slot), slot, Known.of(slot, Profiles(None), {base.ref: base})) for slot in slots]
+        assert (_misfits(job, base, places) == []) == fits
+
+
+def test_a_job_that_fits_nowhere_is_told_with_both_numbers(tmp_path, make):
+    rows = plan(tmp_path, [make("big", r=4096), make("small")], [{"memory_limit": 700 * 2**20}])
+    assert f"({700 * 2**20} bytes)" in rows["big"]["reason"]
+    assert rows["big"]["actor"] is None
+    assert rows["small"]["reason"] is None
