@@ -35,17 +35,18 @@ import numpy as np
 import ray
 
 from gpu_actor.contract.config import DatasetConfig, LoraConfig, TrainingConfig
-from gpu_actor.contract.footprint import BaseDescription
-from gpu_actor.loading.layers import describe_base
+from gpu_actor.contract.description import BaseDescription
+from gpu_actor.model.describe import describe_base
+from orchestrator.cli.chart import draw
 from orchestrator.cluster.cluster_config import ClusterConfig
-from orchestrator.cluster.connection import controller, start_local
+from orchestrator.cluster.connection import controller
 from orchestrator.cluster.places import HEAD, listed_slots
-from orchestrator.control.snapshot import micro_batch_cap, scheduling_view
+from orchestrator.control.job_needs import micro_batch_cap, scheduling_view
+from orchestrator.control.launch import start_local
 from orchestrator.jobs.job import JobSpec
 from orchestrator.knowledge.data_size import guess_size
 from orchestrator.knowledge.place_models import Known, with_profiles
 from orchestrator.knowledge.profiles import Profiles
-from orchestrator.reporting.timeline import draw
 from orchestrator.scheduler.forecast import forecast
 from orchestrator.scheduler.view import ActorState, ActorView, ClusterView
 from orchestrator.store.store import Store

@@ -123,8 +123,8 @@ def measure(name: str, *, checkpointing: bool = False) -> dict[str, Any]:
 
     from gpu_actor.adapters.shapes import adapter_activation_bytes, adapter_bytes
     from gpu_actor.contract.config import LoraConfig
-    from gpu_actor.loading.layers import describe_base
     from gpu_actor.model.base_model import BaseModel
+    from gpu_actor.model.describe import describe_base
     from gpu_actor.training.trainer import CoTrainer
     from orchestrator.scheduler.estimate import MemoryFit, prior_memory
     from orchestrator.scheduler.view import ActorShape

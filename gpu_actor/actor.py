@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import queue
-import re
 import threading
 import uuid
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from gpu_actor.contract.config import ActorOptions, AdapterSpec
+from gpu_actor.contract.messages import short_model_name
 from gpu_actor.contract.report import ActorReport, TenantReport, TenantState
 from gpu_actor.device.memory import MemoryMeter, device_name, memory_limit
 
@@ -66,8 +66,7 @@ class GpuActor:
 
     def __repr__(self) -> str:
         """Identity, as the Ray dashboard shows it: the last part of the base model's name, and the device."""
-        name = re.split(r"[/\\]", self._options.base_model.rstrip("/\\"))[-1]
-        return f"{name.lower()}@{self._options.device}"
+        return f"{short_model_name(self._options.base_model)}@{self._options.device}"
 
     # -- control: every method returns at once -------------------------------------------------------------------
 

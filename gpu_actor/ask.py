@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     try:
         base = BaseModel.load(options.base_model, quantization=options.quantization, allow_pickle=options.allow_pickle)
-        adapters = [None, *(read_adapter(base, folder) for folder in options.adapters)]
+        adapters = [None, *(read_adapter(folder, base.new_adapter) for folder in options.adapters)]
         tokenizer = load_tokenizer(options.base_model, vocab_size=base.description.vocab_size)
     except LorayError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -27,15 +27,15 @@ from gpu_actor.contract.errors import (
     TrainingError,
     WaitTimeoutError,
 )
+from orchestrator.version import __version__
 
 if TYPE_CHECKING:
     from orchestrator.client import Client, Job, submit_job
     from orchestrator.jobs.job import JobFileError, JobSpec, JobState
     from orchestrator.jobs.job_file import load_jobs
 
-__version__ = "0.1.0"
-
 __all__ = [
+    "__version__",
     "submit_job",
     "Client",
     "Job",

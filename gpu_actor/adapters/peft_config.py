@@ -10,32 +10,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from gpu_actor.contract import file_names
 from gpu_actor.contract.errors import AdapterError
 from gpu_actor.contract.lora_config import LoraConfig
+from gpu_actor.contract.peft_fields import unsupported_words
 
-CONFIG_FILE = "adapter_config.json"
-PEFT_ONLY: Mapping[str, str] = {
-    "alora_invocation_tokens": "aLoRA (adapters that wake up at given tokens)",
-    "arrow_config": "Arrow (routing among adapters)",
-    "bias": "training the base's biases",
-    "corda_config": "CorDA (a start from the data's covariance)",
-    "ensure_weight_tying": "training tied weights together",
-    "eva_config": "EVA (a start from the activations' singular values)",
-    "kasa_config": "KaSA",
-    "layer_replication": "replicating layers of the base",
-    "loftq_config": "LoftQ (a start that makes up for quantisation)",
-    "lora_bias": "a bias inside the update",
-    "lora_ga_config": "LoRA-GA (a start from gradients)",
-    "megatron_config": "Megatron's parallel layers",
-    "modules_to_save": "training whole modules beside the adapter",
-    "monteclora_config": "MonteCLoRA",
-    "target_parameters": "adapting bare parameters, such as those of experts",
-    "trainable_token_indices": "training single tokens of the embedding",
-    "use_bdlora": "BD-LoRA (block-diagonal updates)",
-    "use_qalora": "QALoRA (updates grouped for quantisation)",
-    "velora_config": "VeLoRA",
-}
-"""Fields of PEFT's configurations that Loray refuses, and what they are for."""
 _START_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _STARTS = (True, False, "gaussian", "orthogonal")  # the saved values are loaded over them
 _OFF: tuple[Any, ...] = (None, False, "none", {}, [], "")
@@ -50,15 +29,6 @@ _VERA = ("vera_dropout", "d_initial", "projection_prng_key", "save_projection")
 _REQUIRED = {"LORA": ("r", "lora_alpha", "target_modules"), "VERA": ("r", "target_modules")}
 
 
-def unsupported_words(field: str) -> str | None:
-    """What to say of a field of PEFT's that Loray does not have; None for any other name."""
-    return (
-        f"is PEFT's word for {PEFT_ONLY[field]}, which Loray does not have; leave it out"
-        if field in PEFT_ONLY
-        else None
-    )
-
-
 def read_peft_config(folder: Path) -> LoraConfig:
     """The kind and shape of a saved adapter.
 
@@ -68,7 +38,7 @@ def read_peft_config(folder: Path) -> LoraConfig:
     Raises:
         AdapterError: The file is missing or damaged, or asks for what Loray does not have.
     """
-    path = folder / CONFIG_FILE
+    path = folder / file_names.ADAPTER_CONFIG
     try:
         saved = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:

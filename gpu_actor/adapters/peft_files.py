@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
-from gpu_actor.adapters.peft_config import CONFIG_FILE, peft_config, read_peft_config
+from gpu_actor.adapters.peft_config import peft_config, read_peft_config
 from gpu_actor.adapters.shapes import PROJECTIONS, tensor_name, trained_tensors
 from gpu_actor.adapters.weights import AdapterWeights
 from gpu_actor.adapters.whole_files import read_tensors, write_json, write_tensors
+from gpu_actor.contract import file_names
 from gpu_actor.contract.errors import AdapterError
-
-if TYPE_CHECKING:
-    from gpu_actor.model.base_model import BaseModel
-
-ADAPTER_FILE = "adapter_model.safetensors"
+from gpu_actor.contract.lora_config import LoraConfig
 
 
 def save_adapter(folder: Path, weights: AdapterWeights, base_model: str) -> None:
@@ -27,7 +23,8 @@ def save_adapter(folder: Path, weights: AdapterWeights, base_model: str) -> None
     B A - B0 A0 = [B | -B0] [A ; A0].
     """
     names = list(weights.names.values())
-    write_json(folder / CONFIG_FILE, peft_config(weights.lora, names, base_model, transposed=weights.transposed))
+    config = peft_config(weights.lora, names, base_model, transposed=weights.transposed)
+    write_json(folder / file_names.ADAPTER_CONFIG, config)
     tensors = {name: tensor for name, tensor, _ in _trained(weights)}
     if weights.variant == "pissa":
         for index, (a, b) in weights.frozen.items():
@@ -36,7 +33,8 @@ def save_adapter(folder: Path, weights: AdapterWeights, base_model: str) -> None
             tensors[second] = torch.cat([tensors[second], -b], dim=1)
     if weights.lora.save_projection:
         tensors |= _projections(weights)
-    write_tensors(folder / ADAPTER_FILE, {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_tensors(folder / file_names.ADAPTER_WEIGHTS, on_cpu)
 
 
 def load_adapter(folder: Path, weights: AdapterWeights) -> None:
@@ -45,7 +43,7 @@ def load_adapter(folder: Path, weights: AdapterWeights) -> None:
     Raises:
         AdapterError: The file is damaged, or a tensor is missing, superfluous or of another shape.
     """
-    path = folder / ADAPTER_FILE
+    path = folder / file_names.ADAPTER_WEIGHTS
     tensors = read_tensors(path)
     for name, target, start in _trained(weights):
         place = 1 if name.endswith("lora_B.weight") else 0
@@ -93,16 +91,20 @@ def _take(tensors: dict[str, torch.Tensor], name: str, shape: list[int], path: P
     return found
 
 
-def read_adapter(base: BaseModel, folder: Path) -> AdapterWeights:
-    """Load a finished adapter of `base` from its output folder.
+def read_adapter(folder: Path, new_adapter: Callable[[LoraConfig], AdapterWeights]) -> AdapterWeights:
+    """Load a finished adapter from its output folder.
+
+    Args:
+        folder: The output folder of a job.
+        new_adapter: Makes an empty adapter for the base model that it belongs to.
 
     Raises:
         AdapterError: There is none, it belongs to another base, or it is damaged.
     """
-    if not (folder / CONFIG_FILE).is_file():
+    if not (folder / file_names.ADAPTER_CONFIG).is_file():
         raise AdapterError(
-            f"{folder}: no finished adapter there ({CONFIG_FILE} is missing); give a job's output folder"
+            f"{folder}: no finished adapter there ({file_names.ADAPTER_CONFIG} is missing); give a job's output folder"
         )
-    weights = base.new_adapter(read_peft_config(folder))
+    weights = new_adapter(read_peft_config(folder))
     load_adapter(folder, weights)
     return weights

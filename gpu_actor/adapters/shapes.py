@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gpu_actor.adapters.targets import LayerPlan, plan_layers
-from gpu_actor.contract.footprint import ADAPTER_DTYPE_BYTES, BaseDescription
+from gpu_actor.contract.description import BaseDescription
+from gpu_actor.contract.footprint import ADAPTER_DTYPE_BYTES
 from gpu_actor.contract.lora_config import LoraConfig
 
 Shape = tuple[int, ...]

@@ -10,8 +10,9 @@ from typing import Any
 from gpu_actor.adapters.peft_config import read_peft_config
 from gpu_actor.adapters.shapes import Shape, file_shapes
 from gpu_actor.adapters.targets import LayerPlan, plan_layers
+from gpu_actor.contract import file_names
+from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.errors import AdapterError
-from gpu_actor.contract.footprint import BaseDescription
 from gpu_actor.contract.lora_config import LoraConfig
 
 _LONGEST_HEADER = 100_000_000
@@ -29,7 +30,7 @@ def check_adapter_fits(base: BaseDescription, lora: LoraConfig) -> None:
     saved = read_peft_config(Path(lora.init_adapter))
     layers = plan_layers(base, lora)
     _check_same_function(lora, saved, layers)
-    path = Path(lora.init_adapter) / "adapter_model.safetensors"
+    path = Path(lora.init_adapter) / file_names.ADAPTER_WEIGHTS
     found = read_shapes(path)
     wanted = file_shapes(lora, layers, projections=saved.save_projection)
     for name, shape in wanted.items():

@@ -13,11 +13,13 @@ from gpu_actor.adapters.dropout import mix_seed
 from gpu_actor.adapters.shapes import TensorSpec, projection_shapes, trained_tensors
 from gpu_actor.adapters.targets import LayerPlan
 from gpu_actor.contract.lora_config import LoraConfig
-from gpu_actor.loading.base_linear import dense_weight, is_transposed
+from gpu_actor.loading.quantization import dense_weight, is_transposed
 
 _ALIGNMENT = 16  # values: each tensor starts on a 64-byte border of the flat buffer
 Variant = Literal["lora", "pissa", "dora", "vera"]
 Views = dict[int, tuple[torch.Tensor, ...]]
+
+HALF_SCALE = 1024.0  # a power of two: it changes no digit
 
 
 class AdapterWeights:
@@ -180,3 +182,12 @@ def _views(
         index: tuple(flat.narrow(0, starts[index, s.name], s.values).view(s.shape) for s in layer)
         for index, layer in specs.items()
     }
+
+
+def gradient_scale(dtype: torch.dtype) -> float:
+    """How many times too large the gradients of a base model's hidden states are made, and all that follow from them.
+
+    In float16 most of them would be below the smallest number: the share of a token in a vocabulary of 10^5 is 10^-5,
+    over the number of tokens. `Tenant.finish_step` takes the factor out again, in the adapter's own fp32.
+    """
+    return HALF_SCALE if dtype == torch.float16 else 1.0

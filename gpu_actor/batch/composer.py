@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -53,26 +53,32 @@ def compose(candidates: Sequence[Candidate], token_budget: int) -> Mapping[str, 
     return {candidate.job_id: chosen[candidate.job_id] for candidate in candidates if candidate.job_id in chosen}
 
 
-def split_samples(tokens: Sequence[int], parts: int = 1, most: int | None = None) -> list[range]:
-    """Cut a micro-batch into runs of whole samples, none of which has more than `most` tokens.
+class TokenBudget:
+    """The token budget of one actor.
 
-    A single sample that is longer makes a run of its own.
-
-    Args:
-        tokens: Tokens of each sample.
-        parts: Cut it into so many parts at least (where it has as many samples).
-        most: Most tokens of a part; None: any number.
-
-    Returns:
-        The sample numbers of each part, in order; together they are all samples.
+    Attributes:
+        wanted: Where more tokens no longer raise the speed, or what the operator says.
+        fits: Tokens that memory is thought to have room for, since it ran out.
+        within_limit: Tokens that keep to the operator's limit of memory, since it was passed.
     """
-    size = math.ceil(len(tokens) / parts)
-    runs: list[range] = []
-    start = total = 0
-    for number, length in enumerate(tokens):
-        full = number - start >= size or (most is not None and total + length > most)
-        if full and number > start:
-            runs.append(range(start, number))
-            start, total = number, 0
-        total += length
-    return [*runs, range(start, len(tokens))]
+
+    def __init__(self, wanted: int) -> None:
+        self.wanted = wanted
+        self.fits = self.within_limit = sys.maxsize
+
+    @property
+    def tokens(self) -> int:
+        """Most tokens of a shared batch."""
+        return min(self.wanted, self.fits, self.within_limit)
+
+    def ran_out(self, tokens: int) -> None:
+        """Memory ran out with so many tokens in a shared batch."""
+        self.fits = min(self.fits, max(1, tokens // 2))
+
+    def passed_limit(self, tokens: int) -> None:
+        """By its own measure, the actor keeps to its limit with so many tokens and not with more."""
+        self.within_limit = min(self.within_limit, tokens)
+
+    def adapter_left(self) -> None:
+        """There is more room again; how much, the next shared batches show. The operator's limit is not tried out."""
+        self.fits = min(2 * self.fits, sys.maxsize)

@@ -2,47 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from gpu_actor.adapters.weights import AdapterWeights
-from gpu_actor.batch.composer import split_samples
-from gpu_actor.data.samples import IGNORE_INDEX
-from gpu_actor.losses.preference import PreferenceLoss
-
-if TYPE_CHECKING:
-    from gpu_actor.training.references import ReferenceLogProbs
+from gpu_actor.batch.pairs import PairTask
+from gpu_actor.data.records import IGNORE_INDEX
 
 Tokens = npt.NDArray[np.int32]
 _Positions = tuple[npt.NDArray[np.int64], Tokens]  # rows that predict something, and what
-
-
-@dataclass(frozen=True)
-class PairTask:
-    """What makes a micro-batch one of preference pairs: its sequences are chosen, rejected, chosen, rejected ...
-
-    Attributes:
-        loss: The objective.
-        numbers: Which pairs of the data set these are.
-        nll_scale: What each token loss of the likelihood term is multiplied by: one over the number of those tokens
-            in the whole optimizer step.
-        references: The data set's log-probabilities under the reference; None where the loss has no reference.
-    """
-
-    loss: PreferenceLoss
-    numbers: tuple[int, ...]
-    nll_scale: float = 0.0
-    references: ReferenceLogProbs | None = None
-
-    @property
-    def groups(self) -> int:
-        """Sums of log-probabilities for each pair: chosen, rejected, and maybe the chosen side's prompt."""
-        return 3 if self.loss.learns_prompt else 2
 
 
 @dataclass(frozen=True)
@@ -221,3 +194,28 @@ def _loss_positions(micro_batch: MicroBatch, start: int) -> list[_Positions]:
 def count_loss_tokens(labels: Sequence[Tokens]) -> int:
     """Tokens that carry loss: the first of a sequence cannot be predicted and never counts."""
     return sum(int(np.count_nonzero(row[1:] != IGNORE_INDEX)) for row in labels)
+
+
+def split_samples(tokens: Sequence[int], parts: int = 1, most: int | None = None) -> list[range]:
+    """Cut a micro-batch into runs of whole samples, none of which has more than `most` tokens.
+
+    A single sample that is longer makes a run of its own.
+
+    Args:
+        tokens: Tokens of each sample.
+        parts: Cut it into so many parts at least (where it has as many samples).
+        most: Most tokens of a part; None: any number.
+
+    Returns:
+        The sample numbers of each part, in order; together they are all samples.
+    """
+    size = math.ceil(len(tokens) / parts)
+    runs: list[range] = []
+    start = total = 0
+    for number, length in enumerate(tokens):
+        full = number - start >= size or (most is not None and total + length > most)
+        if full and number > start:
+            runs.append(range(start, number))
+            start, total = number, 0
+        total += length
+    return [*runs, range(start, len(tokens))]

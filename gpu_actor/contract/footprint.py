@@ -6,10 +6,9 @@ The figures are a prior: they are derived from shapes, not measured. Admission u
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
 
 from gpu_actor.contract.config import Quantization, TrainingConfig
+from gpu_actor.contract.description import BaseDescription
 
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 ADAPTER_DTYPE_BYTES = 4  # adapters, their gradients and moments are fp32 whatever the base is
@@ -19,69 +18,6 @@ DEFAULT_TOKEN_BUDGET = {"cpu": 1024, "cuda": 8192}
 # and not from batch size times the longest sample. An adapter's rounding depends on it: it is no setting.
 MICRO_BATCH_CAP = {"cpu": 1024, "cuda": 8192}
 LOSS_CHUNK = 256  # positions whose logits exist at one time
-
-
-@dataclass(frozen=True)
-class LinearShape:
-    """One linear layer of a base model: module name and sizes."""
-
-    name: str
-    in_features: int
-    out_features: int
-
-
-@dataclass(frozen=True)
-class Activations:
-    """What the forward of a base model keeps for its backward, in fp32; see `activation_probe`."""
-
-    token_bytes: float  # per token
-    square_bytes: float = 0.0  # per squared sequence length: attention that is not fused
-    head_bytes: float = 0.0  # per position whose logits are made, beside the logits
-
-
-@dataclass(frozen=True)
-class BaseDescription:
-    """What must be known of a base model to check and size a job.
-
-    `linears` leaves out the output head. `experts` names weights of three dimensions, which mixtures of experts have:
-    they are no linear layers, and no adapter can change them. `positions` is how many the base was made for; with
-    `position_table` it looks them up (gpt2, opt, gptj), so that it cannot run a longer sequence at all.
-    """
-
-    ref: str
-    model_type: str
-    linears: tuple[LinearShape, ...]
-    hidden_size: int
-    num_layers: int
-    vocab_size: int
-    parameters: int
-    experts: tuple[str, ...] = ()
-    activations: Activations | None = None  # None: nobody has counted
-    positions: int | None = None  # None: any number, or nobody says
-    position_table: bool = False
-
-    @property
-    def longest_sequence(self) -> int | None:
-        """Tokens of the longest sequence that the base can run; None: any number."""
-        return self.positions if self.position_table else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values only, so that it can travel and be cached as JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> BaseDescription:
-        """The inverse of `to_dict`."""
-        linears = tuple(LinearShape(**linear) for linear in data["linears"])
-        counted = data.get("activations")
-        return cls(
-            **{
-                **data,
-                "linears": linears,
-                "experts": tuple(data.get("experts", ())),
-                "activations": Activations(**counted) if counted else None,
-            }
-        )
 
 
 def base_bytes(base: BaseDescription, dtype_bytes: int = 4, quantization: Quantization | None = None) -> int:

@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpu_actor.contract import file_names
 from gpu_actor.contract.errors import BaseModelError
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _HUB_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 _HUB_ID = re.compile(rf"{_HUB_PART}(?:/{_HUB_PART})?|{_HUB_PART}/{_HUB_PART}/{_HUB_PART}\.gguf")
 _GGUF = ".gguf"
@@ -112,7 +112,7 @@ def find_base(ref: str) -> BaseFiles:
 
 def safetensors_in(folder: Path) -> list[Path]:
     """The safetensors files of a base model; an adapter's are none."""
-    return sorted(path for path in folder.glob("*.safetensors") if path.name != ADAPTER_WEIGHTS)
+    return sorted(path for path in folder.glob("*.safetensors") if path.name != file_names.ADAPTER_WEIGHTS)
 
 
 def pickles_in(folder: Path) -> list[Path]:

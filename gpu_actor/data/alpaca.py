@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from gpu_actor.contract.errors import DataError
-from gpu_actor.data.records import Chat, Message, Plain, Record, shorten
-from gpu_actor.data.values import read_answer, read_optional_text, read_text
+from gpu_actor.contract.messages import shorten
+from gpu_actor.data.readers.record import Record
+from gpu_actor.data.records import Chat, Message, Plain, read_answer, read_optional_text, read_text
 
 _WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "

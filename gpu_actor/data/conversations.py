@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 from gpu_actor.contract.errors import DataError, NoAnswerError
-from gpu_actor.data.message_weights import WEIGHTS, read_weight
-from gpu_actor.data.records import Message, shorten
-from gpu_actor.data.values import read_answer, read_any_text, read_optional_text, read_text
+from gpu_actor.contract.messages import shorten
+from gpu_actor.data.readers.record import Record
+from gpu_actor.data.records import Message, read_answer, read_any_text, read_optional_text, read_text
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _EXTRAS = {"assistant": ("tool_calls", "name", "reasoning_content"), "tool": ("tool_call_id", "name")}
@@ -26,6 +26,8 @@ _TAGS = {
 
 # What would change a sample, and has no place in a turn.
 _NOT_IN_TURNS = ("tool_calls", "tool_call_id", "loss", "mask", "image", "images", "video", "videos", "audio", "audios")
+
+WEIGHTS = ("weight", "train")
 
 
 def read_messages(value: Any, field: str) -> tuple[Message, ...]:
@@ -207,3 +209,33 @@ def _check_plain(value: Any, field: str) -> None:
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{field}: cannot be written as JSON: {str(error)[:80]}") from None
+
+
+def read_weight(message: Record, role: str, field: str) -> dict[str, Any]:
+    """What a message or turn says of being learned, as part of a message: `weight` 0, or nothing.
+
+    Args:
+        message: The message or turn as it is in the file.
+        role: Its role; only the assistant's messages are ever learned.
+        field: Where it is.
+
+    Raises:
+        DataError: It asks for what is neither 0 nor 1, for both, or for a message of another role to be learned.
+    """
+    wanted: set[bool] = set()
+    for name in WEIGHTS:
+        value = message.get(name)
+        if value is None or value == "":
+            continue
+        if value not in (0, 1) or isinstance(value, bool) != (name == "train"):
+            allowed = "true and false" if name == "train" else "0 and 1"
+            raise DataError(f"{field}.{name}: must be one of {allowed}, or null, not {shorten(value)}")
+        if value and role != "assistant":
+            raise DataError(
+                f"{field}.{name}: {shorten(value)} wants a message of the role {role} to be learned; only the "
+                "assistant's are: remove it"
+            )
+        wanted.add(bool(value))
+    if len(wanted) == 2:
+        raise DataError(f"{field}: weight and train contradict each other; remove one of them")
+    return {"weight": 0} if role == "assistant" and wanted == {False} else {}

@@ -14,11 +14,12 @@ from typing import Any
 
 from gpu_actor.contract.config import DatasetFormat
 from gpu_actor.contract.errors import DataError
+from gpu_actor.contract.messages import shorten
 from gpu_actor.data.alpaca import read_alpaca
 from gpu_actor.data.conversations import assistant_turns, read_messages, read_sharegpt, read_tools, with_system
 from gpu_actor.data.preferences import PAIR_COLUMNS, pair_fields, read_pair
-from gpu_actor.data.records import Chat, Plain, Record, Sample, shorten
-from gpu_actor.data.values import read_answer, read_any_text, read_tokens
+from gpu_actor.data.readers.record import Record
+from gpu_actor.data.records import Chat, Plain, Sample, read_answer, read_any_text, read_tokens
 
 # In the order in which `auto` tries them: the first format whose columns are all there is taken.
 _REQUIRED: dict[DatasetFormat, tuple[str, ...]] = {

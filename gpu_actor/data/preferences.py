@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gpu_actor.contract.errors import DataError, NoAnswerError
+from gpu_actor.contract.messages import shorten
 from gpu_actor.data.alpaca import alpaca_fallback, alpaca_prompt
 from gpu_actor.data.conversations import (
     assistant_turns,
@@ -20,9 +21,9 @@ from gpu_actor.data.conversations import (
     read_turn,
     with_system,
 )
-from gpu_actor.data.records import Chat, Message, Pair, Plain, Record, shorten
+from gpu_actor.data.readers.record import Record
+from gpu_actor.data.records import Chat, Message, Pair, Plain, read_answer, read_optional_text, read_text, read_tokens
 from gpu_actor.data.turns import common_length
-from gpu_actor.data.values import read_answer, read_optional_text, read_text, read_tokens
 
 SIDES = ("chosen", "rejected")
 # Columns that hold a prompt in other people's files: beside them, what both answers begin with is not the prompt.

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-IGNORE_INDEX = -100
+from gpu_actor.data.records import IGNORE_INDEX
+
 IdArray = npt.NDArray[np.int32]
 Labelled = tuple[IdArray, IdArray]
 """Token ids and unshifted labels of one sequence."""

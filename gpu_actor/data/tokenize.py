@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from gpu_actor.contract.errors import DataError
 from gpu_actor.data.chat_template import ChatTemplate
-from gpu_actor.data.records import Chat, Plain
-from gpu_actor.data.samples import IGNORE_INDEX, IdArray, Labelled
+from gpu_actor.data.records import IGNORE_INDEX, Chat, Plain
+from gpu_actor.data.samples import IdArray, Labelled
 from gpu_actor.data.turns import Conversation, Span, common_length
 
 

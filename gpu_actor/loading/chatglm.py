@@ -5,7 +5,7 @@ so configuration and tensors are mapped and none of that code runs. Written agai
 query, key and value are one matrix (first all queries, then keys, then values; without multi-query attention head
 by head), gate and up are one matrix, and rotary positions turn the first half of each head in interleaved pairs.
 
-`python -m gpu_actor.loading.chatglm FOLDER OUT` writes the mapped model, which transformers and PEFT load by
+`python -m gpu_actor.export_chatglm FOLDER OUT` writes the mapped model, which transformers and PEFT load by
 themselves.
 """
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from gpu_actor.contract.errors import BaseModelError
@@ -200,32 +199,3 @@ def _split(raw: Mapping[str, Any], fused: Any, name: str, ref: str) -> tuple[Any
     by_head = fused.view(heads, 3, size, *fused.shape[1:])
     query, key, value = (by_head[:, part].reshape(heads * size, *fused.shape[1:]) for part in range(3))
     return query, key, value
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Write the mapped model and its tokenizer into a new folder."""
-    import argparse
-    import sys
-
-    from gpu_actor.contract.errors import LorayError
-    from gpu_actor.loading.load_model import export_chatglm
-
-    parser = argparse.ArgumentParser(
-        prog="python -m gpu_actor.loading.chatglm",
-        description="Write a ChatGLM2/3 checkpoint as a plain Glm model, which transformers and PEFT load.",
-    )
-    parser.add_argument("source", metavar="FOLDER", help="folder or hub id of the original checkpoint")
-    parser.add_argument("target", metavar="OUT", type=Path, help="a new or empty folder")
-    parser.add_argument("--allow-pickle", action="store_true", help="read .bin files where there are no safetensors")
-    options = parser.parse_args(arguments)
-    try:
-        export_chatglm(options.source, options.target, allow_pickle=options.allow_pickle)
-    except LorayError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{options.target} is a Glm model now; transformers and PEFT load it by itself")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +11,10 @@ from transformers import AutoModelForCausalLM, GlmForCausalLM
 from gpu_actor.contract.config import Quantization
 from gpu_actor.contract.errors import BaseModelError
 from gpu_actor.contract.locations import BaseFiles, find_base, pickles_in, safetensors_in
+from gpu_actor.contract.messages import one_line
 from gpu_actor.loading.chatglm import glm_tensors, is_chatglm
-from gpu_actor.loading.layers import adaptable_linears, load_config, one_line, read_config
+from gpu_actor.loading.config_files import load_config, read_config
+from gpu_actor.loading.layers import adaptable_linears
 from gpu_actor.loading.quantization import quantization_of, quantization_settings
 from gpu_actor.loading.weight_files import PICKLE_WORDS, check_safetensors, tensors_of
 
@@ -52,7 +53,7 @@ def load_model(
     try:
         if files.gguf_file is None and is_chatglm(raw := read_config(ref)):
             state = glm_tensors(raw, tensors_of(files, allow_pickle), ref)
-            model, notes = _from_tensors(GlmForCausalLM, config, state, settings)
+            model, notes = model_from_tensors(GlmForCausalLM, config, state, settings)
         elif files.gguf_file is not None:
             model, notes = _from_gguf(files, config, settings)
         else:
@@ -61,7 +62,7 @@ def load_model(
         raise
     except Exception as error:
         raise BaseModelError(f"base_model: {ref}: cannot be loaded ({one_line(error)})") from error
-    _check_whole(ref, notes)
+    check_whole(ref, notes)
     if quantization is not None:
         _check_quantised(ref, model, quantization)
         return model
@@ -103,19 +104,20 @@ def _from_gguf(files: BaseFiles, config: Any, settings: dict[str, Any]) -> tuple
         files.place, gguf_file=files.gguf_file, dtype=settings["dtype"], output_loading_info=True
     )
     # a model that came out of GGUF counts as quantised and refuses to be moved, so its tensors go into a plain one
-    plain, _ = _from_tensors(type(dense), config, dense.state_dict(), settings)
+    plain, _ = model_from_tensors(type(dense), config, dense.state_dict(), settings)
     return plain, notes
 
 
-def _from_tensors(
+def model_from_tensors(
     kind: Any, config: Any, state: dict[str, Any], settings: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
+    """A model of a transformers class from tensors by their names in it, with what transformers noted in loading."""
     return kind.from_pretrained(  # type: ignore[no-any-return]
         None, config=config, state_dict=state, output_loading_info=True, **settings
     )
 
 
-def _check_whole(ref: str, notes: dict[str, Any]) -> None:
+def check_whole(ref: str, notes: dict[str, Any]) -> None:
     """A tensor that the files lack would be random numbers, without a word."""
     missing = sorted(notes["missing_keys"])
     if missing:
@@ -136,25 +138,3 @@ def _check_quantised(ref: str, model: Any, quantization: Quantization) -> None:
             f"base_model: {ref}: {len(plain)} linear layers of a {model.config.model_type} model cannot be quantised "
             f"to {quantization}, such as {plain[0]}; set quantization: null for this actor"
         )
-
-
-def export_chatglm(ref: str, target: Path, *, allow_pickle: bool = False) -> None:
-    """Write an original ChatGLM checkpoint as a Glm model with its tokenizer, in the dtype that it is stored in.
-
-    Raises:
-        BaseModelError: It is no ChatGLM checkpoint, cannot be read, or the target is not empty.
-    """
-    from gpu_actor.loading.tokenizer import has_tokenizer, load_tokenizer
-
-    files, raw = find_base(ref), read_config(ref)
-    if not is_chatglm(raw):
-        raise BaseModelError(f"{ref} has the model_type {raw.get('model_type')!r}; allowed: 'chatglm'")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise BaseModelError(f"{target} exists and is not an empty folder; choose another one")
-    state = glm_tensors(raw, tensors_of(files, allow_pickle), ref)
-    dtype = next(iter(state.values())).dtype
-    model, notes = _from_tensors(GlmForCausalLM, load_config(ref), state, {"dtype": dtype})
-    _check_whole(ref, notes)
-    model.save_pretrained(target)
-    if has_tokenizer(ref):
-        load_tokenizer(ref).save_pretrained(target)

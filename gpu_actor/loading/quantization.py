@@ -12,6 +12,7 @@ import importlib.util
 from typing import Any
 
 import torch
+from torch import nn
 
 from gpu_actor.contract.config import Quantization
 from gpu_actor.contract.errors import BaseModelError
@@ -80,3 +81,21 @@ def dequantised(module: Any, dtype: torch.dtype | None = None) -> torch.Tensor:
     scales = weight.SCB if module.state.SCB is None else module.state.SCB
     values: torch.Tensor = weight.data.to(dtype or torch.float32, copy=True)
     return values.mul_((scales * (1.0 / 127.0))[:, None])
+
+
+def dense_weight(base: nn.Module, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """The weight of a linear layer as [out, in]: a view of the layer's own, or a new tensor of a quantised one.
+
+    Args:
+        base: `nn.Linear`, `Conv1D`, or a linear layer of bitsandbytes.
+        dtype: Of a dequantised weight; None: what it was quantised from. A plain weight is given as it is.
+    """
+    if quantization_of(base) is not None:
+        return dequantised(base, dtype)
+    weight: torch.Tensor = base.weight  # type: ignore[assignment]
+    return weight.t() if is_transposed(base) else weight
+
+
+def is_transposed(base: nn.Module) -> bool:
+    """Whether a linear layer keeps its weight as [in, out], as GPT-2's Conv1D does."""
+    return not isinstance(base, nn.Linear)

@@ -7,8 +7,9 @@ from typing import Any
 
 from gpu_actor.contract.errors import BaseModelError
 from gpu_actor.contract.locations import BaseFiles, find_base
+from gpu_actor.contract.messages import one_line
 from gpu_actor.loading.chatglm import generation, is_chatglm
-from gpu_actor.loading.layers import one_line, read_config
+from gpu_actor.loading.config_files import read_config
 
 _OWN_FILE = "tokenizer.json"
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from gpu_actor.batch.shared_batch import PairTask, Segment, SharedBatch
+from gpu_actor.batch.pairs import PairTask
+from gpu_actor.batch.shared_batch import Segment, SharedBatch
 from gpu_actor.losses.preference import PairSums, pair_losses
 from gpu_actor.losses.token_losses import Head, summed_token_losses
 
@@ -78,3 +79,22 @@ def _pair_sums(hidden: torch.Tensor, segment: Segment, task: PairTask, head: Hea
         reference_chosen=zero if reference is None else reference[:, 0],
         reference_rejected=zero if reference is None else reference[:, 1],
     )
+
+
+class StepSums:
+    """Sums of losses and of the figures that are logged beside them; they stay on the device until they are read."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+
+    def add(self, found: SegmentLoss) -> None:
+        """Add what one micro-batch gave."""
+        for name, value in {"loss": found.loss.detach(), **found.figures}.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def read(self) -> tuple[float, dict[str, float]]:
+        """The loss, and the figures by name; waits for the device once."""
+        if not self._sums:
+            return 0.0, {}
+        loss, *figures = torch.stack(list(self._sums.values())).tolist()
+        return loss, dict(zip(list(self._sums)[1:], figures, strict=True))

@@ -13,42 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from gpu_actor.contract.config import TrainingConfig
-
-
-@dataclass(frozen=True)
-class PreferenceLoss:
-    """The settings of a preference objective, complete. Fields that an objective does not have are never read."""
-
-    objective: str
-    beta: float
-    loss_type: str = "sigmoid"
-    label_smoothing: float = 0.0
-    cpo_alpha: float = 1.0
-
-    @classmethod
-    def of(cls, training: TrainingConfig) -> PreferenceLoss | None:
-        """The settings of a job; None where its objective is supervised."""
-        if training.objective == "sft":
-            return None
-        fields = ("beta", "loss_type", "label_smoothing", "cpo_alpha")
-        given = {name: getattr(training, name) for name in fields if getattr(training, name) is not None}
-        return cls(training.objective, **given)
-
-    @property
-    def has_reference(self) -> bool:
-        """Whether the loss compares with a reference model."""
-        return self.objective == "dpo"
-
-    @property
-    def learns_prompt(self) -> bool:
-        """Whether the likelihood term takes the prompt along, as TRL's ORPO does."""
-        return self.objective == "orpo"
-
-    @property
-    def nll_weight(self) -> float:
-        """Factor on the mean token loss of the chosen sides."""
-        return {"dpo": 0.0, "cpo": self.cpo_alpha, "orpo": 1.0}[self.objective]
+from gpu_actor.batch.pairs import PreferenceLoss
 
 
 @dataclass(frozen=True)

@@ -12,20 +12,10 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from gpu_actor.adapters.weights import gradient_scale
 from gpu_actor.contract.footprint import LOSS_CHUNK
 
-HALF_SCALE = 1024.0  # a power of two: it changes no digit
-
 Head = Callable[[torch.Tensor], torch.Tensor]  # hidden states [n, hidden] -> logits [n, vocabulary]
-
-
-def gradient_scale(dtype: torch.dtype) -> float:
-    """How many times too large the gradients of a base model's hidden states are made, and all that follow from them.
-
-    In float16 most of them would be below the smallest number: the share of a token in a vocabulary of 10^5 is 10^-5,
-    over the number of tokens. `Tenant.finish_step` takes the factor out again, in the adapter's own fp32.
-    """
-    return HALF_SCALE if dtype == torch.float16 else 1.0
 
 
 def summed_token_losses(

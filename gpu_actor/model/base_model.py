@@ -6,28 +6,26 @@ The model is transformers' own; nothing of its forward is written here. Its line
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from transformers.utils import ModelOutput
 
 from gpu_actor.adapters.targets import plan_layers
-from gpu_actor.adapters.weights import AdapterWeights
+from gpu_actor.adapters.weights import AdapterWeights, gradient_scale
 from gpu_actor.batch.body_inputs import Piece, packed_by_segment, padded_by_segment, whole
 from gpu_actor.batch.shared_batch import SharedBatch
 from gpu_actor.contract.config import Quantization
 from gpu_actor.contract.errors import BaseModelError
 from gpu_actor.contract.lora_config import LoraConfig
-from gpu_actor.loading.layers import adaptable_linears, describe_model, one_line
+from gpu_actor.contract.messages import one_line
+from gpu_actor.loading.layers import adaptable_linears, describe_model
 from gpu_actor.loading.load_model import load_model
-from gpu_actor.losses.token_losses import gradient_scale
 from gpu_actor.model.attention import WindowsSeen, register_packed_attention
 from gpu_actor.model.freeze import freeze
+from gpu_actor.model.output_head import head_only
 from gpu_actor.model.probe import Probe, unhooked_products
 from gpu_actor.model.rotary import hook_rotary
 from gpu_actor.operators.multi_adapter_linear import MultiAdapterLinear
@@ -64,7 +62,7 @@ class BaseModel:
         self._pieces: Callable[[SharedBatch], list[Piece]] = whole
         probe = self._reference()
         self._layers = self._hook()
-        self._head_model = _head_only(self.model)
+        self._head_model = head_only(self.model)
         self._choose_serving(probe)
 
     @classmethod
@@ -200,38 +198,3 @@ class BaseModel:
         except Exception as error:
             return one_line(error)
         return probe.difference(self.hidden)
-
-
-@dataclass
-class _BodyOutput(ModelOutput):  # type: ignore[misc]
-    """What the causal models of transformers read of their bodies' outputs."""
-
-    last_hidden_state: torch.Tensor | None = None
-    past_key_values: None = None
-    hidden_states: None = None
-    attentions: None = None
-    cross_attentions: None = None
-    router_logits: None = None
-
-
-class _GivenHiddenStates(nn.Module):
-    """Stands in for a model's body: hands on the hidden states that it is given."""
-
-    def forward(self, *_: Any, inputs_embeds: torch.Tensor, **__: Any) -> _BodyOutput:
-        """inputs_embeds [1, n, hidden] -> the same as last hidden state."""
-        return _BodyOutput(last_hidden_state=inputs_embeds)
-
-    @property
-    def decoder(self) -> _GivenHiddenStates:
-        """OPT's causal model calls the decoder of its body."""
-        return self
-
-
-def _head_only(model: Any) -> Any:
-    """A view of a causal language model, sharing its parameters, whose body is skipped.
-
-    So the model's own code after the body (head, soft-cap, logit scale) runs on any chunk of hidden states.
-    """
-    head = copy.copy(model)
-    head._modules = {**model._modules, model.base_model_prefix: _GivenHiddenStates()}
-    return head

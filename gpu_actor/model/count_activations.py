@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from gpu_actor.batch.shared_batch import MicroBatch, pack
-from gpu_actor.contract.footprint import Activations
+from gpu_actor.contract.description import Activations
 from gpu_actor.contract.lora_config import LoraConfig
 from gpu_actor.model.base_model import BaseModel
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from gpu_actor.batch.shared_batch import MicroBatch, SharedBatch, pack
 from gpu_actor.contract.errors import BaseModelError
-from gpu_actor.loading.layers import one_line
+from gpu_actor.contract.messages import one_line
 from gpu_actor.operators.multi_adapter_linear import MultiAdapterLinear
 
 Forward = Callable[[SharedBatch], torch.Tensor]  # shared batch -> hidden states [1, T, hidden]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from gpu_actor.loading.base_linear import dense_weight
+from gpu_actor.loading.quantization import dense_weight
 from gpu_actor.operators.low_rank import LowRankUpdate, Saved, add_product
 
 

@@ -5,16 +5,14 @@ y += s * dropout(x) A^T B^T
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from gpu_actor.adapters.dropout import dropout_mask, dropped_share
 from gpu_actor.adapters.weights import AdapterWeights
-
-if TYPE_CHECKING:
-    from gpu_actor.batch.shared_batch import Segment
+from gpu_actor.batch.shared_batch import Segment
 
 Saved = tuple[Any, ...]
 """The tensors that a backward needs; the mask among them is None without dropout."""

@@ -10,22 +10,20 @@ not depend on its company. On an accelerator the base product is made once for a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from gpu_actor.adapters.weights import Variant
+from gpu_actor.batch.shared_batch import Segment
 from gpu_actor.contract.errors import BaseModelError
-from gpu_actor.loading.base_linear import base_product, base_product_backward, is_transposed
+from gpu_actor.loading.quantization import dense_weight, is_transposed
 from gpu_actor.operators.dora import DoraUpdate
 from gpu_actor.operators.low_rank import LowRankUpdate, Saved
 from gpu_actor.operators.pissa import PissaUpdate
 from gpu_actor.operators.routing import Routing
 from gpu_actor.operators.vera import VeraUpdate
-
-if TYPE_CHECKING:
-    from gpu_actor.batch.shared_batch import Segment
 
 _UPDATES: Mapping[Variant, type[LowRankUpdate]] = {
     "lora": LowRankUpdate,
@@ -120,3 +118,25 @@ def _through_base(grad: torch.Tensor, updates: list[LowRankUpdate], saved: list[
 def _split(flat: list[torch.Tensor | None], counts: list[int]) -> list[list[torch.Tensor | None]]:
     ends = [sum(counts[: place + 1]) for place in range(len(counts))]
     return [flat[end - count : end] for end, count in zip(ends, counts, strict=True)]
+
+
+def base_product(rows: torch.Tensor, base: nn.Module, spans: list[tuple[int, int]]) -> torch.Tensor:
+    """rows [T, in] -> [T, out], one matrix product per span."""
+    weight = dense_weight(base, rows.dtype).t()
+    bias: torch.Tensor | None = base.bias  # type: ignore[assignment]
+    out = rows.new_empty(rows.shape[0], weight.shape[1])
+    for start, end in spans:
+        if bias is None:
+            torch.mm(rows[start:end], weight, out=out[start:end])
+        else:
+            torch.addmm(bias, rows[start:end], weight, out=out[start:end])
+    return out
+
+
+def base_product_backward(grad: torch.Tensor, base: nn.Module, spans: list[tuple[int, int]]) -> torch.Tensor:
+    """grad [T, out] -> [T, in]; the frozen weight gets none."""
+    weight = dense_weight(base, grad.dtype)
+    into = grad.new_empty(grad.shape[0], weight.shape[1])
+    for start, end in spans:
+        torch.mm(grad[start:end], weight, out=into[start:end])
+    return into

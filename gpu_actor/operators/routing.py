@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from gpu_actor.batch.shared_batch import Segment
+from gpu_actor.batch.shared_batch import Segment
 
 
 class Routing:

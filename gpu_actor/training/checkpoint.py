@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
@@ -20,14 +19,13 @@ import torch
 from gpu_actor.adapters.peft_files import load_adapter, save_adapter
 from gpu_actor.adapters.weights import AdapterWeights
 from gpu_actor.adapters.whole_files import read_tensors, sync_folder, write_bytes, write_json, write_tensors
+from gpu_actor.contract import file_names
 from gpu_actor.contract.errors import AdapterError
 from gpu_actor.training.early_stop import Watch
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "trainer_state.json"
-METRICS_FILE = "metrics.jsonl"
 _BEST = "checkpoint-best-"  # and a step: the adapter alone, at the lowest evaluation loss until then
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ def save_checkpoint(
     Raises:
         OSError: It cannot be written; the older one stands.
     """
-    final = output_dir / f"checkpoint-{progress.step}"
+    final = output_dir / file_names.checkpoint_folder(progress.step)
     if not final.exists():
         draft = output_dir / f".{final.name}.{os.getpid()}.tmp"
         shutil.rmtree(draft, ignore_errors=True)
@@ -186,7 +184,7 @@ def remove_checkpoints(output_dir: Path) -> None:
 
 def remove_drafts(output_dir: Path) -> None:
     """Remove what processes that have ended were writing or removing."""
-    for draft in output_dir.glob(".checkpoint-*.tmp"):
+    for draft in output_dir.glob(file_names.CHECKPOINT_DRAFTS):
         shutil.rmtree(draft, ignore_errors=True)
 
 
@@ -201,7 +199,7 @@ def _remove(folder: Path) -> None:
 
 def trim_metrics(output_dir: Path, step: int) -> None:
     """Drop the rows of `metrics.jsonl` after `step`: they will be written again, and a torn last line with them."""
-    path = output_dir / METRICS_FILE
+    path = output_dir / file_names.METRICS
     if not path.exists():
         return
     kept = []
@@ -215,5 +213,5 @@ def trim_metrics(output_dir: Path, step: int) -> None:
 
 
 def _checkpoints(output_dir: Path) -> list[Path]:
-    found = [(int(m[1]), path) for path in output_dir.glob("checkpoint-*") if (m := _CHECKPOINT.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
+    steps = {path: file_names.checkpoint_step(path.name) for path in output_dir.glob(file_names.CHECKPOINTS)}
+    return [path for step, path in sorted((step, path) for path, step in steps.items() if step is not None)]

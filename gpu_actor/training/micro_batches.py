@@ -8,18 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gpu_actor.adapters.dropout import mix_seed
 from gpu_actor.adapters.weights import AdapterWeights
-from gpu_actor.batch.shared_batch import MicroBatch, PairTask, count_loss_tokens
+from gpu_actor.batch.pairs import PairTask, PreferenceLoss, ReferenceLogProbs
+from gpu_actor.batch.shared_batch import MicroBatch, count_loss_tokens
 from gpu_actor.contract.config import TrainingConfig
-from gpu_actor.losses.preference import PreferenceLoss
-from gpu_actor.training.references import ReferenceLogProbs
+from gpu_actor.data.dataset import LoadedDataset
 from gpu_actor.training.sample_order import StepPlan
-
-if TYPE_CHECKING:
-    from gpu_actor.data.dataset import LoadedDataset
 
 _DROPOUT_STREAM = 0x10_0000  # keeps dropout seeds apart from the other uses of a job's seed
 

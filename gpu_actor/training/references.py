@@ -10,50 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from gpu_actor.adapters.peft_files import read_adapter
 from gpu_actor.adapters.weights import AdapterWeights
+from gpu_actor.batch.pairs import ReferenceLogProbs
 from gpu_actor.batch.shared_batch import MicroBatch, pack
 from gpu_actor.contract.config import AdapterSpec
 from gpu_actor.contract.errors import AdapterError
 from gpu_actor.losses.objectives import segment_losses
 from gpu_actor.model.base_model import BaseModel
-
-
-class ReferenceLogProbs:
-    """Log-probabilities of the answers of one data set's pairs under the reference; filled as they are needed.
-
-    Attributes:
-        weights: The reference adapter; None is the base model itself.
-    """
-
-    def __init__(self, weights: AdapterWeights | None, pairs: int) -> None:
-        self.weights = weights
-        self._values = np.zeros((pairs, 2), dtype=np.float64)
-        self._known = np.zeros(pairs, dtype=bool)
-
-    def knows(self, number: int) -> bool:
-        """Whether a pair has been computed."""
-        return bool(self._known[number])
-
-    def of(self, numbers: Sequence[int]) -> npt.NDArray[np.float64]:
-        """The values of some pairs, [n, 2] for chosen and rejected.
-
-        Raises:
-            KeyError: One of them has not been computed.
-        """
-        wanted = list(numbers)
-        if not self._known[wanted].all():
-            raise KeyError(f"no reference for some of the pairs {wanted}")
-        return self._values[wanted]
-
-    def learn(self, number: int, chosen: float, rejected: float) -> None:
-        """Keep the values of one pair."""
-        self._values[number] = chosen, rejected
-        self._known[number] = True
 
 
 def reference_folder(spec: AdapterSpec) -> str | None:
@@ -75,7 +41,7 @@ def read_reference(base: BaseModel, spec: AdapterSpec) -> AdapterWeights | None:
     if folder is None:
         return None
     try:
-        return read_adapter(base, Path(folder))
+        return read_adapter(Path(folder), base.new_adapter)
     except AdapterError as error:
         raise AdapterError(f"the reference adapter of training.objective dpo cannot be loaded: {error}") from error
 

@@ -14,28 +14,26 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from transformers import get_scheduler
 
 from gpu_actor.adapters.peft_files import load_adapter, save_adapter
 from gpu_actor.adapters.weights import AdapterWeights
 from gpu_actor.batch.shared_batch import MicroBatch
-from gpu_actor.contract.config import AdapterSpec, TrainingConfig
+from gpu_actor.contract import file_names
+from gpu_actor.contract.config import AdapterSpec
 from gpu_actor.contract.errors import AdapterError, TrainingError
 from gpu_actor.contract.report import TenantReport, TenantState
+from gpu_actor.data.dataset import LoadedDataset
 from gpu_actor.data.samples import digest
-from gpu_actor.losses.objectives import SegmentLoss
-from gpu_actor.losses.step_sums import StepSums
+from gpu_actor.losses.objectives import SegmentLoss, StepSums
 from gpu_actor.training import checkpoint
 from gpu_actor.training.early_stop import diverged, overfitted
 from gpu_actor.training.micro_batches import MicroBatches
+from gpu_actor.training.optimizer import make_optimizer, make_scheduler, warmup_steps
 from gpu_actor.training.references import reference_folder
 from gpu_actor.training.sample_order import DataCursor
-
-if TYPE_CHECKING:
-    from gpu_actor.data.dataset import LoadedDataset
 
 logger = logging.getLogger(__name__)
 
@@ -332,7 +330,7 @@ class Tenant:
         checkpoint.remove_checkpoints(self.output_dir)
 
     def _log(self, **row: Any) -> None:
-        with (self.output_dir / checkpoint.METRICS_FILE).open("a", encoding="utf-8") as file:
+        with (self.output_dir / file_names.METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     # -- reporting -----------------------------------------------------------------------------------------------
@@ -367,29 +365,3 @@ class Tenant:
             dropped=self.data.dropped,
             reason=reason,
         )
-
-
-def make_optimizer(weights: AdapterWeights, training: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW (arXiv 1711.05101) over one adapter and nothing else; LoRA+ gives B and vectors a rate of their own."""
-    ratio = training.loraplus_lr_ratio
-    rates = [] if ratio is None else [training.learning_rate, training.learning_rate * ratio]
-    groups = [{"params": [part], "lr": rate} for part, rate in zip(weights.halves(), rates, strict=False) if len(part)]
-    return torch.optim.AdamW(
-        groups or [weights.flat],
-        lr=training.learning_rate,
-        betas=(training.adam_beta1, training.adam_beta2),
-        eps=training.adam_epsilon,
-        weight_decay=training.weight_decay,
-        fused=True,
-    )
-
-
-def make_scheduler(optimizer: torch.optim.Optimizer, training: TrainingConfig, total_steps: int) -> Any:
-    """The learning-rate schedule of transformers with that name, warm-up counted as `Trainer` does."""
-    warmup = warmup_steps(training, total_steps)
-    return get_scheduler(training.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps)
-
-
-def warmup_steps(training: TrainingConfig, total_steps: int) -> int:
-    """Optimizer steps in which the learning rate rises."""
-    return training.warmup_steps or math.ceil(total_steps * training.warmup_ratio)

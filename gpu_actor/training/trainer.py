@@ -11,17 +11,15 @@ from typing import TypeVar
 
 import torch
 
-from gpu_actor.batch.composer import Candidate, compose
+from gpu_actor.batch.composer import Candidate, TokenBudget, compose
 from gpu_actor.batch.shared_batch import MicroBatch, pack
-from gpu_actor.batch.token_budget import TokenBudget
 from gpu_actor.contract.errors import LorayError, OutOfMemoryError
 from gpu_actor.contract.footprint import DEFAULT_TOKEN_BUDGET, MICRO_BATCH_CAP
+from gpu_actor.contract.messages import one_line
 from gpu_actor.contract.report import TenantReport, TenantState
 from gpu_actor.device.failures import is_device_lost, is_out_of_memory
 from gpu_actor.device.step_meter import StepMeter
-from gpu_actor.loading.layers import one_line
-from gpu_actor.losses.objectives import SegmentLoss, segment_losses
-from gpu_actor.losses.step_sums import StepSums
+from gpu_actor.losses.objectives import SegmentLoss, StepSums, segment_losses
 from gpu_actor.model.base_model import BaseModel
 from gpu_actor.training.references import fill_references
 from gpu_actor.training.tenant import Tenant

@@ -10,9 +10,9 @@ import typer
 from rich.text import Text
 
 from gpu_actor.contract.errors import ClusterUnavailableError, JobFailedError, LorayError, WaitTimeoutError
-from orchestrator import __version__
 from orchestrator.cli import display, jobs, plan, progress, run, simulate
 from orchestrator.jobs.job import JobFileError
+from orchestrator.version import __version__
 
 FAILED, REFUSED, NO_CLUSTER = 1, 2, 3
 

@@ -1,18 +1,13 @@
-"""Writes a picture where the command line was told to."""
+"""The picture of who trained where when, drawn and written where the command line was told to."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
-import typer
-
+from orchestrator.simulation.gantt import Segment, render
 from orchestrator.validation.problems import Problem, ProblemsError
-
-Chart = Annotated[
-    Path | None,
-    typer.Option("--gantt", metavar="FILE.svg", help="Also draw who trained where when.", show_default=False),
-]
 
 
 def write_chart(path: Path, svg: str) -> None:
@@ -26,3 +21,30 @@ def write_chart(path: Path, svg: str) -> None:
     except OSError as error:
         words = f"{path} cannot be written: {error.strerror}; name a file in a folder that exists"
         raise ProblemsError([Problem("--gantt", "", words)]) from None
+
+
+def draw(told: Mapping[str, Any], names: Mapping[str, str], title: str) -> str:
+    """The picture of what `Timeline.tell` told, as SVG text.
+
+    Args:
+        told: The stays and the memory.
+        names: Of the jobs, by id.
+        title: Above the picture.
+    """
+    segments = [
+        Segment(names[stay["job_id"]], stay["place"], stay["since"], stay["until"] or told["now"])
+        for stay in told["stays"]
+    ]
+    start = min((one.start for one in segments), default=0.0)
+    end = max((one.end for one in segments), default=0.0)
+    lanes = sorted({one.lane for one in segments})
+    memory = {lane: _between(told["memory"].get(lane, ()), start, end) for lane in lanes}
+    return render(lanes, segments, memory if any(memory.values()) else None, title)
+
+
+def _between(points: Iterable[tuple[float, float]], start: float, end: float) -> list[tuple[float, float]]:
+    """The points of the time that is drawn, from what was in use at its start."""
+    points = list(points)
+    before = [share for moment, share in points if moment <= start]
+    inside = [(moment, share) for moment, share in points if start < moment <= end]
+    return [*([(start, before[-1])] if before else []), *inside]

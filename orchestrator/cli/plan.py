@@ -11,7 +11,7 @@ from rich.table import Table
 
 from orchestrator import formatting
 from orchestrator.cli import display, progress
-from orchestrator.cli.run import Address, AsJson, ClusterFile, JobFiles, PolicyName
+from orchestrator.cli.options import Address, AsJson, ClusterFile, JobFiles, PolicyName
 from orchestrator.client import Client, read_jobs
 from orchestrator.cluster.address import find_address
 from orchestrator.cluster.cluster_config import ClusterFileError, load_cluster_config, with_policy

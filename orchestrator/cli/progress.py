@@ -7,17 +7,15 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.live import Live
 
 from orchestrator import formatting
 from orchestrator.cli import display
+from orchestrator.client import Client, JobView
 from orchestrator.formatting import View
-
-if TYPE_CHECKING:
-    from orchestrator.client import Client, JobView
 
 POLL_SECONDS = 0.5
 LINE_SECONDS = 10.0

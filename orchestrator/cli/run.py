@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -19,73 +17,17 @@ from gpu_actor.contract.errors import IllegalTransitionError
 from gpu_actor.contract.locations import loray_home
 from orchestrator import formatting
 from orchestrator.cli import display, progress
+from orchestrator.cli.options import Address, AsJson, ClusterFile, JobFiles, PolicyName
+from orchestrator.cli.stop_signals import stop_code, stop_signals
 from orchestrator.client import Client, Job, JobView, read_jobs
-from orchestrator.cluster import connection
 from orchestrator.cluster.address import CLUSTER_FILE, find_address
 from orchestrator.cluster.cluster_config import load_cluster_config, with_policy
+from orchestrator.cluster.connection import Connection
+from orchestrator.control import launch
 from orchestrator.jobs.job import JobSpec, JobState
-from orchestrator.scheduler.policy import POLICIES
-
-JobFiles = Annotated[
-    list[Path], typer.Argument(metavar="JOB...", help="Job files (YAML, or JSON).", show_default=False)
-]
-ClusterFile = Annotated[
-    Path | None,
-    typer.Option("--cluster", metavar="FILE", help="Cluster file: storage, actors, scheduler.", show_default=False),
-]
-Address = Annotated[
-    str | None,
-    typer.Option(
-        "--address",
-        metavar="HOST:PORT",
-        help="Ray cluster to use; default: RAY_ADDRESS, then the one started on this machine.",
-        show_default=False,
-    ),
-]
-PolicyName = Annotated[
-    str | None,
-    typer.Option(
-        "--policy",
-        metavar="NAME",
-        help=f"Scheduler policy instead of the cluster file's: {', '.join(POLICIES)}.",
-        show_default=False,
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 CANCEL_SECONDS = 60.0
 PING_SECONDS = 5.0
-
-
-class Stopped(KeyboardInterrupt):
-    """SIGTERM or SIGHUP, treated like Ctrl-C but for the exit code."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
-def stop_code(stop: KeyboardInterrupt) -> int:
-    """The exit code of a process that was asked to stop."""
-    return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[None]:
-    """Turns SIGTERM and SIGHUP into `Stopped`, so that what was started is shut down in order.
-
-    To be entered after Ray is connected, because Ray installs a handler of its own.
-    """
-
-    def stop(number: int, _: FrameType | None) -> NoReturn:
-        raise Stopped(number)
-
-    old = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 def say(console: Console, line: str) -> None:
@@ -116,7 +58,7 @@ def run(
     console = display.make_console(quiet=as_json)
     if find_address(address, Path(config.storage)) is None:
         console.print("starting Ray on this machine ...")
-    with connection.join_or_start(address, config) as link, stop_signals():
+    with launch.join_or_start(address, config) as link, stop_signals():
         say(console, "Ray started" if link.started else f"joined Ray at {link.address}")
         if link.dashboard:
             say(console, _dashboard(link))
@@ -138,7 +80,7 @@ def run(
     raise typer.Exit(exit_code(views))
 
 
-def _warn_of_unused(cluster: Path | None, policy: str | None, link: connection.Connection) -> None:
+def _warn_of_unused(cluster: Path | None, policy: str | None, link: Connection) -> None:
     unused = [str(cluster)] if cluster else []
     unused += [f"--policy {policy}"] if policy else []
     if unused and not link.orchestrator_started:
@@ -247,17 +189,17 @@ def serve(
     storage = Path(config.storage)
     found = find_address(address, storage)
     if found and found.source == str(storage / CLUSTER_FILE):
-        raise connection.AlreadyRunningError(
+        raise launch.AlreadyRunningError(
             f"Loray runs already at {found.address}, from {storage}; submit to it with `loray submit JOB.yaml`"
         )
     if found:
-        with connection.join_or_start(address, config) as link:
+        with launch.join_or_start(address, config) as link:
             _warn_of_unused(cluster, policy, link)
             _announce(link, as_json=as_json)
         return
     if not as_json:
         print("starting Ray on this machine ...", flush=True)
-    with connection.start_local(config) as link, stop_signals():
+    with launch.start_local(config) as link, stop_signals():
         _announce(link, as_json=as_json)
         client = Client()
         try:
@@ -269,7 +211,7 @@ def serve(
             say(note, "stopping: running jobs write a checkpoint and stay in the queue ...")
 
 
-def _announce(link: connection.Connection, *, as_json: bool) -> None:
+def _announce(link: Connection, *, as_json: bool) -> None:
     storage = Client().ping()["storage"]
     if as_json:
         progress.print_json_line({"address": link.address, "dashboard": link.dashboard, "storage": storage})
@@ -284,7 +226,7 @@ def _announce(link: connection.Connection, *, as_json: bool) -> None:
         say(console, "Ctrl-C stops it")
 
 
-def _dashboard(link: connection.Connection) -> str:
+def _dashboard(link: Connection) -> str:
     locked = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
     hint = " (it asks for the token that `ray get-auth-token` prints)" if locked else ""
     return f"dashboard: {link.dashboard}{hint}"

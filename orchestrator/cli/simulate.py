@@ -12,7 +12,8 @@ from rich.table import Table
 
 from orchestrator import formatting
 from orchestrator.cli import display, progress
-from orchestrator.cli.chart import Chart, write_chart
+from orchestrator.cli.chart import write_chart
+from orchestrator.cli.options import Chart
 from orchestrator.scheduler.policy import DEFAULT, POLICIES
 from orchestrator.simulation import gantt
 from orchestrator.simulation.bounds import Task, relaxed_bound, unshared_bound

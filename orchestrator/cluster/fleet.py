@@ -14,17 +14,18 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from enum import Enum
+from dataclasses import replace
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from gpu_actor.actor import GpuActor
+from gpu_actor.contract.messages import one_line, short_model_name
 from gpu_actor.contract.report import ActorReport
 from orchestrator.cluster.cluster_config import ClusterConfig
 from orchestrator.cluster.connection import NAMESPACE
+from orchestrator.cluster.member import Loss, LossKind, Member
 from orchestrator.cluster.node_gpus import NodeGpus
 from orchestrator.cluster.places import Slot, find_slots, listed_slots
 from orchestrator.scheduler.view import ActorState, ActorView
@@ -41,60 +42,6 @@ BAR_SECONDS = 600.0  # that a place does not try again to load a base model whic
 _POLL_SECONDS = 2.0
 _CALL_SECONDS = 5.0
 _MOST_DEATHS = 3  # of actors in a row that die while they load one base model
-
-
-class LossKind(str, Enum):
-    """How an actor was lost."""
-
-    DIED = "died"
-    SILENT = "silent"
-    UNSTARTED = "unstarted"
-    UNLOADABLE = "unloadable"  # its base model cannot be loaded
-
-
-@dataclass(frozen=True)
-class Loss:
-    """An actor that is gone."""
-
-    name: str
-    slot: str
-    base_model: str
-    kind: LossKind
-    reason: str
-
-
-@dataclass
-class Member:
-    """One actor.
-
-    Attributes:
-        heard: When it last answered (monotonic); its start before that.
-        report: Its latest answer; None before the first.
-        fresh: Whether `report` came with the latest poll.
-        trouble: Why the latest poll had no answer.
-        sent_order: The order it was last given.
-        sent_budget: The token budget it was last given; one that its memory has pressed keeps to less.
-        load_seconds: What it took to load the base model, if this process has seen it.
-    """
-
-    name: str
-    slot: Slot
-    base_model: str
-    handle: Any
-    heard: float = field(default_factory=time.monotonic)
-    report: ActorReport | None = None
-    fresh: bool = False
-    trouble: str | None = None
-    sent_order: tuple[str, ...] = ()
-    sent_budget: int = 0
-    started: float | None = None
-    load_seconds: float | None = None
-    asked: asyncio.Future[ActorReport] | None = None
-
-    @property
-    def ready(self) -> bool:
-        """Whether it can train."""
-        return self.report is not None and self.report.state == "ready"
 
 
 class Fleet:
@@ -221,7 +168,7 @@ class Fleet:
         if old is not None:
             self.end(old.name)
         slot = self.slots[slot_id]
-        name = f"{short_name(base_model)}@{slot_id}#{secrets.token_hex(2)}"
+        name = f"{short_model_name(base_model)}@{slot_id}#{secrets.token_hex(2)}"
         self._store.add_actor(ActorRecord(name, slot_id, base_model))
         where = NodeAffinitySchedulingStrategy(slot.node_id, soft=False) if slot.node_id else "DEFAULT"
         try:
@@ -358,17 +305,6 @@ class Fleet:
             await asyncio.wait_for(getattr(member.handle, method).remote(*arguments), _CALL_SECONDS)
         except Exception as error:
             logger.warning("%s of actor %s: %s", method, name, one_line(error))
-
-
-def short_name(base_model: str) -> str:
-    """The last part of a base model's reference, in lower case: `smollm2-135m-instruct`."""
-    return re.split(r"[/\\]", base_model.rstrip("/\\"))[-1].lower()
-
-
-def one_line(error: BaseException, limit: int = 300) -> str:
-    """An error on one line, shortened."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def _stray_actors() -> Sequence[str]:

@@ -11,10 +11,11 @@ from pydantic import ValidationError
 
 from gpu_actor.adapters.start_check import check_adapter_fits
 from gpu_actor.adapters.targets import plan_layers
+from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.errors import LorayError
-from gpu_actor.contract.footprint import BaseDescription
 from orchestrator.cluster.fleet import Fleet
-from orchestrator.control.snapshot import Lookout, micro_batch_cap, scheduling_view
+from orchestrator.control.job_needs import micro_batch_cap, scheduling_view
+from orchestrator.control.snapshot import Lookout
 from orchestrator.jobs.job import JobSpec
 from orchestrator.jobs.preflight import check_files, check_roots
 from orchestrator.knowledge.base_catalog import BaseCatalog

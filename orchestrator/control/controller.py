@@ -20,10 +20,10 @@ import ray
 
 from gpu_actor.contract.errors import ClusterUnavailableError
 from gpu_actor.contract.locations import loray_home
-from orchestrator import __version__
+from gpu_actor.contract.messages import one_line
 from orchestrator.cluster.cluster_config import ClusterConfig, with_policy
 from orchestrator.cluster.connection import CONTROLLER, NAMESPACE
-from orchestrator.cluster.fleet import Fleet, one_line
+from orchestrator.cluster.fleet import Fleet
 from orchestrator.cluster.places import HEAD
 from orchestrator.control import job_verbs
 from orchestrator.control.admission import Admission
@@ -42,6 +42,7 @@ from orchestrator.store.records import JobRecord
 from orchestrator.store.storage_lock import hold
 from orchestrator.store.store import LiveJobError, Store
 from orchestrator.validation.problems import Problem
+from orchestrator.version import __version__
 
 logger = logging.getLogger("loray.controller")
 

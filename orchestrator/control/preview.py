@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.errors import LorayError
-from gpu_actor.contract.footprint import BaseDescription
 from gpu_actor.device.accelerators import accelerators
 from orchestrator.cluster.cluster_config import ClusterConfig
 from orchestrator.cluster.places import HEAD, Slot, find_slots, listed_slots
-from orchestrator.control.snapshot import micro_batch_cap, scheduling_view
+from orchestrator.control.job_needs import micro_batch_cap, scheduling_view
 from orchestrator.jobs.job import JobSpec
 from orchestrator.knowledge.data_size import guess_size
 from orchestrator.knowledge.description_files import recall
@@ -118,7 +118,7 @@ def _describe(ref: str, trust_remote_code: bool) -> BaseDescription:
     found = recall(ref, trust_remote_code)
     if found is not None:
         return found
-    from gpu_actor.loading.layers import describe_base
+    from gpu_actor.model.describe import describe_base
 
     return describe_base(ref, trust_remote_code)
 

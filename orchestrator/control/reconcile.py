@@ -10,13 +10,14 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from gpu_actor.contract.report import TenantReport, TenantState
-from orchestrator.cluster.fleet import Fleet, Loss, LossKind, Member
+from orchestrator.cluster.fleet import Fleet
+from orchestrator.cluster.member import Loss, LossKind, Member
 from orchestrator.control.grid_stops import GridStops
 from orchestrator.control.job_verbs import paused_words
+from orchestrator.control.replanning import Replanner
 from orchestrator.control.snapshot import Look, Lookout
 from orchestrator.jobs.job import TERMINAL, JobState
 from orchestrator.jobs.output_folder import discard_checkpoints, write_job_file
@@ -24,17 +25,13 @@ from orchestrator.knowledge.base_catalog import BaseCatalog
 from orchestrator.knowledge.profiles import Profiles, token_budget
 from orchestrator.knowledge.swap_times import Swaps
 from orchestrator.reporting.client_views import progress_of
-from orchestrator.scheduler.incremental import Standing
-from orchestrator.scheduler.policy import DEFAULT, decide
+from orchestrator.scheduler.policy import DEFAULT
 from orchestrator.scheduler.view import Plan
 from orchestrator.store.records import JobRecord
 from orchestrator.store.store import Store
 
 _PROGRESS_SECONDS = 1.0  # between two writes of progress to the store
 _ABSENT_SECONDS = 30.0  # that an actor may not know a job which was given to it
-PLAN_SECONDS = 10.0  # between two plans when nothing happens
-_CHEAP_SECONDS = 0.05  # of processor time: while a full plan takes no more, every event makes one
-_PAUSE = 20.0  # times what it took that a dearer one stands: so planning takes a twentieth of the time
 SETTLE_SECONDS = 5.0  # that a job trains at least before it may be moved
 _ACTIVE = (TenantState.PREPARING, TenantState.TRAINING)
 
@@ -75,7 +72,7 @@ class Reconciler:
         self._store, self._fleet, self._bases = store, fleet, bases
         self._profiles, self._lookout = profiles, lookout
         self._on_start, self._on_end = on_start, on_end
-        self._policy = policy
+        self._replanner = Replanner(policy)
         self._grid_stops = GridStops(store)
         self.live: dict[str, dict[str, Any]] = {}
         self._unwritten: set[str] = set()
@@ -83,10 +80,6 @@ class Reconciler:
         self._absent: dict[tuple[str, int], float] = {}
         self._swaps = Swaps(profiles)
         self._training: dict[tuple[str, int], float] = {}  # job and attempt -> since when it trains (monotonic)
-        self._last: Look | None = None  # that something was decided on
-        self._standing: Standing | None = None  # what stands of the latest full plan, if it may be dear
-        self._planned, self._pause = 0.0, 0.0  # when that was made (monotonic), and for how long it is good
-        self._behind = False  # whether anything was decided since
 
     async def tick(self) -> list[Loss]:
         """One look at the cluster; returns the actors that it found lost."""
@@ -98,7 +91,7 @@ class Reconciler:
         self._learn()
         calls += self._stop_early()
         await self._lookout.prepare()
-        acted = self._act(self._plan())
+        acted = self._act(self._replanner.plan(self.look()))
         calls += self._budgets() + acted  # an actor makes room before a further adapter comes
         await asyncio.gather(*(self._fleet.tell(*call) for call in calls))
         return losses
@@ -304,42 +297,6 @@ class Reconciler:
             if job.actor is not None:
                 calls.append((job.actor, "finish", job_id, why))
         return calls
-
-    def _plan(self) -> Plan:
-        """What the policy wants, with the jobs whose base model nobody has described yet among those that wait.
-
-        Nothing as long as nothing has happened, but for a slow tick: time alone changes what is due. In a cluster so
-        large that a full plan takes long, arrivals and ends are answered from what stands of the latest one for a
-        while.
-        """
-        look, last = self.look(), self._last
-        self._last, since = look, time.monotonic() - self._planned
-        if last is not None and since < PLAN_SECONDS:
-            if not look.differs(last) and not (self._behind and since >= self._pause):
-                return Plan()
-            if since < self._pause and (answer := self._answer(look, last)) is not None:
-                self._behind = True
-                return answer
-        return self._full_plan(look)
-
-    def _full_plan(self, look: Look) -> Plan:
-        """Every job anew; if the latest full plan was dear, what is needed to answer from this one is kept."""
-        self._planned, started = time.monotonic(), time.process_time()
-        self._standing = Standing(look.view, self._policy) if self._pause else None
-        plan = self._standing.full if self._standing else decide(look.view, self._policy)
-        seconds = time.process_time() - started
-        self._pause = _PAUSE * seconds if seconds > _CHEAP_SECONDS else 0.0
-        self._behind = False
-        return replace(plan, waiting={**plan.waiting, **look.held})
-
-    def _answer(self, look: Look, last: Look) -> Plan | None:
-        """Who starts after arrivals and ends; None if it takes a full plan."""
-        events = look.events(last)
-        if events is None or self._standing is None:
-            return None
-        if any(self._standing.place_of(job_id) != place for job_id, place in events.started.items()):
-            return None
-        return self._standing.answer(events.arrived, events.gone, look.view.now)
 
     def look(self) -> Look:
         """The cluster as the scheduler sees it now."""

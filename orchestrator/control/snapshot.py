@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gpu_actor.adapters.shapes import adapter_activation_bytes, adapter_bytes
-from gpu_actor.contract import footprint
 from gpu_actor.contract.config import DatasetConfig
+from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.errors import LorayError
-from gpu_actor.contract.footprint import MICRO_BATCH_CAP, BaseDescription
 from orchestrator.cluster.fleet import Fleet
+from orchestrator.control.job_needs import AdapterNeed, micro_batch_cap, scheduling_view
 from orchestrator.jobs.job import JobSpec, JobState
 from orchestrator.knowledge.base_catalog import BaseCatalog
 from orchestrator.knowledge.data_size import DataSize, guess_size
 from orchestrator.knowledge.place_models import Known, with_profiles
 from orchestrator.knowledge.profiles import Profiles
-from orchestrator.scheduler.estimate import device_kind
 from orchestrator.scheduler.oversized import made_to_fit
-from orchestrator.scheduler.view import UNKNOWN_STEPS, ActorState, ActorView, ClusterView, JobView
+from orchestrator.scheduler.view import ActorState, ActorView, ClusterView, JobView
 from orchestrator.store.records import JobRecord
 from orchestrator.store.store import Store
-
-_UNKNOWN_SHARE = 0.5  # of cutoff_len, for samples that nobody has counted
 
 
 @dataclass(frozen=True)
@@ -103,28 +99,6 @@ def _marks(job: JobView) -> object:
 
 def _places(actor: ActorView) -> object:
     return actor.id, actor.state, actor.base_model, actor.memory_limit, actor.reason, actor.shape
-
-
-@dataclass(frozen=True)
-class AdapterNeed:
-    """What an adapter takes of an actor's memory: a matter of its settings and its base model alone.
-
-    Attributes:
-        bytes: Weights, gradients, moments, and what it keeps frozen.
-        token_bytes: What its own part of the layers keeps of each token for the backward.
-    """
-
-    bytes: int
-    token_bytes: int
-
-    @classmethod
-    def of(cls, spec: JobSpec, base: BaseDescription) -> AdapterNeed:
-        """Walks through all layers of the base model, which takes a while.
-
-        Raises:
-            LorayError: The adapter does not go with the base model.
-        """
-        return cls(adapter_bytes(base, spec.lora), adapter_activation_bytes(base, spec.lora, 1))
 
 
 class Lookout:
@@ -275,61 +249,3 @@ def _guess_sizes(datasets: Mapping[str, DatasetConfig]) -> dict[str, DataSize | 
             sizes[key] = guess_size(dataset)
         found[job_id] = sizes[key]
     return found
-
-
-def micro_batch_cap(devices: Iterable[str]) -> int:
-    """Most tokens of a micro-batch on the roomiest of some devices; without any, on any device there is."""
-    return max((MICRO_BATCH_CAP[device_kind(device)] for device in devices), default=max(MICRO_BATCH_CAP.values()))
-
-
-def scheduling_view(
-    job_id: str,
-    spec: JobSpec,
-    base: BaseDescription,
-    progress: Mapping[str, Any] | None = None,
-    size: DataSize | None = None,
-    *,
-    cap: int | None = None,
-    need: AdapterNeed | None = None,
-) -> JobView:
-    """A queued job as the scheduler sees it.
-
-    Args:
-        job_id: Its id.
-        spec: What it is.
-        base: Its base model.
-        progress: Counters of its reports, if it has trained.
-        size: What its data file looks like.
-        cap: Most tokens of a micro-batch where it may run (`micro_batch_cap`); None: on any device there is.
-        need: `AdapterNeed.of` of the job, if it is at hand.
-
-    Raises:
-        LorayError: Its adapter does not go with the base model.
-    """
-    progress = progress or {}
-    need = need or AdapterNeed.of(spec, base)
-    training = spec.training
-    longest = progress.get("longest") or None
-    worst = footprint.worst_micro_batch_tokens(training, cap or micro_batch_cap(()), longest)
-    samples = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    if size is not None:
-        samples = min(samples, size.samples)
-    mean = min(size.mean_tokens, training.cutoff_len) if size else training.cutoff_len * _UNKNOWN_SHARE
-    total = progress.get("total_steps") or _guess_steps(spec, size)
-    return JobView(
-        id=job_id,
-        base_model=spec.base_model,
-        priority=spec.queue.priority,
-        arrival=0,
-        adapter_bytes=need.bytes + need.token_bytes * worst,
-        worst_tokens=worst,
-        steps_left=max(1, total - progress.get("step", 0)),
-        steps_total=total,
-        tokens_per_step=progress.get("tokens_per_step") or samples * mean,
-    )
-
-
-def _guess_steps(spec: JobSpec, size: DataSize | None) -> int:
-    if spec.training.max_steps is not None:
-        return spec.training.max_steps
-    return spec.training.total_steps(size.samples) if size else UNKNOWN_STEPS

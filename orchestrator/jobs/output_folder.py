@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gpu_actor.contract import file_names
 from orchestrator.jobs.job import JobSpec
 from orchestrator.validation.problems import Problem
 
-JOB_FILE = "job.yaml"
-METRICS_FILE = "metrics.jsonl"
-_CHECKPOINT = re.compile(r"checkpoint-\d+")
-_RESULTS = (METRICS_FILE, "adapter_model.safetensors", "adapter_config.json")
+_RESULTS = (file_names.METRICS, file_names.ADAPTER_WEIGHTS, file_names.ADAPTER_CONFIG)
 
 
 def make_folders(specs: Sequence[JobSpec]) -> list[Problem]:
@@ -33,11 +30,11 @@ def make_folders(specs: Sequence[JobSpec]) -> list[Problem]:
 
 def write_job_file(spec: JobSpec) -> None:
     """Write `job.yaml` whole, unless it is there."""
-    path = Path(spec.output_dir) / JOB_FILE
+    path = Path(spec.output_dir) / file_names.JOB
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{JOB_FILE}.{os.getpid()}.tmp")
+    draft = path.with_name(f".{file_names.JOB}.{os.getpid()}.tmp")
     draft.write_text(spec.to_yaml(), encoding="utf-8")
     draft.replace(path)
 
@@ -45,7 +42,7 @@ def write_job_file(spec: JobSpec) -> None:
 def holds_job_file(spec: JobSpec) -> bool:
     """Whether the `job.yaml` in a job's output folder is its own, field by field."""
     try:
-        return (Path(spec.output_dir) / JOB_FILE).read_text(encoding="utf-8") == spec.to_yaml()
+        return (Path(spec.output_dir) / file_names.JOB).read_text(encoding="utf-8") == spec.to_yaml()
     except (OSError, UnicodeDecodeError):
         return False
 
@@ -53,14 +50,15 @@ def holds_job_file(spec: JobSpec) -> bool:
 def discard_checkpoints(output_dir: str) -> None:
     """Remove every checkpoint, finished or half-written."""
     folder = Path(output_dir)
-    for checkpoint in [*folder.glob("checkpoint-*"), *folder.glob(".checkpoint-*.tmp")]:
+    for checkpoint in [*folder.glob(file_names.CHECKPOINTS), *folder.glob(file_names.CHECKPOINT_DRAFTS)]:
         shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def newest_checkpoint(output_dir: str) -> str | None:
     """Name of the checkpoint that a job goes on from, `checkpoint-<step>`; None if there is none."""
-    found = [path.name for path in Path(output_dir).glob("checkpoint-*") if _CHECKPOINT.fullmatch(path.name)]
-    return max(found, key=lambda name: int(name.partition("-")[2]), default=None)
+    found = (file_names.checkpoint_step(path.name) for path in Path(output_dir).glob(file_names.CHECKPOINTS))
+    newest = max((step for step in found if step is not None), default=None)
+    return None if newest is None else file_names.checkpoint_folder(newest)
 
 
 def discard_run(output_dir: str) -> None:
@@ -74,7 +72,7 @@ def read_metrics(output_dir: str, skip: int = 0) -> list[dict[str, Any]]:
     """The rows of `metrics.jsonl` after the first `skip`, up to a last line that is still being written."""
     rows: list[dict[str, Any]] = []
     try:
-        with (Path(output_dir) / METRICS_FILE).open(encoding="utf-8", errors="replace") as lines:
+        with (Path(output_dir) / file_names.METRICS).open(encoding="utf-8", errors="replace") as lines:
             for number, line in enumerate(lines):
                 if not line.endswith("\n"):
                     break

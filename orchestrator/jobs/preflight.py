@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from gpu_actor.adapters.peft_config import unsupported
+from gpu_actor.contract import file_names
 from gpu_actor.contract.config import is_template_path
 from gpu_actor.contract.errors import BaseModelError
-from gpu_actor.contract.locations import ADAPTER_WEIGHTS, find_base, is_hub_id, loray_home, pickles_in, safetensors_in
+from gpu_actor.contract.locations import find_base, is_hub_id, loray_home, pickles_in, safetensors_in
 from gpu_actor.data.readers.read_records import is_hub_dataset
 from orchestrator.jobs.data_checks import dataset_words, objective_words, split_words, template_words
 from orchestrator.jobs.job import JobSpec
@@ -177,7 +178,7 @@ def _model_folder_words(folder: Path, allow_pickle: bool) -> str:
     if not folder.is_dir():
         return f"{shown} is a file; give the folder of a model"
     if not (folder / "config.json").is_file():
-        if (folder / "adapter_config.json").is_file():
+        if (folder / file_names.ADAPTER_CONFIG).is_file():
             return f"{shown} is an adapter, not a base model; give it as lora.init_adapter, and its base here"
         return f"{shown} is no model: it lacks config.json; give a folder as save_pretrained() writes it"
     _, words = _read_mapping(folder / "config.json")
@@ -228,13 +229,13 @@ def _read_adapter(value: str) -> tuple[dict[str, Any], str]:
         if not folder.is_dir():
             state = "is a file" if folder.exists() else "does not exist"
             return f"{shown} {state}; give the folder of a PEFT adapter"
-        if not (folder / "adapter_config.json").is_file():
-            return f"{shown} is no PEFT adapter: it lacks adapter_config.json; give a folder that PEFT wrote"
-        if not (folder / ADAPTER_WEIGHTS).is_file():
-            pickled = (folder / "adapter_model.bin").is_file()
-            why = "; adapter_model.bin is a pickle, which can run code when read" if pickled else ""
-            return f"{shown} lacks {ADAPTER_WEIGHTS}{why}; save the adapter again with PEFT"
-        read, problem = _read_mapping(folder / "adapter_config.json")
+        if not (folder / file_names.ADAPTER_CONFIG).is_file():
+            return f"{shown} is no PEFT adapter: it lacks {file_names.ADAPTER_CONFIG}; give a folder that PEFT wrote"
+        if not (folder / file_names.ADAPTER_WEIGHTS).is_file():
+            pickled = (folder / file_names.PICKLED_ADAPTER).is_file()
+            why = f"; {file_names.PICKLED_ADAPTER} is a pickle, which can run code when read" if pickled else ""
+            return f"{shown} lacks {file_names.ADAPTER_WEIGHTS}{why}; save the adapter again with PEFT"
+        read, problem = _read_mapping(folder / file_names.ADAPTER_CONFIG)
         config.update(read)
         if problem or not (words := unsupported(read)):
             return problem

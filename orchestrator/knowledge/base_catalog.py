@@ -11,10 +11,10 @@ from pathlib import Path
 
 import ray
 
+from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.errors import BaseModelError, LorayError
-from gpu_actor.contract.footprint import BaseDescription
 from gpu_actor.contract.locations import find_base
-from gpu_actor.loading.layers import describe_base
+from gpu_actor.model.describe import describe_base
 from orchestrator.knowledge.description_files import filed_at, recall, remember
 
 DESCRIBE_SECONDS = 240.0

@@ -17,8 +17,8 @@ from importlib import metadata
 from pathlib import Path
 
 import gpu_actor
+from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.errors import LorayError
-from gpu_actor.contract.footprint import BaseDescription
 from gpu_actor.contract.locations import find_base, loray_home
 
 

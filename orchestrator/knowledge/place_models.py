@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from gpu_actor.contract.footprint import BaseDescription
+from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.report import ActorReport
 from orchestrator.cluster.places import Slot
 from orchestrator.knowledge.profiles import Profiles, idle_memory, leaving_room

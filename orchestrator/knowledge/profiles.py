@@ -13,7 +13,8 @@ from collections.abc import Mapping, Set
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from gpu_actor.contract.footprint import BaseDescription, base_bytes
+from gpu_actor.contract.description import BaseDescription
+from gpu_actor.contract.footprint import base_bytes
 from gpu_actor.contract.report import ActorReport, StepSample
 from orchestrator.cluster.places import Slot
 from orchestrator.scheduler.estimate import (

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from gpu_actor.contract.report import TenantReport
-from orchestrator.cluster.fleet import Member
+from orchestrator.cluster.member import Member
 from orchestrator.scheduler.view import ActorView
 from orchestrator.store.records import JobRecord
 

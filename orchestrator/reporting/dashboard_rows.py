@@ -8,8 +8,8 @@ import logging
 import ray
 
 from gpu_actor.contract.errors import JobFailedError
+from gpu_actor.contract.messages import one_line, short_model_name
 from orchestrator.cluster.connection import CONTROLLER, NAMESPACE
-from orchestrator.cluster.fleet import one_line, short_name
 from orchestrator.jobs.job import TERMINAL, JobState
 from orchestrator.store.records import JobRecord
 from orchestrator.store.store import Store
@@ -32,7 +32,7 @@ class TaskRows:
 
     async def _show(self, job: JobRecord) -> None:
         spec = job.spec
-        row = f"lora[{spec.name}] {short_name(spec.base_model)} r={spec.lora.r}"
+        row = f"lora[{spec.name}] {short_model_name(spec.base_model)} r={spec.lora.r}"
         orchestrator = ray.get_actor(CONTROLLER, namespace=NAMESPACE)
         try:
             await orchestrator.watch.options(name=row).remote(job.id)

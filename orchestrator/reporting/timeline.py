@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterable
+from typing import Any
 
 from gpu_actor.contract.report import ActorReport
-from orchestrator.simulation.gantt import Segment, render
-
-if TYPE_CHECKING:
-    from orchestrator.store.store import Store
+from orchestrator.store.store import Store
 
 _MOST_POINTS = 2000  # of one place; beyond it every second one goes
 _CHANGE = 0.005  # share of the limit that is worth a point
@@ -84,30 +81,3 @@ class Timeline:
 def place_of(actor: str) -> str:
     """The place in an actor's name: `cpu:0` of `smollm2-135m@cpu:0#3f9a`."""
     return actor.rpartition("@")[2].rpartition("#")[0]
-
-
-def draw(told: Mapping[str, Any], names: Mapping[str, str], title: str) -> str:
-    """The picture of what `Timeline.tell` told, as SVG text.
-
-    Args:
-        told: The stays and the memory.
-        names: Of the jobs, by id.
-        title: Above the picture.
-    """
-    segments = [
-        Segment(names[stay["job_id"]], stay["place"], stay["since"], stay["until"] or told["now"])
-        for stay in told["stays"]
-    ]
-    start = min((one.start for one in segments), default=0.0)
-    end = max((one.end for one in segments), default=0.0)
-    lanes = sorted({one.lane for one in segments})
-    memory = {lane: _between(told["memory"].get(lane, ()), start, end) for lane in lanes}
-    return render(lanes, segments, memory if any(memory.values()) else None, title)
-
-
-def _between(points: Iterable[tuple[float, float]], start: float, end: float) -> list[tuple[float, float]]:
-    """The points of the time that is drawn, from what was in use at its start."""
-    points = list(points)
-    before = [share for moment, share in points if moment <= start]
-    inside = [(moment, share) for moment, share in points if start < moment <= end]
-    return [*([(start, before[-1])] if before else []), *inside]

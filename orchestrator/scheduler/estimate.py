@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_actor.contract import footprint
-from gpu_actor.contract.footprint import LOSS_CHUNK, BaseDescription
+from gpu_actor.contract.description import BaseDescription
+from gpu_actor.contract.footprint import LOSS_CHUNK
 from orchestrator.scheduler.view import ActorShape, MemoryModel, SpeedModel
 
 # Interpreter and libraries on a CPU. On an accelerator only allocated bytes are measured and counted: the limit leaves
@@ -194,13 +195,6 @@ class MemoryFit:
 def device_kind(device: str) -> str:
     """`cuda` of `cuda:1`."""
     return device.partition(":")[0]
-
-
-def in_words(size: float) -> str:
-    """Bytes as a person reads them."""
-    if size >= 100 * 2**20:
-        return f"{size / 2**30:.1f} GiB"
-    return f"{size / 2**20:.1f} MiB"
 
 
 def _activations(base: BaseDescription, tokens: int, shape: ActorShape) -> int:

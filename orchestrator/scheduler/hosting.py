@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from orchestrator.scheduler.columns import Ints, Jobs, Mask, Places
+from orchestrator.scheduler.columns import Jobs, Places
+from orchestrator.scheduler.room import Ints, Mask
 
 _CLEARLY = 1.5  # times its loss by which a change of base models must gain
 

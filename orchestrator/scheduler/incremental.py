@@ -13,9 +13,9 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from orchestrator.scheduler.columns import Ints
 from orchestrator.scheduler.planner import PATIENCE_S, Planner
 from orchestrator.scheduler.policies import DEFAULT, POLICIES
+from orchestrator.scheduler.room import Ints
 from orchestrator.scheduler.view import ActorState, ClusterView, JobView, Plan
 
 _HEAD = 256  # of the queue that are looked at first

@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from orchestrator.scheduler import hosting, reasons
-from orchestrator.scheduler.columns import Floats, Ints, Jobs, Mask, Models, Places, unique_bases
+from orchestrator.scheduler.columns import Jobs, Models, Places, unique_bases
 from orchestrator.scheduler.policies.base import Policy
+from orchestrator.scheduler.room import Floats, Ints, Mask
 from orchestrator.scheduler.view import ActorState, ClusterView, Plan
 
 PATIENCE_S = 60.0

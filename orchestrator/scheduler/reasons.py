@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from orchestrator import formatting
 from orchestrator.scheduler.columns import Jobs, Places
-from orchestrator.scheduler.estimate import in_words
 from orchestrator.scheduler.view import ActorState, JobView
 
 
@@ -17,8 +17,8 @@ def never_fits(places: Places, job: JobView) -> str:
     largest = max(hosts, key=lambda place: places.limit(place) - places.alone(place, job))
     total, limit = int(places.alone(largest, job)), int(places.limit(largest))
     return (
-        f"needs {in_words(total)} ({total} bytes) with its base model, the roomiest actor may use "
-        f"{in_words(limit)} ({limit} bytes); lower training.cutoff_len, "
+        f"needs {formatting.size(total)} ({total} bytes) with its base model, the roomiest actor may use "
+        f"{formatting.size(limit)} ({limit} bytes); lower training.cutoff_len, "
         f"training.per_device_train_batch_size or lora.r, or add an actor with more memory"
     )
 
@@ -59,8 +59,8 @@ class Reasons:
         if self._fits(job, roomiest):
             return self._turn.format(base=ref)
         return (
-            f"needs {in_words(self._needs(job, roomiest))}, the roomiest actor that hosts {ref} has "
-            f"{in_words(max(0.0, self._free[roomiest]))} free"
+            f"needs {formatting.size(self._needs(job, roomiest))}, the roomiest actor that hosts {ref} has "
+            f"{formatting.size(max(0.0, self._free[roomiest]))} free"
         )
 
     def _needs(self, job: int, place: int) -> float:

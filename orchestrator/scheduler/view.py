@@ -12,7 +12,7 @@ from enum import Enum
 from functools import cached_property
 
 from gpu_actor.contract.config import Quantization
-from gpu_actor.contract.footprint import BaseDescription
+from gpu_actor.contract.description import BaseDescription
 
 UNKNOWN_STEPS = 1000  # of a job whose data nobody has counted yet
 MAX_CLASS = 10  # priorities beyond it weigh no more

@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from gpu_actor.adapters.peft_config import unsupported_words
 from gpu_actor.contract.errors import LorayError
+from gpu_actor.contract.peft_fields import unsupported_words
 from orchestrator.validation.field_index import FieldIndex, FieldPath, dotted, field_index
 
 _KINDS = {

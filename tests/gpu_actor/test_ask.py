@@ -21,7 +21,7 @@ def test_answers_equal_generation_by_peft(tmp_path, tiny_base):
     ]
     run_all(base, tenants)
     prompt = micro_batch(None, [9]).sequences[0]
-    adapters = [None, *(read_adapter(base, tenant.output_dir) for tenant in tenants)]
+    adapters = [None, *(read_adapter(tenant.output_dir, base.new_adapter) for tenant in tenants)]
     found = answers(base, adapters, prompt, stop=set(), limit=8)
     assert len({tuple(answer) for answer in found}) == 3, "the adapters must answer differently"
     ids = torch.tensor(prompt.astype("int64"))[None]

@@ -8,7 +8,7 @@ import pytest
 
 from gpu_actor.contract.config import DatasetConfig, TrainingConfig
 from gpu_actor.contract.lora_config import LoraConfig
-from orchestrator.cluster.connection import _any_agent_port
+from orchestrator.control.launch import any_agent_port
 from orchestrator.jobs.job import JobSpec, QueueConfig
 from support.cluster import own_orchestrators, start_orchestrator
 from support.repository import ROOT
@@ -29,7 +29,7 @@ def ray_cluster():
 
     folder = tempfile.mkdtemp(prefix="lr", dir="/tmp")
     python_path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    with _any_agent_port():
+    with any_agent_port():
         ray.init(
             address="local",
             num_cpus=2,

@@ -8,7 +8,7 @@ import torch
 
 from gpu_actor.contract.errors import ClusterUnavailableError
 from gpu_actor.contract.footprint import weight_bytes
-from gpu_actor.loading.layers import describe_base
+from gpu_actor.model.describe import describe_base
 from orchestrator.store.storage_lock import hold
 from support.cluster import LONG, steps_of, stop_orchestrator, wait_until
 from support.tiny import tiny_model

@@ -3,11 +3,12 @@
 import math
 
 from gpu_actor.contract.config import DatasetConfig, TrainingConfig
-from gpu_actor.contract.footprint import BaseDescription, LinearShape
+from gpu_actor.contract.description import BaseDescription, LinearShape
 from gpu_actor.contract.lora_config import LoraConfig
 from gpu_actor.contract.report import ActorReport
 from orchestrator.cluster.cluster_config import ClusterConfig
-from orchestrator.cluster.fleet import Fleet, Member
+from orchestrator.cluster.fleet import Fleet
+from orchestrator.cluster.member import Member
 from orchestrator.cluster.places import listed_slots
 from orchestrator.control.reconcile import Reconciler
 from orchestrator.control.snapshot import Lookout
@@ -85,3 +86,7 @@ class House:
         member = self.fleet.members[name]
         member.report, member.fresh = ActorReport(name, boot, "ready", tenants=tenants, **fields), True
         return self.reconciler.observe()
+
+    def plan(self):
+        """What is planned after a look at the cluster as it is now."""
+        return self.reconciler._replanner.plan(self.reconciler.look())

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gpu_actor.contract.errors import DataError
-from gpu_actor.data.readers.json_files import LONGEST_RECORD, bad_utf8
-from gpu_actor.data.records import Record, shorten
+from gpu_actor.contract.messages import shorten
+from gpu_actor.data.readers.json_files import bad_utf8
+from gpu_actor.data.readers.record import LONGEST_RECORD, Record
 
 
 def read_csv(path: Path) -> Iterator[tuple[int, Record | DataError]]:

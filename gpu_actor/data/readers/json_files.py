@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from gpu_actor.contract.errors import DataError
-from gpu_actor.data.records import Record, shorten
-
-LONGEST_RECORD = 1 << 26
-"""Most bytes (or characters) of one record: what is longer is no sample, but a file without line ends."""
+from gpu_actor.contract.messages import shorten
+from gpu_actor.data.readers.record import LONGEST_RECORD, Record
 
 _TOO_LONG = f"a record of more than {LONGEST_RECORD >> 20} MiB; check the quotes and line ends before it"
 _CHUNK = 1 << 20

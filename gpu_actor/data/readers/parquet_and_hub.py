@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from gpu_actor.contract.errors import DataError
-from gpu_actor.data.records import Record, shorten
+from gpu_actor.contract.messages import shorten
+from gpu_actor.data.readers.record import Record
 
 Rows = Iterator[tuple[int, Record | DataError]]
 _BATCH = 64  # rows that are Python objects at a time

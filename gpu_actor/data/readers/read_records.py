@@ -7,17 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from gpu_actor.contract.config import DatasetConfig
 from gpu_actor.contract.errors import DataError
 from gpu_actor.contract.locations import is_hub_id
+from gpu_actor.contract.messages import shorten
 from gpu_actor.data.readers.csv_file import read_csv
 from gpu_actor.data.readers.json_files import read_json, read_jsonl
 from gpu_actor.data.readers.parquet_and_hub import is_saved_dataset, read_hub_dataset, read_parquet, read_saved_dataset
-from gpu_actor.data.records import Record, shorten
-
-if TYPE_CHECKING:
-    from gpu_actor.contract.config import DatasetConfig
+from gpu_actor.data.readers.record import Record
 
 Numbered = Iterator[tuple[int, Record | DataError]]
 _READERS: dict[str, Callable[[Path], Numbered]] = {

@@ -6,7 +6,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from orchestrator.scheduler.columns import Floats, Ints, Jobs, Mask, Places
+from orchestrator.scheduler.columns import Jobs, Places
+from orchestrator.scheduler.room import Floats, Ints, Mask
 
 
 class Policy:

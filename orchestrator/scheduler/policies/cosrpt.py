@@ -6,8 +6,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from orchestrator.scheduler.columns import Floats, Ints, Jobs, Mask, Places
+from orchestrator.scheduler.columns import Jobs, Places
 from orchestrator.scheduler.policies.base import Policy
+from orchestrator.scheduler.room import Floats, Ints, Mask
 
 PATIENT = 5.0  # slowdown up to which a job is patient; beyond it its weight grows
 AGE_POWER = 2.0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from orchestrator.scheduler.columns import Floats, Ints, Mask
 from orchestrator.scheduler.policies.base import Policy
+from orchestrator.scheduler.room import Floats, Ints, Mask
 
 AGING_S = 600.0  # by which a job goes ahead of earlier ones for each class above them
 

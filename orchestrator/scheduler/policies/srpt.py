@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from orchestrator.scheduler.columns import Floats, Ints, Mask
 from orchestrator.scheduler.policies.base import Policy
+from orchestrator.scheduler.room import Floats, Ints, Mask
 
 
 class Srpt(Policy):

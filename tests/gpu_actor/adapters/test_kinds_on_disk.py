@@ -70,7 +70,7 @@ def test_peft_and_ask_load_the_result_on_the_unchanged_base(base, tiny_base, tra
     expected = logits(base, tenant.weights)
     assert not torch.allclose(expected, logits(base, None), atol=1e-2), "the adapter changed nothing"
     torch.testing.assert_close(peft_logits(tiny_base, tenant.output_dir), expected, rtol=1e-4, atol=2e-5)
-    again = read_adapter(base, tenant.output_dir)
+    again = read_adapter(tenant.output_dir, base.new_adapter)
     torch.testing.assert_close(logits(base, again), expected, rtol=1e-4, atol=2e-5)
 
 
@@ -163,10 +163,10 @@ def test_ask_refuses_by_name_what_loray_does_not_have(base, tmp_path, trained):
     for field, value in (("modules_to_save", ["lm_head"]), ("init_lora_weights", "olora"), ("peft_type", "IA3")):
         (tmp_path / "adapter_config.json").write_text(json.dumps({**saved, field: value}))
         with pytest.raises(AdapterError, match=field):
-            read_adapter(base, tmp_path)
+            read_adapter(tmp_path, base.new_adapter)
     (tmp_path / "adapter_config.json").write_text(json.dumps({**saved, "r": 9999}))
     with pytest.raises(AdapterError, match="r: Input should be less than or equal to 4096"):
-        read_adapter(base, tmp_path)
+        read_adapter(tmp_path, base.new_adapter)
 
 
 def test_matrices_of_vera_that_the_key_does_not_make_are_not_dropped_in_silence(tmp_path):

@@ -17,8 +17,8 @@ from gpu_actor.adapters.targets import plan_layers
 from gpu_actor.batch.shared_batch import pack
 from gpu_actor.contract.errors import AdapterError, InvalidJobError
 from gpu_actor.contract.lora_config import LoraConfig
-from gpu_actor.loading.layers import describe_base
 from gpu_actor.model.base_model import BaseModel
+from gpu_actor.model.describe import describe_base
 from support.engine import make_spec, make_tenant, micro_batch, run_all
 from support.oracle import adapter_tensors, largest_difference
 from support.tiny import tiny_model, token_rows

@@ -7,15 +7,14 @@ import pytest
 from peft import get_peft_model
 from pydantic import ValidationError
 
-from gpu_actor.adapters.experts import check_no_experts
 from gpu_actor.adapters.shapes import adapter_bytes, adapter_parameters, frozen_values
 from gpu_actor.adapters.start_check import check_adapter_fits
-from gpu_actor.adapters.targets import plan_layers
+from gpu_actor.adapters.targets import check_no_experts, plan_layers
 from gpu_actor.contract import expressions
+from gpu_actor.contract.description import BaseDescription, LinearShape
 from gpu_actor.contract.errors import InvalidJobError
-from gpu_actor.contract.footprint import BaseDescription, LinearShape
 from gpu_actor.contract.lora_config import LoraConfig
-from gpu_actor.loading.layers import describe_base
+from gpu_actor.model.describe import describe_base
 from support.engine import tiny_hooked
 from support.oracle import peft_config
 from support.tiny import tiny_model

@@ -11,20 +11,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpu_actor.adapters.shapes import adapter_activation_bytes, frozen_values
-from gpu_actor.batch.composer import split_samples
-from gpu_actor.batch.shared_batch import MicroBatch, pack
-from gpu_actor.contract.footprint import (
-    Activations,
-    BaseDescription,
-    LinearShape,
-    activation_bytes,
-    worst_micro_batch_tokens,
-)
+from gpu_actor.batch.shared_batch import MicroBatch, pack, split_samples
+from gpu_actor.contract.description import Activations, BaseDescription, LinearShape
+from gpu_actor.contract.footprint import activation_bytes, worst_micro_batch_tokens
 from gpu_actor.contract.lora_config import LoraConfig
 from gpu_actor.contract.report import TenantState
 from gpu_actor.device import memory
 from gpu_actor.device.memory import MemoryMeter, control_group_limits
-from gpu_actor.loading.layers import describe_base
+from gpu_actor.model.describe import describe_base
 from gpu_actor.training.trainer import CoTrainer
 from support.engine import flat, make_spec, make_tenant, run_all, tiny_hooked
 from support.oracle import same_bytes

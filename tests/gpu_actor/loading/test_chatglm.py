@@ -14,14 +14,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from gpu_actor.adapters.peft_files import load_adapter
 from gpu_actor.batch.shared_batch import MicroBatch, pack
 from gpu_actor.contract.errors import BaseModelError
-from gpu_actor.data.records import Chat
-from gpu_actor.data.samples import IGNORE_INDEX
+from gpu_actor.data.records import IGNORE_INDEX, Chat
 from gpu_actor.data.tokenize import SampleEncoder
-from gpu_actor.loading.chatglm import glm_config, main
-from gpu_actor.loading.layers import describe_base
+from gpu_actor.export_chatglm import main
+from gpu_actor.loading.chatglm import glm_config
 from gpu_actor.loading.load_model import load_model
 from gpu_actor.loading.tokenizer import load_tokenizer
 from gpu_actor.model.base_model import BaseModel
+from gpu_actor.model.describe import describe_base
 from support.chatglm import FIXTURE, fixture_config, train_sentencepiece, without_groups, write_checkpoint
 from support.engine import make_spec, make_tenant, micro_batch, run_all
 from support.oracle import adapter_tensors

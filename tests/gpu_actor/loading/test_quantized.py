@@ -13,11 +13,12 @@ from gpu_actor.contract.config import ActorOptions
 from gpu_actor.contract.errors import BaseModelError
 from gpu_actor.contract.footprint import base_bytes, weight_bytes
 from gpu_actor.contract.lora_config import LoraConfig
-from gpu_actor.loading import base_linear
-from gpu_actor.loading.layers import adaptable_linears, describe_base
+from gpu_actor.loading.layers import adaptable_linears
 from gpu_actor.loading.load_model import load_model
 from gpu_actor.loading.quantization import dequantised, quantization_of, quantization_settings
 from gpu_actor.model.base_model import BaseModel
+from gpu_actor.model.describe import describe_base
+from gpu_actor.operators import multi_adapter_linear
 from support.engine import flat, losses_of, make_spec, make_tenant, micro_batch, run_all
 from support.jobs import JOBS
 from support.oracle import adapter_tensors, largest_difference, same_bytes, train_alone
@@ -123,8 +124,8 @@ def test_products_are_those_of_bitsandbytes(quantization, dtype):
     theirs.backward(grad)
     spans = [(0, 11)]
     layer.requires_grad_(False)
-    assert torch.equal(base_linear.base_product(rows.detach(), layer, spans), theirs)
-    assert torch.equal(base_linear.base_product_backward(grad, layer, spans), rows.grad)
+    assert torch.equal(multi_adapter_linear.base_product(rows.detach(), layer, spans), theirs)
+    assert torch.equal(multi_adapter_linear.base_product_backward(grad, layer, spans), rows.grad)
 
 
 @pytest.mark.parametrize("quantization", KINDS)
@@ -156,7 +157,7 @@ def test_a_layer_is_made_dense_once_a_batch_and_one_at_a_time(tmp_path, folders,
         most[0] = max(most[0], len(living))
         return dense
 
-    monkeypatch.setattr(base_linear, "dequantised", counted)
+    monkeypatch.setattr(multi_adapter_linear, "dequantised", counted)
     training = {**TRAINING, "max_steps": 1}
     run_all(base, [make_tenant(base, make_spec(tmp_path, n, token_rows(3), None, training)) for n in ("a", "b", "c")])
     linears = len(base.description.linears)

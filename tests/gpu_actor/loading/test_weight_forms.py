@@ -11,10 +11,11 @@ from transformers import AutoModelForCausalLM
 
 from gpu_actor.contract.errors import BaseModelError
 from gpu_actor.contract.locations import BaseFiles, find_base
-from gpu_actor.loading.layers import describe_base, load_config
+from gpu_actor.loading.config_files import load_config
 from gpu_actor.loading.load_model import load_model
 from gpu_actor.loading.tokenizer import load_tokenizer
 from gpu_actor.model.base_model import BaseModel
+from gpu_actor.model.describe import describe_base
 from support.sample_tokenizers import byte_level_tokenizer
 from support.tiny import VOCABULARY, tiny_model
 

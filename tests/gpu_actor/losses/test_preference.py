@@ -3,13 +3,13 @@
 import pytest
 import torch
 
+from gpu_actor.batch.pairs import PreferenceLoss
 from gpu_actor.batch.shared_batch import pack
 from gpu_actor.contract.config import TrainingConfig
 from gpu_actor.contract.lora_config import LoraConfig
 from gpu_actor.data.samples import Collector
-from gpu_actor.losses.objectives import segment_losses
-from gpu_actor.losses.preference import PairSums, PreferenceLoss, pair_losses
-from gpu_actor.losses.step_sums import StepSums
+from gpu_actor.losses.objectives import StepSums, segment_losses
+from gpu_actor.losses.preference import PairSums, pair_losses
 from gpu_actor.training.micro_batches import MicroBatches
 from gpu_actor.training.references import fill_references
 from support.engine import make_tenant, run_all, tiny_hooked

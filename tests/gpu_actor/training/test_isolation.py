@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gpu_actor.adapters.dropout import dropout_mask
-from gpu_actor.batch.token_budget import TokenBudget
+from gpu_actor.batch.composer import TokenBudget
 from gpu_actor.contract.report import TenantState
 from gpu_actor.device.failures import is_device_lost, is_out_of_memory
 from gpu_actor.model.base_model import BaseModel

@@ -7,7 +7,7 @@ from peft.optimizers import create_loraplus_optimizer
 from gpu_actor.batch.shared_batch import pack
 from gpu_actor.contract.config import TrainingConfig
 from gpu_actor.contract.lora_config import LoraConfig
-from gpu_actor.training.tenant import make_optimizer
+from gpu_actor.training.optimizer import make_optimizer
 from gpu_actor.training.trainer import CoTrainer
 from support.engine import flat, losses_of, make_spec, make_tenant, micro_batch, run_all, tiny_hooked
 from support.oracle import adapter_tensors, largest_difference, metric_rows, peft_model, peft_tensor, same_bytes

@@ -7,11 +7,11 @@ import torch
 from peft import PeftModel
 from pydantic import ValidationError
 
+from gpu_actor.contract import file_names
 from gpu_actor.contract.config import TrainingConfig
 from gpu_actor.contract.errors import AdapterError
 from gpu_actor.contract.report import TenantState
 from gpu_actor.training import references
-from gpu_actor.training.checkpoint import METRICS_FILE
 from gpu_actor.training.tenant import Tenant
 from gpu_actor.training.trainer import CoTrainer
 from support.engine import flat, make_spec, make_tenant, run_all, tiny_hooked
@@ -42,7 +42,7 @@ def sft_spec(folder):
 
 
 def without_time(tenant):
-    lines = (tenant.output_dir / METRICS_FILE).read_text().splitlines()
+    lines = (tenant.output_dir / file_names.METRICS).read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k != "time"} for line in lines]
 
 

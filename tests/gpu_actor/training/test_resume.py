@@ -16,7 +16,7 @@ from gpu_actor.contract.errors import AdapterError
 from gpu_actor.contract.report import TenantState
 from gpu_actor.data.samples import PairSet, SampleSet, digest
 from gpu_actor.training import checkpoint
-from gpu_actor.training.tenant import make_optimizer, make_scheduler
+from gpu_actor.training.optimizer import make_optimizer, make_scheduler
 from gpu_actor.training.trainer import CoTrainer
 from support.engine import flat, make_spec, make_tenant, run_all, tiny_hooked
 from support.oracle import metric_rows, same_bytes

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from gpu_actor.contract.footprint import BaseDescription, LinearShape
+from gpu_actor.contract.description import BaseDescription, LinearShape
 from gpu_actor.device.accelerators import Accelerator, read_accelerators
 from gpu_actor.device.memory import accelerator_limit
 from orchestrator.cluster.cluster_config import ActorConfig, ClusterConfig

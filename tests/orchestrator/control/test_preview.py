@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 
 from gpu_actor.contract.config import DatasetConfig, LoraConfig, TrainingConfig
-from gpu_actor.loading.layers import describe_base
+from gpu_actor.model.describe import describe_base
 from orchestrator.cluster.cluster_config import ActorConfig, ClusterConfig
 from orchestrator.cluster.places import listed_slots
 from orchestrator.control.admission import _misfits
+from orchestrator.control.job_needs import micro_batch_cap, scheduling_view
 from orchestrator.control.preview import _empty, plan_jobs, plan_offline
-from orchestrator.control.snapshot import micro_batch_cap, scheduling_view
 from orchestrator.jobs.job import JobSpec
 from orchestrator.knowledge.description_files import remember
 from orchestrator.knowledge.place_models import Known, with_profiles

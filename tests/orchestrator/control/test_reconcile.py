@@ -4,10 +4,10 @@ import time
 
 import pytest
 
-from gpu_actor.contract.footprint import BaseDescription, LinearShape
+from gpu_actor.contract.description import BaseDescription, LinearShape
 from gpu_actor.contract.report import ActorReport, StepSample, TenantReport, TenantState
 from orchestrator.cluster.cluster_config import ClusterConfig
-from orchestrator.cluster.fleet import Member
+from orchestrator.cluster.member import Member
 from orchestrator.cluster.places import listed_slots
 from orchestrator.jobs.job import JobState
 from orchestrator.scheduler.view import Plan

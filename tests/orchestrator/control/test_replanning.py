@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from gpu_actor.contract.report import StepSample, TenantReport, TenantState
-from orchestrator.control import reconcile
+from orchestrator.control import replanning
 from orchestrator.control.admission import _misfits
 from orchestrator.jobs.job import JobState
 from orchestrator.scheduler.estimate import MemoryFit, SpeedFit
@@ -25,7 +25,7 @@ def test_an_idle_actor_whose_base_model_nobody_measured_holds_up_no_other_base(t
     house.report(X, TenantReport(bad, 1, TenantState.FAILED, reason="line 3"))
     house.know("/models/other")
     other = house.submit("other", base_model="/models/other")
-    plan = house.reconciler._plan()
+    plan = house.plan()
     assert plan.rehosts == {"cpu:0": "/models/other"}
     assert set(plan.waiting) == {other}
 
@@ -34,7 +34,7 @@ def test_a_cluster_without_a_job_has_a_plan(tmp_path):
     house = House(tmp_path, actors=[{"base_model": TINY}])
     house.host(X, known=False)
     house.report(X)
-    assert house.reconciler._plan().rehosts == {}
+    assert house.plan().rehosts == {}
 
 
 @pytest.mark.parametrize(("wish", "returns"), [("yield", True), ("pause", False), ("cancel", False), ("finish", False)])
@@ -134,7 +134,7 @@ def test_an_actor_makes_room_before_a_further_job_comes(busy):
     large = call[2]
     assert large > 30_000
     busy.tell(large)
-    plan = busy.reconciler._plan()
+    plan = busy.plan()
     assert len(plan.placements) == 2
     calls = busy.reconciler._act(plan)
     assert [method for _, method, *_ in calls if method == "attach"] == ["attach", "attach"]
@@ -152,7 +152,7 @@ def test_a_job_that_has_trained_waits_when_the_fit_has_drifted(busy):
     fresh = busy.submit("fresh", r=4096, cutoff_len=64, per_device_train_batch_size=1)
     fit = busy.profiles.of(busy.fleet.members[X].slot, TINY)
     fit.memory = MemoryFit(replace(fit.memory.model, fixed_bytes=LIMIT - 5 * MIB))
-    plan = busy.reconciler._plan()
+    plan = busy.plan()
     assert (set(plan.rejections), set(plan.waiting)) == ({fresh}, {job.id})
     busy.reconciler._act(plan)
     assert (busy.store.get(job.id).state, busy.store.get(fresh).state) == (JobState.QUEUED, JobState.FAILED)
@@ -182,20 +182,20 @@ def dear(tmp_path, monkeypatch):
 
         return plan
 
-    monkeypatch.setattr(reconcile, "Standing", counted(reconcile.Standing))
-    monkeypatch.setattr(reconcile, "decide", counted(reconcile.decide))
-    monkeypatch.setattr(reconcile, "_CHEAP_SECONDS", 0.0)
-    monkeypatch.setattr(reconcile, "_PAUSE", 1e9)
+    monkeypatch.setattr(replanning, "Standing", counted(replanning.Standing))
+    monkeypatch.setattr(replanning, "decide", counted(replanning.decide))
+    monkeypatch.setattr(replanning, "_CHEAP_SECONDS", 0.0)
+    monkeypatch.setattr(replanning, "_PAUSE", 1e9)
     house = House(tmp_path, policy="fifo")
     house.host(X)
     house.report(X)
     house.made, house.clock = made, monkeypatch
-    house.reconciler._pause = 1e9  # as after a first plan, which showed it
+    house.reconciler._replanner._pause = 1e9  # as after a first plan, which showed it
     return house
 
 
 def tick(house):
-    plan = house.reconciler._plan()
+    plan = house.plan()
     house.reconciler._act(plan)
     return plan
 
@@ -222,22 +222,22 @@ def test_a_dear_plan_is_made_anew_when_its_time_is_over_or_more_happens(dear):
     third = dear.submit("third")
     tick(dear)
     assert dear.store.get(third).waiting_for == "the next look at the cluster"
-    dear.reconciler._pause = 0.0
+    dear.reconciler._replanner._pause = 0.0
     assert set(tick(dear).waiting) == {second, third}
     assert "has its share" in dear.store.get(third).waiting_for
     assert tick(dear) == Plan()
     assert len(dear.made) == 2
-    dear.reconciler._pause = 1e9
+    dear.reconciler._replanner._pause = 1e9
     del dear.fleet.members[X]
     dear.reconciler.observe()
-    dear.reconciler._plan()
+    dear.plan()
     assert dear.store.get(first).state is JobState.QUEUED
     assert len(dear.made) == 3
 
 
 def test_while_a_plan_is_cheap_every_event_makes_one(dear):
-    dear.clock.setattr(reconcile, "_CHEAP_SECONDS", 10.0)
-    dear.reconciler._pause = 0.0
+    dear.clock.setattr(replanning, "_CHEAP_SECONDS", 10.0)
+    dear.reconciler._replanner._pause = 0.0
     tick(dear)
     for number in range(3):
         dear.submit(f"j{number}")
@@ -246,7 +246,7 @@ def test_while_a_plan_is_cheap_every_event_makes_one(dear):
 
 
 def test_the_first_dear_plan_is_followed_by_one_that_answers(dear):
-    dear.reconciler._pause = 0.0
+    dear.reconciler._replanner._pause = 0.0
     first, second = dear.submit("first"), dear.submit("second")
     assert list(tick(dear).placements) == [first]
     dear.submit("third")

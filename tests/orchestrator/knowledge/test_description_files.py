@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from gpu_actor.contract.footprint import Activations
+from gpu_actor.contract.description import Activations
 from gpu_actor.contract.locations import loray_home
-from gpu_actor.loading.layers import describe_base
+from gpu_actor.model.describe import describe_base
 from orchestrator.knowledge import description_files
 from orchestrator.knowledge.base_catalog import BaseCatalog
 from orchestrator.knowledge.description_files import recall, remember

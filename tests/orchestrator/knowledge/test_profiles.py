@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gpu_actor.contract.footprint import BaseDescription, LinearShape
+from gpu_actor.contract.description import BaseDescription, LinearShape
 from gpu_actor.contract.report import ActorReport, StepSample
 from orchestrator.cluster.cluster_config import ActorConfig
 from orchestrator.cluster.places import Slot

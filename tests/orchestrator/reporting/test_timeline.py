@@ -14,9 +14,9 @@ from gpu_actor.contract.errors import LorayError
 from gpu_actor.contract.report import ActorReport
 from orchestrator.cli import jobs
 from orchestrator.cli.app import app
-from orchestrator.cli.chart import write_chart
+from orchestrator.cli.chart import draw, write_chart
 from orchestrator.jobs.job import JobSpec, JobState
-from orchestrator.reporting.timeline import _MOST_POINTS, MemoryLine, Timeline, draw, place_of
+from orchestrator.reporting.timeline import _MOST_POINTS, MemoryLine, Timeline, place_of
 from orchestrator.store.store import Store
 
 FIRST, SECOND = "tiny@cpu:0#0000", "tiny@3f9a12/cuda:1#1111"

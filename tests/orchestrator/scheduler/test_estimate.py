@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_actor.contract.footprint import BaseDescription, LinearShape, activation_bytes, base_bytes
+from gpu_actor.contract.description import BaseDescription, LinearShape
+from gpu_actor.contract.footprint import activation_bytes, base_bytes
 from orchestrator.scheduler import estimate
 from orchestrator.scheduler.estimate import MemoryFit, SpeedFit
 from orchestrator.scheduler.view import ActorShape, MemoryModel, SpeedModel
@@ -100,11 +101,6 @@ def test_nothing_is_learnt_from_what_was_not_measured():
 def test_a_batch_is_saturated_where_its_fixed_cost_is_a_tenth():
     tokens = estimate.saturation_tokens(SpeedModel(0.06, 7.5e-5, 0.002))
     assert 0.06 / (0.06 + 7.5e-5 * tokens) == pytest.approx(0.1, rel=1e-3)
-
-
-def test_sizes_in_words():
-    assert estimate.in_words(3 * 2**30 + 2**27) == "3.1 GiB"
-    assert estimate.in_words(5 * 2**20) == "5.0 MiB"
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -83,13 +83,13 @@ def test_a_running_job_that_turns_out_too_large_for_every_place_stays(house):
     look = house.reconciler.look()
     assert look.view.jobs[0].movable
     assert look.view.jobs[0].worst_tokens < 1024
-    plan = house.reconciler._plan()
+    plan = house.plan()
     assert (plan.preemptions, plan.moves, plan.waiting) == ({}, {}, {})
 
 
 def test_and_goes_on_when_its_actor_was_lost(house):
     house.store.move(house.job, JobState.QUEUED, "lost", progress={"step": 3, "total_steps": 90, "longest": 512})
-    assert house.reconciler._plan().placements == {house.job: "cpu:0"}
+    assert house.plan().placements == {house.job: "cpu:0"}
 
 
 def test_a_new_job_of_the_same_size_is_refused_and_one_of_small_micro_batches_is_not(house):
@@ -98,7 +98,7 @@ def test_a_new_job_of_the_same_size_is_refused_and_one_of_small_micro_batches_is
     small = house.submit("small", cutoff_len=100, per_device_train_batch_size=2)
     view = house.reconciler.look().view
     assert view.actors[0].memories[TINY].token_cap == pytest.approx(256, rel=0.1)
-    plan = house.reconciler._plan()
+    plan = house.plan()
     assert set(plan.rejections) == {large}
     assert small in {**plan.placements, **plan.waiting}
     assert f"({LIMIT} bytes)" in plan.rejections[large]

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from gpu_actor.contract.footprint import BaseDescription, LinearShape
+from gpu_actor.contract.description import BaseDescription, LinearShape
 from orchestrator.scheduler import estimate, policy
 from orchestrator.scheduler.policy import PATIENCE_S
 from orchestrator.scheduler.view import ActorShape, ActorState, ActorView, ClusterView, JobView, MemoryModel, SpeedModel

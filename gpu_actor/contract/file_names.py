@@ -1,0 +1,25 @@
+"""Names of the files in an output folder, which the actor writes and the orchestrator looks for."""
+
+from __future__ import annotations
+
+import re
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PICKLED_ADAPTER = "adapter_model.bin"  # of old PEFT releases; Loray does not read it
+JOB = "job.yaml"
+METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoint-*"
+CHECKPOINT_DRAFTS = ".checkpoint-*.tmp"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+def checkpoint_folder(step: int) -> str:
+    """Name of the folder that holds the checkpoint of an optimizer step."""
+    return f"checkpoint-{step}"
+
+
+def checkpoint_step(name: str) -> int | None:
+    """The optimizer step whose checkpoint a folder of this name holds; None: it is no checkpoint's name."""
+    found = _CHECKPOINT.fullmatch(name)
+    return int(found[1]) if found else None

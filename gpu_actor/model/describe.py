@@ -1,0 +1,36 @@
+"""A description of a base model, made on fake tensors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from gpu_actor.contract.description import BaseDescription
+from gpu_actor.contract.errors import BaseModelError
+from gpu_actor.contract.messages import one_line
+from gpu_actor.loading.config_files import load_config
+from gpu_actor.loading.layers import describe_model
+
+
+def describe_base(ref: str, trust_remote_code: bool = False) -> BaseDescription:
+    """Names and sizes of a base model's linear layers, from its configuration alone.
+
+    Args:
+        ref: Folder, .gguf file or hub id.
+        trust_remote_code: Let the model's own Python code run. Off unless the operator wants it.
+
+    Raises:
+        BaseModelError: The reference is no causal language model that transformers can build.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from gpu_actor.model.count_activations import count_activations
+
+    config = load_config(ref, trust_remote_code)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise BaseModelError(f"base_model: {ref}: transformers cannot build this model ({one_line(error)})") from None
+    counted = count_activations(config, trust_remote_code=trust_remote_code)
+    return replace(describe_model(ref, model), activations=counted)

@@ -1,0 +1,42 @@
+"""Options and arguments that several verbs share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.scheduler.policy import POLICIES
+
+Chart = Annotated[
+    Path | None,
+    typer.Option("--gantt", metavar="FILE.svg", help="Also draw who trained where when.", show_default=False),
+]
+
+JobFiles = Annotated[
+    list[Path], typer.Argument(metavar="JOB...", help="Job files (YAML, or JSON).", show_default=False)
+]
+ClusterFile = Annotated[
+    Path | None,
+    typer.Option("--cluster", metavar="FILE", help="Cluster file: storage, actors, scheduler.", show_default=False),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="HOST:PORT",
+        help="Ray cluster to use; default: RAY_ADDRESS, then the one started on this machine.",
+        show_default=False,
+    ),
+]
+PolicyName = Annotated[
+    str | None,
+    typer.Option(
+        "--policy",
+        metavar="NAME",
+        help=f"Scheduler policy instead of the cluster file's: {', '.join(POLICIES)}.",
+        show_default=False,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]

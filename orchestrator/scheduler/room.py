@@ -1,0 +1,81 @@
+"""What still fits into an actor."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+
+class Room:
+    """Bytes of each place: what its base model and its adapters need, and what is left."""
+
+    def __init__(self, limits: Floats, fixed: Floats, per_token: Floats, caps: Floats) -> None:
+        """All columns over places.
+
+        Args:
+            limits: Bytes that may be used; infinite where nobody knows.
+            fixed: Of the memory model of the base model there.
+            per_token: Likewise.
+            caps: Likewise; -1 where there is none.
+        """
+        self.limits, self.fixed, self.per_token, self.caps = limits, fixed, per_token, caps
+        self.capped = caps >= 0
+        self.adapters = np.zeros(len(limits))
+        self.tokens = np.where(self.capped, caps, 0.0)
+
+    def copy(self) -> Room:
+        """As it is now."""
+        other = Room(self.limits, self.fixed, self.per_token, self.caps)
+        other.adapters, other.tokens = self.adapters.copy(), self.tokens.copy()
+        return other
+
+    def rebase(self, place: int, limit: float, fixed: float, per_token: float, cap: float) -> None:
+        """Another base model on a place without jobs."""
+        self.limits[place], self.fixed[place], self.per_token[place], self.caps[place] = limit, fixed, per_token, cap
+        self.capped[place] = cap >= 0
+        self.clear(place)
+
+    def clear(self, place: int) -> None:
+        """Count no job there."""
+        self.adapters[place], self.tokens[place] = 0.0, max(self.caps[place], 0.0)
+
+    def add(self, place: int, adapter_bytes: float, worst: float) -> None:
+        """Count a job in."""
+        self.adapters[place] += adapter_bytes
+        if self.capped[place]:
+            self.tokens[place] = max(self.tokens[place], worst)
+        else:
+            self.tokens[place] += worst
+
+    def free(self) -> Floats:
+        """Bytes left."""
+        used: Floats = self.fixed + self.adapters + self.per_token * self.tokens
+        return self.limits - used
+
+    def needs(self, adapter_bytes: float, worst: float) -> Floats:
+        """Bytes that a further job adds on each place."""
+        more = np.where(self.capped, np.maximum(0.0, worst - self.tokens), worst)
+        return adapter_bytes + self.per_token * more
+
+    def fits(self, adapter_bytes: float, worst: float) -> Mask:
+        """Where a further job fits."""
+        fits: Mask = self.needs(adapter_bytes, worst) <= self.free()
+        return fits
+
+    def fits_at(self, place: int, adapter_bytes: float, worst: float) -> bool:
+        """Whether a further job fits on one place."""
+        covered = self.tokens[place]
+        more = max(0.0, worst - covered) if self.capped[place] else worst
+        used = self.fixed[place] + self.adapters[place] + self.per_token[place] * (covered + more)
+        return bool(used + adapter_bytes <= self.limits[place])
+
+    def may_fit(self, where: Mask, adapter_bytes: Floats, worst: Floats) -> Mask:
+        """Which of many jobs may still fit on one of some places: none that fits is left out."""
+        covered = float(self.tokens[where & self.capped].max(initial=0.0))
+        needs = adapter_bytes + float(self.per_token[where].min()) * np.maximum(0.0, worst - covered)
+        mask: Mask = needs <= float(self.free()[where].max())
+        return mask
