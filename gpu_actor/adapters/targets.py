@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
+from gpu_actor.adapters.kinds import kind_of
+from gpu_actor.adapters.layer_plan import LayerPlan
 from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.errors import InvalidJobError
 from gpu_actor.contract.expressions import ending_matches, numbers_behind, whole_matches
@@ -14,25 +15,6 @@ from gpu_actor.contract.lora_config import LoraConfig
 _SHOWN_NAMES = 12
 # A name without a pattern: the first number that follows two names, as in model.layers.3.mlp.
 _ANY_LAYER = r".*?\.[^.]*\.(?P<index>\d+)\."
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """One linear layer of the base as one adapter changes it.
-
-    Attributes:
-        name: Module name.
-        in_features: Inputs.
-        out_features: Outputs.
-        rank: Rank of the update there.
-        scaling: Factor on the update there.
-    """
-
-    name: str
-    in_features: int
-    out_features: int
-    rank: int
-    scaling: float
 
 
 def plan_layers(base: BaseDescription, lora: LoraConfig) -> tuple[LayerPlan, ...]:
@@ -44,7 +26,7 @@ def plan_layers(base: BaseDescription, lora: LoraConfig) -> tuple[LayerPlan, ...
 
     Raises:
         InvalidJobError: A target, an excluded module, a layer number or a pattern matches nothing, or nothing is
-            left, or a target means experts; the message lists what exists.
+            left, a target means experts, or a layer is too small for the rank; the message lists what exists.
     """
     check_no_experts(base, lora.target_modules)
     names = select_names([linear.name for linear in base.linears], lora)
@@ -61,12 +43,9 @@ def plan_layers(base: BaseDescription, lora: LoraConfig) -> tuple[LayerPlan, ...
         for s in base.linears
         if s.name in ranks
     )
-    narrow = next((plan for plan in plans if plan.rank > min(plan.in_features, plan.out_features)), None)
-    if lora.starts_from_base and narrow:
-        raise InvalidJobError(
-            f"lora.init_lora_weights: {lora.init_lora_weights} cannot give a rank of {narrow.rank} to {narrow.name} "
-            f"({narrow.in_features} inputs, {narrow.out_features} outputs); lower lora.r"
-        )
+    kind = kind_of(lora)
+    for plan in plans:
+        kind.check(plan)
     return plans
 
 
