@@ -323,7 +323,7 @@ def test_running_in_parts_gives_the_same_update_dropout_included(tmp_path, famil
     monkeypatch.setattr(
         update, "dropout_mask", lambda seed, index, p, like: dropout_mask(seed + like.numel(), index, p, like)
     )
-    base = BaseModel("tiny", family_model(family, dtype=torch.float64))
+    base = BaseModel.serve("tiny", family_model(family, dtype=torch.float64))
     training = {"max_steps": 4, "per_device_train_batch_size": 5, "learning_rate": 1e-3}
     found = []
     for name, cap in (("whole", 10_000), ("parts", 50)):
