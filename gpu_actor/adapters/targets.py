@@ -55,18 +55,18 @@ def select_names(names: Sequence[str], lora: LoraConfig) -> list[str]:
     Raises:
         InvalidJobError: One of the three matches nothing, or nothing is left.
     """
-    found = match_names(names, lora.target_modules)
+    selected = match_names(names, lora.target_modules)
     if lora.layers_to_transform is not None:
-        found = _in_layers(found, lora)
+        selected = _in_layers(selected, lora)
     if lora.exclude_modules is not None:
         dropped = set(_matching(names, lora.exclude_modules, "lora.exclude_modules"))
-        found = [name for name in found if name not in dropped]
-    if not found:
+        selected = [name for name in selected if name not in dropped]
+    if not selected:
         raise InvalidJobError(
             f"lora.exclude_modules: {lora.exclude_modules!r} excludes every layer that lora.target_modules names; "
             f"leave some"
         )
-    return found
+    return selected
 
 
 def match_names(names: Iterable[str], target_modules: str | list[str]) -> list[str]:
@@ -86,8 +86,8 @@ def _matching(names: Sequence[str], wanted: str | list[str], field: str) -> list
         missing = [] if matched else [wanted]
     else:
         ends = {target: [n for n in names if n == target or n.endswith("." + target)] for target in wanted}
-        missing = [target for target, found in ends.items() if not found]
-        chosen = {name for found in ends.values() for name in found}
+        missing = [target for target, matches in ends.items() if not matches]
+        chosen = {name for matches in ends.values() for name in matches}
         matched = [name for name in names if name in chosen]
     if missing:
         remedy = "name some of these or write all-linear" if field == "lora.target_modules" else "name some of these"
@@ -124,8 +124,8 @@ def _in_layers(names: Sequence[str], lora: LoraConfig) -> list[str]:
 def _layer_numbers(names: Sequence[str], pattern: str | list[str] | None) -> dict[str, int | None]:
     if lists := [pattern] if isinstance(pattern, str) else pattern:
         return numbers_behind(lists, names, "lora.layers_pattern")
-    found = {name: re.match(_ANY_LAYER, name) for name in names}
-    return {name: int(match["index"]) if match else None for name, match in found.items()}
+    matches = {name: re.match(_ANY_LAYER, name) for name in names}
+    return {name: int(match["index"]) if match else None for name, match in matches.items()}
 
 
 def _quoted(names: Iterable[str]) -> str:

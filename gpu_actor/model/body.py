@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gpu_actor.batch.body_inputs import Piece, packed_by_segment, padded_by_segment, whole
+from gpu_actor.batch.body_inputs import BodyInput, packed_by_segment, padded_by_segment, whole
 from gpu_actor.batch.shared_batch import SharedBatch
 from gpu_actor.loading.layers import adaptable_linears
 from gpu_actor.model.attention import WindowsSeen, register_packed_attention
@@ -36,7 +36,7 @@ class HookedBody:
         self._routing = Routing(next(model.parameters()).device)
         self.layers = _hook(model, self._routing)
         self.packed = False
-        self._pieces: Callable[[SharedBatch], list[Piece]] = padded_by_segment
+        self._inputs_of: Callable[[SharedBatch], list[BodyInput]] = padded_by_segment
         self._stock_attention = model.config._attn_implementation
 
     def pack(self) -> WindowsSeen:
@@ -47,7 +47,7 @@ class HookedBody:
         """
         # where kernels may round a row by its company, layers that Loray does not hook (experts) get one segment each
         apart = self._routing.by_segment and _unhooked_products(self.model)
-        self._pieces = packed_by_segment if apart else whole
+        self._inputs_of = packed_by_segment if apart else whole
         self.packed = True
         name = f"loray_packed_{next(_instances)}"
         routing = self._routing  # not the body itself: what is registered stays as long as the process
@@ -57,7 +57,7 @@ class HookedBody:
 
     def pad(self) -> None:
         """From now on every sequence has a row of its own again, with the model's attention."""
-        self._pieces = padded_by_segment
+        self._inputs_of = padded_by_segment
         self.packed = False
         self.model.set_attn_implementation(self._stock_attention)
 
@@ -65,23 +65,23 @@ class HookedBody:
         """Last hidden states [1, T, hidden] of a shared batch, packed, however the model was run."""
         # Autograd works off the latest forward first. Run from the back, an adapter's micro-batches add to its gradient
         # in their own order, as they do in one packed row and in separate batches: the sums agree to the bit.
-        parts = [self._run(piece) for piece in reversed(self._pieces(batch))]
+        parts = [self._run(given) for given in reversed(self._inputs_of(batch))]
         return parts[0] if len(parts) == 1 else torch.cat(parts[::-1], dim=1)
 
     def rest(self) -> None:
         """Let go of the adapters of the latest forward: its backward is made, or will not be."""
         self._routing.begin((), (), False)
 
-    def _run(self, piece: Piece) -> torch.Tensor:
+    def _run(self, given: BodyInput) -> torch.Tensor:
         """One forward: [1, real tokens, hidden]."""
-        self._routing.begin(piece.segments, piece.lengths, piece.attention_mask is not None)
-        optional = {"position_ids": piece.position_ids, "attention_mask": piece.attention_mask}
+        self._routing.begin(given.segments, given.lengths, given.attention_mask is not None)
+        optional = {"position_ids": given.position_ids, "attention_mask": given.attention_mask}
         output = self.model.base_model(
-            input_ids=piece.input_ids,
+            input_ids=given.input_ids,
             use_cache=False,
             **{name: value for name, value in optional.items() if value is not None},
         )
-        return piece.real(self._routing.remembered(output.last_hidden_state))
+        return given.real(self._routing.remembered(output.last_hidden_state))
 
 
 def _hook(model: Any, routing: Routing) -> Mapping[str, MultiAdapterLinear]:
