@@ -15,9 +15,9 @@ def dropout_mask(seed: int, index: int, probability: float, like: torch.Tensor) 
         bool, the shape of `like`; True with probability 1 - `dropped_share(probability)`.
     """
     generator = torch.Generator(device=like.device).manual_seed(mix_seed(seed, index))
-    words = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device)
-    words.random_(-(2**63), None, generator=generator)
-    bits = words.view(torch.int16)[: like.numel()].view(like.shape)
+    random_words = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device)
+    random_words.random_(-(2**63), None, generator=generator)
+    bits = random_words.view(torch.int16)[: like.numel()].view(like.shape)
     return bits >= round(probability * 2**16) - 2**15
 
 

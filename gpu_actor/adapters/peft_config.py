@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from gpu_actor.adapters.kinds import KINDS, kind_of
+from gpu_actor.adapters.kinds.base import COMMON_FIELDS, AdapterKind
 from gpu_actor.contract import file_names
 from gpu_actor.contract.errors import AdapterError
 from gpu_actor.contract.lora_config import LoraConfig
@@ -23,10 +24,7 @@ _NOTES = (
     *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"),
     *("fan_in_fan_out", "init_weights", "megatron_core", "qalora_group_size", "runtime_config"),
 )
-_SHARED = ("peft_type", "r", "target_modules", "layers_to_transform", "layers_pattern")
-_LORA = ("lora_alpha", "lora_dropout", "exclude_modules", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora")
-_VERA = ("vera_dropout", "d_initial", "projection_prng_key", "save_projection")
-_REQUIRED = {"LORA": ("r", "lora_alpha", "target_modules"), "VERA": ("r", "target_modules")}
+_BY_TYPE: Mapping[str, type[AdapterKind]] = {kind.peft_type: kind for kind in KINDS}
 
 
 def read_peft_config(folder: Path) -> LoraConfig:
@@ -49,7 +47,8 @@ def read_peft_config(folder: Path) -> LoraConfig:
         raise AdapterError(f"{path}: not a readable adapter configuration (no JSON object); export the adapter again")
     if problem := unsupported(saved):
         raise AdapterError(f"{path}: {problem}")
-    given = {name: saved[name] for name in (*_SHARED, *_LORA, *_VERA) if saved.get(name) is not None}
+    fields = (*COMMON_FIELDS, *(field for kind in _BY_TYPE.values() for field in kind.fields))
+    given = {name: saved[name] for name in fields if saved.get(name) is not None}
     try:
         return LoraConfig.model_validate(given)
     except ValidationError as error:
@@ -60,10 +59,11 @@ def read_peft_config(folder: Path) -> LoraConfig:
 
 def unsupported(saved: Mapping[str, Any]) -> str | None:
     """What of an adapter's configuration Loray does not have or cannot use, in words; None when it has all."""
-    kind = saved.get("peft_type")
-    if kind not in _REQUIRED:
-        return f"has the peft_type {kind!r}; allowed: 'LORA', 'VERA'"
-    if missing := [name for name in _REQUIRED[kind] if saved.get(name) is None]:
+    peft_type = saved.get("peft_type")
+    kind = _BY_TYPE.get(peft_type) if isinstance(peft_type, str) else None
+    if kind is None:
+        return f"has the peft_type {peft_type!r}; allowed: {', '.join(map(repr, _BY_TYPE))}"
+    if missing := [name for name in kind.required if saved.get(name) is None]:
         return f"lacks {missing[0]}; save the adapter again with PEFT"
     start = saved.get("init_lora_weights", True)
     if str(start).split("_niter_")[0] in _START_CHANGES_BASE:
@@ -75,11 +75,11 @@ def unsupported(saved: Mapping[str, Any]) -> str | None:
         return (
             f"has init_lora_weights {start!r}, which PEFT has and Loray does not; allowed: true, gaussian, orthogonal"
         )
-    known = {*_SHARED, *(_LORA if kind == "LORA" else _VERA), *_NOTES, "init_lora_weights"}
+    supported = {*COMMON_FIELDS, *kind.fields, *_NOTES, "init_lora_weights"}
     for name, value in saved.items():
-        if name not in known and value not in _OFF:
-            if words := unsupported_words(name):
-                return f"has {name} {value!r}, which {words.removesuffix('; leave it out')}"
+        if name not in supported and value not in _OFF:
+            if problem := unsupported_words(name):
+                return f"has {name} {value!r}, which {problem.removesuffix('; leave it out')}"
             return f"has {name} {value!r}, which is not known to Loray"
     return None
 
@@ -87,19 +87,16 @@ def unsupported(saved: Mapping[str, Any]) -> str | None:
 def peft_config(lora: LoraConfig, names: Sequence[str], base_model: str, *, transposed: bool) -> dict[str, Any]:
     """The contents of `adapter_config.json`.
 
-    An adapter that starts from the base is written as the plain one that PEFT converts it to: of twice the rank, at
-    the same scale, for the unchanged base.
-
     Args:
         lora: Kind and shape.
         names: The modules that the adapter changes.
         base_model: How the job names its base model.
         transposed: Whether the base keeps weights as [in, out].
     """
-    lora = _converted(lora) if lora.starts_from_base else lora
-    own = lora.model_dump(include={*_SHARED, *(_VERA if lora.peft_type == "VERA" else _LORA)})
+    saved = kind_of(kind_of(lora).as_saved())
+    fields = saved.config()
     if lora.target_modules == "all-linear":
-        own["target_modules"] = _endings(names)
+        fields["target_modules"] = _endings(names)
     notes = {
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_model,
@@ -108,31 +105,10 @@ def peft_config(lora: LoraConfig, names: Sequence[str], base_model: str, *, tran
         "inference_mode": True,
         "modules_to_save": None,
     }
-    if lora.peft_type == "VERA":
-        return {**own, **notes, "init_weights": True}
-    own["lora_alpha"] = _whole(lora.lora_alpha)
-    own["alpha_pattern"] = {key: _whole(value) for key, value in lora.alpha_pattern.items()}
-    return {**own, **notes, "init_lora_weights": lora.init_lora_weights}
-
-
-def _converted(lora: LoraConfig) -> LoraConfig:
-    """Twice the rank and alpha (by rsLoRA's scale: alpha times the root of 2), so that the scale stays."""
-    factor = math.sqrt(2.0) if lora.use_rslora else 2.0
-    changes = {
-        "r": 2 * lora.r,
-        "lora_alpha": factor * lora.lora_alpha,
-        "rank_pattern": {key: 2 * rank for key, rank in lora.rank_pattern.items()},
-        "alpha_pattern": {key: factor * alpha for key, alpha in lora.alpha_pattern.items()},
-        "init_lora_weights": True,
-    }
-    return lora.model_copy(update=changes)
+    return {**fields, **notes, **saved.config_of_start()}
 
 
 def _endings(names: Sequence[str]) -> list[str]:
     """What a list of targets must hold to mean these modules; a bare number would mean others too."""
     endings = sorted({name.rsplit(".", 1)[-1] for name in names})
     return sorted(names) if any(ending.isdigit() for ending in endings) else endings
-
-
-def _whole(value: float) -> float | int:
-    return int(value) if value == int(value) else value

@@ -7,9 +7,12 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from gpu_actor.adapters.kinds import kind_of
+from gpu_actor.adapters.kinds.base import Shape
+from gpu_actor.adapters.layer_plan import LayerPlan
 from gpu_actor.adapters.peft_config import read_peft_config
-from gpu_actor.adapters.shapes import Shape, file_shapes
-from gpu_actor.adapters.targets import LayerPlan, plan_layers
+from gpu_actor.adapters.shapes import file_shapes
+from gpu_actor.adapters.targets import plan_layers
 from gpu_actor.contract import file_names
 from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.errors import AdapterError
@@ -31,17 +34,17 @@ def check_adapter_fits(base: BaseDescription, lora: LoraConfig) -> None:
     layers = plan_layers(base, lora)
     _check_same_function(lora, saved, layers)
     path = Path(lora.init_adapter) / file_names.ADAPTER_WEIGHTS
-    found = read_shapes(path)
-    wanted = file_shapes(lora, layers, projections=saved.save_projection)
+    shapes = read_shapes(path)
+    wanted = file_shapes(lora, layers, shared=kind_of(saved).saves_shared)
     for name, shape in wanted.items():
-        if found.get(name) != shape:
-            has = f"has shape {list(found[name])}" if name in found else "is missing"
+        if shapes.get(name) != shape:
+            has = f"has shape {list(shapes[name])}" if name in shapes else "is missing"
             raise AdapterError(
                 f"lora.init_adapter: {lora.init_adapter} does not fit {base.ref}: {name} {has}, wanted {list(shape)} "
                 f"(r={lora.r}, target_modules={lora.target_modules!r}); use the base model, rank and targets that "
                 f"the adapter was trained with"
             )
-    extra = sorted(set(found) - set(wanted))
+    extra = sorted(set(shapes) - set(wanted))
     if extra:
         raise AdapterError(
             f"lora.init_adapter: {lora.init_adapter} has {len(extra)} tensors that this job would not train, such as "
@@ -51,12 +54,12 @@ def check_adapter_fits(base: BaseDescription, lora: LoraConfig) -> None:
 
 def _check_same_function(lora: LoraConfig, saved: LoraConfig, layers: tuple[LayerPlan, ...]) -> None:
     """An adapter that is applied otherwise than it was trained would start as another adapter, without a word."""
-    for field in ("peft_type", "lora_alpha", "use_rslora", "use_dora", "projection_prng_key"):
+    for field in ("peft_type", *kind_of(lora).function_fields):
         there, here = getattr(saved, field), getattr(lora, field)
         if there != here:
             raise AdapterError(
-                f"lora.init_adapter: {lora.init_adapter} was trained with {field} {_words(there)}, this job has "
-                f"{_words(here)}; set lora.{field}: {_words(there)}"
+                f"lora.init_adapter: {lora.init_adapter} was trained with {field} {_shown(there)}, this job has "
+                f"{_shown(here)}; set lora.{field}: {_shown(there)}"
             )
     names = [layer.name for layer in layers]
     alphas_there, alphas_here = saved.alphas_of(names), lora.alphas_of(names)
@@ -69,7 +72,7 @@ def _check_same_function(lora: LoraConfig, saved: LoraConfig, layers: tuple[Laye
             )
 
 
-def _words(value: Any) -> str:
+def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,13 +1,12 @@
-"""Start values of an adapter's tensors, as PEFT makes them: drawn in fp32 on the CPU, from a generator of their own."""
+"""Start values of a low-rank pair, as PEFT makes them: drawn in fp32 on the CPU, from the adapter's own generator."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
-
-from gpu_actor.adapters.targets import LayerPlan
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 """A [r, in] and B [out, r]."""
@@ -33,33 +32,9 @@ def orthogonal(rank: int, columns: int, rows: int, generator: torch.Generator) -
     return a, b
 
 
-def pissa(weight: torch.Tensor, plan: LayerPlan, rounds: int | None, seed: int) -> Pair:
-    """The largest singular values of the base weight, shared out evenly between A and B (arXiv 2404.02948).
-
-    Args:
-        weight: The base weight [out, in]; decomposed in fp32, where it lies.
-        plan: Rank and scale.
-        rounds: Rounds of the approximate decomposition; None makes the exact one.
-        seed: Decides the approximate one.
-    """
-    weight = weight.to(torch.float32)
-    if rounds is None:
-        left, values, right = torch.linalg.svd(weight, full_matrices=False)
-    else:
-        devices = [weight.device] if weight.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(seed)
-            left, values, columns = torch.svd_lowrank(weight, plan.rank, niter=rounds)
-        right = columns.t()
-    root = torch.sqrt(values[: plan.rank] / plan.scaling)
-    return root[:, None] * right[: plan.rank], left[:, : plan.rank] * root
-
-
-def vera_projections(shapes: tuple[tuple[int, int], tuple[int, int]], key: int) -> Pair:
-    """VeRA's shared random matrices (arXiv 2310.11454): Kaiming-uniform, decided by key and shapes alone."""
-    generator = torch.Generator().manual_seed(key)
-    a, b = (torch.empty(shape) for shape in shapes)
-    for matrix in (a, b):
-        bound = math.sqrt(3.0) * math.sqrt(2.0) / math.sqrt(matrix.shape[1])
-        matrix.uniform_(-bound, bound, generator=generator)
-    return a, b
+STARTS: Mapping[bool | str, Callable[[int, int, int, torch.Generator], Pair]] = {
+    True: kaiming,
+    "gaussian": gaussian,
+    "orthogonal": orthogonal,
+}
+"""The starts by `init_lora_weights`; each takes rank, inputs, outputs and the generator."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
+from gpu_actor.adapters.kinds import kind_of
+from gpu_actor.adapters.layer_plan import LayerPlan
 from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.errors import InvalidJobError
 from gpu_actor.contract.expressions import ending_matches, numbers_behind, whole_matches
@@ -14,25 +15,6 @@ from gpu_actor.contract.lora_config import LoraConfig
 _SHOWN_NAMES = 12
 # A name without a pattern: the first number that follows two names, as in model.layers.3.mlp.
 _ANY_LAYER = r".*?\.[^.]*\.(?P<index>\d+)\."
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """One linear layer of the base as one adapter changes it.
-
-    Attributes:
-        name: Module name.
-        in_features: Inputs.
-        out_features: Outputs.
-        rank: Rank of the update there.
-        scaling: Factor on the update there.
-    """
-
-    name: str
-    in_features: int
-    out_features: int
-    rank: int
-    scaling: float
 
 
 def plan_layers(base: BaseDescription, lora: LoraConfig) -> tuple[LayerPlan, ...]:
@@ -44,7 +26,7 @@ def plan_layers(base: BaseDescription, lora: LoraConfig) -> tuple[LayerPlan, ...
 
     Raises:
         InvalidJobError: A target, an excluded module, a layer number or a pattern matches nothing, or nothing is
-            left, or a target means experts; the message lists what exists.
+            left, a target means experts, or a layer is too small for the rank; the message lists what exists.
     """
     check_no_experts(base, lora.target_modules)
     names = select_names([linear.name for linear in base.linears], lora)
@@ -61,12 +43,9 @@ def plan_layers(base: BaseDescription, lora: LoraConfig) -> tuple[LayerPlan, ...
         for s in base.linears
         if s.name in ranks
     )
-    narrow = next((plan for plan in plans if plan.rank > min(plan.in_features, plan.out_features)), None)
-    if lora.starts_from_base and narrow:
-        raise InvalidJobError(
-            f"lora.init_lora_weights: {lora.init_lora_weights} cannot give a rank of {narrow.rank} to {narrow.name} "
-            f"({narrow.in_features} inputs, {narrow.out_features} outputs); lower lora.r"
-        )
+    kind = kind_of(lora)
+    for plan in plans:
+        kind.check(plan)
     return plans
 
 
@@ -76,18 +55,18 @@ def select_names(names: Sequence[str], lora: LoraConfig) -> list[str]:
     Raises:
         InvalidJobError: One of the three matches nothing, or nothing is left.
     """
-    found = match_names(names, lora.target_modules)
+    selected = match_names(names, lora.target_modules)
     if lora.layers_to_transform is not None:
-        found = _in_layers(found, lora)
+        selected = _in_layers(selected, lora)
     if lora.exclude_modules is not None:
         dropped = set(_matching(names, lora.exclude_modules, "lora.exclude_modules"))
-        found = [name for name in found if name not in dropped]
-    if not found:
+        selected = [name for name in selected if name not in dropped]
+    if not selected:
         raise InvalidJobError(
             f"lora.exclude_modules: {lora.exclude_modules!r} excludes every layer that lora.target_modules names; "
             f"leave some"
         )
-    return found
+    return selected
 
 
 def match_names(names: Iterable[str], target_modules: str | list[str]) -> list[str]:
@@ -107,8 +86,8 @@ def _matching(names: Sequence[str], wanted: str | list[str], field: str) -> list
         missing = [] if matched else [wanted]
     else:
         ends = {target: [n for n in names if n == target or n.endswith("." + target)] for target in wanted}
-        missing = [target for target, found in ends.items() if not found]
-        chosen = {name for found in ends.values() for name in found}
+        missing = [target for target, matches in ends.items() if not matches]
+        chosen = {name for matches in ends.values() for name in matches}
         matched = [name for name in names if name in chosen]
     if missing:
         remedy = "name some of these or write all-linear" if field == "lora.target_modules" else "name some of these"
@@ -145,8 +124,8 @@ def _in_layers(names: Sequence[str], lora: LoraConfig) -> list[str]:
 def _layer_numbers(names: Sequence[str], pattern: str | list[str] | None) -> dict[str, int | None]:
     if lists := [pattern] if isinstance(pattern, str) else pattern:
         return numbers_behind(lists, names, "lora.layers_pattern")
-    found = {name: re.match(_ANY_LAYER, name) for name in names}
-    return {name: int(match["index"]) if match else None for name, match in found.items()}
+    matches = {name: re.match(_ANY_LAYER, name) for name in names}
+    return {name: int(match["index"]) if match else None for name, match in matches.items()}
 
 
 def _quoted(names: Iterable[str]) -> str:

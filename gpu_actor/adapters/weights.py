@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
 
-from gpu_actor.adapters import start_values
 from gpu_actor.adapters.dropout import mix_seed
-from gpu_actor.adapters.shapes import TensorSpec, projection_shapes, trained_tensors
-from gpu_actor.adapters.targets import LayerPlan
+from gpu_actor.adapters.kinds import kind_of
+from gpu_actor.adapters.kinds.base import AdaptedLayer, TensorSpec
+from gpu_actor.adapters.layer_plan import LayerPlan
 from gpu_actor.contract.lora_config import LoraConfig
-from gpu_actor.loading.quantization import dense_weight, is_transposed
+from gpu_actor.loading.quantization import is_transposed
 
 _ALIGNMENT = 16  # values: each tensor starts on a 64-byte border of the flat buffer
-Variant = Literal["lora", "pissa", "dora", "vera"]
 Views = dict[int, tuple[torch.Tensor, ...]]
 
 HALF_SCALE = 1024.0  # a power of two: it changes no digit
@@ -30,16 +28,14 @@ class AdapterWeights:
 
     Attributes:
         lora: Kind and shape.
-        variant: Which operator applies it.
+        kind: The kind, which knows its tensors, starts and files.
         flat: The parameter (padding between tensors stays zero).
         gradient: Its gradient, always allocated.
-        layers: Layer index -> its tensors, views of `flat`: (A [r, in], B [out, r]), for DoRA also the magnitudes
-            [out]; for VeRA (lambda_b [out], lambda_d [r]).
+        layers: Layer index -> its trained tensors, views of `flat`, as `AdapterKind.trained` lists them.
         gradients: The same views of `gradient`.
-        frozen: Layer index -> what is not trained: for PiSSA the start (A, B), for VeRA the layer's part of the
-            shared matrices (A [r, in], B [out, r]); empty for the others.
+        frozen: Layer index -> what is not trained, as `AdapterKind.make_frozen` makes it.
+        shared: Frozen tensors that all layers share, by PEFT's names.
         plans: Layer index -> name, sizes, rank and scale.
-        projections: VeRA's shared matrices (A [r, widest in], B [widest out, r]); None for the others.
         transposed: The base layers keep [in, out] (Conv1D), which PEFT wants to know of an adapter.
     """
 
@@ -61,12 +57,12 @@ class AdapterWeights:
             gradient_scale: How many times too large the base's gradients are (`token_losses.gradient_scale`).
         """
         self.lora = lora
-        self.variant = _variant(lora)
+        self.kind = kind_of(lora)
         self.dropout = lora.dropout
         self.plans = {index: plan for index, (plan, _) in layers.items()}
         self.transposed = any(is_transposed(base) for _, base in layers.values())
         self._bases = {index: base for index, (_, base) in layers.items()}
-        specs = {index: trained_tensors(lora, plan) for index, plan in self.plans.items()}
+        specs = {index: self.kind.trained(plan) for index, plan in self.plans.items()}
         starts, self._fast_start, size = _lay_out(specs)
         self.flat = nn.Parameter(torch.zeros(size, dtype=dtype, device=device))
         self.gradient = torch.zeros_like(self.flat.data)
@@ -74,19 +70,11 @@ class AdapterWeights:
         self.gradient_scale = gradient_scale
         self.layers = _views(specs, starts, self.flat.data)
         self.gradients = _views(specs, starts, self.gradient)
-        self.projections: tuple[torch.Tensor, torch.Tensor] | None = None
-        self.frozen = self._make_frozen(dtype, device)
-
-    def _make_frozen(self, dtype: torch.dtype, device: torch.device) -> Views:
-        if self.variant == "pissa":
-            return {index: tuple(torch.zeros_like(t) for t in pair) for index, pair in self.layers.items()}
-        if self.variant != "vera":
-            return {}
-        shapes = projection_shapes(self.lora, list(self.plans.values()))
-        made = start_values.vera_projections(shapes, self.lora.projection_prng_key)
-        a, b = (matrix.to(device=device, dtype=dtype) for matrix in made)
-        self.projections = a, b
-        return {index: (a[:, : plan.in_features], b[: plan.out_features]) for index, plan in self.plans.items()}
+        made = self.kind.make_shared(list(self.plans.values()))
+        self.shared = {name: tensor.to(device=device, dtype=dtype) for name, tensor in made.items()}
+        self.frozen: Views = {
+            index: self.kind.make_frozen(plan, self.layers[index], self.shared) for index, plan in self.plans.items()
+        }
 
     @property
     def names(self) -> dict[int, str]:
@@ -101,8 +89,13 @@ class AdapterWeights:
     @property
     def bytes_in_training(self) -> int:
         """Bytes of the values, their gradient and AdamW's two moments, and of what is frozen."""
-        frozen = self.projections or [tensor for tensors in self.frozen.values() for tensor in tensors]
-        return self.flat.element_size() * (4 * self.flat.numel() + sum(tensor.numel() for tensor in frozen))
+        frozen = self.kind.frozen_values(list(self.plans.values()))
+        return self.flat.element_size() * (4 * self.flat.numel() + frozen)
+
+    def adapted_layers(self) -> Iterator[AdaptedLayer]:
+        """The tensors of every layer, in the model's order."""
+        for index, plan in self.plans.items():
+            yield AdaptedLayer(plan, self._bases[index], self.layers[index], self.frozen[index])
 
     def halves(self) -> tuple[nn.Parameter, nn.Parameter]:
         """The slow and the fast part of LoRA+ (arXiv 2402.12354) as parameters that share memory with `flat`."""
@@ -113,52 +106,14 @@ class AdapterWeights:
         return parts
 
     def initialise(self, seed: int) -> None:
-        """Start as PEFT does with this `init_lora_weights`. The seed, and for PiSSA and DoRA the base, decide it."""
+        """Start as PEFT does with this `init_lora_weights`. The seed and the base decide it."""
         generator = torch.Generator().manual_seed(seed)
-        for index, tensors in self.layers.items():
-            if self.variant == "vera":
-                tensors[0].zero_()
-                tensors[1].fill_(self.lora.d_initial)
-            else:
-                self._initialise_pair(index, generator, seed)
-
-    def _initialise_pair(self, index: int, generator: torch.Generator, seed: int) -> None:
-        plan, pair, start = self.plans[index], self.layers[index][:2], self.lora.init_lora_weights
-        sizes = plan.rank, plan.in_features, plan.out_features
-        if self.variant == "pissa":
-            weight = dense_weight(self._bases[index])
-            made = start_values.pissa(weight, plan, self.lora.pissa_rounds, mix_seed(seed, index))
-            for frozen, value in zip(self.frozen[index], made, strict=True):
-                frozen.copy_(value)
-        elif start == "orthogonal":
-            made = start_values.orthogonal(*sizes, generator)
-        elif start == "gaussian":
-            made = start_values.gaussian(*sizes, generator)
-        else:
-            made = start_values.kaiming(*sizes, generator)
-        for tensor, value in zip(pair, made, strict=True):
-            tensor.copy_(value)
-        if self.variant == "dora":
-            self.layers[index][2].copy_(self.weight_norm(index, self._bases[index]))
-
-    def weight_norm(self, index: int, base: nn.Module) -> torch.Tensor:
-        """Length of every output's weights, adapter included: the norm over the inputs of W + s B A, as [out]."""
-        a, b = self.layers[index][:2]
-        adapted = torch.mm(b, a).mul_(self.plans[index].scaling)
-        adapted += dense_weight(base)  # a weight of fewer bits becomes no copy of its own
-        return torch.linalg.vector_norm(adapted, dim=1)  # type: ignore[no-any-return]
+        for index, layer in zip(self.plans, self.adapted_layers(), strict=True):
+            self.kind.start(layer, generator, mix_seed(seed, index))
 
     def zero_grad(self) -> None:
         """Clear the gradient; the buffer stays, because the views point into it."""
         self.gradient.zero_()
-
-
-def _variant(lora: LoraConfig) -> Variant:
-    if lora.peft_type == "VERA":
-        return "vera"
-    if lora.use_dora:
-        return "dora"
-    return "pissa" if lora.starts_from_base else "lora"
 
 
 def _lay_out(specs: Mapping[int, tuple[TensorSpec, ...]]) -> tuple[dict[tuple[int, str], int], int, int]:

@@ -1,4 +1,4 @@
-"""How a shared batch goes through the body of a base model: in one forward, or in pieces.
+"""How a shared batch goes through the body of a base model: in one forward, or in several.
 
 A base whose sequences can be packed takes the whole row at once. One that cannot takes every micro-batch in a forward
 of its own, one sequence per row, padded on the right to the longest of them. So an adapter's arithmetic has nothing
@@ -17,8 +17,8 @@ from gpu_actor.batch.shared_batch import Segment, SharedBatch
 
 
 @dataclass(frozen=True)
-class Piece:
-    """One forward of the body.
+class BodyInput:
+    """What one forward of the body is given.
 
     Attributes:
         input_ids: int64 [1, T] of a packed row, or [B, L] of padded rows.
@@ -39,15 +39,15 @@ class Piece:
         return hidden if self.attention_mask is None else hidden[self.attention_mask][None]
 
 
-def whole(batch: SharedBatch) -> list[Piece]:
+def whole(batch: SharedBatch) -> list[BodyInput]:
     """The whole shared batch as one packed row."""
-    return [Piece(batch.input_ids, batch.segments, batch.lengths, batch.position_ids)]
+    return [BodyInput(batch.input_ids, batch.segments, batch.lengths, batch.position_ids)]
 
 
-def packed_by_segment(batch: SharedBatch) -> list[Piece]:
+def packed_by_segment(batch: SharedBatch) -> list[BodyInput]:
     """Each micro-batch as a packed row of its own."""
     return [
-        Piece(
+        BodyInput(
             batch.input_ids[:, segment.start : segment.end],
             (replace(segment, start=0, end=segment.end - segment.start),),
             lengths,
@@ -57,9 +57,9 @@ def packed_by_segment(batch: SharedBatch) -> list[Piece]:
     ]
 
 
-def padded_by_segment(batch: SharedBatch) -> list[Piece]:
+def padded_by_segment(batch: SharedBatch) -> list[BodyInput]:
     """Each micro-batch as rows of its own, one sequence per row."""
-    pieces = []
+    inputs = []
     for segment, lengths in _segments_with_lengths(batch):
         sequences = batch.input_ids[0, segment.start : segment.end].split(list(lengths))
         input_ids = torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True)
@@ -68,8 +68,8 @@ def padded_by_segment(batch: SharedBatch) -> list[Piece]:
         width = input_ids.shape[1]
         dropout = segment.dropout and tuple((length, width, seed) for length, _, seed in segment.dropout)
         padded = replace(segment, start=0, end=input_ids.numel(), dropout=dropout)
-        pieces.append(Piece(input_ids, (padded,), lengths, attention_mask=mask))
-    return pieces
+        inputs.append(BodyInput(input_ids, (padded,), lengths, attention_mask=mask))
+    return inputs
 
 
 def _segments_with_lengths(batch: SharedBatch) -> Iterator[tuple[Segment, tuple[int, ...]]]:

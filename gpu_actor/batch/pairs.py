@@ -80,11 +80,11 @@ class ReferenceLogProbs:
     def __init__(self, weights: AdapterWeights | None, pairs: int) -> None:
         self.weights = weights
         self._values = np.zeros((pairs, 2), dtype=np.float64)
-        self._known = np.zeros(pairs, dtype=bool)
+        self._filled = np.zeros(pairs, dtype=bool)
 
-    def knows(self, number: int) -> bool:
+    def has(self, number: int) -> bool:
         """Whether a pair has been computed."""
-        return bool(self._known[number])
+        return bool(self._filled[number])
 
     def of(self, numbers: Sequence[int]) -> npt.NDArray[np.float64]:
         """The values of some pairs, [n, 2] for chosen and rejected.
@@ -93,11 +93,11 @@ class ReferenceLogProbs:
             KeyError: One of them has not been computed.
         """
         wanted = list(numbers)
-        if not self._known[wanted].all():
+        if not self._filled[wanted].all():
             raise KeyError(f"no reference for some of the pairs {wanted}")
         return self._values[wanted]
 
-    def learn(self, number: int, chosen: float, rejected: float) -> None:
+    def put(self, number: int, chosen: float, rejected: float) -> None:
         """Keep the values of one pair."""
         self._values[number] = chosen, rejected
-        self._known[number] = True
+        self._filled[number] = True

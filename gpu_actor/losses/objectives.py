@@ -40,8 +40,10 @@ def segment_losses(hidden: torch.Tensor, batch: SharedBatch, head: Head) -> list
     rows = torch.cat([segment.loss_rows for segment in batch.segments])
     chosen = hidden[0].index_select(0, rows).split([len(segment.loss_rows) for segment in batch.segments])
     return [
-        _supervised(own, segment, head) if segment.pairs is None else _preference(own, segment, segment.pairs, head)
-        for own, segment in zip(chosen, batch.segments, strict=True)
+        _supervised(states, segment, head)
+        if segment.pairs is None
+        else _preference(states, segment, segment.pairs, head)
+        for states, segment in zip(chosen, batch.segments, strict=True)
     ]
 
 
@@ -54,9 +56,9 @@ def _supervised(hidden: torch.Tensor, segment: Segment, head: Head) -> SegmentLo
 def _preference(hidden: torch.Tensor, segment: Segment, task: PairTask, head: Head) -> SegmentLoss:
     """loss_scale * sum of the pair losses + nll_scale * sum of the chosen sides' token losses."""
     sums = _pair_sums(hidden, segment, task, head)
-    found = pair_losses(task.loss, sums)
-    loss = found.losses.sum() * segment.loss_scale
-    figures = {name: values.sum() * segment.loss_scale for name, values in found.figures.items()}
+    pairs = pair_losses(task.loss, sums)
+    loss = pairs.losses.sum() * segment.loss_scale
+    figures = {name: values.sum() * segment.loss_scale for name, values in pairs.figures.items()}
     if task.loss.objective != "dpo":
         nll = -(sums.chosen + sums.prompt).sum() * task.nll_scale
         loss = loss + task.loss.nll_weight * nll
@@ -87,9 +89,9 @@ class StepSums:
     def __init__(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
 
-    def add(self, found: SegmentLoss) -> None:
+    def add(self, share: SegmentLoss) -> None:
         """Add what one micro-batch gave."""
-        for name, value in {"loss": found.loss.detach(), **found.figures}.items():
+        for name, value in {"loss": share.loss.detach(), **share.figures}.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def read(self) -> tuple[float, dict[str, float]]:

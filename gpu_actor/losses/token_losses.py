@@ -53,8 +53,8 @@ class _SummedTokenLosses(torch.autograd.Function):
         grad = torch.empty_like(hidden) if wanted else None
         for start in range(0, len(hidden), LOSS_CHUNK):
             part = slice(start, min(start + LOSS_CHUNK, len(hidden)))
-            pieces = list(_pieces(lengths, part.start, part.stop))
-            part_grad = _chunk(hidden[part], targets[part], pieces, sums, scale, head, wanted)
+            groups = list(_groups_within(lengths, part.start, part.stop))
+            part_grad = _chunk(hidden[part], targets[part], groups, sums, scale, head, wanted)
             if grad is not None and part_grad is not None:
                 grad[part] = part_grad
         if grad is not None:
@@ -74,7 +74,7 @@ class _SummedTokenLosses(torch.autograd.Function):
         return (rows * grad).to(grad.dtype), None, None, None, None
 
 
-def _pieces(lengths: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, slice]]:
+def _groups_within(lengths: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, slice]]:
     """The groups that have positions in [start, stop), and those positions counted from `start`."""
     first = 0
     for group, length in enumerate(lengths):
@@ -87,7 +87,7 @@ def _pieces(lengths: Sequence[int], start: int, stop: int) -> Iterator[tuple[int
 def _chunk(
     hidden: torch.Tensor,
     targets: torch.Tensor,
-    pieces: Sequence[tuple[int, slice]],
+    groups: Sequence[tuple[int, slice]],
     sums: torch.Tensor,
     scale: float,
     head: Head,
@@ -99,7 +99,7 @@ def _chunk(
         logits = head(leaf)
     wide = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
     log_probabilities = F.log_softmax(wide, dim=-1)
-    for group, rows in pieces:
+    for group, rows in groups:
         sums[group] += F.nll_loss(log_probabilities[rows], targets[rows], reduction="sum") * scale
     if not wanted:
         return None

@@ -45,7 +45,7 @@ class WindowsSeen:
     given no mask.
 
     Attributes:
-        open: Whether masks are still looked at; `close` ends it, so that no training step pays for it.
+        open: Whether masks are still recorded; `close` ends it, so that no training step pays for it.
     """
 
     def __init__(self) -> None:
@@ -62,11 +62,11 @@ class WindowsSeen:
         if not self.layers:
             raise UnsupportedAttentionError("its attention is not called through transformers' attention interface")
         if self.masks and self.masks != self.layers:
-            shown = [", ".join(map(str, sorted(found, key=str))) or "none" for found in (self.masks, self.layers)]
+            shown = [", ".join(map(str, sorted(windows, key=str))) or "none" for windows in (self.masks, self.layers)]
             raise UnsupportedAttentionError(f"its masks have the windows {shown[0]}, its layers pass on {shown[1]}")
 
     def close(self) -> None:
-        """Look no further: the probe is over."""
+        """Record no more: the probe is over."""
         self.open = False
 
 
@@ -139,8 +139,8 @@ def _check_mask(mask_function: Callable[..., Any], length: int, window: int | No
         query = torch.arange(first, first + length)[:, None]
         key = torch.cat([torch.arange(length), torch.arange(first, first + length)])[None, :]
         expected = (key <= query) if window is None else (key <= query) & (query - key < window)
-        found = torch.as_tensor(mask_function(0, 0, query, key)).expand_as(expected)
-        if not torch.equal(found.cpu(), expected):
+        mask = torch.as_tensor(mask_function(0, 0, query, key)).expand_as(expected)
+        if not torch.equal(mask.cpu(), expected):
             raise UnsupportedAttentionError("its mask is neither causal nor a causal window")
 
 

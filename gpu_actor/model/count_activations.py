@@ -17,6 +17,7 @@ from gpu_actor.batch.shared_batch import MicroBatch, pack
 from gpu_actor.contract.description import Activations
 from gpu_actor.contract.lora_config import LoraConfig
 from gpu_actor.model.base_model import BaseModel
+from gpu_actor.model.freeze import freeze
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,9 @@ def count_activations(config: Any, *, trust_remote_code: bool = False) -> Activa
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
-            base = _Unprobed("fake", model)
+            freeze(model)
+            base = BaseModel("fake", model)
+            base.body.pack().close()  # unchecked: without values packed and padded cannot be compared
             short, long = (_kept(base, lengths) for lengths in ((_LENGTH, _LENGTH), (2 * _LENGTH,)))
             head = _kept_by_head(base)
     except Exception:  # whatever a model does that needs values: sizes are then estimated from its layers' shapes
@@ -45,16 +48,6 @@ def count_activations(config: Any, *, trust_remote_code: bool = False) -> Activa
         return None
     square = max(0.0, (long - short) / (2 * _LENGTH**2))  # equal tokens, twice the sum of squared lengths
     return Activations((short - square * 2 * _LENGTH**2) / (2 * _LENGTH), square, head)
-
-
-class _Unprobed(BaseModel):
-    """A base model without values: there is nothing to compare packed and apart."""
-
-    def _reference(self) -> Any:
-        return None
-
-    def _choose_serving(self, _probe: Any) -> None:
-        self._use_packed_attention().close()  # masks have no values here either
 
 
 def _kept(base: BaseModel, lengths: tuple[int, ...]) -> int:
@@ -78,11 +71,11 @@ def _kept_by_head(base: BaseModel) -> float:
 
 
 class _Keeper:
-    """Counts every storage that autograd keeps, once, the model's own left out."""
+    """Counts every storage that autograd keeps, once; those of the model and of other given tensors are left out."""
 
-    def __init__(self, base: BaseModel, *given: torch.Tensor) -> None:
-        own = [*base.model.parameters(), *base.model.buffers(), *given]
-        self._own = {tensor.untyped_storage()._cdata for tensor in own}
+    def __init__(self, base: BaseModel, *others: torch.Tensor) -> None:
+        of_model = [*base.model.parameters(), *base.model.buffers(), *others]
+        self._left_out = {tensor.untyped_storage()._cdata for tensor in of_model}
         self._kept: list[torch.Tensor] = []  # alive, so that no two storages have one address
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
 
@@ -101,4 +94,4 @@ class _Keeper:
     def bytes(self) -> int:
         """Of all that was kept."""
         storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in self._kept}
-        return sum(storage.nbytes() for address, storage in storages.items() if address not in self._own)
+        return sum(storage.nbytes() for address, storage in storages.items() if address not in self._left_out)

@@ -36,18 +36,18 @@ def _switch_dropout_off(model: Any) -> list[float]:
     Returns:
         The probabilities that were above 0.
     """
-    found: list[float] = []
+    probabilities: list[float] = []
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
-            found.append(module.p)
+            probabilities.append(module.p)
             module.p = 0.0
     configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
     for owner in [*model.modules(), *configs.values()]:
         for name, value in list(vars(owner).items()):
             if _is_dropout(name) and isinstance(value, float) and value > 0:
-                found.append(value)
+                probabilities.append(value)
                 setattr(owner, name, 0.0)
-    return found
+    return probabilities
 
 
 def _is_dropout(name: str) -> bool:

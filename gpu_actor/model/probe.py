@@ -1,4 +1,4 @@
-"""What is found out about a base model at load: is it causal, and does a way of serving it give its own outputs?
+"""The test of a base model at load: is it causal, and does a way of serving it give its own outputs?
 
 The reference is the stock model, not yet hooked, on a few short random sequences, one at a time.
 """
@@ -10,12 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from gpu_actor.batch.shared_batch import MicroBatch, SharedBatch, pack
 from gpu_actor.contract.errors import BaseModelError
 from gpu_actor.contract.messages import one_line
-from gpu_actor.operators.multi_adapter_linear import MultiAdapterLinear
 
 Forward = Callable[[SharedBatch], torch.Tensor]  # shared batch -> hidden states [1, T, hidden]
 
@@ -31,15 +29,16 @@ _INT8_TOLERANCE = 0.15
 class Probe:
     """Short random sequences and the stock model's hidden states of them."""
 
-    def __init__(self, ref: str, model: Any, device: torch.device, dtype: torch.dtype) -> None:
-        """Run the stock model.
+    def __init__(self, ref: str, model: Any) -> None:
+        """Run the stock model, frozen and not yet hooked.
 
         Raises:
             BaseModelError: It does not run, or is no causal language model.
         """
         self._name = f"base_model: {ref}: a {model.config.model_type} model"
-        self._device = device
-        self._tolerance = _TOLERANCE[dtype]
+        parameter = next(model.parameters())
+        self._device = parameter.device
+        self._tolerance = _TOLERANCE[parameter.dtype]
         if getattr(model, "is_loaded_in_8bit", False):  # unhooked, it also quantises its inputs (measured: 3e-2)
             self._tolerance = max(self._tolerance, _INT8_TOLERANCE)
         if model.config.is_encoder_decoder:
@@ -53,7 +52,7 @@ class Probe:
             self._expected = [self._alone(model, ids) for ids in self._ids]
             prefix = self._alone(model, self._ids[0][:_PREFIX])
             with torch.no_grad():
-                self._logits = model(input_ids=self._given(self._ids[0]), use_cache=False).logits[0]
+                self._logits = model(input_ids=self._on_device(self._ids[0]), use_cache=False).logits[0]
         except Exception as error:
             raise BaseModelError(f"{self._name} does not run ({one_line(error)})") from error
         if not self._relative(prefix, self._expected[0][:_PREFIX]) <= self._tolerance:
@@ -84,11 +83,11 @@ class Probe:
         first, *rest = self._ids
         try:
             with torch.no_grad():
-                found = forward(self._batch([rest, [first]]))[0].split([len(ids) for ids in (*rest, first)])
+                hidden = forward(self._batch([rest, [first]]))[0].split([len(ids) for ids in (*rest, first)])
         except Exception as error:
             return one_line(error)
         expected = [*self._expected[1:], self._expected[0]]
-        largest = max(self._relative(mine, own) for mine, own in zip(found, expected, strict=True))
+        largest = max(self._relative(*pair) for pair in zip(hidden, expected, strict=True))
         if largest <= self._tolerance:
             return None
         return (
@@ -103,26 +102,13 @@ class Probe:
     def _alone(self, model: Any, ids: Any) -> torch.Tensor:
         """The stock model's last hidden states [length, hidden] of one sequence."""
         with torch.no_grad():
-            return model.base_model(input_ids=self._given(ids), use_cache=False).last_hidden_state[0]  # type: ignore[no-any-return]
+            return model.base_model(input_ids=self._on_device(ids), use_cache=False).last_hidden_state[0]  # type: ignore[no-any-return]
 
-    def _given(self, ids: Any) -> torch.Tensor:
+    def _on_device(self, ids: Any) -> torch.Tensor:
         return torch.from_numpy(ids.astype(np.int64))[None].to(self._device)
 
     @staticmethod
-    def _relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    def _relative(computed: torch.Tensor, expected: torch.Tensor) -> float:
         """The largest difference, as a share of the largest expected value; NaN counts as infinite."""
-        share = ((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item()
+        share = ((computed - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item()
         return share if share == share else float("inf")
-
-
-def unhooked_products(model: Any) -> list[str]:
-    """Weights that rows are multiplied with outside hooked layers and output head: experts, routers, filters."""
-    known: set[int] = {id(parameter) for parameter in _parameters(model.get_output_embeddings())}
-    for module in model.modules():
-        if isinstance(module, (MultiAdapterLinear, nn.Embedding)):
-            known.update(id(parameter) for parameter in _parameters(module))
-    return [name for name, value in model.named_parameters() if value.dim() > 1 and id(value) not in known]
-
-
-def _parameters(module: nn.Module | None) -> list[nn.Parameter]:
-    return [] if module is None else list(module.parameters())

@@ -9,28 +9,17 @@ not depend on its company. On an accelerator the base product is made once for a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from gpu_actor.adapters.weights import Variant
 from gpu_actor.batch.shared_batch import Segment
 from gpu_actor.contract.errors import BaseModelError
 from gpu_actor.loading.quantization import dense_weight, is_transposed
-from gpu_actor.operators.dora import DoraUpdate
-from gpu_actor.operators.low_rank import LowRankUpdate, Saved
-from gpu_actor.operators.pissa import PissaUpdate
+from gpu_actor.operators import UPDATES
 from gpu_actor.operators.routing import Routing
-from gpu_actor.operators.vera import VeraUpdate
-
-_UPDATES: Mapping[Variant, type[LowRankUpdate]] = {
-    "lora": LowRankUpdate,
-    "pissa": PissaUpdate,
-    "dora": DoraUpdate,
-    "vera": VeraUpdate,
-}
+from gpu_actor.operators.update import Saved, Update
 
 
 class MultiAdapterLinear(nn.Module):
@@ -64,7 +53,7 @@ class MultiAdapterLinear(nn.Module):
 class _MultiAdapterLinear(torch.autograd.Function):
     """Forward and backward of the operator.
 
-    Gradients of an adapter are added to its own buffer directly, segment by segment in the order of the batch: so an
+    Gradients of an adapter are added to its buffer directly, segment by segment in the order of the batch: so an
     adapter's sum does not depend on who else is there.
     """
 
@@ -80,7 +69,7 @@ class _MultiAdapterLinear(torch.autograd.Function):
         spans = layer.routing.spans(rows.shape[0])
         out = base_product(rows, layer.base, spans)
         updates = [
-            _UPDATES[segment.weights.variant](segment, segment.weights, layer.index, layer.base)
+            UPDATES[type(segment.weights.kind)](segment, segment.weights, layer.index, layer.base)
             for segment in segments
             if segment.weights is not None and layer.index in segment.weights.layers
         ]
@@ -96,23 +85,23 @@ class _MultiAdapterLinear(torch.autograd.Function):
         grad = grads[0].reshape(-1, grads[0].shape[-1])
         rows, *flat = ctx.saved_tensors or (None,)
         saved = [tuple(part) for part in _split(flat, ctx.counts)]
-        into = None
+        grad_inputs = None
         if ctx.needs_input_grad[0]:
-            into = base_product_backward(_through_base(grad, ctx.updates, saved), layer.base, ctx.spans)
+            grad_inputs = base_product_backward(_through_base(grad, ctx.updates, saved), layer.base, ctx.spans)
         for update, tensors in zip(ctx.updates, saved, strict=True):
-            update.backward(rows, grad, tensors, into)
-        return (None if into is None else into.view(ctx.shape)), None, None, None
+            update.backward(rows, grad, tensors, grad_inputs)
+        return (None if grad_inputs is None else grad_inputs.view(ctx.shape)), None, None, None
 
 
-def _through_base(grad: torch.Tensor, updates: list[LowRankUpdate], saved: list[Saved]) -> torch.Tensor:
+def _through_base(grad: torch.Tensor, updates: list[Update], saved: list[Saved]) -> torch.Tensor:
     """The gradient [T, out] of the base's product; a copy of `grad` only where an adapter scales that product."""
-    found = grad
+    through = grad
     for update, tensors in zip(updates, saved, strict=True):
         scaled = update.through_base(grad[update.rows], tensors)
         if scaled is not None:
-            found = grad.clone() if found is grad else found
-            found[update.rows] = scaled
-    return found
+            through = grad.clone() if through is grad else through
+            through[update.rows] = scaled
+    return through
 
 
 def _split(flat: list[torch.Tensor | None], counts: list[int]) -> list[list[torch.Tensor | None]]:
@@ -136,7 +125,7 @@ def base_product(rows: torch.Tensor, base: nn.Module, spans: list[tuple[int, int
 def base_product_backward(grad: torch.Tensor, base: nn.Module, spans: list[tuple[int, int]]) -> torch.Tensor:
     """grad [T, out] -> [T, in]; the frozen weight gets none."""
     weight = dense_weight(base, grad.dtype)
-    into = grad.new_empty(grad.shape[0], weight.shape[1])
+    grad_inputs = grad.new_empty(grad.shape[0], weight.shape[1])
     for start, end in spans:
-        torch.mm(grad[start:end], weight, out=into[start:end])
-    return into
+        torch.mm(grad[start:end], weight, out=grad_inputs[start:end])
+    return grad_inputs

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import torch
 
-from gpu_actor.operators.low_rank import LowRankUpdate, Saved, add_product
+from gpu_actor.operators.lora import LoraUpdate
+from gpu_actor.operators.update import Saved, add_product
 
 
-class PissaUpdate(LowRankUpdate):
+class PissaUpdate(LoraUpdate):
     """LoRA's update less its start, which sees the input without dropout, as PEFT's base does."""
 
     def forward(self, rows: torch.Tensor, out: torch.Tensor) -> Saved:
@@ -23,9 +24,9 @@ class PissaUpdate(LowRankUpdate):
         add_product(out[self.rows], rows[self.rows].to(a.dtype) @ a.t(), b.t(), -self.scaling)
         return saved
 
-    def backward(self, rows: torch.Tensor, grad: torch.Tensor, saved: Saved, into: torch.Tensor | None) -> None:
-        """Add the gradients to the adapter's buffer, and that of the input to `into` [T, in]."""
-        super().backward(rows, grad, saved, into)
-        if into is not None:
+    def backward(self, rows: torch.Tensor, grad: torch.Tensor, saved: Saved, grad_inputs: torch.Tensor | None) -> None:
+        """As of LoRA; the start passes a gradient to the inputs alone."""
+        super().backward(rows, grad, saved, grad_inputs)
+        if grad_inputs is not None:
             a, b = self.weights.frozen[self.index]
-            add_product(into[self.rows], grad[self.rows].to(a.dtype) @ b, a, -self.scaling)
+            add_product(grad_inputs[self.rows], grad[self.rows].to(a.dtype) @ b, a, -self.scaling)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import torch
 
-from gpu_actor.operators.low_rank import LowRankUpdate, Saved
+from gpu_actor.operators.update import Saved, Update
 
 
-class VeraUpdate(LowRankUpdate):
+class VeraUpdate(Update):
     """VeRA's update for the rows of one segment."""
 
     def forward(self, rows: torch.Tensor, out: torch.Tensor) -> Saved:
@@ -27,20 +27,20 @@ class VeraUpdate(LowRankUpdate):
         rows: torch.Tensor,  # noqa: ARG002
         grad: torch.Tensor,
         saved: Saved,
-        into: torch.Tensor | None,
+        grad_inputs: torch.Tensor | None,
     ) -> None:
-        """Add the gradients of the vectors to the adapter's buffer, and that of the input to `into` [T, in]."""
+        """Add the gradients of the vectors to the adapter's buffer, and that of the input to `grad_inputs` [T, in]."""
         low, mask = saved
         lambda_b, lambda_d = self.weights.layers[self.index]
         grad_b, grad_d = self.weights.gradients[self.index]
         a, b = self.weights.frozen[self.index]
-        own = grad[self.rows].to(a.dtype)
-        grad_b += (own * self._high(low)).sum(0)
-        grad_low = ((own * lambda_b) @ b).mul_(self.scale)
+        segment_grad = grad[self.rows].to(a.dtype)
+        grad_b += (segment_grad * self._high(low)).sum(0)
+        grad_low = ((segment_grad * lambda_b) @ b).mul_(self.scale)
         grad_d += (grad_low * low).sum(0)
-        if into is not None:
+        if grad_inputs is not None:
             inner = (grad_low * lambda_d) @ a
-            into[self.rows] += (inner if mask is None else inner * mask).to(into.dtype)
+            grad_inputs[self.rows] += (inner if mask is None else inner * mask).to(grad_inputs.dtype)
 
     def _high(self, low: torch.Tensor) -> torch.Tensor:
         """(lambda_d * low) B^T, [n, out]: cheaper to make again than to keep."""

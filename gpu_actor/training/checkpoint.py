@@ -18,7 +18,7 @@ import torch
 
 from gpu_actor.adapters.peft_files import load_adapter, save_adapter
 from gpu_actor.adapters.weights import AdapterWeights
-from gpu_actor.adapters.whole_files import read_tensors, sync_folder, write_bytes, write_json, write_tensors
+from gpu_actor.adapters.whole_files import read_tensors, sync_folder, write_json, write_tensors
 from gpu_actor.contract import file_names
 from gpu_actor.contract.errors import AdapterError
 from gpu_actor.training.early_stop import Watch
@@ -195,21 +195,6 @@ def _remove(folder: Path) -> None:
     with contextlib.suppress(OSError):  # it is not there; or it cannot be removed, which must not end the job
         os.rename(folder, leftover)
     shutil.rmtree(leftover, ignore_errors=True)
-
-
-def trim_metrics(output_dir: Path, step: int) -> None:
-    """Drop the rows of `metrics.jsonl` after `step`: they will be written again, and a torn last line with them."""
-    path = output_dir / file_names.METRICS
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text("utf-8", errors="replace").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            break
-    write_bytes(path, "".join(kept).encode())
 
 
 def _checkpoints(output_dir: Path) -> list[Path]:

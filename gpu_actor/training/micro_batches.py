@@ -65,8 +65,8 @@ class MicroBatches:
         size = self._training.per_device_train_batch_size
         count = len(self._val.samples)
         groups = [tuple(range(start, min(start + size, count))) for start in range(0, count, size)]
-        found = self._make(self._val, groups, [None] * len(groups))
-        return [part for whole in found for part in whole.parts(split, most)]
+        batches = self._make(self._val, groups, [None] * len(groups))
+        return [part for whole in batches for part in whole.parts(split, most)]
 
     def _make(
         self, source: _Source, groups: Sequence[tuple[int, ...]], seeds: Sequence[int | None]

@@ -55,7 +55,7 @@ def fill_references(micro_batches: Sequence[MicroBatch], base: BaseModel) -> Non
         if task is None or task.references is None:
             continue
         for place, number in enumerate(task.numbers):
-            if task.references.knows(number):
+            if task.references.has(number):
                 continue
             missing.append((task.references, number))
             for side in (2 * place, 2 * place + 1):
@@ -65,7 +65,7 @@ def fill_references(micro_batches: Sequence[MicroBatch], base: BaseModel) -> Non
         return
     batch = pack(texts, base.device)
     with torch.no_grad():
-        losses = [found.loss for found in segment_losses(base.hidden(batch), batch, base.head)]
+        losses = [share.loss for share in segment_losses(base.hidden(batch), batch, base.head)]
     log_p = (-torch.stack(losses)).tolist()
     for place, (references, number) in enumerate(missing):
-        references.learn(number, log_p[2 * place], log_p[2 * place + 1])
+        references.put(number, log_p[2 * place], log_p[2 * place + 1])

@@ -38,8 +38,8 @@ class DataCursor:
         order = self._order_of(epoch)
         size = self._training.per_device_train_batch_size
         group = size * self._training.gradient_accumulation_steps
-        mine = order[within * group : (within + 1) * group]
-        return StepPlan(epoch, tuple(tuple(mine[i : i + size]) for i in range(0, len(mine), size)))
+        numbers = order[within * group : (within + 1) * group]
+        return StepPlan(epoch, tuple(tuple(numbers[i : i + size]) for i in range(0, len(numbers), size)))
 
     def epoch_after(self, number: int) -> float:
         """Epochs made when `number` optimizer steps are done, counted in micro-batches as `Trainer` does."""

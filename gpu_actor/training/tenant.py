@@ -1,4 +1,4 @@
-"""One tenant of a base model: an adapter in training, with all that is its own.
+"""One tenant of a base model: an adapter in training, with its state.
 
 Weights, optimizer, schedule, clip, data cursor, dropout seeds and counters belong to one tenant; nothing here knows
 of any other.
@@ -7,21 +7,18 @@ of any other.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import math
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from gpu_actor.adapters.peft_files import load_adapter, save_adapter
 from gpu_actor.adapters.weights import AdapterWeights
 from gpu_actor.batch.shared_batch import MicroBatch
-from gpu_actor.contract import file_names
 from gpu_actor.contract.config import AdapterSpec
 from gpu_actor.contract.errors import AdapterError, TrainingError
 from gpu_actor.contract.report import TenantReport, TenantState
@@ -30,6 +27,7 @@ from gpu_actor.data.samples import digest
 from gpu_actor.losses.objectives import SegmentLoss, StepSums
 from gpu_actor.training import checkpoint
 from gpu_actor.training.early_stop import diverged, overfitted
+from gpu_actor.training.metrics import append_metrics, trim_metrics
 from gpu_actor.training.micro_batches import MicroBatches
 from gpu_actor.training.optimizer import make_optimizer, make_scheduler, warmup_steps
 from gpu_actor.training.references import reference_folder
@@ -90,7 +88,7 @@ class Tenant:
         self.progress = self._start()
         self._saved_best = self.progress.watch.best_step  # the best step that the newest checkpoint names
         self._micro_batches = MicroBatches(spec.training, weights, data, reference)
-        self._told_to_stop: str | None = None
+        self._stop_requested: str | None = None
         self.left_out = 0
         self.split = 1
         self.cap: int | None = None
@@ -103,12 +101,12 @@ class Tenant:
     def _start(self) -> checkpoint.Progress:
         self.output_dir.mkdir(parents=True, exist_ok=True)
         checkpoint.remove_drafts(self.output_dir)
-        found = checkpoint.load_checkpoint(
+        resumed = checkpoint.load_checkpoint(
             self.output_dir, self.weights, self.optimizer, self.scheduler, self._data_digest
         )
-        checkpoint.trim_metrics(self.output_dir, found.step if found else 0)
-        if found is not None:
-            return found
+        trim_metrics(self.output_dir, resumed.step if resumed else 0)
+        if resumed is not None:
+            return resumed
         if self.spec.lora.init_adapter is not None:
             load_adapter(Path(self.spec.lora.init_adapter), self.weights)
         else:
@@ -137,11 +135,11 @@ class Tenant:
     @property
     def stop_reason(self) -> str | None:
         """Why the job stops before its last step; None as long as it does not."""
-        return self._told_to_stop or overfitted(self.spec.early_stop, self.progress.watch)
+        return self._stop_requested or overfitted(self.spec.early_stop, self.progress.watch)
 
     def stop(self, reason: str) -> None:
         """Make no further optimizer step; the one in work is dropped."""
-        self._told_to_stop = reason
+        self._stop_requested = reason
         self._plan_step()
 
     @property
@@ -210,7 +208,8 @@ class Tenant:
             logged_figures={name: before.logged_figures.get(name, 0.0) + value for name, value in figures.items()},
         )
         if step % self.spec.training.logging_steps == 0 or step == self.cursor.total_steps:
-            self._log(
+            append_metrics(
+                self.output_dir,
                 step=step,
                 epoch=self.cursor.epoch_after(step),
                 loss=after.logged_loss / after.logged_steps,
@@ -251,7 +250,8 @@ class Tenant:
             )
         self.progress = dataclasses.replace(self.progress, eval_loss=eval_loss)
         step = self.progress.step
-        self._log(
+        append_metrics(
+            self.output_dir,
             step=step,
             epoch=self.cursor.epoch_after(step),
             eval_loss=eval_loss,
@@ -320,7 +320,7 @@ class Tenant:
     def end_reason(self) -> str | None:
         """What there is to say of a finished run: why it stopped early, and which adapter it left if not its last."""
         early, best = self.stop_reason, self._better_step
-        if best is None or (early is not None and self._told_to_stop is None):  # patience says it by itself
+        if best is None or (early is not None and self._stop_requested is None):  # patience says it by itself
             return early
         which = f"the adapter is that of step {best}, which has the lowest evaluation loss"
         return f"{early}; {which}" if early else which
@@ -328,10 +328,6 @@ class Tenant:
     def discard(self) -> None:
         """Remove what would let the job go on: it was cancelled."""
         checkpoint.remove_checkpoints(self.output_dir)
-
-    def _log(self, **row: Any) -> None:
-        with (self.output_dir / file_names.METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
 
     # -- reporting -----------------------------------------------------------------------------------------------
 

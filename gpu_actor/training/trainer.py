@@ -238,7 +238,7 @@ class CoTrainer:
         """One forward and one backward for all chosen micro-batches."""
         micro_batches = [micro_batch for tenant, count in chosen for micro_batch in tenant.pending[:count]]
         losses = self._losses(micro_batches)
-        torch.stack([found.loss for found in losses]).sum().backward()  # type: ignore[no-untyped-call]
+        torch.stack([share.loss for share in losses]).sum().backward()  # type: ignore[no-untyped-call]
         self.batch_tokens = sum(micro_batch.tokens for micro_batch in micro_batches)
         self.batch_adapters = len(chosen)
         place = 0
@@ -280,15 +280,15 @@ class CoTrainer:
         waiting = deque(micro_batches)
         while waiting:
             micro_batch = waiting.popleft()
-            found = _attempt(partial(self._evaluate_one, micro_batch))
-            if not isinstance(found, Exception):
-                loss, more = found
+            outcome = _attempt(partial(self._evaluate_one, micro_batch))
+            if not isinstance(outcome, Exception):
+                loss, more = outcome
                 total += loss
                 figures = {name: figures.get(name, 0.0) + value for name, value in more.items()}
-            elif not is_out_of_memory(found):
-                raise found
+            elif not is_out_of_memory(outcome):
+                raise outcome
             elif micro_batch.samples == 1:
-                raise _too_long([micro_batch], found)
+                raise _too_long([micro_batch], outcome)
             else:
                 self.meter.memory.release()
                 waiting.extendleft(reversed(micro_batch.parts(2)))

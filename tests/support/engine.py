@@ -18,12 +18,12 @@ from support.tiny import family_model, tiny_model, token_rows, write_rows
 
 def tiny_hooked(kind="llama", dtype=torch.float32, **changes):
     """A tiny random base model, hooked and probed."""
-    return BaseModel("tiny", tiny_model(kind, dtype=dtype, **changes))
+    return BaseModel.serve("tiny", tiny_model(kind, dtype=dtype, **changes))
 
 
 def family_hooked(family, dtype=torch.float32, **changes):
     """A tiny random base model of a family, with its peculiarities on, hooked and probed."""
-    return BaseModel("tiny", family_model(family, dtype=dtype, **changes))
+    return BaseModel.serve("tiny", family_model(family, dtype=dtype, **changes))
 
 
 def make_spec(folder, name, rows=None, lora=None, training=None, dataset=None):

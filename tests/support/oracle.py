@@ -11,8 +11,6 @@ from peft import VeraConfig as PeftVeraConfig
 from peft import get_peft_model
 from transformers import Trainer, TrainingArguments
 
-from gpu_actor.adapters.shapes import trained_tensors
-
 _IGNORED = -100
 
 
@@ -91,9 +89,9 @@ def peft_tensor(wrapped, name, which):
 def adapter_tensors(weights, gradients=False):
     """The tensors of an adapter of ours (or their gradients), by (module name, which), copied."""
     return {
-        (weights.names[index], spec.name.removeprefix("lora_")): tensor.detach().clone()
+        (weights.names[index], spec.name.removeprefix("lora_").removesuffix(".weight")): tensor.detach().clone()
         for index, tensors in (weights.gradients if gradients else weights.layers).items()
-        for spec, tensor in zip(trained_tensors(weights.lora, weights.plans[index]), tensors, strict=True)
+        for spec, tensor in zip(weights.kind.trained(weights.plans[index]), tensors, strict=True)
     }
 
 

@@ -7,7 +7,9 @@ from peft import LoraModel, VeraConfig, VeraModel
 from torch import nn
 
 from gpu_actor.adapters import start_values
-from gpu_actor.adapters.targets import LayerPlan
+from gpu_actor.adapters.kinds.pissa import principal_pair
+from gpu_actor.adapters.kinds.vera import Vera
+from gpu_actor.adapters.layer_plan import LayerPlan
 from gpu_actor.contract.lora_config import LoraConfig
 from support.engine import tiny_hooked
 
@@ -39,8 +41,8 @@ def test_the_start_is_that_of_peft(start):
         True: lambda: start_values.kaiming(4, 24, 16, generator),
         "gaussian": lambda: start_values.gaussian(4, 24, 16, generator),
         "orthogonal": lambda: start_values.orthogonal(4, 24, 16, generator),
-        "pissa": lambda: start_values.pissa(weight, PLAN, None, 11),
-        "pissa_niter_3": lambda: start_values.pissa(weight, PLAN, 3, 11),
+        "pissa": lambda: principal_pair(weight, PLAN, None, 11),
+        "pissa_niter_3": lambda: principal_pair(weight, PLAN, 3, 11),
     }[start]()
     torch.testing.assert_close(made[0], a, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(made[1], b, rtol=1e-6, atol=1e-7)
@@ -51,9 +53,10 @@ def test_the_matrices_of_vera_are_those_of_peft():
     holder.add_module("x", nn.Linear(24, 16))
     holder.add_module("y", nn.Linear(10, 40))
     model = VeraModel(holder, VeraConfig(r=12, target_modules=["x", "y"], projection_prng_key=77), "default")
-    a, b = start_values.vera_projections(((12, 24), (40, 12)), 77)
-    assert torch.equal(a, model.vera_A["default"])
-    assert torch.equal(b, model.vera_B["default"])
+    kind = Vera(LoraConfig(peft_type="VERA", r=12, projection_prng_key=77))
+    made = kind.make_shared([LayerPlan("x", 24, 16, 12, 1.0), LayerPlan("y", 10, 40, 12, 1.0)])
+    assert torch.equal(made["vera_A"], model.vera_A["default"])
+    assert torch.equal(made["vera_B"], model.vera_B["default"])
 
 
 @pytest.mark.parametrize("start", ["gaussian", "orthogonal", "pissa", "pissa_niter_2"])

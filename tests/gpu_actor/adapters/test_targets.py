@@ -192,7 +192,7 @@ def test_fields_that_do_not_go_together_are_refused(fields, message):
 def test_the_predicted_size_of_an_adapter_is_its_size(fields):
     base, lora = tiny_hooked(), LoraConfig(**fields)
     weights = base.new_adapter(lora)
-    held = weights.projections or [tensor for pair in weights.frozen.values() for tensor in pair]
+    held = weights.shared.values() or [tensor for pair in weights.frozen.values() for tensor in pair]
     frozen = sum(tensor.numel() for tensor in held)
     assert adapter_parameters(base.description, lora) == weights.parameters
     assert frozen_values(base.description, lora) == (64 * 100 if lora.use_dora else frozen)

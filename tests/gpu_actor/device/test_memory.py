@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gpu_actor.adapters.kinds.dora import weight_norm
 from gpu_actor.adapters.shapes import adapter_activation_bytes, frozen_values
 from gpu_actor.batch.shared_batch import MicroBatch, pack, split_samples
 from gpu_actor.contract.description import Activations, BaseDescription, LinearShape
@@ -132,7 +133,7 @@ def test_measuring_doras_lengths_takes_the_bytes_that_are_predicted():
     index = next(iter(weights.layers))
     layer = weights._bases[index]
     with LivingBytes() as living:
-        norm = weights.weight_norm(index, layer)
+        norm = weight_norm(*weights.layers[index][:2], weights.plans[index].scaling, layer)
     assert living.peak <= 4 * frozen_values(base.description, lora) + 2 * norm.nbytes
     torch.testing.assert_close(norm, torch.linalg.vector_norm(layer.weight.float(), dim=1))
 

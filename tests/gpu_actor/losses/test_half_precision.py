@@ -17,7 +17,7 @@ VOCABULARY = 30_000
 def base_in(dtype):
     """The same weights in another number format: those of bf16 and fp16 are exact in fp32 as well."""
     model = tiny_model(vocab_size=VOCABULARY).half().bfloat16().to(dtype)
-    return BaseModel("tiny", model)
+    return BaseModel.serve("tiny", model)
 
 
 def gradient(base):

@@ -207,7 +207,7 @@ def test_experts_and_routers_are_refused_by_name(family, target):
 def test_gradient_checkpointing_changes_no_byte(tmp_path, family):
     found = []
     for checkpointing in (False, True):
-        base = BaseModel("tiny", family_model(family), gradient_checkpointing=checkpointing)
+        base = BaseModel.serve("tiny", family_model(family), gradient_checkpointing=checkpointing)
         tenants = train(base, tmp_path / str(checkpointing), family_jobs(base))[2]
         found.append({name: flat(tenant) for name, tenant in tenants.items()})
     assert all(same_bytes(found[0][name], found[1][name]) for name in found[0])

@@ -102,6 +102,6 @@ def test_the_base_models_own_dropout_is_switched_off_and_said():
 
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=128, n_embd=32, n_layer=2, n_head=2, n_positions=64))
-    base = BaseModel("gpt2", model)
+    base = BaseModel.serve("gpt2", model)
     assert "dropout (p=0.1) is switched off" in base.remarks[0]
     assert base.new_adapter(base_model.LoraConfig(r=2)).transposed

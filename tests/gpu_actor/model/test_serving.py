@@ -62,7 +62,7 @@ def test_sequences_that_see_each_other_lead_to_one_per_row(monkeypatch):
         return packed_attention(query, key, value, (sum(lengths),), *rest)
 
     monkeypatch.setattr("gpu_actor.model.attention.packed_attention", leaky)
-    base = BaseModel("leaky", tiny_model())
+    base = BaseModel.serve("leaky", tiny_model())
     assert not base.packed
     assert "cannot be packed (its outputs differ from those of the stock model by" in base.remarks[0]
     assert "sequences see each other" in base.remarks[0]
@@ -70,7 +70,7 @@ def test_sequences_that_see_each_other_lead_to_one_per_row(monkeypatch):
 
 def test_a_model_that_can_be_served_neither_way_is_refused_with_both_reasons(monkeypatch):
     """Attention leaks in the packed row, and padded rows are made to run the wrong way round."""
-    from gpu_actor.model import base_model
+    from gpu_actor.model import body
 
     def leaky(query, key, value, lengths, *rest):
         return packed_attention(query, key, value, (sum(lengths),), *rest)
@@ -78,11 +78,11 @@ def test_a_model_that_can_be_served_neither_way_is_refused_with_both_reasons(mon
     def reversed_rows(batch):
         return pieces(batch)[::-1]
 
-    pieces = base_model.padded_by_segment
+    pieces = body.padded_by_segment
     monkeypatch.setattr("gpu_actor.model.attention.packed_attention", leaky)
-    monkeypatch.setattr("gpu_actor.model.base_model.padded_by_segment", reversed_rows)
+    monkeypatch.setattr("gpu_actor.model.body.padded_by_segment", reversed_rows)
     with pytest.raises(BaseModelError, match=r"Packed into one row: .*; one sequence per row: .*differ"):
-        BaseModel("broken", tiny_model())
+        BaseModel.serve("broken", tiny_model())
 
 
 def with_attention_argument(name, value):
@@ -105,7 +105,7 @@ def with_attention_argument(name, value):
 def test_an_attention_argument_that_is_not_honoured_is_not_ignored(name, value, reason, monkeypatch):
     model = with_attention_argument(name, value)
     monkeypatch.setitem(model.config.__dict__, "_attn_implementation_internal", "eager")
-    base = BaseModel("odd", model)
+    base = BaseModel.serve("odd", model)
     assert not base.packed
     assert reason in base.remarks[0]
 
@@ -119,7 +119,7 @@ def test_attention_sinks_and_windows_in_masks_alone_fall_back():
         num_key_value_heads=2, head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=7,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, pad_token_id=0, max_position_embeddings=128,
     )  # fmt: skip
-    base = BaseModel("sinks", random_model(config))
+    base = BaseModel.serve("sinks", random_model(config))
     assert not base.packed
     assert "its attention takes s_aux" in base.remarks[0]
 
@@ -133,7 +133,7 @@ def test_a_router_that_is_more_than_a_product_is_no_linear_layer():
         num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, max_position_embeddings=256, pad_token_id=0,
         bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
-    base = BaseModel("phimoe", random_model(config))
+    base = BaseModel.serve("phimoe", random_model(config))
     assert {linear.name.rsplit(".", 1)[-1] for linear in base.description.linears} == {
         "q_proj",
         "k_proj",
@@ -158,16 +158,16 @@ def test_models_that_are_not_causal_are_refused_in_words():
 
     sizes = {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     with pytest.raises(BaseModelError, match="a bert model sees tokens that come later"):
-        BaseModel("bert", BertLMHeadModel(BertConfig(**sizes, intermediate_size=52)))
+        BaseModel.serve("bert", BertLMHeadModel(BertConfig(**sizes, intermediate_size=52)))
     t5 = T5Config(vocab_size=128, d_model=32, d_kv=8, d_ff=52, num_layers=1, num_heads=2)
     with pytest.raises(BaseModelError, match="a t5 model has an encoder and a decoder"):
-        BaseModel("t5", T5ForConditionalGeneration(t5))
+        BaseModel.serve("t5", T5ForConditionalGeneration(t5))
 
 
 def test_functional_dropout_of_the_base_is_switched_off_too():
     """Falcon and OPT drop with functions that read a field; gradient checkpointing must not switch them on."""
     for family, field in (("falcon", "hidden_dropout"), ("opt", "dropout"), ("llama", "attention_dropout")):
-        base = BaseModel("tiny", family_model(family, **{field: 0.5}), gradient_checkpointing=True)
+        base = BaseModel.serve("tiny", family_model(family, **{field: 0.5}), gradient_checkpointing=True)
         assert "dropout (p=0.5) is switched off" in base.remarks[0]
         batch = pack([micro_batch(None, [10, 7], 1)], CPU)
         assert torch.equal(base.hidden(batch), base.hidden(batch))

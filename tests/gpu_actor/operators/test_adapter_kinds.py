@@ -5,11 +5,15 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from gpu_actor.adapters import kinds
 from gpu_actor.adapters.dropout import dropout_mask, dropped_share
-from gpu_actor.adapters.targets import LayerPlan
+from gpu_actor.adapters.kinds.pissa import Pissa
+from gpu_actor.adapters.kinds.vera import Vera
+from gpu_actor.adapters.layer_plan import LayerPlan
 from gpu_actor.adapters.weights import AdapterWeights
 from gpu_actor.batch.shared_batch import pack
 from gpu_actor.contract.lora_config import LoraConfig
+from gpu_actor.operators import UPDATES
 from gpu_actor.operators.multi_adapter_linear import MultiAdapterLinear
 from gpu_actor.operators.routing import Routing
 from support.engine import losses_of, make_spec, make_tenant, micro_batch, run_all, tiny_hooked
@@ -185,7 +189,7 @@ def our_layer(linear, lora, reference):
     for number, (mine, start, now) in enumerate(
         zip(weights.layers[0], reference.at_start, layer_parameters(reference), strict=True)
     ):
-        if weights.variant in ("pissa", "vera") or number == 2:  # the others' start is drawn from their seeds
+        if isinstance(weights.kind, (Pissa, Vera)) or number == 2:  # the others' start is drawn from their seeds
             torch.testing.assert_close(mine, start, rtol=1e-6, atol=1e-7)
         mine.copy_(now.detach())
     routing.segments = pack([micro_batch(weights, [7], dropout_seeds=(9,))], CPU).segments
@@ -248,3 +252,7 @@ def test_a_base_in_half_precision_gives_nearly_the_same_gradients(kind):
         losses_of(half, batch)[0].backward()
         found.append(weights.gradient)
     assert torch.nn.functional.cosine_similarity(*found, dim=0) > 0.98
+
+
+def test_every_kind_has_its_operator():
+    assert set(UPDATES) == set(kinds.KINDS)

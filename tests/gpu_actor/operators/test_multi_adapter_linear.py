@@ -8,7 +8,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from gpu_actor.adapters.dropout import dropout_mask, dropped_share
-from gpu_actor.adapters.targets import LayerPlan
+from gpu_actor.adapters.layer_plan import LayerPlan
 from gpu_actor.adapters.weights import AdapterWeights
 from gpu_actor.batch.shared_batch import pack
 from gpu_actor.contract.errors import InvalidJobError

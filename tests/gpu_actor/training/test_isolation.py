@@ -11,7 +11,7 @@ from gpu_actor.batch.composer import TokenBudget
 from gpu_actor.contract.report import TenantState
 from gpu_actor.device.failures import is_device_lost, is_out_of_memory
 from gpu_actor.model.base_model import BaseModel
-from gpu_actor.operators import low_rank
+from gpu_actor.operators import update
 from gpu_actor.training.trainer import CoTrainer
 from support.engine import flat, make_spec, make_tenant, run_all, tiny_hooked
 from support.oracle import metric_rows, same_bytes
@@ -321,9 +321,9 @@ def test_running_in_parts_gives_the_same_update_dropout_included(tmp_path, famil
     As on CUDA, the mask of a sequence depends on how many numbers are drawn for it.
     """
     monkeypatch.setattr(
-        low_rank, "dropout_mask", lambda seed, index, p, like: dropout_mask(seed + like.numel(), index, p, like)
+        update, "dropout_mask", lambda seed, index, p, like: dropout_mask(seed + like.numel(), index, p, like)
     )
-    base = BaseModel("tiny", family_model(family, dtype=torch.float64))
+    base = BaseModel.serve("tiny", family_model(family, dtype=torch.float64))
     training = {"max_steps": 4, "per_device_train_batch_size": 5, "learning_rate": 1e-3}
     found = []
     for name, cap in (("whole", 10_000), ("parts", 50)):

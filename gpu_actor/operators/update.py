@@ -1,7 +1,4 @@
-"""LoRA and rsLoRA (arXiv 2106.09685, 2312.03732): the low-rank update of one adapter to the output of one layer.
-
-y += s * dropout(x) A^T B^T
-"""
+"""What one adapter does to the rows of one segment at one layer: the base of every kind's forward and backward."""
 
 from __future__ import annotations
 
@@ -18,12 +15,17 @@ Saved = tuple[Any, ...]
 """The tensors that a backward needs; the mask among them is None without dropout."""
 
 
-class LowRankUpdate:
-    """The update for the rows of one segment, forward and backward. The other kinds of adapter derive from it.
+class Update:
+    """The update for the rows of one segment, forward and backward.
 
     Attributes:
         rows: The rows of the segment.
+        weights: The adapter.
+        index: The layer's number.
+        base: The frozen linear layer.
+        scaling: The adapter's factor on the update.
         kept: Share of the inputs that dropout keeps; 1 where there is no dropout.
+        scale: `scaling / kept`: dropout's 1 / (1 - p) is folded in, so that no scaled copy of the input is made.
     """
 
     def __init__(self, segment: Segment, weights: AdapterWeights, index: int, base: nn.Module) -> None:
@@ -34,37 +36,34 @@ class LowRankUpdate:
         self.scaling = weights.plans[index].scaling
         self.dropout = segment.dropout if weights.dropout > 0.0 else None
         self.kept = 1.0 if self.dropout is None else 1.0 - dropped_share(weights.dropout)
-        # dropout's 1 / (1 - p) is folded into the scale, so that no scaled copy of the input is made
         self.scale = self.scaling / self.kept
 
     def forward(self, rows: torch.Tensor, out: torch.Tensor) -> Saved:
-        """Add the update to `out` [T, out]; return what the backward needs: x A^T [n, r] and the dropout mask."""
-        a, b = self.weights.layers[self.index][:2]
-        inputs, mask = self.drop(rows[self.rows].to(a.dtype))
-        low = inputs @ a.t()
-        add_product(out[self.rows], low, b.t(), self.scale)
-        return low, mask
+        """Add the update to the base's product.
+
+        Args:
+            rows: Inputs [T, in] of the layer, of all segments.
+            out: The base's product [T, out], changed in place where the segment's rows are.
+
+        Returns:
+            What the backward needs.
+        """
+        raise NotImplementedError
 
     def through_base(self, grad: torch.Tensor, saved: Saved) -> torch.Tensor | None:  # noqa: ARG002
         """The gradient [n, out] that goes through the base product instead of `grad`; None where that is right."""
         return None
 
-    def backward(self, rows: torch.Tensor, grad: torch.Tensor, saved: Saved, into: torch.Tensor | None) -> None:
-        """Add the gradients to the adapter's buffer, and that of the input to `into` [T, in]."""
-        low, mask = saved
-        a, b = self.weights.layers[self.index][:2]
-        grad_a, grad_b = self.weights.gradients[self.index][:2]
-        own = grad[self.rows].to(a.dtype)
-        inputs = rows[self.rows].to(a.dtype)
-        grad_b.addmm_(own.t(), low, alpha=self.scale)
-        grad_low = (own @ b).mul_(self.scale)
-        grad_a.addmm_(grad_low.t(), inputs if mask is None else inputs * mask)
-        if into is None:
-            return
-        if mask is None:
-            add_product(into[self.rows], grad_low, a, 1.0)
-        else:
-            into[self.rows] += ((grad_low @ a) * mask).to(into.dtype)
+    def backward(self, rows: torch.Tensor, grad: torch.Tensor, saved: Saved, grad_inputs: torch.Tensor | None) -> None:
+        """Add the gradients of the adapter to its buffer, and that of the layer's inputs to `grad_inputs`.
+
+        Args:
+            rows: As in `forward`.
+            grad: Gradient [T, out] of the layer's outputs.
+            saved: What `forward` returned.
+            grad_inputs: Gradient [T, in] of the layer's inputs, changed in place; None where none is wanted.
+        """
+        raise NotImplementedError
 
     def drop(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Inputs [n, in] with some set to zero (not yet scaled up), and the mask."""
