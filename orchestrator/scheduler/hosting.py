@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from orchestrator.scheduler.columns import Jobs, Places
-from orchestrator.scheduler.room import Ints, Mask
+from orchestrator.scheduler.room import Ints, Mask, PlaceMemory
 
 _CLEARLY = 1.5  # times its loss by which a change of base models must gain
 
@@ -125,10 +125,9 @@ class _Backlog:
         self._known: dict[int, float] = {}
         self._bytes, self._worst = jobs.bytes[mine][by], jobs.worst[mine][by]
 
-    def fits(self, limit: float, fixed: float, per_token: float, cap: float) -> Mask:
+    def fits(self, memory: PlaceMemory) -> Mask:
         """Which of the jobs fit alone on a place."""
-        mask: Mask = fixed + self._bytes + per_token * np.maximum(cap, self._worst) <= limit
-        return mask
+        return memory.holds_alone(self._bytes, self._worst)
 
     def waits(self, places: int, load: float) -> float:
         """F: weighted seconds that the jobs wait for each other, if they go round the places shortest first.
@@ -172,11 +171,10 @@ def _may_change(places: Places, jobs: Jobs, place: int) -> bool:
 
 def _only_here(places: Places, backlog: _Backlog, number: int, ref: str, place: int) -> Mask:
     """Which jobs of a base model fit on a place and on no other that hosts it."""
-    mine = places.kind(place, ref)
-    others = {places.kind(other, ref) for other in np.flatnonzero(places.hosts(number)).tolist() if other != place}
-    mask = backlog.fits(*mine)
-    for kind in others:
-        mask &= ~backlog.fits(*kind)
+    others = {places.memory(other, ref) for other in np.flatnonzero(places.hosts(number)).tolist() if other != place}
+    mask = backlog.fits(places.memory(place, ref))
+    for memory in others:
+        mask &= ~backlog.fits(memory)
     return mask
 
 
@@ -206,7 +204,7 @@ def _pairs(places: Places, sources: Sequence[int], bases: Sequence[str]) -> list
 def _worth(places: Places, backlogs: Sequence[_Backlog], place: int, base: int, ref: str) -> float:
     """Weighted seconds that a change gains, beyond what it must."""
     load, old, backlog = places.views[place].seconds_to_load(ref), int(places.base[place]), backlogs[base]
-    if not backlog.fits(*places.kind(place, ref)).any():
+    if not backlog.fits(places.memory(place, ref)).any():
         return 0.0
     hosts = int(places.hosts(base).sum())
     gain = 0.0

@@ -82,8 +82,10 @@ class Planner:
             mine = jobs.base == number
             if not hosts:
                 fits |= mine
-            fits |= mine & jobs.fit_alone({places.kind(place, ref) for place in hosts})
-            guessed |= mine & jobs.fit_alone({kind for place in hosts for kind in places.guessed_kinds(place, ref)})
+            fits |= mine & jobs.fit_alone({places.memory(place, ref) for place in hosts})
+            guessed |= mine & jobs.fit_alone(
+                {memory for place in hosts for memory in places.guessed_memories(place, ref)}
+            )
         words = {job: reasons.never_fits(places, jobs.views[job]) for job in np.flatnonzero(~fits).tolist()}
         names = {job: jobs.views[job].id for job in words}
         return (
