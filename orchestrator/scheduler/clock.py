@@ -151,7 +151,7 @@ class EventClock:
 
     def _ask(self, view: ClusterView) -> Plan:
         """The scheduler's decision."""
-        return decide(view, self._policy, words=False)
+        return decide(view, self._policy, explain=False)
 
     def _on_attached(self, job: JobProgress, actor: ActorProgress) -> None:
         """A job has just come onto an actor, and takes part in its steps from `ready_at` on."""
@@ -217,7 +217,7 @@ class EventClock:
         """Ask the scheduler what to do now, and do it."""
         if not self._live:
             return
-        plan = self._ask(self._look())
+        plan = self._ask(self._current_view())
         for job_id, reason in plan.rejections.items():
             self._on_rejected(self._live.pop(job_id), reason)
         changed: dict[str, ActorProgress] = {}
@@ -241,7 +241,7 @@ class EventClock:
             actor.refresh()
         self._on_decided(changed.values())
 
-    def _look(self) -> ClusterView:
+    def _current_view(self) -> ClusterView:
         """The cluster as the scheduler sees it now. A job that waits is the same value from event to event."""
         for actor in self._actors.values():
             actor.advance(self._now)

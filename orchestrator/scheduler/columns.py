@@ -243,13 +243,13 @@ class Places:
 
     def idle(self, place: int) -> bool:
         """Whether its base model may change now: nobody is attached or planned there."""
-        return self.calm(place) and self.empty(place) and not self.planned[place]
+        return self.stable(place) and self.empty(place) and not self.planned[place]
 
     def empty(self, place: int) -> bool:
         """Whether no job is there now."""
         return not self.attached[place] and not self.leaving[place]
 
-    def calm(self, place: int) -> bool:
+    def stable(self, place: int) -> bool:
         """Whether nothing is under way there that its base model would have to wait for."""
         return self.states[place] in (ActorState.EMPTY, ActorState.READY)
 
