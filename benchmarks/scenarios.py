@@ -37,13 +37,13 @@ def grids(count: int, actors: int = 4) -> dict[str, Scenario]:
 
 
 def _drawn(count: int, actors: int, kinds: Mapping[str, WorkloadShape], seed: int) -> dict[str, Scenario]:
-    found: dict[str, Scenario] = {}
+    workloads: dict[str, Scenario] = {}
     for profile in devices():
         for load in LOADS:
             for kind, shape in kinds.items():
-                jobs = generate(count, profile, actors, replace(shape, load=load), seed + len(found))
-                found[f"{profile.name} {load} {kind}"] = (jobs, profile, actors)
-    return found
+                jobs = generate(count, profile, actors, replace(shape, load=load), seed + len(workloads))
+                workloads[f"{profile.name} {load} {kind}"] = (jobs, profile, actors)
+    return workloads
 
 
 def at_load(scenario: Scenario, load: float) -> Scenario:

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from scenarios import Scenario, devices, grids, recorded, scenarios
 
-from orchestrator.scheduler.incremental import Standing
+from orchestrator.scheduler.incremental import IncrementalPlan
 from orchestrator.scheduler.policy import decide
 from orchestrator.scheduler.view import ActorShape, ActorState, ActorView, ClusterView, JobView
 from orchestrator.simulation.bounds import Task, relaxed_bound, slowdown_bound, unshared_bound
@@ -63,11 +63,11 @@ def geometric(values: Sequence[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-def contended(found: dict[str, Scenario], title: str) -> list[Row]:
+def contended(workloads: dict[str, Scenario], title: str) -> list[Row]:
     """The rows over some scenarios, each of which is printed as it is done."""
     ratios: dict[str, list[float]] = {}
     print(f"\n{title:24s} {'load':>5s} " + " ".join(f"{name:>11s}" for name in POLICIES) + "   bound  unshared")
-    for name, scenario in found.items():
+    for name, scenario in workloads.items():
         jobs, profile, actors = scenario
         runs = {policy: simulate(scenario, policy) for policy in POLICIES}
         means = {policy: float(run.turnaround.mean()) for policy, run in runs.items()}
@@ -135,9 +135,9 @@ def four_bases(count: int) -> float:
     return geometric(ratios)
 
 
-def misestimated(found: dict[str, Scenario]) -> float:
+def misestimated(workloads: dict[str, Scenario]) -> float:
     """Sizes off by exp(N(0, 0.5)), against fifo-4, in the scenarios of the A100."""
-    some = [scenario for name, scenario in found.items() if name.startswith("a100-7b")]
+    some = [scenario for name, scenario in workloads.items() if name.startswith("a100-7b")]
     return geometric(
         [
             float(simulate(one, "cosrpt", 0.5).turnaround.mean() / simulate(one, "fifo-4").turnaround.mean())
@@ -152,7 +152,7 @@ def exact(count: int) -> tuple[float, float]:
     for seed in range(count):
         jobs, profile, actors = small_instance(seed)
         mean = float(simulate((jobs, profile, actors), "cosrpt").turnaround.mean())
-        ratios.append(mean / optimum(tasks_of(jobs, profile), profile.step_seconds, actors, known=mean))
+        ratios.append(mean / optimum(tasks_of(jobs, profile), profile.step_seconds, actors, upper_bound=mean))
     return float(np.mean(ratios)), max(ratios)
 
 
@@ -242,7 +242,7 @@ def event_ms(queued: int = 10_000, actors: int = 1000, events: int = 400) -> dic
     """Milliseconds of processor time that the answer to one end, and to one arrival, takes between two full plans."""
     view, coming = large_cluster(queued, actors)
     random = np.random.default_rng(9)
-    standing, jobs = Standing(view), {job.id: job for job in view.jobs}
+    plan, jobs = IncrementalPlan(view), {job.id: job for job in view.jobs}
     times: dict[str, list[float]] = {"end": [], "arrival": []}
     for number in range(events):
         kind = "end" if number % 2 else "arrival"
@@ -250,7 +250,7 @@ def event_ms(queued: int = 10_000, actors: int = 1000, events: int = 400) -> dic
         gone = [running[int(random.integers(len(running)))]] if kind == "end" else []
         arrived = [coming.pop()] if kind == "arrival" else []
         started = time.process_time()
-        answer = standing.answer(arrived, gone, 0.0)
+        answer = plan.answer(arrived, gone, 0.0)
         times[kind].append(1000 * (time.process_time() - started))
         if answer is None:  # somebody else is about to leave there: it takes a full plan, and nothing has changed
             times[kind].pop()
@@ -262,7 +262,7 @@ def event_ms(queued: int = 10_000, actors: int = 1000, events: int = 400) -> dic
     return times
 
 
-def single_rows(found: dict[str, Scenario], quick: bool, count: int) -> list[Row]:
+def single_rows(workloads: dict[str, Scenario], quick: bool, count: int) -> list[Row]:
     """The rows that are no ratio over all scenarios."""
     steps, cluster = (10**4, (200, 20)) if quick else (10**6, (10_000, 1000))
     mean, worst = exact(4 if quick else 60)
@@ -277,7 +277,7 @@ def single_rows(found: dict[str, Scenario], quick: bool, count: int) -> list[Row
             for ratio in (0.5, 1.0, 2.0)
         ),
         ("four base models with bursts / one base", "1.15", "1.08", four_bases(count)),
-        ("sizes off by exp(N(0, 0.5)) / fifo-4", "0.65", "0.55", misestimated(found)),
+        ("sizes off by exp(N(0, 0.5)) / fifo-4", "0.65", "0.55", misestimated(workloads)),
         (f"steps of {steps:,} out of memory, filled to 85 %", "0", "-", out_of_memory(0.85, steps)),
         (f"steps of {steps:,} out of memory, filled to 90 %", "-", "0", out_of_memory(0.90, steps)),
         ("full plan, {:,} queued, {:,} actors, ms".format(*cluster), "250", "70", decision_ms(*cluster)),
@@ -303,11 +303,11 @@ def main() -> None:
     given: dict[str, Scenario] = {}
     for trace, profile, actors in zip(options.trace, options.profile, options.actors, strict=True):
         given |= recorded(trace, profile, actors)
-    found = scenarios(count)
-    rows = contended(found, "seeded") + contended(scenarios(2 * count, WIDE), f"on {WIDE} actors")
+    workloads = scenarios(count)
+    rows = contended(workloads, "seeded") + contended(scenarios(2 * count, WIDE), f"on {WIDE} actors")
     rows += contended(grids(count), "grids")
     rows += contended(given, "recorded") if given else []
-    rows += single_rows(found, options.quick, count)
+    rows += single_rows(workloads, options.quick, count)
     print(f"\n{'what':74s} {'least':>6s} {'aim':>6s} {'measured':>9s}")
     for words, least, aim, value in rows:
         print(f"{words:74s} {least:>6s} {aim:>6s} {value:9.3f}")

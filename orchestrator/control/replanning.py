@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 
 from orchestrator.control.snapshot import Look
-from orchestrator.scheduler.incremental import Standing
+from orchestrator.scheduler.incremental import IncrementalPlan
 from orchestrator.scheduler.policy import decide
 from orchestrator.scheduler.view import Plan
 
@@ -26,7 +26,7 @@ class Replanner:
         """
         self._policy = policy
         self._last: Look | None = None  # that something was decided on
-        self._standing: Standing | None = None  # what stands of the latest full plan, if it may be dear
+        self._incremental: IncrementalPlan | None = None  # from the latest full plan, if the next may be dear
         self._planned, self._pause = 0.0, 0.0  # when that was made (monotonic), and for how long it is good
         self._behind = False  # whether anything was decided since
 
@@ -50,8 +50,8 @@ class Replanner:
     def _full_plan(self, look: Look) -> Plan:
         """Every job anew; if the latest full plan was dear, what is needed to answer from this one is kept."""
         self._planned, started = time.monotonic(), time.process_time()
-        self._standing = Standing(look.view, self._policy) if self._pause else None
-        plan = self._standing.full if self._standing else decide(look.view, self._policy)
+        self._incremental = IncrementalPlan(look.view, self._policy) if self._pause else None
+        plan = self._incremental.full if self._incremental else decide(look.view, self._policy)
         seconds = time.process_time() - started
         self._pause = _PAUSE * seconds if seconds > _CHEAP_SECONDS else 0.0
         self._behind = False
@@ -60,8 +60,8 @@ class Replanner:
     def _answer(self, look: Look, last: Look) -> Plan | None:
         """Who starts after arrivals and ends; None if it takes a full plan."""
         events = look.events(last)
-        if events is None or self._standing is None:
+        if events is None or self._incremental is None:
             return None
-        if any(self._standing.place_of(job_id) != place for job_id, place in events.started.items()):
+        if any(self._incremental.place_of(job_id) != place for job_id, place in events.started.items()):
             return None
-        return self._standing.answer(events.arrived, events.gone, look.view.now)
+        return self._incremental.answer(events.arrived, events.gone, look.view.now)

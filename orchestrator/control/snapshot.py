@@ -18,7 +18,7 @@ from orchestrator.knowledge.base_catalog import BaseCatalog
 from orchestrator.knowledge.data_size import DataSize, guess_size
 from orchestrator.knowledge.place_models import Known, with_profiles
 from orchestrator.knowledge.profiles import Profiles
-from orchestrator.scheduler.oversized import made_to_fit
+from orchestrator.scheduler.oversized_jobs import fit_oversized_jobs
 from orchestrator.scheduler.view import ActorState, ActorView, ClusterView, JobView
 from orchestrator.store.records import JobRecord
 from orchestrator.store.store import Store
@@ -150,7 +150,7 @@ class Lookout:
                 (held if place is None else unsure)[place or job.id] = str(error)
         self._forget(jobs)
         places = tuple(self._places(bases, unsure))
-        return Look(ClusterView(made_to_fit(jobs, places), places, bases, time.time(), self._makespan), held)
+        return Look(ClusterView(fit_oversized_jobs(jobs, places), places, bases, time.time(), self._makespan), held)
 
     def places(self, base: BaseDescription) -> tuple[ActorView, ...]:
         """Every place with what is known of it, for a question about one base model."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from orchestrator.scheduler import estimate
-from orchestrator.scheduler.room import Floats, Ints, Mask, Room
-from orchestrator.scheduler.view import ActorState, ActorView, ClusterView, JobView, MemoryModel, SpeedModel
+from orchestrator.scheduler.room import Floats, Ints, Mask, PlaceMemory, Room
+from orchestrator.scheduler.view import ActorState, ActorView, ClusterView, JobRow, JobView, MemoryModel, SpeedModel
 
 _HOSTING = (ActorState.READY, ActorState.STARTING)
+_NO_MEMORY = MemoryModel(0.0, 0.0)  # of a base model that no job names
+_NO_SPEED = SpeedModel(0.0, 0.0, 0.0)
 
 
 class Models:
@@ -23,9 +28,9 @@ class Models:
 
     def speed(self, actor: ActorView, base: str) -> SpeedModel:
         """How fast a place trains on a base model."""
-        found = actor.speeds.get(base)
-        if found is not None:
-            return found
+        measured = actor.speeds.get(base)
+        if measured is not None:
+            return measured
         key = (base, actor.shape)
         if key not in self._speeds:
             self._speeds[key] = estimate.prior_speed(self._bases[base], actor.shape)
@@ -33,10 +38,7 @@ class Models:
 
     def memory(self, actor: ActorView, base: str) -> MemoryModel:
         """The memory that a base model takes on a place."""
-        found = actor.memories.get(base)
-        if found is not None:
-            return found
-        return self.guess(actor, base)
+        return actor.memories.get(base) or self.guess(actor, base)
 
     def guess(self, actor: ActorView, base: str) -> MemoryModel:
         """The memory that a described base model takes on a place, as guessed from shapes alone."""
@@ -48,6 +50,24 @@ class Models:
     def described(self, base: str) -> bool:
         """Whether a guess can be made."""
         return base in self._bases
+
+
+class _AverageHost(NamedTuple):
+    """Speed and token budget, each the mean over the places of a base model."""
+
+    step_seconds: float
+    token_seconds: float
+    adapter_seconds: float
+    token_budget: float
+
+
+_ROW_TYPE = np.dtype([(name, bool if name in ("movable", "leaving") else np.float64) for name in JobRow._fields])
+
+
+def _table(jobs: Sequence[JobView]) -> dict[str, NDArray[Any]]:
+    """The columns of `JobRow` over some jobs, by name."""
+    rows = np.fromiter((job.row for job in jobs), _ROW_TYPE, len(jobs))
+    return {name: rows[name].copy() for name in JobRow._fields}
 
 
 class Jobs:
@@ -73,42 +93,43 @@ class Jobs:
         self.at = np.maximum(np.array(at, np.int64), -1)
         self.lost = np.array(at, np.int64) == -2
         self.base = np.array([number[job.base_model] for job in views], np.int64)
-        columns = np.array([job.row for job in views], np.float64).reshape(-1, 11).T.copy()
-        self.bytes, self.worst, self.tokens, self.left, self.total, self.priority, self.weight = columns[:7]
-        self.movable, self.leaving = columns[9:] > 0
-        self.age, self.waited = view.now - columns[7], np.where(self.leaving, 0.0, view.now - columns[8])
+        table = _table(views)
+        self.bytes, self.worst, self.tokens = table["bytes"], table["worst"], table["tokens"]
+        self.left, self.total = table["left"], table["total"]
+        self.priority, self.weight = table["priority"], table["weight"]
+        self.movable, self.leaving = table["movable"], table["leaving"]
+        self.age = view.now - table["submitted_at"]
+        self.waited = np.where(self.leaving, 0.0, view.now - table["queued_at"])
         self.added, self.shared = np.zeros(self.count), np.zeros(self.count)
-        self._speeds: dict[int, tuple[SpeedModel, float]] = {}  # of the average place of each base model
+        self._average_hosts: dict[int, _AverageHost] = {}  # of each base model
         for index, ref in enumerate(bases):
-            self._charge(index, ref, places, models)
+            self._average_host(index, ref, places, models)
 
-    def _charge(self, index: int, ref: str, places: Sequence[ActorView], models: Models) -> None:
-        """Seconds on the average place that hosts, or else may host, a base model."""
+    def _average_host(self, index: int, ref: str, places: Sequence[ActorView], models: Models) -> None:
+        """Find the average of the places that host a base model, or else of those that may, and charge its jobs."""
         hosts = [place for place in places if place.base_model == ref and place.state in _HOSTING]
         hosts = hosts or [place for place in places if place.pinned in (None, ref)]
-        mine = np.flatnonzero(self.base == index)
-        if not hosts or not len(mine):
+        jobs = np.flatnonzero(self.base == index)
+        if not hosts or not len(jobs):
             return
-        kinds = {(id(place.speeds.get(ref)), place.shape): place for place in hosts}
-        known = [(models.speed(place, ref), place.shape.token_budget) for place in kinds.values()]
-        speed = SpeedModel(
-            *(
-                float(np.mean([getattr(one, name) for one, _ in known]))
-                for name in ("step_seconds", "token_seconds", "adapter_seconds")
-            )
+        distinct = {(id(place.speeds.get(ref)), place.shape): place for place in hosts}.values()
+        speeds = [models.speed(place, ref) for place in distinct]
+        self._average_hosts[index] = _AverageHost(
+            float(np.mean([speed.step_seconds for speed in speeds])),
+            float(np.mean([speed.token_seconds for speed in speeds])),
+            float(np.mean([speed.adapter_seconds for speed in speeds])),
+            float(np.mean([place.shape.token_budget for place in distinct])),
         )
-        self._speeds[index] = speed, float(np.mean([one for _, one in known]))
-        self._slow(index, mine)
+        self._set_seconds(index, jobs)
 
-    def _slow(self, index: int, mine: Ints) -> None:
-        """What some jobs of a base model add to a step."""
-        speed, budget = self._speeds[index]
-        tokens = self.tokens[mine]
-        self.shared[mine] = speed.step_seconds
-        self.added[mine] = (
-            speed.token_seconds * tokens
-            + speed.adapter_seconds
-            + np.maximum(0.0, np.ceil(tokens / budget) - 1) * speed.step_seconds
+    def _set_seconds(self, index: int, jobs: Ints) -> None:
+        """What a step costs with some jobs of a base model, on the average place."""
+        host, tokens = self._average_hosts[index], self.tokens[jobs]
+        self.shared[jobs] = host.step_seconds
+        self.added[jobs] = (
+            host.token_seconds * tokens
+            + host.adapter_seconds
+            + np.maximum(0.0, np.ceil(tokens / host.token_budget) - 1) * host.step_seconds
         )
 
     def append(self, views: Sequence[JobView], bases: Sequence[str], now: float) -> None:
@@ -116,31 +137,26 @@ class Jobs:
         first, more = self.count, len(views)
         self.views.extend(views)
         self.count += more
-        columns = np.array([job.row for job in views], np.float64).T
+        table = _table(views)
         base = np.array([bases.index(job.base_model) for job in views], np.int64)
-        self.bytes, self.worst, self.tokens, self.left, self.total, self.priority, self.weight = (
-            np.concatenate([old, new])
-            for old, new in zip(
-                (self.bytes, self.worst, self.tokens, self.left, self.total, self.priority, self.weight),
-                columns[:7],
-                strict=True,
-            )
-        )
+        for name in ("bytes", "worst", "tokens", "left", "total", "priority", "weight"):
+            setattr(self, name, np.append(getattr(self, name), table[name]))
         self.movable, self.leaving, self.lost = (
             np.append(column, np.zeros(more, bool)) for column in (self.movable, self.leaving, self.lost)
         )
-        self.age, self.waited = np.append(self.age, now - columns[7]), np.append(self.waited, now - columns[8])
+        self.age = np.append(self.age, now - table["submitted_at"])
+        self.waited = np.append(self.waited, now - table["queued_at"])
         self.at, self.base = np.append(self.at, np.full(more, -1, np.int64)), np.append(self.base, base)
         self.added, self.shared = (np.append(column, np.zeros(more)) for column in (self.added, self.shared))
         for index in np.unique(base).tolist():
-            if index in self._speeds:
-                self._slow(index, first + np.flatnonzero(base == index))
+            if index in self._average_hosts:
+                self._set_seconds(index, first + np.flatnonzero(base == index))
 
-    def fit_alone(self, kinds: Iterable[tuple[float, float, float, float]]) -> Mask:
-        """Which of the jobs fit alone on a place of any of some kinds (`Places.kind`)."""
+    def fit_alone(self, memories: Iterable[PlaceMemory]) -> Mask:
+        """Which of the jobs fit alone on a place with any of some memories."""
         mask = np.zeros(self.count, bool)
-        for limit, fixed, per_token, cap in kinds:
-            mask |= fixed + self.bytes + per_token * np.maximum(cap, self.worst) <= limit
+        for memory in memories:
+            mask |= memory.holds_alone(self.bytes, self.worst)
         return mask
 
 
@@ -168,36 +184,47 @@ class Places:
         self.leaving: list[list[JobView]] = [[] for _ in actors]  # jobs that were told to leave and are still there
         self.pending = np.zeros(self.count, np.int64)  # attached jobs of which nobody has decided yet
         self.planned: list[list[int]] = [[] for _ in actors]
-        columns = [self._memory(p, actor.base_model) for p, actor in enumerate(actors)]
-        table = np.array(columns, np.float64).reshape(-1, 4)
-        self.room = Room(*(table[:, column].copy() for column in range(4)))
-        self.speed = np.array([self._speed(p, actor.base_model) for p, actor in enumerate(actors)]).reshape(-1, 3)
+        memories = [self.memory(p, actor.base_model) for p, actor in enumerate(actors)]
+        self.room = Room(
+            np.array([memory.limit for memory in memories], np.float64),
+            np.array([memory.fixed for memory in memories], np.float64),
+            np.array([memory.per_token for memory in memories], np.float64),
+            np.array([memory.cap for memory in memories], np.float64),
+        )
+        speeds = [self._speed(p, actor.base_model) for p, actor in enumerate(actors)]
+        self._step_seconds = np.array([speed.step_seconds for speed in speeds], np.float64)
+        self._token_seconds = np.array([speed.token_seconds for speed in speeds], np.float64)
+        self._adapter_seconds = np.array([speed.adapter_seconds for speed in speeds], np.float64)
         self.jobs_on = np.zeros(self.count, np.int64)
         self.vacant = int((self.ready).sum())  # ready places with nobody planned or still to be decided of
         self.weight_on = np.zeros(self.count)
         self._sharers = np.zeros(self.count, np.int64)
         self._sharing = np.zeros((3, self.count, 4))  # steps left, weight, seconds added; of each job that shares
 
-    def _memory(self, place: int, base: str | None) -> tuple[float, float, float, float]:
+    def memory(self, place: int, base: str | None) -> PlaceMemory:
+        """The memory of a place with a base model; with one that no job names it counts as none."""
         if base is None or base not in self._bases:
-            return self._row(place, MemoryModel(0.0, 0.0))
-        return self._row(place, self._models.memory(self.views[place], base))
+            return self._memory_of(place, _NO_MEMORY)
+        return self._memory_of(place, self._models.memory(self.views[place], base))
 
-    def _row(self, place: int, model: MemoryModel) -> tuple[float, float, float, float]:
-        limit = self.views[place].memory_limit
-        cap = -1.0 if model.token_cap is None else float(model.token_cap)
-        return (
-            float("inf") if limit is None else float(limit),
+    def guessed_memories(self, place: int, base: str) -> list[PlaceMemory]:
+        """The same by what shapes alone tell; nothing for a base model that nobody has described."""
+        models = self._models
+        return [self._memory_of(place, models.guess(self.views[place], base))] if models.described(base) else []
+
+    def _memory_of(self, place: int, model: MemoryModel) -> PlaceMemory:
+        limit, cap = self.views[place].memory_limit, model.token_cap
+        return PlaceMemory(
+            math.inf if limit is None else float(limit),
             float(model.fixed_bytes),
             float(model.bytes_per_token),
-            cap,
+            -1.0 if cap is None else float(cap),
         )
 
-    def _speed(self, place: int, base: str | None) -> tuple[float, float, float]:
+    def _speed(self, place: int, base: str | None) -> SpeedModel:
         if base is None or base not in self._bases:
-            return 0.0, 0.0, 0.0
-        model = self._models.speed(self.views[place], base)
-        return model.step_seconds, model.token_seconds, model.adapter_seconds
+            return _NO_SPEED
+        return self._models.speed(self.views[place], base)
 
     # -- who may be where ----------------------------------------------------------------------------------------
 
@@ -216,29 +243,20 @@ class Places:
 
     def idle(self, place: int) -> bool:
         """Whether its base model may change now: nobody is attached or planned there."""
-        return self.calm(place) and self.empty(place) and not self.planned[place]
+        return self.stable(place) and self.empty(place) and not self.planned[place]
 
     def empty(self, place: int) -> bool:
         """Whether no job is there now."""
         return not self.attached[place] and not self.leaving[place]
 
-    def calm(self, place: int) -> bool:
+    def stable(self, place: int) -> bool:
         """Whether nothing is under way there that its base model would have to wait for."""
         return self.states[place] in (ActorState.EMPTY, ActorState.READY)
 
     def alone(self, place: int, job: JobView) -> float:
         """Bytes of a place with one job only, its base model included."""
-        _, fixed, per_token, cap = self._memory(place, job.base_model)
-        return fixed + job.adapter_bytes + per_token * max(cap, job.worst_tokens)
-
-    def kind(self, place: int, base: str) -> tuple[float, float, float, float]:
-        """Limit and memory model of a place with a base model; places of a kind need not be looked at one by one."""
-        return self._memory(place, base)
-
-    def guessed_kinds(self, place: int, base: str) -> list[tuple[float, float, float, float]]:
-        """The same by what shapes alone tell; nothing for a base model that nobody has described."""
-        models = self._models
-        return [self._row(place, models.guess(self.views[place], base))] if models.described(base) else []
+        memory = self.memory(place, job.base_model)
+        return memory.fixed + job.adapter_bytes + memory.per_token * max(memory.cap, job.worst_tokens)
 
     def limit(self, place: int) -> float:
         """Bytes that may be used; infinite where nobody knows."""
@@ -252,11 +270,13 @@ class Places:
         """Plan another base model for a place where no job is planned."""
         self.base[place] = self._bases.index(base)
         self.load[place] = self.views[place].seconds_to_load(base)
-        self.speed[place] = self._speed(place, base)
+        speed = self._speed(place, base)
+        self._step_seconds[place] = speed.step_seconds
+        self._token_seconds[place], self._adapter_seconds[place] = speed.token_seconds, speed.adapter_seconds
         self.states[place] = ActorState.STARTING
         self.vacant -= int(self.ready[place])
         self.ready[place], self.starting[place] = False, True
-        self.room.rebase(place, *self._memory(place, base))
+        self.room.rebase(place, self.memory(place, base))
 
     # -- planning ------------------------------------------------------------------------------------------------
 
@@ -323,8 +343,8 @@ class Places:
         """
         jobs = self._jobs
         left, weight, tokens = jobs.left[job], jobs.weight[job], jobs.tokens[job]
-        fixed, per_token, per_adapter = self.speed.T
-        added = per_token * tokens + per_adapter + np.maximum(0.0, np.ceil(tokens / self.budget) - 1) * fixed
+        fixed, further_batches = self._step_seconds, np.maximum(0.0, np.ceil(tokens / self.budget) - 1)
+        added = self._token_seconds * tokens + self._adapter_seconds + further_batches * fixed
         n, w, v = self._sharing
         pairs = np.minimum(n, left) * (w * added[:, None] + weight * v)
         cost: Floats = pairs.sum(axis=1) + weight * left * (fixed + added) + weight * self.load * self.starting

@@ -86,7 +86,7 @@ class _LeastSquares:
         self._scale = np.array([max(value, 1e-12) for value in guess])
         self._theta = np.ones(len(guess))
         self._guess: NDArray[np.float64] = np.diag(1.0 / np.square(trust))
-        self._known: NDArray[np.float64] = np.zeros_like(self._guess)
+        self._measured: NDArray[np.float64] = np.zeros_like(self._guess)
         self._aim = np.zeros(len(guess))
         self._observed = 0
 
@@ -100,9 +100,9 @@ class _LeastSquares:
         size = measured if self._observed < _FIRST else float(row @ self._theta)
         self._observed += 1
         row, relative = row / size, measured / size
-        self._known = _FORGET * self._known + np.outer(row, row) / _NOISE
+        self._measured = _FORGET * self._measured + np.outer(row, row) / _NOISE
         self._aim = _FORGET * self._aim + relative * row / _NOISE
-        self._theta = _non_negative(self._known + self._guess, self._aim + self._guess.sum(axis=1))
+        self._theta = _non_negative(self._measured + self._guess, self._aim + self._guess.sum(axis=1))
 
     @property
     def values(self) -> list[float]:
@@ -117,12 +117,12 @@ def _non_negative(matrix: NDArray[np.float64], aim: NDArray[np.float64]) -> NDAr
     """
     kept = np.arange(len(aim))
     while True:
-        found = np.linalg.solve(matrix[np.ix_(kept, kept)], aim[kept])
-        if len(kept) == 1 or (found >= 0).all():
+        solution = np.linalg.solve(matrix[np.ix_(kept, kept)], aim[kept])
+        if len(kept) == 1 or (solution >= 0).all():
             break
-        kept = np.delete(kept, int(np.argmin(found)))
+        kept = np.delete(kept, int(np.argmin(solution)))
     theta = np.full(len(aim), _LEAST)
-    theta[kept] = np.maximum(found, _LEAST)
+    theta[kept] = np.maximum(solution, _LEAST)
     return theta
 
 

@@ -31,11 +31,11 @@ class Member:
 
 def rungs(first: int, total_steps: int) -> list[int]:
     """The rungs of a job; the end of the run is none."""
-    found, step = [], first
+    steps, step = [], first
     while step < total_steps:
-        found.append(step)
+        steps.append(step)
         step *= 2
-    return found
+    return steps
 
 
 def stops(members: Sequence[Member], first: int, keep: float) -> dict[str, str]:
@@ -46,21 +46,21 @@ def stops(members: Sequence[Member], first: int, keep: float) -> dict[str, str]:
         first: Optimizer steps of the first rung.
         keep: Share that passes a rung.
     """
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     passing = list(members)
     for rung in rungs(first, max((member.total_steps for member in members), default=0)):
         passing = [member for member in passing if member.alive or rung in member.losses]
         places = math.ceil(keep * len(passing))
         ranked = sorted((m for m in passing if rung in m.losses), key=lambda m: (m.losses[rung], m.id))
         for place, member in enumerate(ranked[places:], start=places + 1):
-            if member.alive and member.id not in found:
+            if member.alive and member.id not in reasons:
                 best = ranked[0]
-                found[member.id] = (
+                reasons[member.id] = (
                     f"stopped early: at step {rung} its loss {member.losses[rung]:.4g} is number {place} of "
                     f"{len(passing)}, and {places} pass (early_stop.halving_keep = {keep:g}); the best is "
                     f"{best.name} with {best.losses[rung]:.4g}"
                 )
         if len(ranked) < len(passing):
-            return found  # who passes this rung is not known yet
+            return reasons  # who passes this rung is not known yet
         passing = ranked[:places]
-    return found
+    return reasons

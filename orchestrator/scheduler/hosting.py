@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from orchestrator.scheduler.columns import Jobs, Places
-from orchestrator.scheduler.room import Ints, Mask
+from orchestrator.scheduler.room import Ints, Mask, PlaceMemory
 
 _CLEARLY = 1.5  # times its loss by which a change of base models must gain
+
+
+class _Change(NamedTuple):
+    """A place, and the number of the base model that it changes to."""
+
+    place: int
+    base: int
 
 
 def change_bases(places: Places, jobs: Jobs, bases: Sequence[str], queued: Sequence[int]) -> dict[int, str]:
@@ -40,7 +48,7 @@ def change_bases(places: Places, jobs: Jobs, bases: Sequence[str], queued: Seque
 
     def start(job: int) -> None:
         view, base = jobs.views[job], int(jobs.base[job])
-        found = [
+        candidates = [
             place
             for place in idle
             if place not in rehosts
@@ -48,21 +56,24 @@ def change_bases(places: Places, jobs: Jobs, bases: Sequence[str], queued: Seque
             and places.can_load(place, view.base_model)
             and places.fits_alone(place, view)
         ]
-        if found:
+        if candidates:
             rehost(
-                min(found, key=lambda p: (places.views[p].pinned is None, places.views[p].base_model is not None, p)),
+                min(
+                    candidates,
+                    key=lambda p: (places.views[p].pinned is None, places.views[p].base_model is not None, p),
+                ),
                 base,
             )
 
     for job in waiting:
         if not places.hosts(int(jobs.base[job])).any():
             start(job)
-    seen: Counter[int] = Counter()
+    counted: Counter[int] = Counter()
     for job in waiting:
         base = int(jobs.base[job])
-        seen[base] += 1
+        counted[base] += 1
         loading = int((places.hosts(base) & places.starting).sum())
-        if loading < seen[base] and len(rehosts) < len(idle):
+        if loading < counted[base] and len(rehosts) < len(idle):
             start(job)
     return rehosts
 
@@ -85,50 +96,50 @@ def rebalance(places: Places, jobs: Jobs, bases: Sequence[str]) -> dict[int, str
     backlogs = [_Backlog(jobs, np.flatnonzero((jobs.base == number) & ~jobs.lost)) for number in range(len(bases))]
     sources = [place for place in range(places.count) if _may_change(places, jobs, place)]
     rehosts: dict[int, str] = {}
-    for place, base in _changes(places, backlogs, bases, [place for place in sources if places.empty(place)]):
-        rehosts[place] = bases[base]
-    for place, _ in _changes(places, backlogs, bases, [place for place in sources if place not in rehosts]):
-        places.closed[place] = True
+    for change in _changes(places, backlogs, bases, [place for place in sources if places.empty(place)]):
+        rehosts[change.place] = bases[change.base]
+    for change in _changes(places, backlogs, bases, [place for place in sources if place not in rehosts]):
+        places.closed[change.place] = True
     return rehosts
 
 
-def _changes(
-    places: Places, backlogs: Sequence[_Backlog], bases: Sequence[str], sources: list[int]
-) -> list[tuple[int, int]]:
+def _changes(places: Places, backlogs: Sequence[_Backlog], bases: Sequence[str], sources: list[int]) -> list[_Change]:
     """Changes that are worth it, the best first; each is planned before the next one is looked for."""
-    found: list[tuple[int, int]] = []
+    changes: list[_Change] = []
     while sources:
-        pairs = [
-            (_worth(places, backlogs, place, base, bases[base]), -place, base)
-            for place, base in _pairs(places, sources, bases)
-        ]
-        good = sorted((one for one in pairs if one[0] > 0), reverse=True)
-        best = next((one for one in good if not _needed(places, backlogs, bases, -one[1])), None)
+        worth = {
+            change: _worth(places, backlogs, change.place, change.base, bases[change.base])
+            for change in _possible_changes(places, sources, bases)
+        }
+        gaining = sorted(
+            (change for change in worth if worth[change] > 0),
+            key=lambda change: (worth[change], -change.place, change.base),
+            reverse=True,
+        )
+        best = next((change for change in gaining if not _needed(places, backlogs, bases, change.place)), None)
         if best is None:
             break
-        place, base = -best[1], best[2]
-        sources.remove(place)
-        places.host(place, bases[base])
-        found.append((place, base))
-    return found
+        sources.remove(best.place)
+        places.host(best.place, bases[best.base])
+        changes.append(best)
+    return changes
 
 
 class _Backlog:
     """The jobs of one base model, shortest first."""
 
-    def __init__(self, jobs: Jobs, mine: Ints) -> None:
-        seconds = jobs.left[mine] * (jobs.shared[mine] + jobs.added[mine])
-        by = np.argsort(seconds / jobs.weight[mine], kind="stable")
-        self._seconds, self._weight = seconds[by], jobs.weight[mine][by]
+    def __init__(self, jobs: Jobs, members: Ints) -> None:
+        seconds = jobs.left[members] * (jobs.shared[members] + jobs.added[members])
+        by = np.argsort(seconds / jobs.weight[members], kind="stable")
+        self._seconds, self._weight = seconds[by], jobs.weight[members][by]
         self.weight = float(self._weight.sum())
-        self._age = jobs.age[mine][by] * self._weight
-        self._known: dict[int, float] = {}
-        self._bytes, self._worst = jobs.bytes[mine][by], jobs.worst[mine][by]
+        self._age = jobs.age[members][by] * self._weight
+        self._waits_on: dict[int, float] = {}
+        self._bytes, self._worst = jobs.bytes[members][by], jobs.worst[members][by]
 
-    def fits(self, limit: float, fixed: float, per_token: float, cap: float) -> Mask:
+    def fits(self, memory: PlaceMemory) -> Mask:
         """Which of the jobs fit alone on a place."""
-        mask: Mask = fixed + self._bytes + per_token * np.maximum(cap, self._worst) <= limit
-        return mask
+        return memory.holds_alone(self._bytes, self._worst)
 
     def waits(self, places: int, load: float) -> float:
         """F: weighted seconds that the jobs wait for each other, if they go round the places shortest first.
@@ -139,14 +150,14 @@ class _Backlog:
         """
         if not places:
             return self.waits(1, load) + self.homeless(np.ones(len(self._seconds), bool), load)
-        if places not in self._known:
+        if places not in self._waits_on:
             count = len(self._seconds)
             rows = -(-count // places)
             table = np.zeros(rows * places)
             table[:count] = self._seconds
             starts = np.cumsum(table.reshape(rows, places), axis=0).ravel()[:count] - self._seconds
-            self._known[places] = float(np.dot(starts, self._weight))
-        return self._known[places]
+            self._waits_on[places] = float(np.dot(starts, self._weight))
+        return self._waits_on[places]
 
     def homeless(self, some: Mask, load: float) -> float:
         """Weighted seconds that jobs without any place wait: for a load there and back, and as long again as they
@@ -167,16 +178,15 @@ def _may_change(places: Places, jobs: Jobs, place: int) -> bool:
     """Empty, or ready with jobs that may all be taken off, or are on their way."""
     if places.views[place].pinned is not None and places.views[place].base_model is not None:
         return False
-    return places.calm(place) and all(jobs.movable[job] for job in places.attached[place])
+    return places.stable(place) and all(jobs.movable[job] for job in places.attached[place])
 
 
 def _only_here(places: Places, backlog: _Backlog, number: int, ref: str, place: int) -> Mask:
     """Which jobs of a base model fit on a place and on no other that hosts it."""
-    mine = places.kind(place, ref)
-    others = {places.kind(other, ref) for other in np.flatnonzero(places.hosts(number)).tolist() if other != place}
-    mask = backlog.fits(*mine)
-    for kind in others:
-        mask &= ~backlog.fits(*kind)
+    others = {places.memory(other, ref) for other in np.flatnonzero(places.hosts(number)).tolist() if other != place}
+    mask = backlog.fits(places.memory(place, ref))
+    for memory in others:
+        mask &= ~backlog.fits(memory)
     return mask
 
 
@@ -188,25 +198,29 @@ def _needed(places: Places, backlogs: Sequence[_Backlog], bases: Sequence[str], 
     return bool(_only_here(places, backlogs[base], base, bases[base], place).any())
 
 
-def _pairs(places: Places, sources: Sequence[int], bases: Sequence[str]) -> list[tuple[int, int]]:
+def _possible_changes(places: Places, sources: Sequence[int], bases: Sequence[str]) -> list[_Change]:
     """Places and base models that they could change to; of places that are alike only the first."""
-    seen: set[object] = set()
-    pairs = []
+    counted: set[object] = set()
+    changes = []
     for place in sorted(sources):
         view = places.views[place]
         alike = (int(places.base[place]), view.pinned, view.memory_limit, view.shape, view.load_seconds)
         kind = (alike, *sorted(view.loads.items()), *sorted(view.barred))
-        if kind in seen:
+        if kind in counted:
             continue
-        seen.add(kind)
-        pairs += [(place, n) for n, ref in enumerate(bases) if n != places.base[place] and places.can_load(place, ref)]
-    return pairs
+        counted.add(kind)
+        changes += [
+            _Change(place, base)
+            for base, ref in enumerate(bases)
+            if base != places.base[place] and places.can_load(place, ref)
+        ]
+    return changes
 
 
 def _worth(places: Places, backlogs: Sequence[_Backlog], place: int, base: int, ref: str) -> float:
     """Weighted seconds that a change gains, beyond what it must."""
     load, old, backlog = places.views[place].seconds_to_load(ref), int(places.base[place]), backlogs[base]
-    if not backlog.fits(*places.kind(place, ref)).any():
+    if not backlog.fits(places.memory(place, ref)).any():
         return 0.0
     hosts = int(places.hosts(base).sum())
     gain = 0.0

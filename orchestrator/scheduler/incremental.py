@@ -1,10 +1,10 @@
 """Between two full plans: an end gives its place to the head of the queue, an arrival takes the cheapest place.
 
-A `Standing` is a full plan that has been carried out as far as it goes at once, with its columns, its order and its
-policy. It answers arrivals and ends by the rules of the full plan (`Planner._place`, the policy's `cost`, `takes` and
-`hopeful`), in a few vector operations, and leaves everything else to the next full plan: who is taken off, moved,
-kept a place for or refused, base models, and the words of those who wait. A place on which any of that is under way is
-shut: nothing starts there, and what ends there asks for a full plan.
+An `IncrementalPlan` is a full plan that has been carried out as far as it goes at once, with its columns, its order
+and its policy. It answers arrivals and ends by the rules of the full plan (`Planner._place`, the policy's `cost`,
+`takes` and `hopeful`), in a few vector operations. Everything else it leaves to the next full plan: who is taken off,
+moved, kept a place for or refused, base models, and the reasons of those who wait. A place on which any of that is
+under way is shut: nothing starts there, and what ends there asks for a full plan.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from orchestrator.scheduler.view import ActorState, ClusterView, JobView, Plan
 _HEAD = 256  # of the queue that are looked at first
 
 
-class Standing(Planner):
-    """What stands of a full plan.
+class IncrementalPlan(Planner):
+    """A full plan, and what has come of it since.
 
     Attributes:
         full: The plan that it started from.
     """
 
-    def __init__(self, view: ClusterView, policy: str = DEFAULT, *, words: bool = True) -> None:
+    def __init__(self, view: ClusterView, policy: str = DEFAULT, *, explain: bool = True) -> None:
         """Make the full plan, which is `decide` of the same arguments; what follows takes it as carried out."""
         super().__init__(view, POLICIES[policy])
-        self.full = self.plan(words=words)
-        self._since = view.now  # the age of every job is that at the full plan, or the order would not hold
+        self.full = self.plan(explain=explain)
+        self._planned_at = view.now  # the age of every job is that at the full plan, or the order would not hold
         self._number = {job.id: number for number, job in enumerate(self._jobs.views)}
-        self._known = {self._bases[base] for base in np.unique(self._jobs.base)}
-        self._names = {place.id: number for number, place in enumerate(self._places.views)}
+        self._planned_bases = {self._bases[base] for base in np.unique(self._jobs.base)}
+        self._place_number = {place.id: number for number, place in enumerate(self._places.views)}
         starts = {self._number[job] for job in (*self.full.placements, *self.full.after)}
         for job in np.flatnonzero(self._asked & (self._target != self._jobs.at) & (self._target >= 0)).tolist():
             if job not in starts:  # it counts on a place that is still loading, and takes one that is free sooner
@@ -51,7 +51,7 @@ class Standing(Planner):
         jobs, places, full = self._jobs, self._places, self.full
         shut = ~places.ready | places.closed | (places.kept_for >= 0)
         shut |= np.array([bool(there) for there in places.leaving], bool)
-        shut[[self._names[place] for place in full.after.values()]] = True
+        shut[[self._place_number[place] for place in full.after.values()]] = True
         shut[[int(jobs.at[self._number[job]]) for job in (*full.preemptions, *full.moves)]] = True
         shut |= np.array([state is not ActorState.READY for state in places.states], bool)
         places.base[shut] = -1
@@ -70,7 +70,7 @@ class Standing(Planner):
             gone: Jobs that have ended, or have left the queue.
             now: The time, on the clock of the view.
         """
-        if any(job.base_model not in self._known or now - job.queued_at >= PATIENCE_S for job in arrived):
+        if any(job.base_model not in self._planned_bases or now - job.queued_at >= PATIENCE_S for job in arrived):
             return None
         freed = self._free(gone)
         if freed is None:
@@ -110,14 +110,14 @@ class Standing(Planner):
         for place in freed:
             queue = self._queue[int(self._places.base[place])]
             at = 0
-            while (found := self._first(queue, at, place)) is not None:
-                at, job = found
+            while (match := self._first_to_start(queue, at, place)) is not None:
+                at, job = match
                 self._put(job, place)
                 self._queued[job] = False
                 placed.append(job)
         return placed
 
-    def _first(self, queue: Ints, at: int, place: int) -> tuple[int, int] | None:
+    def _first_to_start(self, queue: Ints, at: int, place: int) -> tuple[int, int] | None:
         """The first job of a queue from some position on that starts on a place, and the position after it."""
         jobs, places = self._jobs, self._places
         here = np.zeros(places.count, bool)
@@ -138,7 +138,7 @@ class Standing(Planner):
     def _enter(self, arrived: Sequence[JobView]) -> list[int]:
         """Rows for new jobs; returns their numbers, the best first. One that comes back gets a new number."""
         before, count = self._jobs.count, len(arrived)
-        self._jobs.append(arrived, self._bases, self._since)
+        self._jobs.append(arrived, self._bases, self._planned_at)
         numbers = np.arange(before, before + count)
         self._number |= {job.id: int(number) for job, number in zip(arrived, numbers, strict=True)}
         self._target = np.append(self._target, np.full(count, -1, np.int64))

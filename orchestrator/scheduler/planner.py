@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,17 +17,24 @@ from orchestrator.scheduler.view import ActorState, ClusterView, Plan
 PATIENCE_S = 60.0
 
 
+class _Demand(NamedTuple):
+    """What a job wants of a place's memory, as in `JobRow`."""
+
+    bytes: float
+    worst: float
+
+
 class Planner:
     """One plan in the making."""
 
     def __init__(self, view: ClusterView, policy: type[Policy]) -> None:
-        self._look(view)
-        self._rejections, self._hopeless = self._never_fit()
-        if out := {**self._rejections, **self._hopeless}:  # they count for nothing from here on
-            self._look(replace(view, jobs=tuple(job for job in view.jobs if job.id not in out)))
+        self._tabulate(view)
+        self._rejections, self._must_wait = self._never_fit()
+        if unplaceable := {**self._rejections, **self._must_wait}:  # they count for nothing from here on
+            self._tabulate(replace(view, jobs=tuple(job for job in view.jobs if job.id not in unplaceable)))
         self._target = np.full(self._jobs.count, -1, np.int64)  # place where each job shall be
         self._asked = ~self._jobs.lost  # whose place is still open
-        self._vain: dict[int, tuple[float, float]] = {}  # base model -> bytes, tokens for which no place can be kept
+        self._unkeepable: dict[int, _Demand] = {}  # base model -> for whom no place can be kept
         self._attach(view)
         self._rehosts: dict[int, str] = {}
         if policy.rebalances:
@@ -34,7 +42,7 @@ class Planner:
         self._policy = policy(self._jobs, self._places, view.makespan)
         self._order = self._policy.order()
 
-    def _look(self, view: ClusterView) -> None:
+    def _tabulate(self, view: ClusterView) -> None:
         actors = sorted(view.actors, key=lambda actor: actor.id)
         self._bases, models = unique_bases(view), Models(view)
         self._jobs = Jobs(view, actors, self._bases, models)
@@ -50,7 +58,7 @@ class Planner:
             if job.leaving and job.actor in index:
                 places.leaving[index[job.actor]].append(job)
 
-    def plan(self, *, words: bool) -> Plan:
+    def plan(self, *, explain: bool) -> Plan:
         """The whole plan."""
         self._settle()
         settled = self._order[(self._target >= 0)[self._order]][::-1].tolist()  # the best last
@@ -64,7 +72,7 @@ class Planner:
         queued = self._order[(self._asked & (self._jobs.at < 0))[self._order]].tolist()
         if not self._policy.rebalances:
             self._rehosts = hosting.change_bases(self._places, self._jobs, self._bases, queued)
-        return self._differences(queued, words)
+        return self._differences(queued, explain)
 
     # -- who is not asked ----------------------------------------------------------------------------------------
 
@@ -79,17 +87,19 @@ class Planner:
         guessed = np.array([job.started for job in jobs.views], bool)
         for number, ref in enumerate(self._bases):
             hosts = [place for place in range(places.count) if places.may_host(place, ref)]
-            mine = jobs.base == number
+            of_base = jobs.base == number
             if not hosts:
-                fits |= mine
-            fits |= mine & jobs.fit_alone({places.kind(place, ref) for place in hosts})
-            guessed |= mine & jobs.fit_alone({kind for place in hosts for kind in places.guessed_kinds(place, ref)})
-        words = {job: reasons.never_fits(places, jobs.views[job]) for job in np.flatnonzero(~fits).tolist()}
-        names = {job: jobs.views[job].id for job in words}
-        return (
-            {names[job]: why for job, why in words.items() if not guessed[job]},
-            {names[job]: why for job, why in words.items() if guessed[job]},
-        )
+                fits |= of_base
+            fits |= of_base & jobs.fit_alone({places.memory(place, ref) for place in hosts})
+            guessed |= of_base & jobs.fit_alone(
+                {memory for place in hosts for memory in places.guessed_memories(place, ref)}
+            )
+        rejections: dict[str, str] = {}
+        must_wait: dict[str, str] = {}
+        for job in np.flatnonzero(~fits).tolist():
+            view = jobs.views[job]
+            (must_wait if guessed[job] else rejections)[view.id] = reasons.never_fits(places, view)
+        return rejections, must_wait
 
     def _settle(self) -> None:
         """Running jobs that stay where they are, whatever the policy would like.
@@ -100,8 +110,8 @@ class Planner:
         jobs, places = self._jobs, self._places
         for job in np.flatnonzero(jobs.at >= 0):
             place = int(jobs.at[job])
-            calm = places.states[place] is ActorState.READY or places.closed[place]
-            if self._policy.preempts and jobs.movable[job] and calm:
+            stable = places.states[place] is ActorState.READY or places.closed[place]
+            if self._policy.preempts and jobs.movable[job] and stable:
                 places.wait(place, 1)
             else:
                 places.hold(place, int(job))
@@ -136,28 +146,28 @@ class Planner:
         jobs, places = self._jobs, self._places
         hopeful = np.zeros(len(left), bool)
         for base in np.unique(jobs.base[left]):
-            mine = np.flatnonzero(jobs.base[left] == base)
-            some = left[mine]
-            patient = (jobs.waited[some] < PATIENCE_S) | (jobs.at[some] >= 0)
+            of_base = np.flatnonzero(jobs.base[left] == base)
+            members = left[of_base]
+            patient = (jobs.waited[members] < PATIENCE_S) | (jobs.at[members] >= 0)
             if (places.kept_for >= 0).any():
                 kept = places.kept_for[places.kept_for >= 0]
                 patient |= bool((jobs.base[kept] == base).any())
-            if int(base) in self._vain:
-                size, tokens = self._vain[int(base)]
-                patient |= (jobs.bytes[some] >= size) & (jobs.worst[some] >= tokens)
+            if int(base) in self._unkeepable:
+                demand = self._unkeepable[int(base)]
+                patient |= (jobs.bytes[members] >= demand.bytes) & (jobs.worst[members] >= demand.worst)
             hosts = places.hosts(int(base)) & (places.kept_for < 0)
             if not hosts.any():
-                hopeful[mine] = ~patient & (not self._policy.rebalances)
+                hopeful[of_base] = ~patient & (not self._policy.rebalances)
                 continue
-            fits = places.room.may_fit(hosts, jobs.bytes[some], jobs.worst[some])
-            hopeful[mine] = self._policy.hopeful(some, hosts) & (fits | ~patient)
+            fits = places.room.may_fit(hosts, jobs.bytes[members], jobs.worst[members])
+            hopeful[of_base] = self._policy.hopeful(members, hosts) & (fits | ~patient)
         return hopeful
 
     def _place(self, job: int) -> None:
         jobs, places = self._jobs, self._places
         hosts = places.hosts(int(jobs.base[job])) & (places.kept_for < 0)
         here = int(jobs.at[job])
-        if here >= 0 and hosts[here] and self._content(job, here):
+        if here >= 0 and hosts[here] and self._stays_put(job, here):
             self._put(job, here)
             return
         wanted = np.where(hosts, self._policy.cost(job), np.inf)
@@ -171,7 +181,7 @@ class Planner:
         """Whether it is for want of memory, or of a host that nobody else sees to, that a job finds no place."""
         return bool(np.isfinite(wanted).any()) or not (hosts.any() or self._policy.rebalances)
 
-    def _content(self, job: int, here: int) -> bool:
+    def _stays_put(self, job: int, here: int) -> bool:
         """Whether a running job stays without a further look: it is wanted, fits, and is alone or no place is vacant.
 
         A place whose jobs are still to be decided of is not vacant: who moves there turns them out. To look there as
@@ -219,28 +229,28 @@ class Planner:
         if (jobs.base[kept] == base).any():
             return
         view, hosts = jobs.views[job], places.hosts(base)
-        found = [
+        candidates = [
             place
             for place in np.flatnonzero(places.kept_for < 0).tolist()
             if (hosts[place] or (self._may_load(place) and places.can_load(place, view.base_model)))
             and places.fits_alone(place, view)
         ]
-        if not found:
-            self._vain[base] = (jobs.bytes[job], jobs.worst[job])
+        if not candidates:
+            self._unkeepable[base] = _Demand(jobs.bytes[job], jobs.worst[job])
             return
         best = min(
-            found,
+            candidates,
             key=lambda p: (not places.idle(p), not hosts[p], places.views[p].pinned is None, places.jobs_on[p], p),
         )
         places.kept_for[best] = job
 
     def _may_load(self, place: int) -> bool:
         """Whether a place can be kept for another base model; a policy that rebalances sees to that itself."""
-        return not self._policy.rebalances and self._places.calm(place)
+        return not self._policy.rebalances and self._places.stable(place)
 
     # -- the plan ------------------------------------------------------------------------------------------------
 
-    def _differences(self, queued: list[int], words: bool) -> Plan:
+    def _differences(self, queued: list[int], explain: bool) -> Plan:
         jobs, places, target = self._jobs, self._places, self._target
         names = [job.id for job in jobs.views]
         ids = [place.id for place in places.views]
@@ -260,14 +270,14 @@ class Planner:
         moves = {job: int(target[job]) for job in leave if target[job] >= 0 and places.ready[target[job]]}
         gone = [job for job in leave if job not in moves]
         waiting = [job for job in queued if job not in placements and not jobs.leaving[job]]
-        why = reasons.Reasons(places, jobs, self._bases, self._policy.turn) if words else None
+        why = reasons.Reasons(places, jobs, self._bases, self._policy.turn) if explain else None
         return Plan(
             placements={names[job]: ids[place] for job, place in placements.items()},
             preemptions={names[job]: why.leaves(job) if why else "" for job in gone},
             moves={names[job]: ids[place] for job, place in moves.items()},
             after={names[job]: ids[place] for job, place in {**after, **moves}.items()},
             waiting={
-                **self._hopeless,
+                **self._must_wait,
                 **{names[job]: why.waits(job, after.get(job)) if why else "" for job in waiting},
             },
             rejections=self._rejections,

@@ -12,7 +12,7 @@ What is the same under every policy:
    actors that are loading for them. An actor that the cluster file gives to one base model never changes; nor does
    one with active jobs.
 4. A job that would not fit even alone on any actor that may host its base model is rejected, if the guess of the
-   memory says so as well; one that has started waits, with the same words.
+   memory says so as well; one that has started waits, with the same reason.
 5. Only a job that is `movable` is taken off its actor, and only under a policy that pre-empts.
 
 What is a policy's own: the order of the jobs, and where each is wanted (see `policies`).
@@ -27,7 +27,7 @@ from orchestrator.scheduler.view import ClusterView, Plan
 __all__ = ["DEFAULT", "PATIENCE_S", "POLICIES", "decide"]
 
 
-def decide(view: ClusterView, policy: str = DEFAULT, *, words: bool = True) -> Plan:
+def decide(view: ClusterView, policy: str = DEFAULT, *, explain: bool = True) -> Plan:
     """The plan for one look at the cluster.
 
     Equal views give equal plans, and a plan that was carried out calls for no further placement.
@@ -35,6 +35,6 @@ def decide(view: ClusterView, policy: str = DEFAULT, *, words: bool = True) -> P
     Args:
         view: The cluster.
         policy: One of `POLICIES`.
-        words: Whether to say why each job waits; the simulator does not ask.
+        explain: Whether to say why each job waits or leaves; a clock that only exists on paper does not ask.
     """
-    return Planner(view, POLICIES[policy]).plan(words=words)
+    return Planner(view, POLICIES[policy]).plan(explain=explain)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,18 +12,32 @@ Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 
+class PlaceMemory(NamedTuple):
+    """The memory of one place with one base model; places where it is equal need not be looked at one by one.
+
+    Attributes:
+        limit: Bytes that may be used; infinite where nobody knows.
+        fixed: Bytes of the memory model that do not grow with tokens.
+        per_token: Bytes of one token of a shared batch.
+        cap: Most tokens of a shared batch; -1 where there is no such limit.
+    """
+
+    limit: float
+    fixed: float
+    per_token: float
+    cap: float
+
+    def holds_alone(self, adapter_bytes: Floats, worst: Floats) -> Mask:
+        """Which jobs fit onto a place that has nothing else."""
+        mask: Mask = self.fixed + adapter_bytes + self.per_token * np.maximum(self.cap, worst) <= self.limit
+        return mask
+
+
 class Room:
     """Bytes of each place: what its base model and its adapters need, and what is left."""
 
     def __init__(self, limits: Floats, fixed: Floats, per_token: Floats, caps: Floats) -> None:
-        """All columns over places.
-
-        Args:
-            limits: Bytes that may be used; infinite where nobody knows.
-            fixed: Of the memory model of the base model there.
-            per_token: Likewise.
-            caps: Likewise; -1 where there is none.
-        """
+        """Without any jobs; all columns over places, as in `PlaceMemory`."""
         self.limits, self.fixed, self.per_token, self.caps = limits, fixed, per_token, caps
         self.capped = caps >= 0
         self.adapters = np.zeros(len(limits))
@@ -33,10 +49,11 @@ class Room:
         other.adapters, other.tokens = self.adapters.copy(), self.tokens.copy()
         return other
 
-    def rebase(self, place: int, limit: float, fixed: float, per_token: float, cap: float) -> None:
+    def rebase(self, place: int, memory: PlaceMemory) -> None:
         """Another base model on a place without jobs."""
-        self.limits[place], self.fixed[place], self.per_token[place], self.caps[place] = limit, fixed, per_token, cap
-        self.capped[place] = cap >= 0
+        self.limits[place], self.fixed[place] = memory.limit, memory.fixed
+        self.per_token[place], self.caps[place] = memory.per_token, memory.cap
+        self.capped[place] = memory.cap >= 0
         self.clear(place)
 
     def clear(self, place: int) -> None:

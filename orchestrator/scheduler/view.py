@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
+from typing import NamedTuple
 
 from gpu_actor.contract.config import Quantization
 from gpu_actor.contract.description import BaseDescription
@@ -83,6 +84,30 @@ class MemoryModel:
     token_cap: int | None = None
 
 
+class JobRow(NamedTuple):
+    """The numbers of one job, a row of the scheduler's table of jobs (`columns.Jobs`).
+
+    Attributes:
+        bytes: Of its adapter.
+        worst: Most tokens that one of its micro-batches can have.
+        tokens: Mean real tokens of one optimizer step.
+        left, total: Optimizer steps still to do, and all.
+        weight: Of its class.
+    """
+
+    bytes: float
+    worst: float
+    tokens: float
+    left: float
+    total: float
+    priority: float
+    weight: float
+    submitted_at: float
+    queued_at: float
+    movable: bool
+    leaving: bool
+
+
 @dataclass(frozen=True)
 class JobView:
     """A queued or running job.
@@ -134,13 +159,22 @@ class JobView:
         return float(2.0 ** max(-MAX_CLASS, min(MAX_CLASS, self.priority)))
 
     @cached_property
-    def row(self) -> tuple[float, ...]:
-        """Its numbers, in the order of `table.Jobs`; made once for a job that waits through many looks."""
+    def row(self) -> JobRow:
+        """Its numbers; made once for a job that waits through many looks."""
         left = max(self.steps_left, 1)
-        total = max(self.steps_total or left, left)
-        sizes = (self.adapter_bytes, self.worst_tokens, self.tokens, left, total)
-        flags = (self.movable, self.leaving)
-        return (*sizes, self.priority, self.weight, self.submitted_at, self.queued_at, *flags)
+        return JobRow(
+            self.adapter_bytes,
+            self.worst_tokens,
+            self.tokens,
+            left,
+            max(self.steps_total or left, left),
+            self.priority,
+            self.weight,
+            self.submitted_at,
+            self.queued_at,
+            self.movable,
+            self.leaving,
+        )
 
 
 @dataclass(frozen=True)

@@ -54,12 +54,12 @@ def render(
     body: list[str] = []
     top = _TOP
     for lane in lanes:
-        mine = sorted((one for one in segments if one.lane == lane), key=lambda one: (one.start, one.job))
-        rows = _rows(mine)
+        on_lane = sorted((one for one in segments if one.lane == lane), key=lambda one: (one.start, one.job))
+        rows = _rows(on_lane)
         count = max(rows, default=0) + 1
         height = max(_LANE_LEAST, count * _ROW) if count <= 4 else max(_LANE_LEAST, 4 * _ROW + (count - 4) * _ROW / 2)
         body.append(_lane(lane, top, height))
-        body += _bars(mine, rows, count, top, height, start, scale, colours)
+        body += _bars(on_lane, rows, count, top, height, start, scale, colours)
         top += height + 2
         points = (memory or {}).get(lane, ())
         if memory is not None:
@@ -172,26 +172,26 @@ def _legend(jobs: Sequence[str], colours: Mapping[str, str], top: float, memory:
         entries.append(("#7aa6d8", f"a bar is one of {len(jobs)} jobs on an actor (point at it for its name)"))
     if memory:
         entries.append(("#c0504d", "memory in use; the dashed line is the actor's limit"))
-    for colour, words in entries:
-        width = 22 + len(words) * 6.4 + 14
+    for colour, label in entries:
+        width = 22 + len(label) * 6.4 + 14
         if x + width > _WIDTH - _RIGHT and x > _LEFT:
             x, y = _LEFT, y + 18
         parts.append(f'<rect x="{x:.1f}" y="{y - 9:.1f}" width="14" height="10" rx="2" fill="{colour}"/>')
-        parts.append(f'<text class="legend" x="{x + 19:.1f}" y="{y:.1f}">{escape(words)}</text>')
+        parts.append(f'<text class="legend" x="{x + 19:.1f}" y="{y:.1f}">{escape(label)}</text>')
         x += width
     return parts, y + 18
 
 
 def _colours(jobs: Sequence[str]) -> dict[str, str]:
     """Few jobs: hues far apart. Many: a hue by the name, so that a job keeps its colour from picture to picture."""
-    found = {}
+    colours = {}
     for number, job in enumerate(jobs):
         few = len(jobs) <= _FEW_JOBS
         hue = number * 0.381966 % 1.0 if few else (zlib.crc32(job.encode()) % 997) / 997
         light = 0.62 + 0.12 * (number % 2) if few else 0.58 + 0.02 * (zlib.crc32(job.encode()) % 11)
         red, green, blue = (round(255 * part) for part in colorsys.hls_to_rgb(hue, light, 0.55))
-        found[job] = f"#{red:02x}{green:02x}{blue:02x}"
-    return found
+        colours[job] = f"#{red:02x}{green:02x}{blue:02x}"
+    return colours
 
 
 def _clock(seconds: float) -> str:

@@ -11,22 +11,22 @@ from collections.abc import Iterator, Sequence
 
 from orchestrator.simulation.bounds import Task
 
-_NONE = 1e-9
+_NEGLIGIBLE = 1e-9
 
 
-def optimum(tasks: Sequence[Task], shared: float, actors: int = 1, known: float = float("inf")) -> float:
+def optimum(tasks: Sequence[Task], shared: float, actors: int = 1, upper_bound: float = float("inf")) -> float:
     """The least weighted mean turnaround of up to six jobs: sum of w (end - release) over sum of w.
 
     Args:
         tasks: The jobs.
         shared: a, the fixed seconds of a step.
         actors: Number of actors.
-        known: Weighted mean turnaround of a schedule that is known already; makes the search faster.
+        upper_bound: Weighted mean turnaround of a schedule that is known already; makes the search faster.
     """
     total = sum(task.weight for task in tasks)
-    search = _Search(tasks, shared, actors, known * total + 1e-6)
+    search = _Search(tasks, shared, actors, upper_bound * total + 1e-6)
     search.visit(min(task.release for task in tasks), [task.steps for task in tasks], 0.0)
-    return min(search.best, known * total) / total
+    return min(search.best, upper_bound * total) / total
 
 
 class _Search:
@@ -39,18 +39,18 @@ class _Search:
     def visit(self, now: float, left: list[float], cost: float) -> None:
         """All schedules from a moment on; `cost` is the weighted turnaround of the jobs that are done."""
         tasks = self._tasks
-        open_ = [j for j, steps in enumerate(left) if steps > _NONE]
+        open_ = [j for j, steps in enumerate(left) if steps > _NEGLIGIBLE]
         if not open_:
             self.best = min(self.best, cost)
             return
-        if cost + self._bound(now, left, open_) >= self.best - _NONE:
+        if cost + self._bound(now, left, open_) >= self.best - _NEGLIGIBLE:
             return
         key = (round(now, 6), *(round(steps, 6) for steps in left))
-        if self._seen.get(key, float("inf")) <= cost + _NONE:
+        if self._seen.get(key, float("inf")) <= cost + _NEGLIGIBLE:
             return
         self._seen[key] = cost
-        here = [j for j in open_ if tasks[j].release <= now + _NONE]
-        coming = min((tasks[j].release for j in open_ if tasks[j].release > now + _NONE), default=float("inf"))
+        here = [j for j in open_ if tasks[j].release <= now + _NEGLIGIBLE]
+        coming = min((tasks[j].release for j in open_ if tasks[j].release > now + _NEGLIGIBLE), default=float("inf"))
         if not here:
             self.visit(coming, left, cost)
             return
@@ -67,7 +67,7 @@ class _Search:
         for group, step in zip(groups, steps, strict=True):
             for j in group:
                 after[j] = max(0.0, left[j] - (then - now) / step)
-                if after[j] <= _NONE * (1 + left[j]):
+                if after[j] <= _NEGLIGIBLE * (1 + left[j]):
                     after[j] = 0.0
                     cost += tasks[j].weight * (then - tasks[j].release)
         self.visit(then, after, cost)

@@ -117,18 +117,18 @@ def read_trace(path: Path) -> list[TraceJob]:
     try:
         with Path(path).open(encoding="utf-8-sig", newline="") as file:  # spreadsheets write a mark at the start
             reader = csv.DictReader(file)
-            rows, found = list(reader), reader.fieldnames or ()
+            rows, header = list(reader), reader.fieldnames or ()
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise TraceError([Problem(source, "", f"cannot be read as CSV: {error}; give a file with a header")]) from None
-    missing = [name for name in _COLUMNS[:-1] if name not in found]
+    missing = [name for name in _COLUMNS[:-1] if name not in header]
     if missing or len(rows) > _MOST_JOBS:
-        words = f"lacks the column {', '.join(missing)}" if missing else f"has more than {_MOST_JOBS} rows"
-        raise TraceError([Problem(source, "", f"{words}; a trace has {','.join(_COLUMNS)}, one row per job")])
+        fault = f"lacks the column {', '.join(missing)}" if missing else f"has more than {_MOST_JOBS} rows"
+        raise TraceError([Problem(source, "", f"{fault}; a trace has {','.join(_COLUMNS)}, one row per job")])
     problems: list[Problem] = []
     jobs: list[TraceJob] = []
     for number, row in enumerate(rows, start=2):
         if None in row:
-            problems.append(Problem(f"{source}:{number}", "", f"has more fields than the header ({len(found)})"))
+            problems.append(Problem(f"{source}:{number}", "", f"has more fields than the header ({len(header)})"))
             continue
         try:
             jobs.append(
@@ -168,6 +168,5 @@ def read_profile(path: Path) -> Profile:
         try:
             return Profile.model_validate(data)
         except ValidationError as error:
-            found = explain(error, data, Profile, {})
-            problems = [Problem(str(path), dotted(field), text) for field, text in found]
+            problems = [Problem(str(path), dotted(field), text) for field, text in explain(error, data, Profile, {})]
     raise TraceError(problems or [Problem(str(path), "", "is no profile; give a mapping of fields")])

@@ -141,10 +141,10 @@ def _bases(count: int, shape: WorkloadShape, random: np.random.Generator) -> Seq
     """The base model of each job: number k is k + 1 times as rare as the first, and they come in runs."""
     chances = 1.0 / np.arange(1, shape.bases + 1)
     chances /= chances.sum()
-    found: list[int] = []
+    drawn: list[int] = []
     for _ in range(count):
-        if found and random.random() < 1 - 1 / max(shape.runs, 1.0):
-            found.append(found[-1])
+        if drawn and random.random() < 1 - 1 / max(shape.runs, 1.0):
+            drawn.append(drawn[-1])
         else:
-            found.append(int(random.choice(shape.bases, p=chances)))
-    return found
+            drawn.append(int(random.choice(shape.bases, p=chances)))
+    return drawn

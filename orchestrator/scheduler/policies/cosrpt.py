@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,19 @@ PATIENT = 5.0  # slowdown up to which a job is patient; beyond it its weight gro
 AGE_POWER = 2.0
 FUTURE = 2.0  # f: the overhead saved for jobs that are still to come counts twice that for those that are here
 STAY = 2.0  # a step of a job counts v + 2 a in the order: it holds a place in a group while the others' steps are done
+
+
+class _Queue(NamedTuple):
+    """The jobs of one base model in their order.
+
+    Attributes:
+        weight_behind: From each job on to the end; a last 0 for whoever comes behind them all.
+        overhead: lambda, that a step charges each of them.
+    """
+
+    ranks: Floats
+    weight_behind: Floats
+    overhead: float
 
 
 class CoSrpt(Policy):
@@ -39,60 +52,59 @@ class CoSrpt(Policy):
         alone = np.maximum(jobs.total * (jobs.shared + jobs.added), 1e-9)
         slow = jobs.age / alone
         jobs.weight = jobs.weight * np.maximum(1.0, slow / PATIENT) ** AGE_POWER
-        self._lam = np.zeros(jobs.count)
-        self._keep = np.zeros(jobs.count)  # K
+        self._overhead = np.zeros(jobs.count)  # lambda
+        self._weight_behind = np.zeros(jobs.count)  # K
         self._actors: dict[int, int] = {}  # by base model
-        self._lines: dict[int, tuple[Floats, Floats, float]] = {}  # likewise, for jobs that come later
+        self._queues: dict[int, _Queue] = {}  # likewise, for jobs that come later
         for base in np.unique(jobs.base):
-            mine, actors = np.flatnonzero(jobs.base == base), max(1, int(places.hosts(int(base)).sum()))
+            members, actors = np.flatnonzero(jobs.base == base), max(1, int(places.hosts(int(base)).sum()))
             self._actors[int(base)] = actors
-            self._urge(mine, actors)
-            self._share(mine, actors)
+            self._weigh_long_jobs(members, actors)
+            self._size_groups(members, actors)
 
-    def _urge(self, mine: Ints, actors: int) -> None:
+    def _weigh_long_jobs(self, members: Ints, actors: int) -> None:
         """More weight for the jobs that decide when everything is done."""
         jobs = self.jobs
-        alone = jobs.left[mine] * (jobs.shared[mine] + jobs.added[mine])
-        least = float((jobs.left[mine] * jobs.added[mine]).sum()) / actors
-        jobs.weight[mine] *= np.maximum(1.0, alone / max(least, 1e-9)) ** self.makespan
+        alone = jobs.left[members] * (jobs.shared[members] + jobs.added[members])
+        least = float((jobs.left[members] * jobs.added[members]).sum()) / actors
+        jobs.weight[members] *= np.maximum(1.0, alone / max(least, 1e-9)) ** self.makespan
 
-    def _share(self, mine: Ints, actors: int) -> None:
+    def _size_groups(self, members: Ints, actors: int) -> None:
         """The group size g of one base model, and from it the overhead that a step charges a job."""
         jobs = self.jobs
-        a = jobs.shared[mine]
-        lam = a
-        keep = np.zeros(len(mine))
+        a = jobs.shared[members]
+        overhead = a
+        behind_each = np.zeros(len(members))
         for _ in range(2):
-            by = np.argsort(jobs.left[mine] * (jobs.added[mine] + lam) / jobs.weight[mine], kind="stable")
-            weight = jobs.weight[mine][by]
+            by = np.argsort(jobs.left[members] * (jobs.added[members] + overhead) / jobs.weight[members], kind="stable")
+            weight = jobs.weight[members][by]
             after = np.cumsum(weight[::-1])[::-1]
             ahead = (after[0] - after) / actors
-            keep[by] = np.maximum(weight, after / actors)
-            limit = (a * (1 + FUTURE) * keep)[by] / np.maximum(jobs.added[mine][by] * ahead, 1e-12)
+            behind_each[by] = np.maximum(weight, after / actors)
+            limit = (a * (1 + FUTURE) * behind_each)[by] / np.maximum(jobs.added[members][by] * ahead, 1e-12)
             ranked = np.sort(limit)[::-1]
-            group = np.minimum(ranked, np.arange(1, len(mine) + 1) / actors).max(initial=1.0)
-            lam = a / max(1.0, group)
-        self._lam[mine], self._keep[mine] = lam, keep
+            group = np.minimum(ranked, np.arange(1, len(members) + 1) / actors).max(initial=1.0)
+            overhead = a / max(1.0, group)
+        self._overhead[members], self._weight_behind[members] = overhead, behind_each
 
     def enter(self, jobs: Ints) -> None:
         """With the overhead that a step charges now, and the weight that was behind each at the full plan."""
         columns, more = self.jobs, np.zeros(len(jobs))
-        self._lam, self._keep = np.append(self._lam, more), np.append(self._keep, more)
+        self._overhead, self._weight_behind = np.append(self._overhead, more), np.append(self._weight_behind, more)
         for job, rank in zip(jobs.tolist(), self.rank(jobs).tolist(), strict=True):
             base = int(columns.base[job])
-            if base not in self._lines:
-                self._lines[base] = self._line(np.flatnonzero(columns.base[: jobs[0]] == base))
-            ranks, behind, lam = self._lines[base]
-            own = columns.weight[job]
-            after = behind[np.searchsorted(ranks, rank)] + own
-            self._lam[job], self._keep[job] = lam, max(own, after / self._actors[base])
+            if base not in self._queues:
+                self._queues[base] = self._queue_of(np.flatnonzero(columns.base[: jobs[0]] == base))
+            queue, weight = self._queues[base], columns.weight[job]
+            behind = queue.weight_behind[np.searchsorted(queue.ranks, rank)] + weight
+            self._overhead[job], self._weight_behind[job] = queue.overhead, max(weight, behind / self._actors[base])
 
-    def _line(self, mine: Ints) -> tuple[Floats, Floats, float]:
-        """The jobs of one base model in their order: ranks, the weight from each on to the end, and lambda."""
-        ranks = self.rank(mine)
+    def _queue_of(self, members: Ints) -> _Queue:
+        """The queue of the jobs of one base model."""
+        ranks = self.rank(members)
         by = np.argsort(ranks, kind="stable")
-        behind = np.append(np.cumsum(self.jobs.weight[mine][by][::-1])[::-1], 0.0)
-        return ranks[by], behind, float(self._lam[mine[0]])
+        behind = np.append(np.cumsum(self.jobs.weight[members][by][::-1])[::-1], 0.0)
+        return _Queue(ranks[by], behind, float(self._overhead[members[0]]))
 
     def rank(self, jobs: Ints) -> Floats:
         """By what is left, over the weight. In a group all steps take equally long, so that few of them count most."""
@@ -104,17 +116,19 @@ class CoSrpt(Policy):
     def cost(self, job: int) -> Floats:
         """What the job and its neighbours lose."""
         places = self.places
-        wanted = places.weight_on * self.jobs.added[job] <= self._most(job)
+        wanted = places.weight_on * self.jobs.added[job] <= self._most_added(job)
         return np.where((places.jobs_on == 0) | wanted, places.sharing_cost(job), np.inf)
 
     def takes(self, job: int, place: int) -> bool:
         """An empty one, or one where what the job costs the others is less than the overhead it saves."""
         places = self.places
-        return not places.jobs_on[place] or bool(places.weight_on[place] * self.jobs.added[job] <= self._most(job))
+        seconds = places.weight_on[place] * self.jobs.added[job]
+        return not places.jobs_on[place] or bool(seconds <= self._most_added(job))
 
-    def _most(self, jobs: int | Ints) -> Floats:
-        most: Floats = self._lam[jobs] * (1 + FUTURE) * self._keep[jobs]
-        return most
+    def _most_added(self, jobs: int | Ints) -> Floats:
+        """Most weighted seconds that jobs may add to the steps of others."""
+        limit: Floats = self._overhead[jobs] * (1 + FUTURE) * self._weight_behind[jobs]
+        return limit
 
     def hopeful(self, jobs: Ints, hosts: Mask) -> Mask:
         """Those that the place with the least weight would take."""
@@ -122,5 +136,5 @@ class CoSrpt(Policy):
         if (places.jobs_on[hosts] == 0).any():
             return np.ones(len(jobs), bool)
         least = float(places.weight_on[hosts].min(initial=np.inf))
-        mask: Mask = least * self.jobs.added[jobs] <= self._most(jobs)
+        mask: Mask = least * self.jobs.added[jobs] <= self._most_added(jobs)
         return mask

@@ -182,7 +182,7 @@ def dear(tmp_path, monkeypatch):
 
         return plan
 
-    monkeypatch.setattr(replanning, "Standing", counted(replanning.Standing))
+    monkeypatch.setattr(replanning, "IncrementalPlan", counted(replanning.IncrementalPlan))
     monkeypatch.setattr(replanning, "decide", counted(replanning.decide))
     monkeypatch.setattr(replanning, "_CHEAP_SECONDS", 0.0)
     monkeypatch.setattr(replanning, "_PAUSE", 1e9)
@@ -213,7 +213,7 @@ def test_while_a_dear_plan_stands_ends_and_arrivals_are_answered_without_another
     dear.store.move(second, JobState.FAILED, "failed")
     dear.report(X)
     assert tick(dear).placements == {third: "cpu:0"}
-    assert dear.made == ["Standing"]
+    assert dear.made == ["IncrementalPlan"]
 
 
 def test_a_dear_plan_is_made_anew_when_its_time_is_over_or_more_happens(dear):
@@ -251,7 +251,7 @@ def test_the_first_dear_plan_is_followed_by_one_that_answers(dear):
     assert list(tick(dear).placements) == [first]
     dear.submit("third")
     tick(dear)
-    assert dear.made == ["decide", "Standing"]
+    assert dear.made == ["decide", "IncrementalPlan"]
     dear.report(X, TenantReport(first, 1, TenantState.SUCCEEDED, step=9, total_steps=9))
     assert tick(dear).placements == {second: "cpu:0"}
     assert len(dear.made) == 2

@@ -28,7 +28,7 @@ def test_small_instances_are_close_to_the_optimum():
         jobs, profile, actors = small_instance(seed)
         mean = float(Simulation(jobs, profile, actors, "cosrpt").run().turnaround.mean())
         tasks = [Task(job.arrival_s, job.steps, work_of(job, profile).added) for job in jobs]
-        ratios.append(mean / optimum(tasks, profile.step_seconds, actors, known=1.2 * mean))
+        ratios.append(mean / optimum(tasks, profile.step_seconds, actors, upper_bound=1.2 * mean))
     assert min(ratios) >= 1 - 1e-6
     assert np.mean(ratios) <= 1.05
     assert max(ratios) <= 1.15

@@ -8,7 +8,7 @@ from gpu_actor.contract.report import StepSample, TenantReport, TenantState
 from orchestrator.control.reconcile import SETTLE_SECONDS
 from orchestrator.jobs.job import JobState
 from orchestrator.scheduler.estimate import MemoryFit
-from orchestrator.scheduler.oversized import made_to_fit
+from orchestrator.scheduler.oversized_jobs import fit_oversized_jobs
 from orchestrator.scheduler.view import ActorShape, ActorState, ActorView, JobView, MemoryModel
 from support.house import TINY, House
 
@@ -39,18 +39,18 @@ def job(adapter=100, worst=90, started=True):
     ],
 )
 def test_a_job_counts_in_full_where_it_fits_or_has_not_started(there, places):
-    assert made_to_fit([there], places) == (there,)
+    assert fit_oversized_jobs([there], places) == (there,)
 
 
 def test_a_job_that_has_started_and_fits_nowhere_counts_with_the_micro_batches_of_the_roomiest_place():
     places = [place(), place("q", cap=50, fixed=520.0), place("r", pinned="other", limit=2000)]
-    (found,) = made_to_fit([job()], places)
-    assert found == replace(job(), worst_tokens=40)
+    (fitted,) = fit_oversized_jobs([job()], places)
+    assert fitted == replace(job(), worst_tokens=40)
 
 
 def test_an_adapter_that_is_too_large_by_itself_is_not_taken_off():
-    (found,) = made_to_fit([job(adapter=301)], [place()])
-    assert found == replace(job(adapter=301), movable=False)
+    (fitted,) = fit_oversized_jobs([job(adapter=301)], [place()])
+    assert fitted == replace(job(adapter=301), movable=False)
 
 
 def pressed_house(folder, **actor):

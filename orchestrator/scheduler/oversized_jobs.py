@@ -14,7 +14,7 @@ from orchestrator.scheduler.view import ActorView, JobView
 
 
 @dataclass(frozen=True)
-class _Room:
+class _EmptyPlace:
     """A place without jobs: bytes beside a base model, and the token cap of its shared batches."""
 
     bytes: float
@@ -26,7 +26,7 @@ class _Room:
         return self.bytes - self.per_token * max(self.cap, tokens)
 
 
-def made_to_fit(jobs: Iterable[JobView], places: Sequence[ActorView]) -> tuple[JobView, ...]:
+def fit_oversized_jobs(jobs: Iterable[JobView], places: Sequence[ActorView]) -> tuple[JobView, ...]:
     """The same jobs; one that has started and fits nowhere alone counts with the micro-batches that do fit.
 
     An adapter does not become smaller. Where that is what does not fit, a running job is not taken off, and a queued
@@ -36,33 +36,33 @@ def made_to_fit(jobs: Iterable[JobView], places: Sequence[ActorView]) -> tuple[J
         jobs: Jobs of a look.
         places: With what was measured of them.
     """
-    rooms: dict[str, list[_Room]] = {}
+    empty_places: dict[str, list[_EmptyPlace]] = {}
 
     def fitted(job: JobView) -> JobView:
         if not job.started:
             return job
-        if job.base_model not in rooms:
-            rooms[job.base_model] = _rooms(job.base_model, places)
-        return _fitted(job, rooms[job.base_model])
+        if job.base_model not in empty_places:
+            empty_places[job.base_model] = _empty_places(job.base_model, places)
+        return _fit(job, empty_places[job.base_model])
 
     return tuple(map(fitted, jobs))
 
 
-def _rooms(base_model: str, places: Iterable[ActorView]) -> list[_Room]:
+def _empty_places(base_model: str, places: Iterable[ActorView]) -> list[_EmptyPlace]:
     """Of every place that may host a base model; each kind of place once."""
-    found: dict[_Room, None] = {}
+    distinct: dict[_EmptyPlace, None] = {}
     for place in places:
         memory = place.memories.get(base_model)
         if memory is not None and place.pinned in (None, base_model):
             limit = math.inf if place.memory_limit is None else place.memory_limit
-            found[_Room(limit - memory.fixed_bytes, memory.bytes_per_token, memory.token_cap or 0)] = None
-    return list(found)
+            distinct[_EmptyPlace(limit - memory.fixed_bytes, memory.bytes_per_token, memory.token_cap or 0)] = None
+    return list(distinct)
 
 
-def _fitted(job: JobView, rooms: Sequence[_Room]) -> JobView:
-    if not rooms or any(job.adapter_bytes <= room.left(job.worst_tokens) for room in rooms):
+def _fit(job: JobView, empty_places: Sequence[_EmptyPlace]) -> JobView:
+    if not empty_places or any(job.adapter_bytes <= place.left(job.worst_tokens) for place in empty_places):
         return job
-    roomiest = max(rooms, key=lambda room: room.left(0))
+    roomiest = max(empty_places, key=lambda place: place.left(0))
     if job.adapter_bytes <= roomiest.left(0):
         return replace(job, worst_tokens=min(job.worst_tokens, roomiest.cap))
     return replace(job, movable=False)
