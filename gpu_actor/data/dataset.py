@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-__all__ = ["LoadedDataset", "PairSet", "SampleSet", "load_dataset"]
-
 logger = logging.getLogger(__name__)
 
 SHOWN_PROBLEMS = 5

@@ -101,8 +101,8 @@ class TextEncoder:
             if not len(ids) or ids[-1] != self._eos:
                 ids, learned = np.append(ids, np.int32(self._eos)), np.append(learned, False)
             # From the end of the answer on: blanks there may have no characters of their own either.
-            known = np.flatnonzero(learned)
-            learned[known[-1] if len(known) else -1 :] = True
+            positions = np.flatnonzero(learned)
+            learned[positions[-1] if len(positions) else -1 :] = True
         if self._train_on_inputs:
             return ids, ids
         return ids, np.where(learned, ids, np.int32(IGNORE_INDEX))
