@@ -14,7 +14,7 @@ from gpu_actor.adapters.kinds.base import COMMON_FIELDS, AdapterKind
 from gpu_actor.contract import file_names
 from gpu_actor.contract.errors import AdapterError
 from gpu_actor.contract.lora_config import LoraConfig
-from gpu_actor.contract.peft_fields import unsupported_words
+from gpu_actor.contract.peft_fields import unsupported_message
 
 _START_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _STARTS = (True, False, "gaussian", "orthogonal")  # the saved values are loaded over them
@@ -78,7 +78,7 @@ def unsupported(saved: Mapping[str, Any]) -> str | None:
     supported = {*COMMON_FIELDS, *kind.fields, *_NOTES, "init_lora_weights"}
     for name, value in saved.items():
         if name not in supported and value not in _OFF:
-            if problem := unsupported_words(name):
+            if problem := unsupported_message(name):
                 return f"has {name} {value!r}, which {problem.removesuffix('; leave it out')}"
             return f"has {name} {value!r}, which is not known to Loray"
     return None

@@ -9,7 +9,7 @@ from gpu_actor.adapters.kinds import kind_of
 from gpu_actor.adapters.layer_plan import LayerPlan
 from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.errors import InvalidJobError
-from gpu_actor.contract.expressions import ending_matches, numbers_behind, whole_matches
+from gpu_actor.contract.expressions import ending_matches, layer_numbers, whole_matches
 from gpu_actor.contract.lora_config import LoraConfig
 
 _SHOWN_NAMES = 12
@@ -123,7 +123,7 @@ def _in_layers(names: Sequence[str], lora: LoraConfig) -> list[str]:
 
 def _layer_numbers(names: Sequence[str], pattern: str | list[str] | None) -> dict[str, int | None]:
     if lists := [pattern] if isinstance(pattern, str) else pattern:
-        return numbers_behind(lists, names, "lora.layers_pattern")
+        return layer_numbers(lists, names, "lora.layers_pattern")
     matches = {name: re.match(_ANY_LAYER, name) for name in names}
     return {name: int(match["index"]) if match else None for name, match in matches.items()}
 

@@ -1,7 +1,7 @@
 """Regular expressions of jobs, matched in a process of their own that ends when it takes too long.
 
 `re` tries every way to match, which can be more ways than there is time for, and nothing in this process would run
-meanwhile. No check of the text finds all such expressions, so what is limited is the time.
+meanwhile. No check of the text finds all such expressions, so what is limited are time and memory.
 """
 
 from __future__ import annotations
@@ -21,14 +21,20 @@ Number = TypeVar("Number", int, float)
 LONGEST = 1000  # characters
 _CPU_SECONDS = 2  # for all expressions of one field; usual ones take milliseconds
 _WALL_SECONDS = 60  # the same, should the machine be too busy to give it those
+_MEBIBYTES = 512  # of address space; usual expressions need what Python itself needs, some 30
+# The package `regex` has a timeout, but unrolls `(.?){4000000}` and never stops in `(a?){2000000000}`; it also reads
+# `x{e}`, `[[:alpha:]]` and `\w` otherwise than `re`, with which PEFT matches.
 _PROGRAM = Path(__file__).with_name("match_process.py")
+
+_Matches = tuple[str | None, ...]
+"""One entry per name: None where the expression does not match, else the text of its group `index`, empty without."""
 
 
 def check_expression(text: str) -> None:
-    """Whether a text is a regular expression at all.
+    """Check that a text is a regular expression, and not too long.
 
     Raises:
-        ValueError: It is none, or it is too long.
+        ValueError: It is not.
     """
     if len(text) > LONGEST:
         raise ValueError(f"is a regular expression of {len(text)} characters; allowed are {LONGEST}")
@@ -39,92 +45,105 @@ def check_expression(text: str) -> None:
 
 
 def whole_matches(expression: str, names: Sequence[str], field: str) -> list[str]:
-    """The names that an expression matches from beginning to end; errors name the job's `field`.
+    """The names that an expression matches from beginning to end.
+
+    Args:
+        expression: A valid regular expression.
+        names: Of modules.
+        field: Of the job that holds the expression; errors name it.
 
     Raises:
-        InvalidJobError: It takes too long.
+        InvalidJobError: It takes too long, or too much memory; as for the functions below.
     """
-    (found,) = _matches(field, (expression,), names, whole=True)
-    return [name for name, match in zip(names, found, strict=True) if match is not None]
+    (matches,) = _match_all(field, (expression,), names, whole=True)
+    return _matching(names, matches)
 
 
 def ending_matches(keys: Sequence[str], names: Sequence[str], field: str) -> dict[str, list[str]]:
-    """The names whose ends each key fits, as PEFT matches its patterns.
-
-    Raises:
-        InvalidJobError: That takes too long.
-    """
-    found = _matches(field, [rf"(.*\.)?({key})$" for key in keys], names, shown=keys) if keys else ()
-    return {
-        key: [name for name, match in zip(names, matches, strict=True) if match is not None]
-        for key, matches in zip(keys, found, strict=True)
-    }
+    """For each key the names whose ends it fits, as PEFT matches its patterns."""
+    if not keys:
+        return {}
+    matches = _match_all(field, [rf"(.*\.)?({key})$" for key in keys], names, shown=keys)
+    return {key: _matching(names, of_key) for key, of_key in zip(keys, matches, strict=True)}
 
 
 def pattern_values(
     patterns: Mapping[str, Number], names: Sequence[str], default: Number, field: str
 ) -> dict[str, Number]:
-    """The value of each name: that of the first pattern that fits its end.
-
-    Raises:
-        InvalidJobError: That takes too long.
-    """
+    """The value of each name: that of the first pattern that fits its end, or the default."""
     values = dict.fromkeys(names, default)
     for key, fitting in reversed(ending_matches(list(patterns), names, field).items()):
         values.update(dict.fromkeys(fitting, patterns[key]))
     return values
 
 
-def numbers_behind(lists: Sequence[str], names: Sequence[str], field: str) -> dict[str, int | None]:
-    """The number that stands in each name behind one of the names of a list, as in `layers.3`; None without one.
+def layer_numbers(lists: Sequence[str], names: Sequence[str], field: str) -> dict[str, int | None]:
+    """The number of each name's layer, which stands behind the name of a list of layers, as in `layers.3`.
 
-    Raises:
-        InvalidJobError: That takes too long.
+    Args:
+        lists: Names of lists of layers, or expressions for them; the first one that a name holds counts.
+        names: Of modules.
+        field: Of the job that holds the lists; errors name it.
+
+    Returns:
+        None for a name that holds none of the lists.
     """
-    found = _matches(field, [rf"(?:^|.*?\.){one}\.(?P<index>\d+)\." for one in lists], names, shown=lists)
-    first = [next((match for match in matches if match is not None), None) for matches in zip(*found, strict=True)]
+    matches = _match_all(field, [rf"(?:^|.*?\.){one}\.(?P<index>\d+)\." for one in lists], names, shown=lists)
+    first = [next((index for index in of_name if index is not None), None) for of_name in zip(*matches, strict=True)]
     return {name: None if index is None else int(index) for name, index in zip(names, first, strict=True)}
 
 
-def _matches(
+def _matching(names: Sequence[str], matches: _Matches) -> list[str]:
+    return [name for name, match in zip(names, matches, strict=True) if match is not None]
+
+
+def _match_all(
     field: str,
     expressions: Sequence[str],
     names: Sequence[str],
     *,
     whole: bool = False,
     shown: Sequence[str] | None = None,
-) -> tuple[tuple[str | None, ...], ...]:
-    """For each expression and name: None, or the text of the match's group `index`, empty without one."""
-    found, problem = _run(tuple(expressions), tuple(names), whole)
+) -> tuple[_Matches, ...]:
+    """The matches of each expression; an error shows it as it stands in the job (`shown`)."""
+    matches, problem = _run(tuple(expressions), tuple(names), whole)
     if problem is not None:
-        slow = (shown or expressions)[len(found)]
-        raise InvalidJobError(f"{field}: {slow!r} {problem}")
-    return found
+        hostile = (shown or expressions)[len(matches)]
+        raise InvalidJobError(f"{field}: {hostile!r} {problem}")
+    return matches
 
 
 @lru_cache(maxsize=256)
-def _run(
-    expressions: tuple[str, ...], names: tuple[str, ...], whole: bool
-) -> tuple[tuple[tuple[str | None, ...], ...], str | None]:
-    """What is found up to the first expression that cannot be matched, and what is wrong with that one."""
-    given = {"expressions": expressions, "names": names, "whole": whole, "seconds": _CPU_SECONDS}
+def _run(expressions: tuple[str, ...], names: tuple[str, ...], whole: bool) -> tuple[tuple[_Matches, ...], str | None]:
+    """The matches up to the first expression that cannot be matched, and what is wrong with that one."""
+    request = {
+        "expressions": expressions,
+        "names": names,
+        "whole": whole,
+        "seconds": _CPU_SECONDS,
+        "bytes": _MEBIBYTES << 20,
+    }
     command = [sys.executable, "-I", "-S", str(_PROGRAM)]
     try:
-        run = subprocess.run(command, input=json.dumps(given).encode(), capture_output=True, timeout=_WALL_SECONDS)
-        said = run.stdout
+        run = subprocess.run(command, input=json.dumps(request).encode(), capture_output=True, timeout=_WALL_SECONDS)
+        output = run.stdout
         if run.returncode > 0:  # not ended for its time, which would be a negative number
             raise RuntimeError(f"{_PROGRAM.name} failed: {run.stderr.decode(errors='replace').strip()[-300:]}")
     except subprocess.TimeoutExpired as late:
-        said = late.stdout or b""
-    found: list[tuple[str | None, ...]] = []
-    for line in said.decode().splitlines():
-        matches = json.loads(line)
-        if isinstance(matches, str):
-            return tuple(found), f"is not a regular expression here: {matches}"
-        found.append(tuple(matches))
-    if len(found) < len(expressions):
-        return tuple(found), (
-            f"takes more than {_CPU_SECONDS} seconds to match the names of the base model's layers; repeat nothing "
-            f"inside of what is repeated, or list the names"
-        )
-    return tuple(found), None
+        output = late.stdout or b""
+    matches: list[_Matches] = []
+    for line in output.decode().splitlines():
+        result = json.loads(line)
+        if isinstance(result, str):
+            return tuple(matches), f"is not a regular expression here: {result}"
+        if result is None:
+            return tuple(matches), _too_much(f"{_MEBIBYTES} MiB")
+        matches.append(tuple(result))
+    return tuple(matches), _too_much(f"{_CPU_SECONDS} seconds") if len(matches) < len(expressions) else None
+
+
+def _too_much(limit: str) -> str:
+    return (
+        f"takes more than {limit} to match the names of the base model's layers; repeat nothing inside of what is "
+        f"repeated, or list the names"
+    )

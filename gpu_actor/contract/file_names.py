@@ -21,5 +21,5 @@ def checkpoint_folder(step: int) -> str:
 
 def checkpoint_step(name: str) -> int | None:
     """The optimizer step whose checkpoint a folder of this name holds; None: it is no checkpoint's name."""
-    found = _CHECKPOINT.fullmatch(name)
-    return int(found[1]) if found else None
+    match = _CHECKPOINT.fullmatch(name)
+    return int(match[1]) if match else None

@@ -72,9 +72,9 @@ def resolve_base_model(ref: str) -> str:
         )
     if not is_hub_id(ref):
         return ref
-    found = loray_home() / "models" / ref
+    stored = loray_home() / "models" / ref
     # The name of an organisation alone is a folder too, but no model.
-    return str(found) if found.is_file() or _holds_model(found) else ref
+    return str(stored) if stored.is_file() or _holds_model(stored) else ref
 
 
 def find_base(ref: str) -> BaseFiles:

@@ -144,8 +144,8 @@ class LoraConfig(Strict):
             return "layers_pattern needs layers_to_transform; give the numbers of the layers"
         if self.peft_type == "VERA":
             return self._vera_conflict()
-        if strange := self._changed("vera_dropout", "d_initial", "projection_prng_key", "save_projection"):
-            return f"{strange} belongs to peft_type VERA; leave it out, or set peft_type: VERA"
+        if changed := self._changed("vera_dropout", "d_initial", "projection_prng_key", "save_projection"):
+            return f"{changed} belongs to peft_type VERA; leave it out, or set peft_type: VERA"
         if self.init_adapter is not None and self.init_lora_weights is not True:
             return f"init_lora_weights {self.init_lora_weights} does not go with init_adapter, which gives the start"
         if self.use_dora and self.starts_from_base:
@@ -159,9 +159,9 @@ class LoraConfig(Strict):
         return None
 
     def _vera_conflict(self) -> str | None:
-        own = ("lora_alpha", "alpha_pattern", "rank_pattern", "use_rslora", "use_dora", "init_lora_weights")
-        if strange := self._changed(*own, "exclude_modules"):
-            return f"{strange} is not a part of VeRA; leave it out, or set peft_type: LORA"
+        lora_only = ("lora_alpha", "alpha_pattern", "rank_pattern", "use_rslora", "use_dora", "init_lora_weights")
+        if changed := self._changed(*lora_only, "exclude_modules"):
+            return f"{changed} is not a part of VeRA; leave it out, or set peft_type: LORA"
         if self._changed("lora_dropout"):
             return "lora_dropout is called vera_dropout with peft_type VERA; rename it"
         if "r" not in self.model_fields_set:
@@ -170,8 +170,8 @@ class LoraConfig(Strict):
 
     def _changed(self, *fields: str) -> str | None:
         """The first of some fields that does not have its default."""
-        known = type(self).model_fields
-        return next((name for name in fields if getattr(self, name) != known[name].default), None)
+        declared = type(self).model_fields
+        return next((name for name in fields if getattr(self, name) != declared[name].default), None)
 
     @property
     def dropout(self) -> float:

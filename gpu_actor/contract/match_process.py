@@ -5,6 +5,7 @@ It imports nothing of Loray, so that it starts in milliseconds.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import resource
@@ -14,20 +15,24 @@ import sys
 def main() -> None:
     """Read what to match from standard input as JSON; write one JSON line per expression as soon as it is done.
 
-    A line holds a list with an entry per name: null where the expression does not match, else the text of its group
-    `index`, empty without one; or it holds the text of an error.
+    A line holds one of these: a list with an entry per name, which is null where the expression does not match, else
+    the text of its group `index`, empty without one; the text of an error; null, where memory did not suffice.
     """
-    given = json.load(sys.stdin)
-    resource.setrlimit(resource.RLIMIT_CPU, (given["seconds"], given["seconds"] + 1))
-    match = re.fullmatch if given["whole"] else re.match
-    for expression in given["expressions"]:
-        found: list[str | None] | str = []
+    request = json.load(sys.stdin)
+    resource.setrlimit(resource.RLIMIT_CPU, (request["seconds"], request["seconds"] + 1))
+    with contextlib.suppress(OSError, ValueError):  # not every system limits the address space
+        resource.setrlimit(resource.RLIMIT_AS, (request["bytes"], request["bytes"]))
+    match = re.fullmatch if request["whole"] else re.match
+    for expression in request["expressions"]:
+        result: list[str | None] | str | None
         try:
-            matches = [match(expression, name) for name in given["names"]]
-            found = [one and (one.groupdict().get("index") or "") for one in matches]
+            matches = [match(expression, name) for name in request["names"]]
+            result = [one and (one.groupdict().get("index") or "") for one in matches]
         except (re.error, RecursionError, OverflowError) as error:
-            found = str(error)
-        print(json.dumps(found), flush=True)
+            result = str(error)
+        except MemoryError:
+            result = None
+        print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

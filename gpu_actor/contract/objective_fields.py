@@ -17,11 +17,11 @@ OBJECTIVE_FIELDS: Mapping[str, Mapping[str, Any]] = {
 def with_objective_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a `training` section, with the defaults of its objective where it leaves them open."""
     objective = fields.get("objective", "sft")
-    found = dict(fields)
+    filled = dict(fields)
     for name, default in OBJECTIVE_FIELDS.get(objective if isinstance(objective, str) else "", {}).items():
-        if found.get(name) is None and default is not None:
-            found[name] = default
-    return found
+        if filled.get(name) is None and default is not None:
+            filled[name] = default
+    return filled
 
 
 def stray_objective_field(objective: str, values: Mapping[str, Any]) -> str | None:

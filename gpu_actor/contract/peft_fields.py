@@ -25,10 +25,10 @@ PEFT_ONLY: Mapping[str, str] = {
     "use_qalora": "QALoRA (updates grouped for quantisation)",
     "velora_config": "VeLoRA",
 }
-"""Fields of PEFT's configurations that Loray refuses, and what they are for."""
+"""Field -> what it is for."""
 
 
-def unsupported_words(field: str) -> str | None:
+def unsupported_message(field: str) -> str | None:
     """What to say of a field of PEFT's that Loray does not have; None for any other name."""
     return (
         f"is PEFT's word for {PEFT_ONLY[field]}, which Loray does not have; leave it out"

@@ -36,36 +36,36 @@ def read_messages(value: Any, field: str) -> tuple[Message, ...]:
     return _without_blank_system([read_message(message, f"{field}[{index}]") for index, message in enumerate(value)])
 
 
-def read_message(message: Any, field: str) -> Message:
+def read_message(raw: Any, field: str) -> Message:
     """One message; an assistant that calls tools may leave its content empty."""
-    if not isinstance(message, dict):
-        raise DataError(f"{field}: must be an object with role and content, not {shorten(message)}")
-    calls = message.get("tool_calls")
+    if not isinstance(raw, dict):
+        raise DataError(f"{field}: must be an object with role and content, not {shorten(raw)}")
+    calls = raw.get("tool_calls")
     for name in ("role",) if calls else ("role", "content"):
-        if name not in message:
-            raise DataError(f"{field}.{name}: missing; the message has {shorten(list(message))}")
-    role = message["role"]
+        if name not in raw:
+            raise DataError(f"{field}.{name}: missing; the message has {shorten(list(raw))}")
+    role = raw["role"]
     if not isinstance(role, str) or role not in ROLES:
         raise DataError(f"{field}.role: {shorten(role)} is no role; use one of {', '.join(ROLES)}")
     allowed = ("role", "content", *_EXTRAS.get(role, ("name",)), *WEIGHTS)
-    for name, given in message.items():
+    for name, given in raw.items():
         if name not in allowed and given not in (None, [], "", {}):
             raise DataError(
                 f"{field}: the field {shorten(name)} is not supported; a message of the role {role} has "
                 f"{', '.join(allowed)}"
             )
-    content = message.get("content")
-    found: Message = {"role": role, "content": _read_content(content, f"{field}.content", role, bool(calls))}
+    content = raw.get("content")
+    message: Message = {"role": role, "content": _read_content(content, f"{field}.content", role, bool(calls))}
     if calls:
-        found["tool_calls"] = _read_calls(calls, f"{field}.tool_calls")
-    reasoning = read_optional_text(message.get("reasoning_content"), f"{field}.reasoning_content")
+        message["tool_calls"] = _read_calls(calls, f"{field}.tool_calls")
+    reasoning = read_optional_text(raw.get("reasoning_content"), f"{field}.reasoning_content")
     if reasoning is not None and role == "assistant":
-        found["reasoning_content"] = reasoning
-    found |= read_weight(message, role, field)
+        message["reasoning_content"] = reasoning
+    message |= read_weight(raw, role, field)
     for name in ("name", "tool_call_id"):
-        if message.get(name) not in (None, ""):
-            found[name] = read_text(message[name], f"{field}.{name}")
-    return found
+        if raw.get(name) not in (None, ""):
+            message[name] = read_text(raw[name], f"{field}.{name}")
+    return message
 
 
 def _read_content(content: Any, field: str, role: str, calls: bool) -> str:
@@ -133,7 +133,7 @@ def read_turn(turn: Any, field: str) -> Message:
     weight = read_weight(turn, role, field)
     if tag != "function_call":
         return {"role": role, "content": _read_content(turn["value"], f"{field}.value", role, calls=False), **weight}
-    calls = _parse(read_answer(turn["value"], f"{field}.value"), f"{field}.value")
+    calls = _parse_json(read_answer(turn["value"], f"{field}.value"), f"{field}.value")
     calls = calls if isinstance(calls, list) else [calls]
     return {"role": "assistant", "content": "", "tool_calls": _read_calls(calls, f"{field}.value"), **weight}
 
@@ -159,12 +159,12 @@ def read_tools(value: Any) -> tuple[dict[str, Any], ...] | None:
     A bare function is wrapped as `{"type": "function", "function": ...}`, the form that chat templates expect.
     """
     if isinstance(value, str):
-        value = _parse(value, "tools") if value.strip() else None
+        value = _parse_json(value, "tools") if value.strip() else None
     if value is None or value == []:
         return None
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
         raise DataError(f"tools: must be a list of tool definitions, not {shorten(value)}")
-    _check_plain(value, "tools")
+    _check_writable(value, "tools")
     return tuple(tool if "function" in tool else {"type": "function", "function": tool} for tool in value)
 
 
@@ -180,15 +180,15 @@ def _read_call(call: Any, field: str) -> dict[str, Any]:
         raise DataError(f"{field}: must be an object with name and arguments, not {shorten(call)}")
     arguments = function["arguments"]
     if isinstance(arguments, str):
-        arguments = _parse(arguments, f"{field}.arguments") if arguments.strip() else {}
+        arguments = _parse_json(arguments, f"{field}.arguments") if arguments.strip() else {}
     arguments = {} if arguments is None else arguments
     if not isinstance(arguments, dict):
         raise DataError(f"{field}.arguments: must be a JSON object, not {shorten(arguments)}")
-    _check_plain(arguments, f"{field}.arguments")
-    found: dict[str, Any] = {"type": "function"}
+    _check_writable(arguments, f"{field}.arguments")
+    tool_call: dict[str, Any] = {"type": "function"}
     if call.get("id") is not None:
-        found["id"] = read_text(call["id"], f"{field}.id")
-    return {**found, "function": {"name": read_text(function["name"], f"{field}.name"), "arguments": arguments}}
+        tool_call["id"] = read_text(call["id"], f"{field}.id")
+    return {**tool_call, "function": {"name": read_text(function["name"], f"{field}.name"), "arguments": arguments}}
 
 
 def _check_list(value: Any, field: str, item: str) -> None:
@@ -196,14 +196,14 @@ def _check_list(value: Any, field: str, item: str) -> None:
         raise DataError(f"{field}: must be a list of at least one {item}, not {shorten(value)}")
 
 
-def _parse(text: str, field: str) -> Any:
+def _parse_json(text: str, field: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{field}: is not valid JSON ({shorten(text)}): {str(error)[:80]}") from None
 
 
-def _check_plain(value: Any, field: str) -> None:
+def _check_writable(value: Any, field: str) -> None:
     """Refuse what a chat template could not write as JSON text: NaN, infinities, broken Unicode."""
     try:
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode()

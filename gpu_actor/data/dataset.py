@@ -11,15 +11,14 @@ import numpy as np
 
 from gpu_actor.contract.config import DatasetConfig, TrainingConfig
 from gpu_actor.contract.errors import DataError, NoAnswerError, UnfitDataError
+from gpu_actor.data.formats import SampleReader
 from gpu_actor.data.readers.read_records import read_records
-from gpu_actor.data.record_encoder import RecordEncoder
+from gpu_actor.data.sample_encoder import SampleEncoder
 from gpu_actor.data.samples import EMPTY_ANSWER, NO_ANSWER, Collector, PairSet, SampleSet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
-__all__ = ["LoadedDataset", "PairSet", "SampleSet", "load_dataset"]
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +67,8 @@ def load_dataset(
             are named by line), leaves nothing to train on, or has a sample that the base model cannot run.
     """
     path = config.path
-    reader = RecordEncoder(config, training, tokenizer, vocab_size)
+    reader = SampleReader(config, training, vocab_size)
+    encoder = SampleEncoder(config, training, tokenizer, vocab_size)
     collected = Collector(training.cutoff_len)
     problems: list[str] = []
     records = bad = 0
@@ -77,7 +77,7 @@ def load_dataset(
         try:
             if isinstance(record, DataError):
                 raise record
-            collected.add(*reader.encode(record))
+            collected.add(*encoder.encode(reader.read(record)))
         except NoAnswerError:
             collected.dropped[EMPTY_ANSWER] += 1
         except UnfitDataError as error:

@@ -1,4 +1,4 @@
-"""Samples to token ids and labels: which tokens carry loss, and the end of an answer.
+"""Text and conversations to token ids and labels: which tokens carry loss, and the end of an answer.
 
 A conversation is rendered by its chat template and tokenised once as a whole. `turns.py` says which of its
 characters are learned; a token across the start of an answer belongs to the answer.
@@ -18,8 +18,8 @@ from gpu_actor.data.samples import IdArray, Labelled
 from gpu_actor.data.turns import Conversation, Span, common_length
 
 
-class SampleEncoder:
-    """Turns samples into token ids and labels with one tokenizer."""
+class TextEncoder:
+    """Turns texts and conversations into token ids and labels with one tokenizer."""
 
     def __init__(self, tokenizer: Any, train_on_inputs: bool, chat_template: str | None = None) -> None:
         """Keep the tokenizer and find the chat template.
@@ -101,8 +101,8 @@ class SampleEncoder:
             if not len(ids) or ids[-1] != self._eos:
                 ids, learned = np.append(ids, np.int32(self._eos)), np.append(learned, False)
             # From the end of the answer on: blanks there may have no characters of their own either.
-            known = np.flatnonzero(learned)
-            learned[known[-1] if len(known) else -1 :] = True
+            positions = np.flatnonzero(learned)
+            learned[positions[-1] if len(positions) else -1 :] = True
         if self._train_on_inputs:
             return ids, ids
         return ids, np.where(learned, ids, np.int32(IGNORE_INDEX))

@@ -33,9 +33,9 @@ def accelerators() -> list[Accelerator]:
 
 def read_accelerators(text: str) -> list[Accelerator]:
     """What nvidia-smi printed: a line for each GPU, MiB and name. Lines without a number (`[N/A]`) are left out."""
-    found = []
+    gpus = []
     for line in text.splitlines():
         size, _, name = line.partition(",")
         if size.strip().isdigit():
-            found.append(Accelerator(name.strip(), int(size) * 2**20))
-    return found
+            gpus.append(Accelerator(name.strip(), int(size) * 2**20))
+    return gpus

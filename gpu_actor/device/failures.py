@@ -5,13 +5,18 @@ from __future__ import annotations
 import torch
 
 # Torch's allocator on a CPU raises a RuntimeError, with other words on Windows than elsewhere; so do CUDA's libraries.
-_FULL = ("can't allocate memory", "not enough memory", "cuda error: out of memory", "cublas_status_alloc_failed")
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "cuda error: out of memory",
+    "cublas_status_alloc_failed",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on an accelerator or on the CPU: less at a time may fit."""
     text = str(error).lower()
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in text for words in _FULL)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(phrase in text for phrase in _OUT_OF_MEMORY)
 
 
 def is_device_lost(error: BaseException) -> bool:

@@ -118,8 +118,8 @@ def accelerator_limit(total: int, share: float) -> int:
         total: Bytes of the accelerator.
         share: Of it, that is the actor's.
     """
-    mine = int(total * min(1.0, share))
-    return max(mine - ACCELERATOR_RESERVE, mine // 2)
+    share_bytes = int(total * min(1.0, share))
+    return max(share_bytes - ACCELERATOR_RESERVE, share_bytes // 2)
 
 
 def device_name(device: str) -> str:
@@ -131,17 +131,17 @@ def device_name(device: str) -> str:
     return ""
 
 
-def control_group_limits(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
+def control_group_limits(root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")) -> list[int]:
     """Bytes that the control groups of this process allow: its own group, and those that hold it.
 
     A container may see its group under the path that the host knows, or as the root of what it sees.
 
     Args:
         root: Where they are mounted.
-        own: Names the groups of this process, one hierarchy a line: number, controllers, path.
+        groups: File that names the groups of this process, one hierarchy a line: number, controllers, path.
     """
     limits = []
-    for line in own.read_text().splitlines() if own.exists() else ():
+    for line in groups.read_text().splitlines() if groups.exists() else ():
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
             continue

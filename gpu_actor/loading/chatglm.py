@@ -87,7 +87,7 @@ def glm_config(raw: Mapping[str, Any], ref: str) -> Any:
     """
     from transformers import GlmConfig
 
-    _check(raw, ref)
+    _check_config(raw, ref)
     heads = raw["num_attention_heads"]
     head_size = raw.get("kv_channels") or raw["hidden_size"] // heads
     return GlmConfig(
@@ -110,7 +110,7 @@ def glm_config(raw: Mapping[str, Any], ref: str) -> Any:
     )
 
 
-def _check(raw: Mapping[str, Any], ref: str) -> None:
+def _check_config(raw: Mapping[str, Any], ref: str) -> None:
     if "inner_hidden_size" in raw or "position_encoding_2d" in raw:
         raise BaseModelError(
             f"base_model: {ref}: a first-generation ChatGLM-6B, another network; allowed: ChatGLM2, ChatGLM3, GLM-4"
@@ -174,11 +174,12 @@ def glm_tensors(raw: Mapping[str, Any], tensors: Iterable[tuple[str, Any]], ref:
             for which, part in zip("qkv", _split(raw, tensor, name, ref), strict=True):
                 mapped[f"model.layers.{layer[1]}.self_attn.{which}_proj.{fused[1]}"] = part
         elif not _COMPUTED.fullmatch(name):
-            raise BaseModelError(f"base_model: {ref}: {_unknown(name)}")
+            raise BaseModelError(f"base_model: {ref}: {_unknown_tensor(name)}")
     return mapped
 
 
-def _unknown(name: str) -> str:
+def _unknown_tensor(name: str) -> str:
+    """What to say of a tensor that has no place in Glm."""
     if name.startswith("transformer.prefix_encoder."):
         return f"{name}: a P-tuning prefix is not supported; give the base model without it"
     if name.endswith("weight_scale"):

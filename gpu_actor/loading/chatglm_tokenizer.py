@@ -95,18 +95,18 @@ def chatglm_tokenizer(folder: Path, generation: int | None) -> Any:
 
 def _template(config: dict[str, Any], generation: int | None) -> str | None:
     """The checkpoint's own chat template if it has one, else that of its generation."""
-    own = config.get("chat_template")
-    if isinstance(own, str) and own:
-        return own.replace("[gMASK]sop", "[gMASK]<sop>")
+    template = config.get("chat_template")
+    if isinstance(template, str) and template:
+        return template.replace("[gMASK]sop", "[gMASK]<sop>")
     return {2: _CHATGLM2, 3: _CHATGLM3}.get(generation or 0)
 
 
 def _config(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / "tokenizer_config.json").read_bytes())
+        config = json.loads((folder / "tokenizer_config.json").read_bytes())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return config if isinstance(config, dict) else {}
 
 
 def _read(path: Path) -> Any:

@@ -1,4 +1,4 @@
-"""The configuration of a base model, read without its weights and without torch."""
+"""A base model's configuration from its config.json or GGUF file, without its weights and without torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Describe a base model without loading its weights: the model is built on torch's meta device."""
+"""The linear layers of a model that is built, which adapters can change, and the description made of them.
+
+Only names and shapes are read, so a model on torch's meta device, without its weights, will do.
+"""
 
 from __future__ import annotations
 
@@ -64,10 +67,13 @@ def _is_linear(module: Any) -> bool:
     import torch
     from transformers.pytorch_utils import Conv1D
 
+    if not isinstance(module, torch.nn.Linear):
+        return isinstance(module, Conv1D)
     kind = type(module)
-    known = kind.__module__.startswith(("transformers.models.falcon.", "bitsandbytes."))  # their forwards are products
-    own = kind.forward is not torch.nn.Linear.forward and not known
-    return isinstance(module, Conv1D) or (isinstance(module, torch.nn.Linear) and not own)
+    # Falcon and bitsandbytes have forwards of their own, which are products all the same.
+    return kind.forward is torch.nn.Linear.forward or kind.__module__.startswith(
+        ("transformers.models.falcon.", "bitsandbytes.")
+    )
 
 
 def expert_weights(model: Any) -> list[str]:

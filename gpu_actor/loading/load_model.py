@@ -16,7 +16,7 @@ from gpu_actor.loading.chatglm import glm_tensors, is_chatglm
 from gpu_actor.loading.config_files import load_config, read_config
 from gpu_actor.loading.layers import adaptable_linears
 from gpu_actor.loading.quantization import quantization_of, quantization_settings
-from gpu_actor.loading.weight_files import PICKLE_WORDS, check_safetensors, tensors_of
+from gpu_actor.loading.weight_files import PICKLES_REFUSED, check_safetensors, tensors_of
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def _from_files(
         check_safetensors(files.folder)
         pickled = not safetensors_in(files.folder) and bool(pickles_in(files.folder))
         if pickled and not allow_pickle:
-            raise BaseModelError(f"base_model: {files.place} {PICKLE_WORDS}")
+            raise BaseModelError(f"base_model: {files.place} {PICKLES_REFUSED}")
 
     def load(use_safetensors: bool) -> tuple[Any, dict[str, Any]]:
         return AutoModelForCausalLM.from_pretrained(  # type: ignore[no-any-return]

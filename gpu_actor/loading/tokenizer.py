@@ -11,7 +11,7 @@ from gpu_actor.contract.messages import one_line
 from gpu_actor.loading.chatglm import generation, is_chatglm
 from gpu_actor.loading.config_files import read_config
 
-_OWN_FILE = "tokenizer.json"
+_FAST_TOKENIZER = "tokenizer.json"
 
 
 def load_tokenizer(ref: str, *, trust_remote_code: bool = False, vocab_size: int | None = None) -> Any:
@@ -31,11 +31,11 @@ def load_tokenizer(ref: str, *, trust_remote_code: bool = False, vocab_size: int
     from transformers import AutoTokenizer
 
     files = find_base(ref)
-    own = _local_file(files, _OWN_FILE) is not None
+    has_fast = _local_file(files, _FAST_TOKENIZER) is not None
     try:
-        if files.gguf_file is not None and not own:
+        if files.gguf_file is not None and not has_fast:
             tokenizer = AutoTokenizer.from_pretrained(files.place, gguf_file=files.gguf_file)
-        elif files.gguf_file is None and not own and is_chatglm(raw := read_config(ref)):
+        elif files.gguf_file is None and not has_fast and is_chatglm(raw := read_config(ref)):
             from gpu_actor.loading.chatglm_tokenizer import chatglm_tokenizer
 
             model = _local_file(files, "tokenizer.model")
@@ -64,18 +64,18 @@ def load_tokenizer(ref: str, *, trust_remote_code: bool = False, vocab_size: int
 def has_tokenizer(ref: str) -> bool:
     """Whether a folder or hub id holds a tokenizer that an original ChatGLM checkpoint can have."""
     files = find_base(ref)
-    return any(_local_file(files, name) is not None for name in (_OWN_FILE, "tokenizer.model"))
+    return any(_local_file(files, name) is not None for name in (_FAST_TOKENIZER, "tokenizer.model"))
 
 
 def _local_file(files: BaseFiles, name: str) -> str | None:
     """The path of a file of a base model, fetched from the hub if need be; None if it has no such file."""
     from transformers.utils import cached_file
 
-    found: str | None = cached_file(
+    path: str | None = cached_file(
         files.place,
         name,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
         _raise_exceptions_for_gated_repo=False,
     )
-    return found
+    return path

@@ -14,7 +14,7 @@ from gpu_actor.contract.locations import BaseFiles, pickles_in, safetensors_in
 
 _WHOLE = "model.safetensors"
 _WHOLE_PICKLE = "pytorch_model.bin"
-PICKLE_WORDS = (
+PICKLES_REFUSED = (
     "has pickled weights only, which can run code when read; convert them to safetensors where you trust them, "
     "or let the operator set `allow_pickle: true` in the cluster file"
 )
@@ -59,16 +59,16 @@ def tensors_of(files: BaseFiles, allow_pickle: bool = False) -> Iterator[tuple[s
     if not pickles:
         raise BaseModelError(f"base_model: {folder} has no weights (*.safetensors); fetch the model again")
     if not allow_pickle:
-        raise BaseModelError(f"base_model: {folder} {PICKLE_WORDS}")
+        raise BaseModelError(f"base_model: {folder} {PICKLES_REFUSED}")
     for path in _shards(folder, _WHOLE_PICKLE, pickles):
         yield from _unpickled(path).items()
 
 
-def _shards(folder: Path, whole: str, found: list[Path]) -> list[Path]:
-    """The files that the index names if there is one; else the file of the usual name; else those that were found."""
+def _shards(folder: Path, whole: str, files: list[Path]) -> list[Path]:
+    """The files that the index names if there is one; else the file of the usual name; else all of them."""
     path = folder / f"{whole}.index.json"
     if not path.is_file():
-        return [folder / whole] if folder / whole in found else found
+        return [folder / whole] if folder / whole in files else files
     try:
         names = sorted({str(name) for name in json.loads(path.read_bytes())["weight_map"].values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -96,11 +96,11 @@ def _download(ref: str, allow_pickle: bool) -> Path:
     """The local copy of a hub id: its configuration, tokenizer and weights."""
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.json", "*.model", "*.safetensors"]
+    patterns = ["*.json", "*.model", "*.safetensors"]
     try:
-        folder = Path(snapshot_download(ref, allow_patterns=wanted))
+        folder = Path(snapshot_download(ref, allow_patterns=patterns))
         if allow_pickle and not safetensors_in(folder):
-            folder = Path(snapshot_download(ref, allow_patterns=[*wanted, "*.bin"]))
+            folder = Path(snapshot_download(ref, allow_patterns=[*patterns, "*.bin"]))
     except Exception as error:
         raise BaseModelError(f"base_model: {ref}: cannot be fetched ({' '.join(str(error).split())[:200]})") from None
     return folder

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from gpu_actor.contract.errors import LorayError
-from gpu_actor.contract.peft_fields import unsupported_words
+from gpu_actor.contract.peft_fields import unsupported_message
 from orchestrator.validation.field_index import FieldIndex, FieldPath, dotted, field_index
 
 _KINDS = {
@@ -123,7 +123,7 @@ def _explain_field(
     if kind == "missing":
         return [(field, _missing_words(index.node(field))) for field in index.required(path)]
     if kind in ("extra_forbidden", "invalid_key"):
-        if path[:-1] == ("lora",) and (words := unsupported_words(str(path[-1]))):
+        if path[:-1] == ("lora",) and (words := unsupported_message(str(path[-1]))):
             return [(path, words)]
         near = index.nearest(path, other_names)
         hint = f"did you mean {near}?" if near else f"the fields here are {', '.join(index.names(path[:-1]))}"

@@ -17,7 +17,7 @@ _TOO_LONG = f"a record of more than {LONGEST_RECORD >> 20} MiB; check the quotes
 _CHUNK = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 _BLANK = re.compile(r"[ \t\r\n]*")
-_LONGEST_WORD = 16  # characters of the longest thing that the end of a chunk can cut in a way that looks like an error
+_LONGEST_TOKEN = 16  # characters of the longest thing that the end of a chunk can cut in a way that looks like an error
 
 
 class _DoubledKeyError(ValueError):
@@ -25,12 +25,12 @@ class _DoubledKeyError(ValueError):
 
 
 def _object(pairs: list[tuple[str, Any]]) -> Record:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    record = dict(pairs)
+    if len(record) < len(pairs):
         names = [name for name, _ in pairs]
         doubled = next(name for name in names if names.count(name) > 1)
         raise _DoubledKeyError(f"the key {shorten(doubled)} is given twice")
-    return found
+    return record
 
 
 _decoder = json.JSONDecoder(object_pairs_hook=_object)
@@ -78,8 +78,8 @@ def _read_list(window: _Window) -> Iterator[tuple[int, Record | DataError]]:
     if not first:
         return
     if first != "[":
-        words = "a .json file must hold one list of objects; a file with one object per line is called .jsonl"
-        raise _BrokenError(window.place()[0], DataError(words))
+        message = "a .json file must hold one list of objects; a file with one object per line is called .jsonl"
+        raise _BrokenError(window.place()[0], DataError(message))
     window.at += 1
     more = window.peek() != "]"
     while more:
@@ -112,6 +112,9 @@ class _BrokenError(Exception):
 class _Window:
     """The part of a JSON text that is in memory: what is read goes out at the front, more comes in at the end.
 
+    The package ijson cannot take its place: its events and errors have no lines, nothing limits the size of a record,
+    and yajl, on which it builds, turns half of a surrogate pair into a question mark.
+
     Attributes:
         at: Where in this part the reading stands.
     """
@@ -141,7 +144,7 @@ class _Window:
                 value, end = _decoder.raw_decode(self._text, self.at)
             except json.JSONDecodeError as error:
                 broken = self.broken(error.msg, error.pos)
-                cut = error.msg.startswith("Unterminated") or error.pos > len(self._text) - _LONGEST_WORD
+                cut = error.msg.startswith("Unterminated") or error.pos > len(self._text) - _LONGEST_TOKEN
                 if cut and self._read_on():
                     continue
                 raise broken from None
@@ -166,10 +169,10 @@ class _Window:
             return self._line, self._column + position - self._counted
         return self._line + lines, position - self._text.rfind("\n", self._counted, position)
 
-    def broken(self, words: str, position: int | None = None) -> _BrokenError:
+    def broken(self, message: str, position: int | None = None) -> _BrokenError:
         """What to raise where the text is no JSON."""
         line, column = self.place(position)
-        return _BrokenError(line, DataError(f"not valid JSON: {words} (column {column})"))
+        return _BrokenError(line, DataError(f"not valid JSON: {message} (column {column})"))
 
     def _read_on(self) -> bool:
         """Forget what is behind, and read at least as much as is left; False at the end of the file."""

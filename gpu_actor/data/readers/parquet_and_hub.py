@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_actor.contract.errors import DataError
-from gpu_actor.contract.messages import shorten
+from gpu_actor.contract.messages import one_line, shorten
 from gpu_actor.data.readers.record import Record
 
 Rows = Iterator[tuple[int, Record | DataError]]
@@ -30,7 +30,7 @@ def read_parquet(path: Path) -> Rows:
                     number += 1
                     yield number, _without_nulls(row)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        yield number + 1, DataError(f"the parquet file cannot be read on: {_first_line(error)}")
+        yield number + 1, DataError(f"the parquet file cannot be read on: {one_line(error)}")
 
 
 def is_saved_dataset(path: Path) -> bool:
@@ -44,17 +44,17 @@ def read_saved_dataset(path: Path, name: str | None, split: str | None) -> Rows:
     if name is not None:
         raise DataError(f"{path}: dataset.name is for data sets of the hub; remove it")
     try:
-        found = datasets.load_from_disk(str(path))
+        dataset = datasets.load_from_disk(str(path))
     except Exception as error:  # of many libraries
-        raise DataError(f"{path}: cannot be opened: {_first_line(error)}") from None
-    if isinstance(found, datasets.DatasetDict):
-        wanted = split or "train"
-        if wanted not in found:
-            raise DataError(f"{path}: dataset.split: has no split {shorten(wanted)}; it has {', '.join(found)}")
-        found = found[wanted]
+        raise DataError(f"{path}: cannot be opened: {one_line(error)}") from None
+    if isinstance(dataset, datasets.DatasetDict):
+        chosen = split or "train"
+        if chosen not in dataset:
+            raise DataError(f"{path}: dataset.split: has no split {shorten(chosen)}; it has {', '.join(dataset)}")
+        dataset = dataset[chosen]
     elif split is not None:
         raise DataError(f"{path}: dataset.split: this data set is not divided into splits; remove it")
-    return _rows(found)
+    return _rows(dataset)
 
 
 def read_hub_dataset(ref: str, name: str | None, split: str) -> Rows:
@@ -63,13 +63,13 @@ def read_hub_dataset(ref: str, name: str | None, split: str) -> Rows:
     if Path(ref).exists():  # `datasets` would take it, wherever this process happens to run
         raise DataError(f"{ref}: is a hub id, and a path as well; give the path from '/' on")
     try:
-        found = datasets.load_dataset(ref, name=name, split=split)
+        dataset = datasets.load_dataset(ref, name=name, split=split)
     except Exception as error:  # of many libraries
         raise DataError(
-            f"{ref}: there is no such file, and `datasets` cannot load it from the hub: {_first_line(error)}; check "
+            f"{ref}: there is no such file, and `datasets` cannot load it from the hub: {one_line(error)}; check "
             "dataset.path, dataset.name and dataset.split"
         ) from None
-    return _rows(found)
+    return _rows(dataset)
 
 
 def _datasets(ref: str) -> Any:
@@ -96,7 +96,3 @@ def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _without_nulls(item) for name, item in value.items() if item is not None}
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -119,6 +119,13 @@ def test_an_expression_that_would_never_end_is_refused_and_holds_up_nobody(tiny_
     assert expressions._run.cache_info().misses == runs
 
 
+def test_an_expression_that_would_take_all_memory_is_refused(tiny_base):
+    """Each repetition waits to be taken back, so that 2 seconds of them are gigabytes."""
+    lora = LoraConfig(target_modules="(?:a?){2000000000}")
+    with pytest.raises(InvalidJobError, match=r"lora.target_modules: '.*' takes more than 512 MiB to match"):
+        plan_layers(describe_base(tiny_base), lora)
+
+
 EXPERT = "model.layers.10.block_sparse_moe.experts.up_proj"
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gpu_actor.contract.errors import DataError
-from gpu_actor.data.dataset import SampleSet
+from gpu_actor.data.samples import SampleSet
 from support.repository import DEMO_DATA
 from support.sample_files import GOOD, TOKENIZER, as_lists, load, no_tokenizer, tokens, write
 from support.sample_tokenizers import CHATML, LLAMA2, byte_level_tokenizer

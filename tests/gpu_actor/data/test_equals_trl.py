@@ -13,7 +13,7 @@ from datasets import Dataset
 from gpu_actor.contract.config import DatasetConfig, TrainingConfig
 from gpu_actor.data.dataset import load_dataset
 from gpu_actor.data.formats import read_sample
-from gpu_actor.data.tokenize import SampleEncoder
+from gpu_actor.data.tokenize import TextEncoder
 from support.sample_tokenizers import CHATML, TWINS, byte_level_tokenizer
 from support.tiny import tiny_model
 
@@ -272,7 +272,7 @@ def test_turns_are_those_of_the_marked_templates_of_trl(family, turns):
     )
     masked = [i if m else -100 for i, m in zip(expected["input_ids"], expected["assistant_masks"], strict=True)]
     sample = read_sample({"messages": messages, "tools": tools}, "messages", len(tokenizer))
-    ids, labels = SampleEncoder(tokenizer, False).encode(sample)
+    ids, labels = TextEncoder(tokenizer, False).encode(sample)
     assert ids.tolist() == expected["input_ids"]
     assert learned_runs(tokenizer, labels.tolist()) == learned_runs(tokenizer, masked)
 
@@ -292,7 +292,7 @@ def test_turns_are_those_of_the_marked_templates_of_trl(family, turns):
 def test_tool_calls_of_templates_that_do_it_their_way(family, learned, last):
     tokenizer = byte_level_tokenizer((FAMILIES / f"{family}.jinja").read_text())
     sample = read_sample({"messages": TOOL_TURNS[:last], "tools": TOOLS}, "messages", len(tokenizer))
-    _, labels = SampleEncoder(tokenizer, False).encode(sample)
+    _, labels = TextEncoder(tokenizer, False).encode(sample)
     text = tokenizer.decode([label for label in labels if label != -100])
     assert (learned if last == 2 else learned.removesuffix("</s>")) in text
     assert text.count("weather") == 1  # neither the definition nor the answer of the tool

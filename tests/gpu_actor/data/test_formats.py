@@ -1,7 +1,8 @@
 import pytest
 
 from gpu_actor.contract.errors import DataError
-from gpu_actor.data.formats import detect_format, read_sample
+from gpu_actor.data.format_columns import detect_format
+from gpu_actor.data.formats import read_sample
 from gpu_actor.data.records import Chat, Plain, Tokens
 
 VOCAB = 100

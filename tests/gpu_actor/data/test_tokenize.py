@@ -8,7 +8,7 @@ from transformers import ByT5Tokenizer
 
 from gpu_actor.contract.errors import DataError
 from gpu_actor.data.records import Chat, Plain
-from gpu_actor.data.tokenize import SampleEncoder
+from gpu_actor.data.tokenize import TextEncoder
 from support.sample_tokenizers import (
     BARE,
     CHATML,
@@ -58,7 +58,7 @@ def test_labels_are_those_of_the_marked_twin(name, turns):
     tokenizer = byte_level_tokenizer(template)
     sample = chat(*turns)
 
-    ids, labels = SampleEncoder(tokenizer, train_on_inputs=False).encode(sample)
+    ids, labels = TextEncoder(tokenizer, train_on_inputs=False).encode(sample)
 
     assert (ids.tolist(), labels.tolist()) == reference(tokenizer, marked, sample.messages)
     assert (labels != -100).any()
@@ -78,7 +78,7 @@ def test_labels_are_those_of_the_marked_twin_for_any_content(turns, name):
         for role, content in zip(("user", "assistant"), turn, strict=True)
     ]
     sample = Chat(tuple(messages), tuple(range(1, len(messages), 2)))
-    ids, labels = SampleEncoder(tokenizer, train_on_inputs=False).encode(sample)
+    ids, labels = TextEncoder(tokenizer, train_on_inputs=False).encode(sample)
     assert (ids.tolist(), labels.tolist()) == reference(tokenizer, marked, messages)
 
 
@@ -88,32 +88,32 @@ TOKENIZERS = {}
 def test_learned_text_is_answers_with_their_ends():
     tokenizer = byte_level_tokenizer(CHATML)
     sample = chat("system: Be brief", "user: Hello", "assistant: Yes", "user: And?", "assistant: No")
-    _, labels = SampleEncoder(tokenizer, False).encode(sample)
+    _, labels = TextEncoder(tokenizer, False).encode(sample)
     assert learned_text(tokenizer, labels) == "Yes<|im_end|>No<|im_end|>"
 
 
 def test_think_block_that_the_model_must_write_is_learned():
     tokenizer = byte_level_tokenizer(TWINS["qwen3"][0])
-    _, labels = SampleEncoder(tokenizer, False).encode(chat("user: a", "assistant: b", "user: c", "assistant: d"))
+    _, labels = TextEncoder(tokenizer, False).encode(chat("user: a", "assistant: b", "user: c", "assistant: d"))
     assert learned_text(tokenizer, labels) == "b<|im_end|><think>\n\n</think>\n\nd<|im_end|>"
 
 
 def test_only_the_wanted_turns_are_learned():
     tokenizer = byte_level_tokenizer(CHATML)
     sample = chat("user: a", "assistant: b", "user: c", "assistant: d")
-    _, labels = SampleEncoder(tokenizer, False).encode(Chat(sample.messages, (3,)))
+    _, labels = TextEncoder(tokenizer, False).encode(Chat(sample.messages, (3,)))
     assert learned_text(tokenizer, labels) == "d<|im_end|>"
 
 
 def test_conversation_that_starts_with_the_assistant():
     tokenizer = byte_level_tokenizer(CHATML)
-    _, labels = SampleEncoder(tokenizer, False).encode(chat("assistant: Hello", "user: a"))
+    _, labels = TextEncoder(tokenizer, False).encode(chat("assistant: Hello", "user: a"))
     assert learned_text(tokenizer, labels) == "Hello<|im_end|>"
 
 
 def test_template_without_an_end_token_gets_the_end_of_text_token():
     tokenizer = byte_level_tokenizer(BARE)
-    ids, labels = SampleEncoder(tokenizer, False).encode(chat("user: a", "assistant: b", "user: c", "assistant: d"))
+    ids, labels = TextEncoder(tokenizer, False).encode(chat("user: a", "assistant: b", "user: c", "assistant: d"))
     assert tokenizer.decode(ids) == "user: a\nassistant: b\nuser: c\nassistant: d\n</s>"
     assert learned_text(tokenizer, labels) == "b\nd\n</s>"
 
@@ -121,20 +121,20 @@ def test_template_without_an_end_token_gets_the_end_of_text_token():
 def test_template_with_an_end_token_gets_no_other():
     for name in TWINS:
         tokenizer = byte_level_tokenizer(TWINS[name][0])
-        ids, _ = SampleEncoder(tokenizer, False).encode(chat("user: a", "assistant: b"))
+        ids, _ = TextEncoder(tokenizer, False).encode(chat("user: a", "assistant: b"))
         assert ids.tolist().count(tokenizer.eos_token_id) == (1 if name in ("llama2", "phi3") else 0), name
 
 
 def test_generation_prompt_that_opens_a_thought_is_no_part_of_a_finished_turn():
     template = CHATML.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n{% endif %}")
     tokenizer = byte_level_tokenizer(template)
-    _, labels = SampleEncoder(tokenizer, False).encode(chat("user: a", "assistant: b"))
+    _, labels = TextEncoder(tokenizer, False).encode(chat("user: a", "assistant: b"))
     assert learned_text(tokenizer, labels) == "b<|im_end|>"
 
 
 def test_template_without_generation_prompt_does_not_teach_the_role():
     tokenizer = byte_level_tokenizer(CHATML.split("{% if add_generation")[0])
-    _, labels = SampleEncoder(tokenizer, False).encode(chat("user: a", "assistant: b"))
+    _, labels = TextEncoder(tokenizer, False).encode(chat("user: a", "assistant: b"))
     assert learned_text(tokenizer, labels) == "b<|im_end|>"
 
 
@@ -142,8 +142,8 @@ def test_template_without_generation_prompt_does_not_teach_the_role():
 @pytest.mark.parametrize("name", ["chatml", "llama2", "qwen3", "phi3"])
 def test_a_tokenizer_without_offsets_labels_the_same(name):
     template = TWINS[name][0]
-    fast = SampleEncoder(byte_level_tokenizer(template), False)
-    slow = SampleEncoder(byte_level_tokenizer(template, cls=WithoutOffsets), False)
+    fast = TextEncoder(byte_level_tokenizer(template), False)
+    slow = TextEncoder(byte_level_tokenizer(template, cls=WithoutOffsets), False)
     for turns in (CONVERSATIONS["one turn"], CONVERSATIONS["several turns"], CONVERSATIONS["not ASCII"]):
         for left, right in zip(fast.encode(chat(*turns)), slow.encode(chat(*turns)), strict=True):
             assert left.tolist() == right.tolist()
@@ -152,7 +152,7 @@ def test_a_tokenizer_without_offsets_labels_the_same(name):
 def test_a_python_tokenizer_labels_the_answer_bytes():
     tokenizer = ByT5Tokenizer()  # bytes as tokens, no files, no offsets, adds its own </s>
     tokenizer.chat_template = CHATML
-    encoder = SampleEncoder(tokenizer, False)
+    encoder = TextEncoder(tokenizer, False)
     _, labels = encoder.encode(chat("user: a", "assistant: bé", "user: c", "assistant: d"))
     assert learned_text(tokenizer, labels) == "bé<|im_end|>d<|im_end|>"
     ids, labels = encoder.encode(Plain("a: ", "bé"))
@@ -163,7 +163,7 @@ def test_a_python_tokenizer_labels_the_answer_bytes():
 @pytest.mark.parametrize("eos", ["</s>", None])
 def test_plain_answer_and_end_are_learned(adds_bos, eos):
     tokenizer = byte_level_tokenizer(eos=eos, adds_bos=adds_bos)
-    ids, labels = SampleEncoder(tokenizer, False).encode(Plain("The capital of Italy is", " Rome."))
+    ids, labels = TextEncoder(tokenizer, False).encode(Plain("The capital of Italy is", " Rome."))
     end = eos or ""
     assert tokenizer.decode(ids) == ("<s>" if adds_bos else "") + "The capital of Italy is Rome." + end
     assert learned_text(tokenizer, labels) == " Rome." + end
@@ -171,14 +171,14 @@ def test_plain_answer_and_end_are_learned(adds_bos, eos):
 
 def test_plain_text_that_ends_with_the_end_token_is_not_closed_twice():
     tokenizer = byte_level_tokenizer()
-    ids, labels = SampleEncoder(tokenizer, False).encode(Plain("a", "b</s>"))
+    ids, labels = TextEncoder(tokenizer, False).encode(Plain("a", "b</s>"))
     assert tokenizer.decode(ids) == "ab</s>"
     assert learned_text(tokenizer, labels) == "b</s>"
 
 
 def test_text_is_learned_whole():
     tokenizer = byte_level_tokenizer(adds_bos=True)
-    ids, labels = SampleEncoder(tokenizer, False).encode(Plain("", "Paris is a capital."))
+    ids, labels = TextEncoder(tokenizer, False).encode(Plain("", "Paris is a capital."))
     assert labels.tolist() == ids.tolist()
     assert tokenizer.decode(ids) == "<s>Paris is a capital.</s>"
 
@@ -186,14 +186,14 @@ def test_text_is_learned_whole():
 def test_token_across_the_bound_belongs_to_the_answer():
     tokenizer = byte_level_tokenizer()
     (joined,) = tokenizer("is", add_special_tokens=False)["input_ids"]
-    _, labels = SampleEncoder(tokenizer, False).encode(Plain("i", "s"))
+    _, labels = TextEncoder(tokenizer, False).encode(Plain("i", "s"))
     assert labels.tolist() == [joined, tokenizer.eos_token_id]
 
 
 @pytest.mark.parametrize("answer", ["b        c", "  b", "b  "])
 def test_space_tokens_without_characters_of_their_own_are_learned(answer):
     # With trimmed offsets a token of spaces covers no character.
-    encoder = SampleEncoder(tokenizer := byte_level_tokenizer(CHATML, trim_offsets=True), False)
+    encoder = TextEncoder(tokenizer := byte_level_tokenizer(CHATML, trim_offsets=True), False)
     _, labels = encoder.encode(chat("user: a", f"assistant: {answer}"))
     assert learned_text(tokenizer, labels) == f"{answer}<|im_end|>"
     _, labels = encoder.encode(Plain("a", answer))
@@ -202,20 +202,20 @@ def test_space_tokens_without_characters_of_their_own_are_learned(answer):
 
 def test_next_marker_that_begins_like_the_end_is_not_learned():
     tokenizer = byte_level_tokenizer(PHI3.replace("<|end|>\n", "<|end|>"))
-    _, labels = SampleEncoder(tokenizer, False).encode(chat(*CONVERSATIONS["several turns"]))
+    _, labels = TextEncoder(tokenizer, False).encode(chat(*CONVERSATIONS["several turns"]))
     assert learned_text(tokenizer, labels) == "Hello there<|end|>I am fine<|end|></s>"
 
 
 @pytest.mark.parametrize("sample", [Plain("a", "b"), chat("user: a", "assistant: b")], ids=["plain", "chat"])
 def test_train_on_inputs_learns_every_token(sample):
-    ids, labels = SampleEncoder(byte_level_tokenizer(CHATML), train_on_inputs=True).encode(sample)
+    ids, labels = TextEncoder(byte_level_tokenizer(CHATML), train_on_inputs=True).encode(sample)
     assert labels.tolist() == ids.tolist()
 
 
 def test_without_a_template_the_fallback_is_used():
     tokenizer = byte_level_tokenizer()
     sample = chat("user: a", "assistant: b")
-    ids, _ = SampleEncoder(tokenizer, False).encode(Chat(sample.messages, (1,), Plain("### a\n", "b")))
+    ids, _ = TextEncoder(tokenizer, False).encode(Chat(sample.messages, (1,), Plain("### a\n", "b")))
     assert tokenizer.decode(ids) == "### a\nb</s>"
 
 
@@ -224,18 +224,18 @@ def test_without_template_or_fallback_the_error_says_what_to_do():
         DataError,
         match=r"no chat template; use a chat model, give dataset\.chat_template, or give",
     ):
-        SampleEncoder(byte_level_tokenizer(), False).encode(chat("user: a", "assistant: b"))
+        TextEncoder(byte_level_tokenizer(), False).encode(chat("user: a", "assistant: b"))
 
 
 def test_named_templates_without_a_default_count_as_none():
     tokenizer = byte_level_tokenizer({"tool_use": CHATML})
     with pytest.raises(DataError, match="no chat template"):
-        SampleEncoder(tokenizer, False).encode(chat("user: a", "assistant: b"))
+        TextEncoder(tokenizer, False).encode(chat("user: a", "assistant: b"))
 
 
 def test_default_of_several_templates_is_used():
     tokenizer = byte_level_tokenizer({"default": CHATML, "tool_use": LLAMA2})
-    ids, _ = SampleEncoder(tokenizer, False).encode(chat("user: a", "assistant: b"))
+    ids, _ = TextEncoder(tokenizer, False).encode(chat("user: a", "assistant: b"))
     assert tokenizer.decode(ids).startswith("<|im_start|>user\na")
 
 
@@ -260,10 +260,10 @@ def test_default_of_several_templates_is_used():
 def test_a_template_that_cannot_be_used_is_reported(template, message):
     sample = chat("system: x", "user: a", "assistant: b")
     with pytest.raises(DataError, match=message):
-        SampleEncoder(byte_level_tokenizer(template), False).encode(sample)
+        TextEncoder(byte_level_tokenizer(template), False).encode(sample)
 
 
 def test_marked_template_works_as_well():
     tokenizer = byte_level_tokenizer(CHATML_MARKED)
-    _, labels = SampleEncoder(tokenizer, False).encode(chat("user: a", "assistant: b"))
+    _, labels = TextEncoder(tokenizer, False).encode(chat("user: a", "assistant: b"))
     assert learned_text(tokenizer, labels) == "b<|im_end|>"

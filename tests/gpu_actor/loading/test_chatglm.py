@@ -15,7 +15,7 @@ from gpu_actor.adapters.peft_files import load_adapter
 from gpu_actor.batch.shared_batch import MicroBatch, pack
 from gpu_actor.contract.errors import BaseModelError
 from gpu_actor.data.records import IGNORE_INDEX, Chat
-from gpu_actor.data.tokenize import SampleEncoder
+from gpu_actor.data.tokenize import TextEncoder
 from gpu_actor.export_chatglm import main
 from gpu_actor.loading.chatglm import glm_config
 from gpu_actor.loading.load_model import load_model
@@ -245,7 +245,7 @@ def test_chatglm2_conversations_have_the_ids_of_build_prompt(tmp_path):
 
 def test_the_answer_and_its_end_are_learned(tmp_path):
     own = train_sentencepiece(write_checkpoint(tmp_path / "chatglm3"))
-    encoder = SampleEncoder(load_tokenizer(str(tmp_path / "chatglm3")), train_on_inputs=False)
+    encoder = TextEncoder(load_tokenizer(str(tmp_path / "chatglm3")), train_on_inputs=False)
     messages = ({"role": "user", "content": "你好"}, {"role": "assistant", "content": "Hello there"})
     ids, labels = encoder.encode(Chat(messages, learned=(1,)))
     answer = [*own.encode("\n"), *own.encode("Hello there"), own.eos_id()]
