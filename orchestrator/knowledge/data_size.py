@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,20 @@ def guess_size(dataset: DatasetConfig) -> DataSize | None:
         return _guess(dataset, Path(dataset.path))
     except (OSError, ValueError, RecursionError):
         return None
+
+
+def guess_sizes(datasets: Mapping[str, DatasetConfig]) -> dict[str, DataSize | None]:
+    """The sizes of several data sets by the same keys; one that stands there many times is looked at once.
+
+    Args:
+        datasets: By any key, such as a job's id. The jobs of a grid mostly share theirs.
+    """
+    sizes: dict[str, DataSize | None] = {}
+    settings = {key: dataset.model_dump_json() for key, dataset in datasets.items()}
+    for key, text in settings.items():
+        if text not in sizes:
+            sizes[text] = guess_size(datasets[key])
+    return {key: sizes[text] for key, text in settings.items()}
 
 
 def _guess(dataset: DatasetConfig, path: Path) -> DataSize | None:

@@ -20,6 +20,7 @@ import gpu_actor
 from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.errors import LorayError
 from gpu_actor.contract.locations import find_base, loray_home
+from gpu_actor.model.describe import describe_base
 
 
 def recall(ref: str, trust_remote_code: bool = False) -> BaseDescription | None:
@@ -36,6 +37,19 @@ def recall(ref: str, trust_remote_code: bool = False) -> BaseDescription | None:
         return BaseDescription.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, KeyError):  # not there, or damaged: it is made anew
         return None
+
+
+def recall_or_describe(ref: str, trust_remote_code: bool = False) -> BaseDescription:
+    """The description of a base model; one that no earlier run has filed is made in this process, and is not filed.
+
+    Args:
+        ref: Folder, .gguf file or hub id.
+        trust_remote_code: Whether Python code that comes with the model may run.
+
+    Raises:
+        BaseModelError: It cannot be described; the message says why.
+    """
+    return recall(ref, trust_remote_code) or describe_base(ref, trust_remote_code)
 
 
 def remember(description: BaseDescription, trust_remote_code: bool = False) -> None:
