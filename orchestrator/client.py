@@ -151,8 +151,7 @@ class Client:
         documents = [spec.model_dump(mode="json") for spec in specs]
         # The same id again, when the answer got lost on its way, finds the jobs that were accepted before.
         answer = self._call("submit", documents, uuid.uuid4().hex, timeout=SUBMIT_SECONDS, again=True)
-        if answer["problems"]:
-            raise JobFileError([Problem(**problem) for problem in answer["problems"]])
+        _raise_problems(answer)
         return [Job(self, view["id"], view["name"]) for view in answer["accepted"]], remarks
 
     def plan(self, specs: Sequence[JobSpec], policy: str | None = None) -> list[dict[str, Any]]:
@@ -167,8 +166,7 @@ class Client:
         """
         fields = [spec.model_dump(mode="json") for spec in specs]
         answer = self._call("plan", fields, policy, timeout=SUBMIT_SECONDS, again=True)
-        if answer["problems"]:
-            raise JobFileError([Problem(**problem) for problem in answer["problems"]])
+        _raise_problems(answer)
         return cast("list[dict[str, Any]]", answer["jobs"])
 
     def list_jobs(self) -> list[JobView]:
@@ -248,7 +246,7 @@ class Client:
                 refs = [getattr(self._controller, method).remote(*arguments) for arguments in calls]
                 return cast("list[Any]", ray.get(refs, timeout=timeout))
             except ray.exceptions.RayTaskError as error:
-                raise _own_error(error) from None
+                raise _orchestrator_error(error) from None
             except ray.exceptions.GetTimeoutError:
                 raise ClusterUnavailableError(
                     f"the orchestrator did not answer within {timeout:.0f} s; `ray status` and the Ray dashboard "
@@ -261,7 +259,12 @@ class Client:
                 self._controller = connection.controller()
 
 
-def _own_error(error: ray.exceptions.RayTaskError) -> LorayError:
+def _raise_problems(answer: Mapping[str, Any]) -> None:
+    if answer["problems"]:
+        raise JobFileError([Problem(**problem) for problem in answer["problems"]])
+
+
+def _orchestrator_error(error: ray.exceptions.RayTaskError) -> LorayError:
     """The error that the orchestrator raised, out of Ray's wrapping."""
     cause = error.cause
     if isinstance(cause, LorayError):

@@ -140,7 +140,7 @@ def log_line(entry: Mapping[str, Any]) -> str:
         parts.append(f"step {entry['step']}")
     if entry.get("epoch") is not None:
         parts.append(f"epoch {entry['epoch']:.2f}")
-    for key, words, form in (
+    for key, label, form in (
         ("loss", "loss", ".4f"),
         ("eval_loss", "eval loss", ".4f"),
         ("learning_rate", "lr", ".3g"),
@@ -148,5 +148,5 @@ def log_line(entry: Mapping[str, Any]) -> str:
         ("tokens", "tokens", ".0f"),
     ):
         if entry.get(key) is not None:
-            parts.append(f"{words} {entry[key]:{form}}")
+            parts.append(f"{label} {entry[key]:{form}}")
     return "  ".join(parts)

@@ -19,26 +19,26 @@ def write_chart(path: Path, svg: str) -> None:
     try:
         path.write_text(svg, encoding="utf-8")
     except OSError as error:
-        words = f"{path} cannot be written: {error.strerror}; name a file in a folder that exists"
-        raise ProblemsError([Problem("--gantt", "", words)]) from None
+        message = f"{path} cannot be written: {error.strerror}; name a file in a folder that exists"
+        raise ProblemsError([Problem("--gantt", "", message)]) from None
 
 
-def draw(told: Mapping[str, Any], names: Mapping[str, str], title: str) -> str:
-    """The picture of what `Timeline.tell` told, as SVG text.
+def draw(timeline: Mapping[str, Any], names: Mapping[str, str], title: str) -> str:
+    """A timeline as a picture, in SVG text.
 
     Args:
-        told: The stays and the memory.
+        timeline: What `Client.timeline` returned.
         names: Of the jobs, by id.
         title: Above the picture.
     """
     segments = [
-        Segment(names[stay["job_id"]], stay["place"], stay["since"], stay["until"] or told["now"])
-        for stay in told["stays"]
+        Segment(names[stay["job_id"]], stay["place"], stay["since"], stay["until"] or timeline["now"])
+        for stay in timeline["stays"]
     ]
     start = min((one.start for one in segments), default=0.0)
     end = max((one.end for one in segments), default=0.0)
     lanes = sorted({one.lane for one in segments})
-    memory = {lane: _between(told["memory"].get(lane, ()), start, end) for lane in lanes}
+    memory = {lane: _between(timeline["memory"].get(lane, ()), start, end) for lane in lanes}
     return render(lanes, segments, memory if any(memory.values()) else None, title)
 
 

@@ -123,16 +123,16 @@ class _LogSource:
         return sorted(events + rows, key=lambda entry: float(entry["time"]))
 
 
-def _steer(word: str, method: Callable[[Client, str], JobView], doc: str) -> Callable[..., None]:
+def _steer(outcome: str, method: Callable[[Client, str], JobView], doc: str) -> Callable[..., None]:
     def verb(refs: Refs, address: Address = None, as_json: AsJson = False) -> None:
-        _steer_all(word, method, refs, address, as_json=as_json)
+        _steer_all(outcome, method, refs, address, as_json=as_json)
 
     verb.__doc__ = doc
     return verb
 
 
 def _steer_all(
-    word: str, method: Callable[[Client, str], JobView], refs: Sequence[str], address: str | None, *, as_json: bool
+    outcome: str, method: Callable[[Client, str], JobView], refs: Sequence[str], address: str | None, *, as_json: bool
 ) -> None:
     client = Client(address)
     views: list[JobView] = []
@@ -142,17 +142,13 @@ def _steer_all(
             views.append(method(client, ref))
         except LorayError as error:
             errors.append(error)
-    _show_steered(word, views, as_json=as_json)
-    if errors:
-        raise errors[0] if len(errors) == 1 else LorayError("\n".join(map(str, errors)))
-
-
-def _show_steered(word: str, views: Sequence[JobView], *, as_json: bool) -> None:
     if as_json:
         progress.print_json(views)
-        return
-    for view in views:
-        print(f"{view['name']}  {word} ({view['state']})")
+    else:
+        for view in views:
+            print(f"{view['name']}  {outcome} ({view['state']})")
+    if errors:
+        raise errors[0] if len(errors) == 1 else LorayError("\n".join(map(str, errors)))
 
 
 cancel = _steer("cancel requested", Client.cancel, "End jobs for good, and drop their checkpoints.")

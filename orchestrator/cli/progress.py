@@ -140,9 +140,9 @@ def follow(client: Client, ids: Sequence[str], reporter: Reporter) -> list[JobVi
     last: dict[str, JobView] = {}
     with reporter:
         while True:
-            open_ids = [one for one in ids if one not in last or last[one]["state"] in LIVE_STATES]
+            open_ids = [job_id for job_id in ids if job_id not in last or last[job_id]["state"] in LIVE_STATES]
             last.update((view["id"], view) for view in client.get_jobs(open_ids))
-            views = [last[one] for one in ids]
+            views = [last[job_id] for job_id in ids]
             reporter.update(views, client.cluster()["actors"])
             if not any(view["state"] in LIVE_STATES for view in views):
                 return views

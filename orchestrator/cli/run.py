@@ -64,16 +64,16 @@ def run(
             say(console, _dashboard(link))
         _warn_of_unused(cluster, policy, link)
         client = Client()
-        known, fresh = _split(client, specs)
-        before = _live_jobs(client)
-        if guests := before - {job.id for job in known}:
-            say(console, f"{formatting.plural(len(guests), 'job')} in the queue already; trained as well")
-        if known:
-            say(console, f"goes on, as left by an earlier run: {', '.join(job.name for job in known)}")
-        jobs = known + (_submit(client, fresh, console) if fresh else [])
+        continued, new = _continued_and_new(client, specs)
+        queued = _live_jobs(client)
+        if others := queued - {job.id for job in continued}:
+            say(console, f"{formatting.plural(len(others), 'job')} in the queue already; trained as well")
+        if continued:
+            say(console, f"goes on, as left by an earlier run: {', '.join(job.name for job in continued)}")
+        jobs = continued + (_submit(client, new, console) if new else [])
         views = _follow_to_end(client, jobs, as_json=as_json, ours=link.started)
         if link.started:
-            _wait_for_guests(client, before | {job.id for job in jobs}, console, as_json=as_json)
+            _wait_for_others(client, queued | {job.id for job in jobs}, console, as_json=as_json)
             if left := _live_jobs(client):
                 count = formatting.plural(len(left), "job")
                 say(console, f"{count} left in the queue; `loray serve` goes on with them")
@@ -84,22 +84,22 @@ def _warn_of_unused(cluster: Path | None, policy: str | None, link: Connection) 
     unused = [str(cluster)] if cluster else []
     unused += [f"--policy {policy}"] if policy else []
     if unused and not link.orchestrator_started:
-        note = display.make_console(stderr=True)
+        stderr = display.make_console(stderr=True)
         which = f"{' and '.join(unused)} {'is' if len(unused) == 1 else 'are'} not used"
-        say(note, f"{which}: the orchestrator runs already, with the settings that it was started with")
+        say(stderr, f"{which}: the orchestrator runs already, with the settings that it was started with")
 
 
-def _split(client: Client, specs: Sequence[JobSpec]) -> tuple[list[Job], list[JobSpec]]:
+def _continued_and_new(client: Client, specs: Sequence[JobSpec]) -> tuple[list[Job], list[JobSpec]]:
     """Jobs that an earlier run left in the queue, the very same in every field, and those that are to be submitted."""
     live = {view["name"]: view for view in client.list_jobs() if view["state"] in formatting.LIVE_STATES}
-    known, fresh = [], []
+    continued, new = [], []
     for spec in specs:
         view = live.get(spec.name)
         if view and view["state"] != "PAUSED" and view["spec"] == spec.model_dump(mode="json"):
-            known.append(Job(client, view["id"], view["name"]))
+            continued.append(Job(client, view["id"], view["name"]))
         else:
-            fresh.append(spec)
-    return known, fresh
+            new.append(spec)
+    return continued, new
 
 
 def _live_jobs(client: Client, but: str | None = None) -> set[str]:
@@ -107,13 +107,13 @@ def _live_jobs(client: Client, but: str | None = None) -> set[str]:
     return {view["id"] for view in client.list_jobs() if view["state"] in states}
 
 
-def _wait_for_guests(client: Client, known: set[str], console: Console, *, as_json: bool) -> None:
+def _wait_for_others(client: Client, ours: set[str], console: Console, *, as_json: bool) -> None:
     """Keeps our cluster alive for jobs that others have submitted to it in the meantime."""
     try:
-        while guests := _live_jobs(client, but="PAUSED") - known:
-            count = formatting.plural(len(guests), "job")
+        while others := _live_jobs(client, but="PAUSED") - ours:
+            count = formatting.plural(len(others), "job")
             say(console, f"waiting for {count} that others submitted (Ctrl-C leaves them in the queue)")
-            progress.follow(client, sorted(guests), progress.make_reporter(as_json=as_json))
+            progress.follow(client, sorted(others), progress.make_reporter(as_json=as_json))
     except KeyboardInterrupt:
         return
 
@@ -144,9 +144,9 @@ def _follow_to_end(client: Client, jobs: Sequence[Job], *, as_json: bool, ours: 
 
 
 def _cancel(client: Client, ids: Sequence[str]) -> list[JobView]:
-    for one in ids:
+    for job_id in ids:
         with contextlib.suppress(IllegalTransitionError):  # it is over already
-            client.cancel(one)
+            client.cancel(job_id)
     deadline = time.monotonic() + CANCEL_SECONDS
     while True:
         views = client.get_jobs(ids)
@@ -187,12 +187,12 @@ def serve(
     """Start Ray and the orchestrator here until Ctrl-C, or put the orchestrator on the Ray cluster at --address."""
     config = with_policy(load_cluster_config(cluster), policy)
     storage = Path(config.storage)
-    found = find_address(address, storage)
-    if found and found.source == str(storage / CLUSTER_FILE):
+    running = find_address(address, storage)
+    if running and running.source == str(storage / CLUSTER_FILE):
         raise launch.AlreadyRunningError(
-            f"Loray runs already at {found.address}, from {storage}; submit to it with `loray submit JOB.yaml`"
+            f"Loray runs already at {running.address}, from {storage}; submit to it with `loray submit JOB.yaml`"
         )
-    if found:
+    if running:
         with launch.join_or_start(address, config) as link:
             _warn_of_unused(cluster, policy, link)
             _announce(link, as_json=as_json)

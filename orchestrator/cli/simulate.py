@@ -13,7 +13,7 @@ from rich.table import Table
 from orchestrator import formatting
 from orchestrator.cli import display, progress
 from orchestrator.cli.chart import write_chart
-from orchestrator.cli.options import Chart
+from orchestrator.cli.options import AsJson, Chart
 from orchestrator.scheduler.policy import DEFAULT, POLICIES
 from orchestrator.simulation import gantt
 from orchestrator.simulation.bounds import Task, relaxed_bound, unshared_bound
@@ -39,7 +39,7 @@ def simulate(
     ] = 0.0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the noise.")] = 0,
     chart: Chart = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run a workload through the scheduler on a simulated clock, and compare policies; nothing is trained.
 
@@ -101,12 +101,12 @@ def summary(
     mean = figures(reference)["mean_s"]
     policies = {}
     for name in names:
-        found = figures(outcomes[name])
+        shown = figures(outcomes[name])
         policies[name] = {
-            **found,
-            "ratio_to_fifo_4": _ratio(found["mean_s"], mean),
-            "ratio_to_lower_bound": _ratio(found["mean_s"], lower),
-            "ratio_to_no_sharing_bound": _ratio(found["mean_s"], unshared),
+            **shown,
+            "ratio_to_fifo_4": _ratio(shown["mean_s"], mean),
+            "ratio_to_lower_bound": _ratio(shown["mean_s"], lower),
+            "ratio_to_no_sharing_bound": _ratio(shown["mean_s"], unshared),
         }
     return {
         "jobs": len(jobs),

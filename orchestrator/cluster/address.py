@@ -18,14 +18,14 @@ PROBE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class Found:
-    """An address, and where it came from."""
+class ClusterAddress:
+    """Where a cluster is, and who says so."""
 
     address: str
     source: str
 
 
-def find_address(address: str | None = None, storage: Path | None = None) -> Found | None:
+def find_address(address: str | None = None, storage: Path | None = None) -> ClusterAddress | None:
     """Where the cluster is: the argument, else `RAY_ADDRESS`, else the storage's `cluster.json` if it is alive.
 
     Args:
@@ -36,10 +36,10 @@ def find_address(address: str | None = None, storage: Path | None = None) -> Fou
         if value == "local":
             return None
         if value:
-            return Found(checked(value, source), source)
+            return ClusterAddress(checked(value, source), source)
     folder = storage or loray_home()
-    known = read_cluster_file(folder)
-    return Found(known["address"], str(folder / CLUSTER_FILE)) if known else None
+    running = read_cluster_file(folder)
+    return ClusterAddress(running["address"], str(folder / CLUSTER_FILE)) if running else None
 
 
 def checked(address: str, source: str) -> str:
@@ -74,19 +74,19 @@ def read_cluster_file(storage: Path) -> dict[str, Any] | None:
     """The content of `cluster.json` when the cluster that it names is alive; a stale file is removed."""
     path = storage / CLUSTER_FILE
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+        cluster = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError):
-        known = None
-    if isinstance(known, dict) and isinstance(known.get("address"), str) and _alive(known):
-        return known
+        cluster = None
+    if isinstance(cluster, dict) and isinstance(cluster.get("address"), str) and _alive(cluster):
+        return cluster
     remove_cluster_file(storage)
     return None
 
 
-def _alive(known: dict[str, Any]) -> bool:
-    pid = known.get("pid")
+def _alive(cluster: dict[str, Any]) -> bool:
+    pid = cluster.get("pid")
     if isinstance(pid, int):
         try:
             os.kill(pid, 0)
@@ -94,16 +94,16 @@ def _alive(known: dict[str, Any]) -> bool:
             return False
         except PermissionError:
             pass  # it lives, under another user
-    return answers(known["address"])
+    return answers(cluster["address"])
 
 
 def answers(address: str) -> bool:
     """Whether anything listens at `host:port`."""
-    place = host_and_port(address)
-    if place is None:
+    host_port = host_and_port(address)
+    if host_port is None:
         return False
     try:
-        socket.create_connection(place, timeout=PROBE_SECONDS).close()
+        socket.create_connection(host_port, timeout=PROBE_SECONDS).close()
     except OSError:
         return False
     return True
@@ -120,8 +120,8 @@ def write_cluster_file(storage: Path, address: str, dashboard: str | None, pid: 
     """
     storage.mkdir(parents=True, exist_ok=True)
     draft = storage / f"{CLUSTER_FILE}.{os.getpid()}"
-    known = {"address": address, "pid": pid, "dashboard": dashboard}
-    draft.write_text(json.dumps(known) + "\n", encoding="utf-8")
+    cluster = {"address": address, "pid": pid, "dashboard": dashboard}
+    draft.write_text(json.dumps(cluster) + "\n", encoding="utf-8")
     draft.replace(storage / CLUSTER_FILE)
 
 

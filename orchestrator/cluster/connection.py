@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import sys
@@ -10,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpu_actor.contract.errors import ClusterUnavailableError, LorayError
-from orchestrator.cluster.address import PROBE_SECONDS, Found, checked, find_address, host_and_port
+from orchestrator.cluster.address import ClusterAddress, checked, find_address, host_and_port
+from orchestrator.cluster.ray_internals import Access, auth_token, probe_access, reread_environment, resolve_auto
 
 NAMESPACE = "loray"
 CONTROLLER = "loray-controller"
@@ -53,10 +53,10 @@ def connect(address: str | None = None) -> Connection:
         if address not in (None, "auto"):
             _check_same(checked(address, "the given address"), current)
         return Connection(current, None)
-    found = find_address(address)
-    if found is None:
+    cluster = find_address(address)
+    if cluster is None:
         raise ClusterUnavailableError(f"no Loray cluster is running here. {HOW_TO_START}")
-    return join(found)
+    return join(cluster)
 
 
 def _check_same(address: str, current: str) -> None:
@@ -70,32 +70,28 @@ def _check_same(address: str, current: str) -> None:
     )
 
 
-def join(found: Found) -> Connection:
-    """Joins a Ray cluster that was found.
+def join(cluster: ClusterAddress) -> Connection:
+    """Joins a Ray cluster.
 
     Raises:
         ClusterUnavailableError: It does not answer, or does not let this process in.
     """
     import ray
 
-    where = f"{found.address} (from {found.source})"
+    where = f"{cluster.address} (from {cluster.source})"
     try:
-        address = _resolved(found.address)
-        _use_auth_mode(address, where)
-        context = ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+        address = resolve_auto() if cluster.address == "auto" else cluster.address
+        if address:
+            _use_auth_mode(address, where)
+        context = ray.init(
+            address=address or "auto", namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR
+        )
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         if isinstance(error, LorayError):
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ClusterUnavailableError(f"cannot join the Ray cluster at {where}: {reason}") from None
     return connection_of(context)
-
-
-def _resolved(address: str) -> str:
-    if address != "auto":
-        return address
-    services: Any = importlib.import_module("ray._private.services")
-    return str(services.canonicalize_bootstrap_address(address))
 
 
 def connection_of(context: Any) -> Connection:
@@ -105,10 +101,7 @@ def connection_of(context: Any) -> Connection:
 
 
 def _use_auth_mode(address: str, where: str) -> None:
-    """Finds out whether the cluster wants a token, and sets `RAY_AUTH_MODE` to that unless the environment decides.
-
-    Ray itself takes 20 to 80 seconds, and many lines on stderr, to find out that it cannot join.
-    """
+    """Finds out whether the cluster wants a token, and sets `RAY_AUTH_MODE` to that unless the environment decides."""
     if os.environ.get("RAY_USE_TLS") == "1":
         return
     if _lets_in(address, None, where):
@@ -118,8 +111,7 @@ def _use_auth_mode(address: str, where: str) -> None:
         raise ClusterUnavailableError(
             f"the Ray cluster at {where} wants a token, but RAY_AUTH_MODE is {mode!r}; unset it, or set it to token"
         )
-    raylet: Any = importlib.import_module("ray._raylet")
-    token = raylet.AuthenticationTokenLoader.instance().get_raw_token(ignore_auth_mode=True)
+    token = auth_token()
     if not token or not _lets_in(address, token, where):
         fault = "refuses the token that is set here" if token else "wants a token, and none is set here"
         raise ClusterUnavailableError(
@@ -127,23 +119,14 @@ def _use_auth_mode(address: str, where: str) -> None:
             "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
         )
     os.environ["RAY_AUTH_MODE"] = "token"
-    raylet.Config.initialize("")  # Ray reads the variable when it is imported, maybe long before this
+    reread_environment()
 
 
 def _lets_in(address: str, token: str | None, where: str) -> bool:
-    """Whether a living Ray cluster answers with this token, or without one."""
-    import grpc  # type: ignore[import-untyped]
-
-    metadata = [("authorization", f"Bearer {token}")] if token else []
-    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        alive = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
-        try:
-            alive(b"", timeout=PROBE_SECONDS, metadata=metadata)
-        except grpc.RpcError as error:
-            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
-                return False
-            raise ClusterUnavailableError(f"no Ray cluster answers at {where}. {HOW_TO_START}") from None
-    return True
+    access = probe_access(address, token)
+    if access is Access.NO_ANSWER:
+        raise ClusterUnavailableError(f"no Ray cluster answers at {where}. {HOW_TO_START}")
+    return access is Access.GRANTED
 
 
 def controller() -> Any:

@@ -27,7 +27,7 @@ from orchestrator.cluster.cluster_config import ClusterConfig
 from orchestrator.cluster.connection import NAMESPACE
 from orchestrator.cluster.member import Loss, LossKind, Member
 from orchestrator.cluster.node_gpus import NodeGpus
-from orchestrator.cluster.places import Slot, find_slots, listed_slots
+from orchestrator.cluster.places import Slot, configured_slots
 from orchestrator.scheduler.view import ActorState, ActorView
 from orchestrator.store.records import ActorRecord
 from orchestrator.store.store import Store
@@ -72,7 +72,7 @@ class Fleet:
         """Look for places. One whose node is gone stays known, so that no job is rejected for want of it."""
         nodes = ray.nodes()
         actors = self._config.actors
-        found = find_slots(nodes) if isinstance(actors, str) else listed_slots(actors, nodes)
+        found = configured_slots(actors, nodes)
         if isinstance(actors, str) and not any(slot.settings.num_gpus for slot in found):
             # Without GPUs `auto` means the CPU; but not when they are only gone for the moment.
             found = [] if any(slot.settings.num_gpus for slot in self.slots.values()) else found
@@ -88,13 +88,11 @@ class Fleet:
 
     def _view(self, slot: Slot, member: Member | None) -> ActorView:
         state, reason = self._state(slot.id, member)
-        return ActorView(
-            id=slot.id,
+        return replace(
+            slot.view,
             name=member.name if member else slot.id,
             state=state,
-            shape=slot.shape,
             base_model=member.base_model if member else None,
-            pinned=slot.settings.base_model,
             memory_limit=self._limits.get(slot.id, slot.memory_limit),
             reason=reason,
             barred={base: why for base in self._bases_barred(slot.id) if (why := self.barred(slot.id, base))},

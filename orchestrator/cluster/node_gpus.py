@@ -1,16 +1,15 @@
-"""What GPUs the nodes of the cluster have: asked once per node, so that memory is known before the first actor."""
+"""What GPUs the nodes of the cluster, or this machine, have, so that memory is known before the first actor."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
-
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 from gpu_actor.device.accelerators import Accelerator, accelerators
+from orchestrator.cluster.cluster_config import ActorConfig
+from orchestrator.cluster.places import HEAD, Slot, configured_slots
 
 logger = logging.getLogger("loray.node_gpus")
 
@@ -19,6 +18,9 @@ ASK_SECONDS = 60.0  # that a submission waits for the answers
 
 def ask_node(node_id: str) -> Any:
     """A Ray task on a node that lists its GPUs; it takes none of them."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
     where = NodeAffinitySchedulingStrategy(node_id, soft=False)
     return ray.remote(num_cpus=0, max_calls=1)(accelerators).options(scheduling_strategy=where).remote()
 
@@ -64,4 +66,24 @@ class NodeGpus:
         Where GPUs differ nobody knows which one an actor gets, and what fits on one of them must not be refused.
         """
         nodes = self._found.values() if node_id is None else [self._found.get(node_id, [])]
-        return max((gpu for gpus in nodes for gpu in gpus), key=lambda gpu: gpu.total_bytes, default=None)
+        return _roomiest(gpu for gpus in nodes for gpu in gpus)
+
+
+def slots_on_this_machine(actors: Literal["auto"] | Sequence[ActorConfig]) -> list[Slot]:
+    """The places that a cluster file would have if this machine alone were the cluster. No Ray is asked or started.
+
+    Args:
+        actors: The cluster file's list, or `auto`.
+    """
+    gpu_count = 0  # a list says by itself how many places there are
+    if actors == "auto":
+        import torch
+
+        gpu_count = torch.cuda.device_count()
+    node = {"NodeID": "here", "Alive": True, "Resources": {HEAD: 1.0, "GPU": gpu_count}}
+    gpu = _roomiest(accelerators())
+    return [slot.on(gpu) for slot in configured_slots(actors, [node])]
+
+
+def _roomiest(gpus: Iterable[Accelerator]) -> Accelerator | None:
+    return max(gpus, key=lambda gpu: gpu.total_bytes, default=None)

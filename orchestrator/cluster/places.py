@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from gpu_actor.contract.config import ActorOptions
 from gpu_actor.contract.footprint import DEFAULT_TOKEN_BUDGET, DTYPE_BYTES
@@ -13,7 +13,7 @@ from gpu_actor.device.accelerators import Accelerator
 from gpu_actor.device.memory import accelerator_limit, memory_limit
 from orchestrator.cluster.cluster_config import ActorConfig
 from orchestrator.scheduler.estimate import device_kind
-from orchestrator.scheduler.view import ActorShape
+from orchestrator.scheduler.view import ActorShape, ActorState, ActorView
 
 HEAD = "node:__internal_head__"
 
@@ -66,6 +66,18 @@ class Slot:
             self.settings.quantization,
         )
 
+    @property
+    def view(self) -> ActorView:
+        """As the scheduler sees it as long as no actor is there and nothing was measured."""
+        return ActorView(
+            id=self.id,
+            name=self.id,
+            state=ActorState.EMPTY,
+            shape=self.shape,
+            pinned=self.settings.base_model,
+            memory_limit=self.memory_limit,
+        )
+
     def options(self, name: str, base_model: str, trust_remote_code: bool, allow_pickle: bool = False) -> ActorOptions:
         """The options of an actor here.
 
@@ -89,6 +101,16 @@ class Slot:
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
         )
+
+
+def configured_slots(actors: Literal["auto"] | Sequence[ActorConfig], nodes: Sequence[Mapping[str, Any]]) -> list[Slot]:
+    """The places that a cluster file asks for.
+
+    Args:
+        actors: The cluster file's list, or `auto`.
+        nodes: As `ray.nodes()` gives them.
+    """
+    return find_slots(nodes) if isinstance(actors, str) else listed_slots(actors, nodes)
 
 
 def find_slots(nodes: Sequence[Mapping[str, Any]]) -> list[Slot]:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import functools
-import importlib
-import inspect
 import logging
 import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from gpu_actor.contract.errors import ClusterUnavailableError, LorayError
 from orchestrator.cluster.address import answers, find_address, remove_cluster_file, write_cluster_file
 from orchestrator.cluster.cluster_config import ClusterConfig
 from orchestrator.cluster.connection import NAMESPACE, Connection, connection_of, controller, join
+from orchestrator.cluster.ray_internals import any_agent_port
 
 LOCK_FILE = "cluster.lock"
 STARTING_SECONDS = 60.0
@@ -84,24 +80,6 @@ def _start_ray() -> Connection:
     return replace(connection_of(context), started=True, orchestrator_started=True)
 
 
-@contextlib.contextmanager
-def any_agent_port() -> Iterator[None]:
-    """Lets the agent of a Ray that is started meanwhile listen at any free port.
-
-    `ray job submit` comes in through it. Ray takes port 52365 and `ray.init` has no option for another, so that beside
-    a second Ray on the machine the agent would be deaf, and every `ray job submit` refused.
-    """
-    params: Any = importlib.import_module("ray._private.parameter").RayParams
-    option, original = "dashboard_agent_listen_port", params.__init__
-    if option in inspect.signature(original).parameters:
-        # None: Ray 2.50 chooses a port where none is given, and takes a 0 in some places for one that was
-        params.__init__ = functools.partialmethod(original, **{option: None})
-    try:
-        yield
-    finally:
-        params.__init__ = original
-
-
 def _stop(connection: Connection, storage: Path) -> None:
     import ray
 
@@ -132,16 +110,14 @@ def _shut_down_controller(connection: Connection) -> None:
 @contextlib.contextmanager
 def _only_one(storage: Path) -> Iterator[None]:
     """Holds the storage folder, so that no two orchestrators write into one job table. The lock dies with us."""
-    from orchestrator.store.storage_lock import open_file
+    from orchestrator.store.storage_lock import open_file, try_lock
 
-    with open_file(storage, LOCK_FILE) as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+    with open_file(storage, LOCK_FILE) as file:
+        if not try_lock(file):
             raise AlreadyRunningError(
                 f"Loray runs already from {storage}; `loray list` shows its jobs, and a cluster file with another "
                 "`storage` gives a second one its own place"
-            ) from None
+            )
         yield
 
 
@@ -157,9 +133,9 @@ def join_or_start(address: str | None, config: ClusterConfig) -> Iterator[Connec
     deadline = time.monotonic() + STARTING_SECONDS
     with contextlib.ExitStack() as stack:
         while True:
-            found = find_address(address, storage)
-            if found:
-                connection = join(found)
+            cluster = find_address(address, storage)
+            if cluster:
+                connection = join(cluster)
                 if start_controller(config):
                     connection = replace(connection, orchestrator_started=True)
                     write_cluster_file(storage, connection.address, connection.dashboard, None)

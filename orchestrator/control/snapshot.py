@@ -8,15 +8,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gpu_actor.contract.config import DatasetConfig
 from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.errors import LorayError
 from orchestrator.cluster.fleet import Fleet
 from orchestrator.control.job_needs import AdapterNeed, micro_batch_cap, scheduling_view
 from orchestrator.jobs.job import JobSpec, JobState
 from orchestrator.knowledge.base_catalog import BaseCatalog
-from orchestrator.knowledge.data_size import DataSize, guess_size
-from orchestrator.knowledge.place_models import Known, with_profiles
+from orchestrator.knowledge.data_size import DataSize, guess_size, guess_sizes
+from orchestrator.knowledge.place_models import with_models
 from orchestrator.knowledge.profiles import Profiles
 from orchestrator.scheduler.oversized_jobs import fit_oversized_jobs
 from orchestrator.scheduler.view import ActorState, ActorView, ClusterView, JobView
@@ -118,7 +117,7 @@ class Lookout:
         jobs = self._store.jobs([JobState.QUEUED, JobState.RUNNING])
         new = {job.id: job.spec.dataset for job in jobs if job.id not in self._sizes}
         if new:
-            self._sizes |= await asyncio.to_thread(_guess_sizes, new)
+            self._sizes |= await asyncio.to_thread(guess_sizes, new)
 
     def look(self, live: Mapping[str, Mapping[str, Any]], movable: Callable[[JobRecord], bool]) -> Look:
         """The cluster now.
@@ -226,26 +225,10 @@ class Lookout:
 
     def _places(self, bases: Mapping[str, BaseDescription], unsure: Mapping[str, str]) -> Iterator[ActorView]:
         """Places with what was measured of them; blocked where nobody knows what is on them."""
-        there = self._fleet.by_place()
-        known: dict[object, Known] = {}  # of places that are alike
-        for place in self._fleet.views():
-            slot, member = self._fleet.slots[place.id], there.get(place.id)
-            kind = (slot.settings, slot.cpu_threads, slot.device_name, slot.token_budget)
-            if kind not in known:
-                known[kind] = Known.of(slot, self._profiles, bases)
-            seen = with_profiles(place, slot, known[kind], member.report if member else None)
+        reports = {slot_id: member.report for slot_id, member in self._fleet.by_place().items()}
+        places = [(place, self._fleet.slots[place.id], reports.get(place.id)) for place in self._fleet.views()]
+        for place in with_models(places, self._profiles, bases):
             if place.id in unsure:
-                seen = replace(seen, state=ActorState.BLOCKED, reason=unsure[place.id])
-            yield seen
-
-
-def _guess_sizes(datasets: Mapping[str, DatasetConfig]) -> dict[str, DataSize | None]:
-    """Sizes of some jobs' data; jobs of a grid, which share them, at one go."""
-    sizes: dict[str, DataSize | None] = {}
-    found: dict[str, DataSize | None] = {}
-    for job_id, dataset in datasets.items():
-        key = dataset.model_dump_json()
-        if key not in sizes:
-            sizes[key] = guess_size(dataset)
-        found[job_id] = sizes[key]
-    return found
+                yield replace(place, state=ActorState.BLOCKED, reason=unsure[place.id])
+            else:
+                yield place

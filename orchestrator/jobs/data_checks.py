@@ -14,7 +14,7 @@ from orchestrator.validation.problems import show
 _INSTALL = "pip install loray[data]"
 
 
-def dataset_words(value: str) -> str:
+def dataset_problem(value: str) -> str:
     """What is wrong with the path, or hub id, of a data set."""
     path = Path(value)
     if is_hub_dataset(value) or (path.is_dir() and is_saved_dataset(path)):
@@ -28,16 +28,18 @@ def dataset_words(value: str) -> str:
         return f"{show(value)} ends in {show(path.suffix)}; allowed: {', '.join(DATA_SUFFIXES)}"
     if path.suffix.lower() == ".parquet" and not find_spec("pyarrow"):
         return f"{show(value)} needs the library `pyarrow`: {_INSTALL}"
-    return _file_words(path)
+    return _file_problem(path)
 
 
-def template_words(value: str) -> str:
+def template_problem(value: str) -> str:
     """What is wrong with the path of a chat template."""
     path = Path(value)
-    return _file_words(path) if path.exists() else f"{show(value)} does not exist; relative paths start at the job file"
+    if not path.exists():
+        return f"{show(value)} does not exist; relative paths start at the job file"
+    return _file_problem(path)
 
 
-def split_words(data: DatasetConfig) -> str:
+def split_problem(data: DatasetConfig) -> str:
     """Whether a plain file is given what only data sets of the hub have."""
     if is_hub_dataset(data.path) or os.path.isdir(data.path):
         return ""
@@ -45,7 +47,7 @@ def split_words(data: DatasetConfig) -> str:
     return f"{' and '.join(given)}: only data sets of the hub have this; remove it for a file" if given else ""
 
 
-def objective_words(data: DatasetConfig, training: TrainingConfig) -> str:
+def objective_problem(data: DatasetConfig, training: TrainingConfig) -> str:
     """Whether the format of the data is one that the objective learns from."""
     pairs, objective = data.format == "preference", training.objective
     if data.format == "auto" or pairs == (objective != "sft"):
@@ -55,7 +57,7 @@ def objective_words(data: DatasetConfig, training: TrainingConfig) -> str:
     return f"{data.format}: training.objective is {objective}, which learns from pairs; the format is preference"
 
 
-def _file_words(path: Path) -> str:
+def _file_problem(path: Path) -> str:
     shown = show(str(path))
     if not path.is_file():
         return f"{shown} is a {'folder' if path.is_dir() else 'device or a pipe'}; give a file"

@@ -53,11 +53,11 @@ class Axis:
 
     def labels(self) -> list[str]:
         """A word for each value, all different, of the characters that a job's name may hold."""
-        words = [_label(value, is_path=dotted(self.path) in _PATHS) for value in self.values]
-        if not all(words) or len({word.lower() for word in words}) < len(words):
-            words = [f"v{number}" for number in range(1, len(words) + 1)]
+        labels = [_label(value, is_path=dotted(self.path) in _PATHS) for value in self.values]
+        if not all(labels) or len({label.lower() for label in labels}) < len(labels):
+            labels = [f"v{number}" for number in range(1, len(labels) + 1)]
         short = _SHORT.get(dotted(self.path), self.path[-1])
-        return [f"{short}{word}" if re.match(r"-?\d", word) else f"{short}_{word}" for word in words]
+        return [f"{short}{label}" if re.match(r"-?\d", label) else f"{short}_{label}" for label in labels]
 
 
 def read_axes(
@@ -71,14 +71,14 @@ def read_axes(
         other_names: Names that other tools give to a field, and its dotted name here.
     """
     if not isinstance(grid, Mapping) or not grid:
-        words = "is not a grid; give at least one field with its values, such as lora.r: [8, 16]"
-        return [], [((), f"{show(grid)} {words}")]
+        problem = f"{show(grid)} is not a grid; give at least one field with its values, such as lora.r: [8, 16]"
+        return [], [((), problem)]
     axes: list[Axis] = []
     problems: list[tuple[tuple[str, ...], str]] = []
     for key, values in grid.items():
-        words = _axis_problem(key, values, index, other_names)
-        if words:
-            problems.append(((str(key),), words))
+        problem = _axis_problem(key, values, index, other_names)
+        if problem:
+            problems.append(((str(key),), problem))
         else:
             axes.append(Axis(tuple(key.split(".")), values))
     return axes, problems

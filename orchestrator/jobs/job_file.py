@@ -87,8 +87,8 @@ def load_jobs(paths: Sequence[Path]) -> list[JobSpec]:
     problems: list[Problem] = []
     for path in map(Path, paths):
         try:
-            data, found = read_document(path)
-            problems += found
+            data, doubled_keys = read_document(path)
+            problems += doubled_keys
             jobs += jobs_from_mapping(data, str(path), path.parent)
         except ProblemsError as error:
             problems += error.problems
@@ -135,15 +135,15 @@ class _Entry:
     """One job as written: its own fields over the defaults of its file."""
 
     where: str
-    own: Mapping[str, Any]
+    fields: Mapping[str, Any]
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def merged(self) -> dict[str, Any]:
-        return _merge(self.defaults, self.own)
+        return _merge(self.defaults, self.fields)
 
     def origin(self, path: FieldPath) -> str:
         """The name of a field at the place in the file that it comes from."""
-        in_defaults = _reaches(self.defaults, path) and not _reaches(self.own, path)
+        in_defaults = _reaches(self.defaults, path) and not _reaches(self.fields, path)
         where = "defaults" if in_defaults else self.where
         return ".".join(filter(None, (where, dotted(path))))
 
@@ -212,14 +212,14 @@ class _Plan:
         longest = MAX_NAME - len(name) - 1
         jobs: list[JobSpec] = []
         if self.axes and longest < len(str(size(self.axes))):
-            words = f"{show(name)} has {len(name)} characters and leaves no room for the suffixes of a grid"
-            self.problems.append((("name",), f"{words}; shorten it"))
+            message = f"{show(name)} has {len(name)} characters and leaves no room for the suffixes of a grid"
+            self.problems.append((("name",), f"{message}; shorten it"))
             return []
         for suffix, settings in combinations(self.axes, longest) if self.axes else [("", [])]:
-            own: list[tuple[tuple[str, ...], Any]] = []
+            identity: list[tuple[tuple[str, ...], Any]] = []
             if suffix:
-                own = [(("name",), f"{name}-{suffix}"), (("output_dir",), os.path.join(output_dir, suffix))]
-            job, problems = self._read([*settings, *own])
+                identity = [(("name",), f"{name}-{suffix}"), (("output_dir",), os.path.join(output_dir, suffix))]
+            job, problems = self._read([*settings, *identity])
             self.problems += problems
             if job:
                 jobs.append(job)

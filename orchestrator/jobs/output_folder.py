@@ -23,8 +23,8 @@ def make_folders(specs: Sequence[JobSpec]) -> list[Problem]:
         try:
             Path(spec.output_dir).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            words = f"{spec.output_dir} cannot be made: {error.strerror}; choose another folder"
-            problems.append(Problem(f"job {spec.name}", "output_dir", words))
+            message = f"{spec.output_dir} cannot be made: {error.strerror}; choose another folder"
+            problems.append(Problem(f"job {spec.name}", "output_dir", message))
     return problems
 
 
@@ -56,8 +56,8 @@ def discard_checkpoints(output_dir: str) -> None:
 
 def newest_checkpoint(output_dir: str) -> str | None:
     """Name of the checkpoint that a job goes on from, `checkpoint-<step>`; None if there is none."""
-    found = (file_names.checkpoint_step(path.name) for path in Path(output_dir).glob(file_names.CHECKPOINTS))
-    newest = max((step for step in found if step is not None), default=None)
+    steps = (file_names.checkpoint_step(path.name) for path in Path(output_dir).glob(file_names.CHECKPOINTS))
+    newest = max((step for step in steps if step is not None), default=None)
     return None if newest is None else file_names.checkpoint_folder(newest)
 
 

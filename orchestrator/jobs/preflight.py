@@ -15,7 +15,7 @@ from gpu_actor.contract.config import is_template_path
 from gpu_actor.contract.errors import BaseModelError
 from gpu_actor.contract.locations import find_base, is_hub_id, loray_home, pickles_in, safetensors_in
 from gpu_actor.data.readers.read_records import is_hub_dataset
-from orchestrator.jobs.data_checks import dataset_words, objective_words, split_words, template_words
+from orchestrator.jobs.data_checks import dataset_problem, objective_problem, split_problem, template_problem
 from orchestrator.jobs.job import JobSpec
 from orchestrator.jobs.output_folder import holds_job_file
 from orchestrator.validation.problems import Problem, show
@@ -23,7 +23,7 @@ from orchestrator.validation.problems import Problem, show
 _GGUF_MAGIC = b"GGUF"
 _LARGEST_JSON = 64 * 2**20
 _TRUE = {"1", "ON", "YES", "TRUE"}
-_Found = list[tuple[str, str]]
+_Problems = list[tuple[str, str]]
 """Field and message of what is wrong with one job."""
 
 
@@ -38,13 +38,13 @@ def check_files(jobs: Sequence[JobSpec], *, allow_pickle: bool = False, goes_on:
         goes_on: Whether output folders with the job file of the very same job pass: it may be in the queue still.
     """
     checks = _Checks(allow_pickle)
-    found: dict[tuple[str, str], list[str]] = {}
+    jobs_with: dict[tuple[str, str], list[str]] = {}
     for job in jobs:
         for problem in checks.of(job):
             if goes_on and problem[0] == "output_dir" and holds_job_file(job):
                 continue
-            found.setdefault(problem, []).append(job.name)
-    problems = [Problem(_job_words(names), field, message) for (field, message), names in found.items()]
+            jobs_with.setdefault(problem, []).append(job.name)
+    problems = [Problem(_job_names(names), field, message) for (field, message), names in jobs_with.items()]
     return [*problems, *_doubled_names(jobs), *_crossing_outputs(jobs)]
 
 
@@ -65,8 +65,8 @@ def check_roots(jobs: Sequence[JobSpec], roots: Sequence[str]) -> list[Problem]:
             if not any(real.is_relative_to(root) for root in allowed):
                 leads = "" if str(real) == value else f" leads to {real} and"
                 places = ", ".join(roots)
-                words = f"{show(value)}{leads} is outside the allowed folders; allowed: below {places}"
-                problems.append(Problem(f"job {job.name}", field, words))
+                message = f"{show(value)}{leads} is outside the allowed folders; allowed: below {places}"
+                problems.append(Problem(f"job {job.name}", field, message))
     return problems
 
 
@@ -74,40 +74,41 @@ class _Checks:
     """The checks of one submission; a file that many jobs share is looked at once."""
 
     def __init__(self, allow_pickle: bool) -> None:
-        self._dataset = cache(_told(dataset_words))
-        self._template = cache(_told(template_words))
-        self._base_model = cache(_told(partial(_base_model_words, allow_pickle=allow_pickle)))
+        self._dataset = cache(_answering(dataset_problem))
+        self._template = cache(_answering(template_problem))
+        self._base_model = cache(_answering(partial(_base_model_problem, allow_pickle=allow_pickle)))
         self._adapter_config = cache(_read_adapter)
-        self._output = cache(_told(_output_words))
+        self._output = cache(_answering(_output_problem))
 
-    def of(self, job: JobSpec) -> _Found:
+    def of(self, job: JobSpec) -> _Problems:
         """What is wrong with one job by itself."""
         relative = [(field, value) for field, value in _paths(job) if not os.path.isabs(value)]
         if relative:
             return [(field, f"{show(value)} is not an absolute path; give it from '/' on") for field, value in relative]
         data = job.dataset
-        found = [
+        problems = [
             ("dataset.path", self._dataset(data.path)),
-            ("dataset", split_words(data)),
-            ("dataset.format", objective_words(data, job.training)),
+            ("dataset", split_problem(data)),
+            ("dataset.format", objective_problem(data, job.training)),
             ("base_model", self._base_model(job.base_model)),
             ("output_dir", self._output(job.output_dir)),
         ]
         if data.chat_template is not None and is_template_path(data.chat_template):
-            found.append(("dataset.chat_template", self._template(data.chat_template)))
+            problems.append(("dataset.chat_template", self._template(data.chat_template)))
         if job.lora.init_adapter is not None:
-            config, words = self._adapter_config(job.lora.init_adapter)
-            found.append(("lora.init_adapter", words))
-            if not words and config["peft_type"] != job.lora.peft_type:
+            config, problem = self._adapter_config(job.lora.init_adapter)
+            problems.append(("lora.init_adapter", problem))
+            if not problem and config["peft_type"] != job.lora.peft_type:
                 there = f"the adapter in {job.lora.init_adapter} is {show(config['peft_type'])}"
-                found.append(("lora.peft_type", f"{show(job.lora.peft_type)} differs: {there}; give that one"))
-            elif not words and config["r"] != job.lora.r:
+                problems.append(("lora.peft_type", f"{show(job.lora.peft_type)} differs: {there}; give that one"))
+            elif not problem and config["r"] != job.lora.r:
                 there = f"the adapter in {job.lora.init_adapter} has rank {show(config['r'])}"
-                found.append(("lora.r", f"{job.lora.r} differs: {there}; give that rank, or another lora.init_adapter"))
+                remedy = "give that rank, or another lora.init_adapter"
+                problems.append(("lora.r", f"{job.lora.r} differs: {there}; {remedy}"))
         if job.training.reference_adapter is not None:
-            _, words = self._adapter_config(job.training.reference_adapter)
-            found.append(("training.reference_adapter", words))
-        return [(field, words) for field, words in found if words]
+            _, problem = self._adapter_config(job.training.reference_adapter)
+            problems.append(("training.reference_adapter", problem))
+        return [(field, problem) for field, problem in problems if problem]
 
 
 def _paths(job: JobSpec) -> list[tuple[str, str]]:
@@ -125,38 +126,39 @@ def _paths(job: JobSpec) -> list[tuple[str, str]]:
     return paths
 
 
-def _told(check: Callable[[str], str]) -> Callable[[str], str]:
+def _answering(check: Callable[[str], str]) -> Callable[[str], str]:
     """A check whose failure to look is one of its answers."""
 
-    def told(value: str) -> str:
+    def answer(value: str) -> str:
         try:
             return check(value)
         except (OSError, ValueError) as error:  # ValueError: a path with a NUL
             return f"{show(value)} cannot be looked at: {_reason(error)}; check its permissions"
 
-    return told
+    return answer
 
 
 def _reason(error: Exception) -> str:
     return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
 
 
-def _base_model_words(ref: str, allow_pickle: bool) -> str:
+def _base_model_problem(ref: str, allow_pickle: bool) -> str:
     try:
         files = find_base(ref)
     except BaseModelError as error:
         return str(error).removeprefix("base_model: ")
     if files.folder is not None and files.gguf_file is not None:
-        return _gguf_words(files.folder / files.gguf_file)
+        return _gguf_problem(files.folder / files.gguf_file)
     if not is_hub_id(files.place):
-        return _model_folder_words(Path(files.place), allow_pickle)
+        return _model_folder_problem(Path(files.place), allow_pickle)
     if not {os.environ.get(name, "").upper() for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")} & _TRUE:
         return ""
     from huggingface_hub import try_to_load_from_cache  # slow to import, and rarely needed
 
-    found = try_to_load_from_cache(files.place, files.gguf_file or "config.json")
-    if isinstance(found, str):
-        return _gguf_words(Path(found)) if files.gguf_file else _model_folder_words(Path(found).parent, allow_pickle)
+    cached = try_to_load_from_cache(files.place, files.gguf_file or "config.json")
+    if isinstance(cached, str):
+        file = Path(cached)
+        return _gguf_problem(file) if files.gguf_file else _model_folder_problem(file.parent, allow_pickle)
     return (
         f"{show(ref)} is not in the local hub cache, and HF_HUB_OFFLINE forbids to fetch it; "
         f"run `hf download {files.place}` with a network, put the model into {loray_home() / 'models' / ref}, "
@@ -164,14 +166,14 @@ def _base_model_words(ref: str, allow_pickle: bool) -> str:
     )
 
 
-def _gguf_words(file: Path) -> str:
+def _gguf_problem(file: Path) -> str:
     with file.open("rb") as stream:
         if stream.read(len(_GGUF_MAGIC)) == _GGUF_MAGIC:
             return ""
     return f"{show(str(file))} is no GGUF file; fetch it again"
 
 
-def _model_folder_words(folder: Path, allow_pickle: bool) -> str:
+def _model_folder_problem(folder: Path, allow_pickle: bool) -> str:
     shown = show(str(folder))
     if not folder.exists():
         return f"{shown} does not exist; give the folder of a model, or a hub id (organisation/name)"
@@ -181,20 +183,22 @@ def _model_folder_words(folder: Path, allow_pickle: bool) -> str:
         if (folder / file_names.ADAPTER_CONFIG).is_file():
             return f"{shown} is an adapter, not a base model; give it as lora.init_adapter, and its base here"
         return f"{shown} is no model: it lacks config.json; give a folder as save_pretrained() writes it"
-    _, words = _read_mapping(folder / "config.json")
-    return words or _weights_words(folder, allow_pickle)
+    _, problem = _read_mapping(folder / "config.json")
+    return problem or _weights_problem(folder, allow_pickle)
 
 
-def _weights_words(folder: Path, allow_pickle: bool) -> str:
+def _weights_problem(folder: Path, allow_pickle: bool) -> str:
     shown = show(str(folder))
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names, words = _read_mapping(index)
+        names, problem = _read_mapping(index)
         shards = names.get("weight_map")
-        if not words and not isinstance(shards, dict):
+        if not problem and not isinstance(shards, dict):
             return f"{show(str(index))} names no weights; fetch the model again"
         missing = sorted({str(name) for name in (shards or {}).values() if not (folder / str(name)).is_file()})
-        return words or (f"{shown} lacks {missing[0]}, which its index names; fetch the model again" if missing else "")
+        if missing and not problem:
+            return f"{shown} lacks {missing[0]}, which its index names; fetch the model again"
+        return problem
     if safetensors_in(folder):
         return ""
     pickles = pickles_in(folder)
@@ -224,7 +228,7 @@ def _read_adapter(value: str) -> tuple[dict[str, Any], str]:
     """The configuration of a PEFT adapter, or what is wrong with its folder."""
     config: dict[str, Any] = {}
 
-    def words(value: str) -> str:
+    def problem(value: str) -> str:
         folder, shown = Path(value), show(value)
         if not folder.is_dir():
             state = "is a file" if folder.exists() else "does not exist"
@@ -235,16 +239,16 @@ def _read_adapter(value: str) -> tuple[dict[str, Any], str]:
             pickled = (folder / file_names.PICKLED_ADAPTER).is_file()
             why = f"; {file_names.PICKLED_ADAPTER} is a pickle, which can run code when read" if pickled else ""
             return f"{shown} lacks {file_names.ADAPTER_WEIGHTS}{why}; save the adapter again with PEFT"
-        read, problem = _read_mapping(folder / file_names.ADAPTER_CONFIG)
-        config.update(read)
-        if problem or not (words := unsupported(read)):
-            return problem
-        return f"{shown} {words}"
+        settings, unreadable = _read_mapping(folder / file_names.ADAPTER_CONFIG)
+        config.update(settings)
+        if unreadable or not (reason := unsupported(settings)):
+            return unreadable
+        return f"{shown} {reason}"
 
-    return config, _told(words)(value)
+    return config, _answering(problem)(value)
 
 
-def _output_words(value: str) -> str:
+def _output_problem(value: str) -> str:
     path, shown = Path(value), show(value)
     if path.is_dir():
         if next(path.iterdir(), None) is not None:
@@ -283,13 +287,13 @@ def _crossing_outputs(jobs: Sequence[JobSpec]) -> list[Problem]:
         if above:
             other, job = jobs[above[-1][1]], jobs[number]
             relation = "is also" if above[-1][0] == parts else "lies inside"
-            words = f"{show(job.output_dir)} {relation} the output folder of job {other.name}"
-            problems.append(Problem(f"job {job.name}", "output_dir", f"{words}; give each job its own"))
+            message = f"{show(job.output_dir)} {relation} the output folder of job {other.name}"
+            problems.append(Problem(f"job {job.name}", "output_dir", f"{message}; give each job its own"))
         above.append((parts, number))
     return problems
 
 
-def _job_words(names: Sequence[str]) -> str:
+def _job_names(names: Sequence[str]) -> str:
     if len(names) == 1:
         return f"job {names[0]}"
     rest = len(names) - 1

@@ -15,7 +15,7 @@ from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.errors import BaseModelError, LorayError
 from gpu_actor.contract.locations import find_base
 from gpu_actor.model.describe import describe_base
-from orchestrator.knowledge.description_files import filed_at, recall, remember
+from orchestrator.knowledge.description_files import description_file, recall, remember
 
 DESCRIBE_SECONDS = 240.0
 _ASK_AGAIN_SECONDS = 30.0
@@ -35,7 +35,7 @@ class BaseCatalog:
         remote = ray.remote(num_cpus=0, max_calls=1, runtime_env={"env_vars": env_vars})
         self._describe = remote(describe_base)
         self._trust = trust_remote_code
-        self._found: dict[tuple[str, float | None], BaseDescription] = {}
+        self._descriptions: dict[tuple[str, float | None], BaseDescription] = {}
         self._asked: dict[tuple[str, float | None], asyncio.Task[BaseDescription]] = {}
         self._failed: dict[tuple[str, float | None], tuple[str, float]] = {}
 
@@ -46,8 +46,8 @@ class BaseCatalog:
             BaseModelError: It cannot be described; the message says why.
         """
         key = _key(ref)
-        if key in self._found:
-            return self._found[key]
+        if key in self._descriptions:
+            return self._descriptions[key]
         if key not in self._asked:
             self._asked[key] = asyncio.create_task(self._ask(key))
         return await asyncio.shield(self._asked[key])
@@ -55,8 +55,8 @@ class BaseCatalog:
     def known(self, ref: str) -> BaseDescription | str:
         """The description if it is there, else why it is not, in words; it is then asked for in the background."""
         key = _key(ref)
-        if key in self._found:
-            return self._found[key]
+        if key in self._descriptions:
+            return self._descriptions[key]
         reason, when = self._failed.get(key, ("", 0.0))
         if key not in self._asked and time.monotonic() - when > _ASK_AGAIN_SECONDS:
             self._asked[key] = asyncio.create_task(self._ask(key))
@@ -65,26 +65,26 @@ class BaseCatalog:
 
     def described(self, ref: str) -> BaseDescription | None:
         """The description if it is there; nothing is asked for."""
-        return self._found.get(_key(ref))
+        return self._descriptions.get(_key(ref))
 
     async def _ask(self, key: tuple[str, float | None]) -> BaseDescription:
         try:
-            self._found[key] = await asyncio.wait_for(self._recall_or_describe(key[0]), timeout=DESCRIBE_SECONDS)
-            return self._found[key]
+            self._descriptions[key] = await asyncio.wait_for(self._recall_or_describe(key[0]), timeout=DESCRIBE_SECONDS)
+            return self._descriptions[key]
         except Exception as error:
-            reason = _words(key[0], error)
+            reason = _reason(key[0], error)
             self._failed[key] = (reason, time.monotonic())
             raise BaseModelError(reason) from None
         finally:
             del self._asked[key]
 
     async def _recall_or_describe(self, ref: str) -> BaseDescription:
-        known = await asyncio.to_thread(recall, ref, self._trust)  # the disk may be slow
-        if known is not None:
-            return known
-        before = await asyncio.to_thread(filed_at, ref, self._trust)
+        recalled = await asyncio.to_thread(recall, ref, self._trust)  # the disk may be slow
+        if recalled is not None:
+            return recalled
+        file = await asyncio.to_thread(description_file, ref, self._trust)
         description: BaseDescription = await self._describe.remote(ref, self._trust)
-        if await asyncio.to_thread(filed_at, ref, self._trust) == before:  # else it is of files that are gone
+        if await asyncio.to_thread(description_file, ref, self._trust) == file:  # else it is of files that are gone
             await asyncio.to_thread(remember, description, self._trust)
         return description
 
@@ -98,7 +98,7 @@ def _key(ref: str) -> tuple[str, float | None]:
         return ref, None
 
 
-def _words(ref: str, error: Exception) -> str:
+def _reason(ref: str, error: Exception) -> str:
     cause = getattr(error, "cause", None) or error
     if isinstance(cause, LorayError):
         return str(cause)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,20 @@ def guess_size(dataset: DatasetConfig) -> DataSize | None:
         return None
 
 
+def guess_sizes(datasets: Mapping[str, DatasetConfig]) -> dict[str, DataSize | None]:
+    """The sizes of several data sets by the same keys; one that stands there many times is looked at once.
+
+    Args:
+        datasets: By any key, such as a job's id. The jobs of a grid mostly share theirs.
+    """
+    sizes: dict[str, DataSize | None] = {}
+    settings = {key: dataset.model_dump_json() for key, dataset in datasets.items()}
+    for key, text in settings.items():
+        if text not in sizes:
+            sizes[text] = guess_size(datasets[key])
+    return {key: sizes[text] for key, text in settings.items()}
+
+
 def _guess(dataset: DatasetConfig, path: Path) -> DataSize | None:
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -56,30 +71,30 @@ def _records(path: Path, head: bytes, *, whole: bool) -> list[tuple[int, Any]]:
     lines = head.splitlines(keepends=True)
     if not whole and lines and not lines[-1].endswith(b"\n") and len(lines) > 1:
         lines = lines[:-1]  # cut off
-    found = []
+    records = []
     for line in lines:
         try:
-            found.append((len(line), json.loads(line)))
+            records.append((len(line), json.loads(line)))
         except (ValueError, RecursionError):
             if line.strip():
-                found.append((len(line), None))
-    return found
+                records.append((len(line), None))
+    return records
 
 
 def _array(text: str) -> list[tuple[int, Any]]:
     """The records at the start of a JSON array, which may be cut off."""
     decoder, place = json.JSONDecoder(), text.find("[") + 1
-    found: list[tuple[int, Any]] = []
+    records: list[tuple[int, Any]] = []
     while place:
         while place < len(text) and text[place] in " \t\r\n,":
             place += 1
         try:
             value, end = decoder.raw_decode(text, place)
         except (ValueError, RecursionError):
-            return found
-        found.append((end - place + 2, value))
+            return records
+        records.append((end - place + 2, value))
         place = end
-    return found
+    return records
 
 
 def _tokens(record: Any, size: int) -> float:

@@ -20,6 +20,7 @@ import gpu_actor
 from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.errors import LorayError
 from gpu_actor.contract.locations import find_base, loray_home
+from gpu_actor.model.describe import describe_base
 
 
 def recall(ref: str, trust_remote_code: bool = False) -> BaseDescription | None:
@@ -29,7 +30,7 @@ def recall(ref: str, trust_remote_code: bool = False) -> BaseDescription | None:
         ref: Folder, .gguf file or hub id. One that is not on this machine is never found.
         trust_remote_code: Whether Python code that comes with the model describes it; then it is never found.
     """
-    path = filed_at(ref, trust_remote_code)
+    path = description_file(ref, trust_remote_code)
     if path is None:
         return None
     try:
@@ -38,12 +39,25 @@ def recall(ref: str, trust_remote_code: bool = False) -> BaseDescription | None:
         return None
 
 
+def recall_or_describe(ref: str, trust_remote_code: bool = False) -> BaseDescription:
+    """The description of a base model; one that no earlier run has filed is made in this process, and is not filed.
+
+    Args:
+        ref: Folder, .gguf file or hub id.
+        trust_remote_code: Whether Python code that comes with the model may run.
+
+    Raises:
+        BaseModelError: It cannot be described; the message says why.
+    """
+    return recall(ref, trust_remote_code) or describe_base(ref, trust_remote_code)
+
+
 def remember(description: BaseDescription, trust_remote_code: bool = False) -> None:
     """File a description for later runs, if `recall` may find it; a full or closed disk is no error.
 
     One without counted activations is not filed: what kept them from being counted may be gone next time.
     """
-    path = filed_at(description.ref, trust_remote_code)
+    path = description_file(description.ref, trust_remote_code)
     if path is None or description.activations is None:
         return
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}")  # others may read and write it at this moment
@@ -56,7 +70,7 @@ def remember(description: BaseDescription, trust_remote_code: bool = False) -> N
             partial.unlink(missing_ok=True)
 
 
-def filed_at(ref: str, trust_remote_code: bool) -> Path | None:
+def description_file(ref: str, trust_remote_code: bool) -> Path | None:
     """The file of a base model's description; None for a model that may change without being seen to.
 
     Whenever the model changes this is another file.
@@ -66,21 +80,21 @@ def filed_at(ref: str, trust_remote_code: bool) -> Path | None:
         if files.folder is None:
             return None
         if files.gguf_file is None:
-            told = b"".join(p.read_bytes() for p in sorted(files.folder.glob("config*.json")) if p.is_file())
-            if trust_remote_code and b'"auto_map"' in told:
+            configuration = b"".join(p.read_bytes() for p in sorted(files.folder.glob("config*.json")) if p.is_file())
+            if trust_remote_code and b'"auto_map"' in configuration:
                 return None
         else:  # its configuration is in it, but too far to read for this
-            seen = (files.folder / files.gguf_file).stat()
-            told = f"{files.gguf_file} {seen.st_size} {seen.st_mtime_ns}".encode()
+            stat = (files.folder / files.gguf_file).stat()
+            configuration = f"{files.gguf_file} {stat.st_size} {stat.st_mtime_ns}".encode()
     except (OSError, LorayError):
         return None
     # the name as well: of some ChatGLM checkpoints only that says which generation they are
-    digest = hashlib.sha256(b"\0".join((os.fsencode(ref), told, _code())))
+    digest = hashlib.sha256(b"\0".join((os.fsencode(ref), configuration, _code_digest())))
     return loray_home() / "descriptions" / f"{digest.hexdigest()}.json"
 
 
 @cache
-def _code() -> bytes:
+def _code_digest() -> bytes:
     """A digest of the code that describes: the engine's own files, and the versions of what they build on."""
     digest = hashlib.sha256()
     for source in sorted(Path(os.path.dirname(gpu_actor.__file__)).rglob("*.py")):

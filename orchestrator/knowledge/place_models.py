@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from gpu_actor.contract.description import BaseDescription
@@ -16,12 +16,15 @@ _LOAD_SECONDS, _LOAD_BYTES_PER_SECOND = 8.0, 5e8  # until loading was measured
 
 
 @dataclass(frozen=True)
-class Known:
+class PlaceModels:
     """What was measured, or is guessed, of base models on places of one kind; each by base model.
 
     Attributes:
         bases: Those in question.
         measured: Base models whose memory was measured there.
+        speeds: How fast they train there.
+        memories: What they take of the memory there.
+        loads: Seconds to load them there.
         swaps: Seconds of a swap, where one was measured.
     """
 
@@ -33,45 +36,57 @@ class Known:
     swaps: Mapping[str, float]
 
     @classmethod
-    def of(cls, slot: Slot, profiles: Profiles, bases: Mapping[str, BaseDescription]) -> Known:
+    def of(cls, slot: Slot, profiles: Profiles, bases: Mapping[str, BaseDescription]) -> PlaceModels:
         """Look it up once for all places that are like `slot`."""
-        found = profiles.of_place(slot)
-        new = {ref: base for ref, base in bases.items() if ref not in found}
+        measured = profiles.of_place(slot)
+        guessed = {ref: base for ref, base in bases.items() if ref not in measured}
         loads = {ref: _LOAD_SECONDS + 4 * base.parameters / _LOAD_BYTES_PER_SECOND for ref, base in bases.items()}
         return cls(
             bases,
-            frozenset(found),
-            {ref: prior_speed(base, slot.shape) for ref, base in new.items()}
-            | {ref: profile.speed.model for ref, profile in found.items()},
-            {ref: prior_memory(base, slot.shape) for ref, base in new.items()}
-            | {ref: profile.memory_model(slot) for ref, profile in found.items()},
-            loads | {ref: one.load_seconds for ref, one in found.items() if one.load_seconds is not None},
-            {ref: one.swap_seconds for ref, one in found.items() if one.swap_seconds is not None},
+            frozenset(measured),
+            {ref: prior_speed(base, slot.shape) for ref, base in guessed.items()}
+            | {ref: profile.speed.model for ref, profile in measured.items()},
+            {ref: prior_memory(base, slot.shape) for ref, base in guessed.items()}
+            | {ref: profile.memory_model(slot) for ref, profile in measured.items()},
+            loads | {ref: one.load_seconds for ref, one in measured.items() if one.load_seconds is not None},
+            {ref: one.swap_seconds for ref, one in measured.items() if one.swap_seconds is not None},
         )
 
 
-def with_profiles(place: ActorView, slot: Slot, known: Known, report: ActorReport | None = None) -> ActorView:
-    """A place with what was measured of it.
+def with_models(
+    places: Iterable[tuple[ActorView, Slot, ActorReport | None]],
+    profiles: Profiles,
+    bases: Mapping[str, BaseDescription],
+) -> Iterator[ActorView]:
+    """Places with what was measured of them, and guesses where nothing was.
 
     Args:
-        place: As the cluster file and Ray have it.
-        slot: Where it is.
-        known: Of its kind.
-        report: The latest of the actor there.
+        places: Each as the cluster file and Ray have it, where it is, and the latest report of the actor there.
+        profiles: What was measured.
+        bases: The base models in question.
     """
-    hosted = known.bases.get(place.base_model or "")
+    by_kind: dict[object, PlaceModels] = {}
+    for place, slot, report in places:
+        kind = (slot.settings, slot.cpu_threads, slot.device_name, slot.token_budget)
+        if kind not in by_kind:
+            by_kind[kind] = PlaceModels.of(slot, profiles, bases)
+        yield _with_models(place, slot, by_kind[kind], report)
+
+
+def _with_models(place: ActorView, slot: Slot, models: PlaceModels, report: ActorReport | None) -> ActorView:
+    hosted = models.bases.get(place.base_model or "")
     limit = place.memory_limit
     memories = {
-        ref: leaving_room(model, limit) if ref in known.measured else model for ref, model in known.memories.items()
+        ref: leaving_room(model, limit) if ref in models.measured else model for ref, model in models.memories.items()
     }
-    if hosted and report and report.memory_idle and hosted.ref not in known.measured:
+    if hosted and report and report.memory_idle and hosted.ref not in models.measured:
         memories[hosted.ref] = idle_memory(slot, hosted, report.memory_idle)
     budget = report.token_budget if report else 0
     return replace(
         place,
         shape=replace(place.shape, token_budget=budget or place.shape.token_budget),
-        speeds=known.speeds,
+        speeds=models.speeds,
         memories=memories,
-        loads=known.loads,
-        swap_seconds=known.swaps.get(place.base_model or "", max(known.swaps.values(), default=place.swap_seconds)),
+        loads=models.loads,
+        swap_seconds=models.swaps.get(place.base_model or "", max(models.swaps.values(), default=place.swap_seconds)),
     )

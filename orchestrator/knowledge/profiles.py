@@ -27,6 +27,7 @@ from orchestrator.scheduler.estimate import (
     saturation_tokens,
 )
 from orchestrator.scheduler.view import MemoryModel, SpeedModel
+from orchestrator.store.profile_table import profiles_of_earlier_runs
 from orchestrator.store.store import Store
 
 _SAVE_SECONDS = 10.0  # between two writes
@@ -127,35 +128,40 @@ class Profiles:
     def __init__(self, store: Store | None) -> None:
         """Read what earlier processes have learned; without a store nothing is known, and nothing is kept."""
         self._store = store
-        self._found: dict[str, Profile] = {}
-        for key, values in (store.profiles() if store else {}).items():
-            self._found[key] = Profile.from_dict(values)
+        self._profiles = _from_rows(store.profiles()) if store else {}
         self._changed: set[str] = set()
         self._saved = -math.inf
+
+    @classmethod
+    def of_earlier_runs(cls, database_url: str) -> Profiles:
+        """What earlier processes have learned, to look at alone: the database stays as it is, and need not be there."""
+        profiles = cls(None)
+        profiles._profiles = _from_rows(profiles_of_earlier_runs(database_url))
+        return profiles
 
     def learn(self, slot: Slot, base: BaseDescription, report: ActorReport) -> None:
         """Take in the steps of one report."""
         if not report.steps:
             return
         key = profile_key(slot, base.ref)
-        profile = self._found.get(key)
+        profile = self._profiles.get(key)
         if profile is None:
             memory = idle_memory(slot, base, report.memory_idle)
-            profile = self._found[key] = Profile(SpeedFit(prior_speed(base, slot.shape)), MemoryFit(memory))
+            profile = self._profiles[key] = Profile(SpeedFit(prior_speed(base, slot.shape)), MemoryFit(memory))
         for sample in report.steps:
             profile.learn(report.boot_id, sample, sticky=device_kind(slot.device) == "cpu")
         self._changed.add(key)
 
     def loaded(self, slot: Slot, base_model: str, seconds: float) -> None:
         """An actor has loaded a base model."""
-        profile = self._found.get(profile_key(slot, base_model))
+        profile = self._profiles.get(profile_key(slot, base_model))
         if profile is not None and profile.load_seconds != seconds:
             profile.load_seconds = seconds
             self._changed.add(profile_key(slot, base_model))
 
     def swapped(self, slot: Slot, base_model: str, leave: float | None = None, start: float | None = None) -> None:
         """A job was taken off an actor, or has come to train on one, in so many seconds."""
-        profile = self._found.get(profile_key(slot, base_model))
+        profile = self._profiles.get(profile_key(slot, base_model))
         if profile is not None:
             profile.leave_seconds = _smoothed(profile.leave_seconds, leave)
             profile.start_seconds = _smoothed(profile.start_seconds, start)
@@ -167,17 +173,17 @@ class Profiles:
         Args:
             living: Boots of those that are not.
         """
-        for profile in self._found.values():
+        for profile in self._profiles.values():
             profile.boots = {boot: most for boot, most in profile.boots.items() if boot in living}
 
     def of(self, slot: Slot, base_model: str) -> Profile | None:
         """What was measured of a place with a base model."""
-        return self._found.get(profile_key(slot, base_model))
+        return self._profiles.get(profile_key(slot, base_model))
 
     def of_place(self, slot: Slot) -> dict[str, Profile]:
         """What was measured of a place, by base model."""
         prefix = profile_key(slot, "")
-        return {key.removeprefix(prefix): profile for key, profile in self._found.items() if key.startswith(prefix)}
+        return {key.removeprefix(prefix): profile for key, profile in self._profiles.items() if key.startswith(prefix)}
 
     def save_now_and_then(self) -> None:
         """Write what has changed, but not at every look: each write waits for the disk."""
@@ -188,8 +194,12 @@ class Profiles:
         """Write what has changed since the last call."""
         self._saved = time.monotonic()
         if self._changed and self._store:
-            self._store.save_profiles({key: self._found[key].to_dict() for key in self._changed})
+            self._store.save_profiles({key: self._profiles[key].to_dict() for key in self._changed})
             self._changed.clear()
+
+
+def _from_rows(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Profile]:
+    return {key: Profile.from_dict(values) for key, values in rows.items()}
 
 
 def _smoothed(mean: float | None, latest: float | None) -> float | None:

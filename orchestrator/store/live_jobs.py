@@ -20,7 +20,7 @@ class LiveJobs:
             read: Reads the rows of some ids, whatever their state; of all jobs that are not over for None.
         """
         self._read = read
-        self._found: dict[str, JobRecord] | None = None
+        self._jobs: dict[str, JobRecord] | None = None
         self._touched: set[str] = set()
 
     def touch(self, job_id: str) -> None:
@@ -29,12 +29,12 @@ class LiveJobs:
 
     def of(self, states: Collection[JobState]) -> list[JobRecord]:
         """Jobs in some states, none of which is an end, in the order of arrival."""
-        if self._found is None:
-            self._found = {job.id: job for job in self._read(None)}
+        if self._jobs is None:
+            self._jobs = {job.id: job for job in self._read(None)}
         elif self._touched:
             for job_id in self._touched:
-                self._found.pop(job_id, None)
-            self._found |= {job.id: job for job in self._read(self._touched) if job.state in LIVE}
-            self._found = dict(sorted(self._found.items(), key=lambda item: item[1].seq))
+                self._jobs.pop(job_id, None)
+            self._jobs |= {job.id: job for job in self._read(self._touched) if job.state in LIVE}
+            self._jobs = dict(sorted(self._jobs.items(), key=lambda item: item[1].seq))
         self._touched = set()
-        return [job for job in self._found.values() if job.state in states]
+        return [job for job in self._jobs.values() if job.state in states]

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TextIO
 
-from orchestrator.store.store import StoreError
+from orchestrator.store.database import StoreError
 
 LOCK_FILE = "controller.lock"
 _PATIENCE_S = 5.0  # for a predecessor that is just dying
@@ -27,6 +27,15 @@ def open_file(storage: Path, name: str) -> TextIO:
         raise StoreError(f"the storage {storage} cannot be used: {error.strerror}; give another `storage`") from None
 
 
+def try_lock(file: TextIO) -> bool:
+    """Lock a file for this process until it is closed; False where another process has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
 def hold(storage: Path) -> TextIO:
     """Lock a storage folder for this process, for as long as it lives or the file stays open.
 
@@ -35,18 +44,14 @@ def hold(storage: Path) -> TextIO:
     """
     lock = open_file(storage, LOCK_FILE)
     deadline = time.monotonic() + _PATIENCE_S
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except OSError:
-            if time.monotonic() > deadline:
-                lock.seek(0)
-                raise StoreError(
-                    f"another orchestrator (process {lock.read().strip() or 'unknown'}) uses the storage {storage}; "
-                    f"stop it, or give another `storage` in the cluster file"
-                ) from None
-            time.sleep(0.1)
+    while not try_lock(lock):
+        if time.monotonic() > deadline:
+            lock.seek(0)
+            raise StoreError(
+                f"another orchestrator (process {lock.read().strip() or 'unknown'}) uses the storage {storage}; "
+                f"stop it, or give another `storage` in the cluster file"
+            )
+        time.sleep(0.1)
     lock.truncate(0)
     lock.write(str(os.getpid()))
     lock.flush()

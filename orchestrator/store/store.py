@@ -1,7 +1,7 @@
 """The durable job table: what was accepted stays accepted, whatever dies.
 
-SQLite by default (WAL, flushed at every commit), PostgreSQL by URL. Every method is one transaction. One orchestrator
-at a time writes to a store; `orchestrator.control.controller` sees to that.
+Every method is one transaction. One orchestrator at a time writes to a store; `orchestrator.control.controller` sees to
+that.
 """
 
 from __future__ import annotations
@@ -9,25 +9,22 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from gpu_actor.contract.errors import InvalidJobError, JobNotFoundError, LorayError
+from gpu_actor.contract.errors import InvalidJobError, JobNotFoundError
 from orchestrator.jobs.job import ACCEPTED, TERMINAL, JobSpec, JobState, check_transition
 from orchestrator.store import tables
+from orchestrator.store.database import open_database
 from orchestrator.store.live_jobs import LIVE, LiveJobs
+from orchestrator.store.profile_table import read_profiles, write_profiles
 from orchestrator.store.records import ActorRecord, JobRecord, Stay
 
 _DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
 _ALL_BUT_SPEC = [column for column in tables.jobs.c if column.name != "spec"]  # to read 10,000 specs takes seconds
 _CHUNK = 500  # names in one IN (...)
-
-
-class StoreError(LorayError, RuntimeError):
-    """The job table cannot be used."""
 
 
 class LiveJobError(InvalidJobError):
@@ -56,31 +53,10 @@ class Store:
         Raises:
             StoreError: The database cannot be opened, or a newer Loray wrote it.
         """
-        try:
-            shown = sa.make_url(url).render_as_string(hide_password=True)
-            if url.startswith("sqlite"):
-                Path(sa.make_url(url).database or ".").parent.mkdir(parents=True, exist_ok=True)
-            self._engine = sa.create_engine(url, pool_pre_ping=True)
-            if self._engine.dialect.name == "sqlite":
-                sa.event.listen(self._engine, "connect", _durable)
-            self._open(shown)
-        except ImportError as error:
-            raise StoreError(f"database {shown}: its driver is missing ({error}); install loray[postgres]") from None
-        except (sa.exc.SQLAlchemyError, OSError) as error:
-            reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-            raise StoreError(f"the job table cannot be opened: {reason}; check `database` and `storage`") from None
+        self._engine = open_database(url)
         self._last_ms = 0
         self._specs: dict[str, JobSpec] = {}  # a job's spec never changes, and reading it is slow
         self._live = LiveJobs(self._read_live)
-
-    def _open(self, shown: str) -> None:
-        with self._engine.begin() as connection:
-            found = tables.open_schema(connection)
-            if found > tables.SCHEMA_VERSION:
-                raise StoreError(
-                    f"the job table {shown} has schema {found}, this Loray knows up to {tables.SCHEMA_VERSION}; "
-                    f"use the Loray that wrote it, or give another `storage`"
-                )
 
     def close(self) -> None:
         """Close every connection."""
@@ -111,7 +87,7 @@ class Store:
     def _conflicts(
         self, connection: Connection, specs: Sequence[JobSpec], leave_out: str | None = None
     ) -> list[LiveJobError]:
-        found = []
+        conflicts = []
         for field in ("name", "output_dir"):
             column = tables.jobs.c[field]
             wanted = [getattr(spec, field) for spec in specs]
@@ -124,8 +100,8 @@ class Store:
             for spec in specs:
                 row = taken.get(getattr(spec, field))
                 if row is not None:
-                    found.append(LiveJobError(spec.name, field, _conflict_words(field, row)))
-        return found
+                    conflicts.append(LiveJobError(spec.name, field, _conflict(field, row)))
+        return conflicts
 
     def add(self, specs: Sequence[JobSpec], request_id: str) -> list[JobRecord]:
         """Accept jobs, all or none. A request that was accepted before returns its jobs as they are now.
@@ -223,8 +199,8 @@ class Store:
         """Number of jobs by state, every state included."""
         query = sa.select(tables.jobs.c.state, sa.func.count()).group_by(tables.jobs.c.state)
         with self._engine.begin() as connection:
-            found = {row[0]: row[1] for row in connection.execute(query)}
-        return {state: found.get(state.value, 0) for state in JobState}
+            counts = {row[0]: row[1] for row in connection.execute(query)}
+        return {state: counts.get(state.value, 0) for state in JobState}
 
     def events(self, job_id: str, after: int = 0) -> list[dict[str, Any]]:
         """What happened to a job, oldest first: `seq`, `time`, `message` of each event after number `after`."""
@@ -273,8 +249,8 @@ class Store:
                     raise conflicts[0]
             self._set(connection, job_id, {**defaults, **changes, "state": state.value})
             if job.state is JobState.RUNNING:
-                there = sa.and_(tables.stays.c.job_id == job_id, tables.stays.c.until.is_(None))
-                connection.execute(tables.stays.update().where(there).values(until=now))
+                unended = sa.and_(tables.stays.c.job_id == job_id, tables.stays.c.until.is_(None))
+                connection.execute(tables.stays.update().where(unended).values(until=now))
             self._log(connection, job_id, message)
             return self._get(connection, job_id)
 
@@ -353,15 +329,12 @@ class Store:
     def profiles(self) -> dict[str, dict[str, Any]]:
         """What was learned of devices, by key."""
         with self._engine.begin() as connection:
-            rows = connection.execute(sa.select(tables.profiles.c.key, tables.profiles.c["values"]))
-            return dict(rows.tuples().all())
+            return read_profiles(connection)
 
     def save_profiles(self, profiles: Mapping[str, Mapping[str, Any]]) -> None:
         """Write what was learned of some devices."""
         with self._engine.begin() as connection:
-            for key, values in profiles.items():
-                connection.execute(tables.profiles.delete().where(tables.profiles.c.key == key))
-                connection.execute(tables.profiles.insert().values(key=key, values=dict(values)))
+            write_profiles(connection, profiles)
 
     def _record(self, row: sa.Row[Any]) -> JobRecord:
         values = dict(row._mapping)
@@ -387,14 +360,6 @@ class Store:
         connection.execute(tables.events.insert().values(job_id=job_id, time=time.time(), message=message))
 
 
-def _durable(connection: Any, _: Any) -> None:
-    """A commit is on the disk when it returns; readers never wait for the writer."""
-    cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-
-
 def _new_row(job_id: str, spec: JobSpec, request_id: str, now: float) -> dict[str, Any]:
     return {
         "id": job_id,
@@ -410,7 +375,7 @@ def _new_row(job_id: str, spec: JobSpec, request_id: str, now: float) -> dict[st
     }
 
 
-def _conflict_words(field: str, row: Any) -> str:
+def _conflict(field: str, row: Any) -> str:
     _, name, job_id, state = row
     if field == "name":
         return f"{name!r} is the name of a live job ({job_id}, {state}); choose another name, or cancel that job"

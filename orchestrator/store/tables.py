@@ -6,8 +6,8 @@ import sqlalchemy as sa
 
 from orchestrator.jobs.job import TERMINAL, JobState
 
-SCHEMA_VERSION = 3
-"""2: `profiles`; 3: `stays`."""
+SCHEMA_VERSION, PROFILES_SINCE = 3, 2
+"""2 added `profiles`, 3 `stays`."""
 _LIVE = sorted(state.value for state in JobState if state not in TERMINAL)
 
 metadata = sa.MetaData()
@@ -83,12 +83,17 @@ def open_schema(connection: sa.Connection) -> int:
     """Make the tables that are not there and bring older ones up to date.
 
     Returns:
-        The version that was found: 0 for a new database. One above `SCHEMA_VERSION` is left as it is.
+        The version that was there: 0 for a new database. One above `SCHEMA_VERSION` is left as it is.
     """
-    found = 0
-    if sa.inspect(connection).has_table(versions.name):
-        found = connection.scalar(sa.select(sa.func.max(versions.c.version))) or 0
-    if found < SCHEMA_VERSION:  # so far every version has only added tables
+    version = schema_version(connection)
+    if version < SCHEMA_VERSION:  # so far every version has only added tables
         metadata.create_all(connection)
         connection.execute(versions.insert().values(version=SCHEMA_VERSION))
-    return found
+    return version
+
+
+def schema_version(connection: sa.Connection) -> int:
+    """The version of the tables in a database; 0 where there are none."""
+    if not sa.inspect(connection).has_table(versions.name):
+        return 0
+    return connection.scalar(sa.select(sa.func.max(versions.c.version))) or 0

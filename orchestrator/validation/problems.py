@@ -121,10 +121,10 @@ def _explain_field(
     item = next((item for item in items if item["type"] == "value_error"), items[0])
     kind, value = item["type"], item["input"]
     if kind == "missing":
-        return [(field, _missing_words(index.node(field))) for field in index.required(path)]
+        return [(field, _missing_message(index.node(field))) for field in index.required(path)]
     if kind in ("extra_forbidden", "invalid_key"):
-        if path[:-1] == ("lora",) and (words := unsupported_message(str(path[-1]))):
-            return [(path, words)]
+        if path[:-1] == ("lora",) and (reason := unsupported_message(str(path[-1]))):
+            return [(path, reason)]
         near = index.nearest(path, other_names)
         hint = f"did you mean {near}?" if near else f"the fields here are {', '.join(index.names(path[:-1]))}"
         if near == dotted(path):
@@ -136,17 +136,17 @@ def _explain_field(
         return [(path, message if isinstance(value, Mapping) else f"{show(value)} {message}")]
     if kind == "string_unicode":
         return [(path, f"{show(value)} is not valid Unicode text; write it anew")]
-    return [(path, _misfit_words(value, index.node(path)))]
+    return [(path, _misfit_message(value, index.node(path)))]
 
 
-def _missing_words(node: Mapping[str, Any]) -> str:
+def _missing_message(node: Mapping[str, Any]) -> str:
     return f"is missing; give {_inside_a_sentence(node['description'])}"
 
 
-def _misfit_words(value: Any, node: dict[str, Any]) -> str:
+def _misfit_message(value: Any, node: dict[str, Any]) -> str:
     """What to say of a value that is of the wrong kind or out of range."""
     kinds = [branch["type"] for branch in node.get("anyOf", [node])]
-    allowed = f"allowed: {allowed_words(node)}"
+    allowed = f"allowed: {allowed_values(node)}"
     if isinstance(node.get("default"), str | int | float):
         allowed += f" (default {show(node['default'])})"
     if value is None and "object" in kinds and "properties" in node:
@@ -161,26 +161,26 @@ def _misfit_words(value: Any, node: dict[str, Any]) -> str:
     if isinstance(value, str) and {"integer", "number"} & set(kinds) and _is_number(value):
         return f"{show(value)} is text, not a number; take the quotes away; {allowed}"
     wanted = " or ".join(_KINDS[kind] for kind in kinds if kind != "null")
-    words = f"{show(value)} is not {wanted}; {allowed}"
+    message = f"{show(value)} is not {wanted}; {allowed}"
     if "string" in kinds and isinstance(value, bool | int | float):
-        words += "; put quotes around it if it is meant as text"
-    return words
+        message += "; put quotes around it if it is meant as text"
+    return message
 
 
-def allowed_words(node: dict[str, Any]) -> str:
+def allowed_values(node: dict[str, Any]) -> str:
     """What a field may hold, in words, from its JSON schema."""
     if "anyOf" in node:
         limits = {key: value for key, value in node.items() if key != "anyOf"}
         kinds = {branch["type"] for branch in node["anyOf"]}
         covered = {"null", "integer"} if "number" in kinds else {"null"}
         branches = [branch for branch in node["anyOf"] if branch["type"] not in covered]
-        words = " or ".join(allowed_words({**limits, **branch}) for branch in branches)
-        return f"{words}, or null" if "null" in kinds else words
+        text = " or ".join(allowed_values({**limits, **branch}) for branch in branches)
+        return f"{text}, or null" if "null" in kinds else text
     kind = node["type"]
     if choices := _choices(node):
         return f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
     if kind in ("integer", "number"):
-        return " ".join(filter(None, (_KINDS[kind], _range_words(node))))
+        return " ".join(filter(None, (_KINDS[kind], _allowed_range(node))))
     if kind == "string" and "pattern" in node:
         return _inside_a_sentence(node["description"])
     if kind == "string" and node.get("minLength"):
@@ -194,14 +194,14 @@ def allowed_words(node: dict[str, Any]) -> str:
     return _KINDS[kind]
 
 
-def _range_words(node: Mapping[str, Any]) -> str:
+def _allowed_range(node: Mapping[str, Any]) -> str:
     """`from 1 to 4096`, `from 0, below 1`, `above 0, up to 10`, `from 1 up`, `above 0`."""
     given = [(name, node[name]) for name in _BOUNDS if name in node]
     bounds = {name: str(value) if isinstance(value, int) else f"{value:g}" for name, value in given}
     if set(bounds) == {"minimum", "maximum"}:
         return f"from {bounds['minimum']} to {bounds['maximum']}"
-    words = ", ".join(f"{_BOUNDS[name]} {bound}" for name, bound in bounds.items())
-    return f"{words} up" if set(bounds) == {"minimum"} else words
+    text = ", ".join(f"{_BOUNDS[name]} {bound}" for name, bound in bounds.items())
+    return f"{text} up" if set(bounds) == {"minimum"} else text
 
 
 def _choices(node: Mapping[str, Any]) -> list[str]:

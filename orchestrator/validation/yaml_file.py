@@ -98,7 +98,7 @@ def _parse_yaml(text: str) -> tuple[Any, list[str]]:
     ) as error:  # PyYAML passes on what an escape such as "\UFFFFFFFF" raises
         raise _Unreadable(f"holds an escape or a directive that cannot be read: {error}") from None
     except yaml.MarkedYAMLError as error:
-        raise _Unreadable(_marked_words(error)) from None
+        raise _Unreadable(_syntax_message(error)) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         column = error.position - text.rfind("\n", 0, error.position)
@@ -106,16 +106,16 @@ def _parse_yaml(text: str) -> tuple[Any, list[str]]:
         raise _Unreadable(f"line {line}, column {column}: the character {character} is not allowed") from None
 
 
-def _marked_words(error: yaml.MarkedYAMLError) -> str:
+def _syntax_message(error: yaml.MarkedYAMLError) -> str:
     mark = error.problem_mark or error.context_mark
     where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-    words = f"{where}{error.problem or error.context}"
+    message = f"{where}{error.problem or error.context}"
     if error.context and error.problem:
-        words += f" ({error.context}"
-        words += f" that starts on line {error.context_mark.line + 1})" if error.context_mark else ")"
-    if "'\\t'" in words:
-        words += "; indent with spaces"
-    return " ".join(words.split())
+        message += f" ({error.context}"
+        message += f" that starts on line {error.context_mark.line + 1})" if error.context_mark else ")"
+    if "'\\t'" in message:
+        message += "; indent with spaces"
+    return " ".join(message.split())
 
 
 class _Loader(yaml.SafeLoader):
@@ -188,8 +188,8 @@ class _Loader(yaml.SafeLoader):
             return super().construct_object(node, deep)
         except (ValueError, KeyError):
             kind = _KINDS.get(node.tag.removeprefix(_PREFIX), "a value")
-            words = f"{show(node.value)} cannot be read as {kind}"
-            raise ConstructorError(None, None, words, node.start_mark) from None
+            message = f"{show(node.value)} cannot be read as {kind}"
+            raise ConstructorError(None, None, message, node.start_mark) from None
 
     def construct_integer(self, node: Any) -> int:
         """A whole number as YAML 1.2 writes it."""
@@ -203,8 +203,8 @@ class _Loader(yaml.SafeLoader):
 
     def refuse_tag(self, node: yaml.Node) -> Any:
         """Any tag but those of plain values."""
-        words = f"the tag {show(node.tag.replace(_PREFIX, '!!'))} is not allowed; write a plain value"
-        raise ConstructorError(None, None, words, node.start_mark)
+        message = f"the tag {show(node.tag.replace(_PREFIX, '!!'))} is not allowed; write a plain value"
+        raise ConstructorError(None, None, message, node.start_mark)
 
 
 def _checked_integer(text: str, base: int = 10) -> int:

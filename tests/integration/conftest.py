@@ -8,7 +8,7 @@ import pytest
 
 from gpu_actor.contract.config import DatasetConfig, TrainingConfig
 from gpu_actor.contract.lora_config import LoraConfig
-from orchestrator.control.launch import any_agent_port
+from orchestrator.cluster.ray_internals import any_agent_port
 from orchestrator.jobs.job import JobSpec, QueueConfig
 from support.cluster import own_orchestrators, start_orchestrator
 from support.repository import ROOT

@@ -66,7 +66,7 @@ class House:
 
     def know(self, base_model):
         """What a base model is like has been found out."""
-        self.bases._found[_key(base_model)] = describe(base_model)
+        self.bases._descriptions[_key(base_model)] = describe(base_model)
 
     def submit(self, name, base_model=TINY, priority=0, max_retries=1, out=None, r=8, data=None, **training):
         """Accept a job; returns its id."""

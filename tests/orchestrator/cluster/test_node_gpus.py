@@ -7,13 +7,13 @@ import pytest
 from gpu_actor.contract.description import BaseDescription, LinearShape
 from gpu_actor.device.accelerators import Accelerator, read_accelerators
 from gpu_actor.device.memory import accelerator_limit
+from orchestrator.cluster import node_gpus
 from orchestrator.cluster.cluster_config import ActorConfig, ClusterConfig
 from orchestrator.cluster.node_gpus import NodeGpus
 from orchestrator.cluster.places import listed_slots
-from orchestrator.control import preview
 from orchestrator.control.admission import _misfits
 from orchestrator.jobs.job import JobSpec
-from orchestrator.knowledge.place_models import Known, with_profiles
+from orchestrator.knowledge.place_models import with_models
 from orchestrator.knowledge.profiles import Profiles
 
 GIB = 2**30
@@ -90,7 +90,7 @@ def test_what_no_gpu_holds_is_refused_at_submission_with_both_numbers():
     (slot,) = listed_slots([ActorConfig(num_gpus=1)], [node("a")])
     for gpu, fits in ((LARGE, True), (SMALL, False), (None, True)):
         there = slot.on(gpu)
-        place = with_profiles(preview._empty(there), there, Known.of(there, Profiles(None), {"org/7b": SEVEN_BILLION}))
+        (place,) = with_models([(there.view, there, None)], Profiles(None), {"org/7b": SEVEN_BILLION})
         problems = [str(problem) for problem in _misfits(spec, SEVEN_BILLION, [place])]
         assert len(problems) == (0 if fits else 1)
         assert fits or f"the roomiest actor may use 15.0 GiB ({accelerator_limit(16 * GIB, 1)} bytes)" in problems[0]
@@ -101,6 +101,6 @@ def test_the_offline_plan_knows_the_gpus_of_this_machine(monkeypatch, actors):
     import torch
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(preview, "accelerators", lambda: [SMALL])
-    (slot,) = preview._slots(ClusterConfig(actors=actors))
+    monkeypatch.setattr(node_gpus, "accelerators", lambda: [SMALL])
+    (slot,) = node_gpus.slots_on_this_machine(ClusterConfig(actors=actors).actors)
     assert (slot.device, slot.memory_limit, slot.device_name) == ("cuda", 15 * GIB, "T4")

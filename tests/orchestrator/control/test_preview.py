@@ -7,15 +7,18 @@ import pytest
 from gpu_actor.contract.config import DatasetConfig, LoraConfig, TrainingConfig
 from gpu_actor.model.describe import describe_base
 from orchestrator.cluster.cluster_config import ActorConfig, ClusterConfig
+from orchestrator.cluster.node_gpus import slots_on_this_machine
 from orchestrator.cluster.places import listed_slots
 from orchestrator.control.admission import _misfits
 from orchestrator.control.job_needs import micro_batch_cap, scheduling_view
-from orchestrator.control.preview import _empty, plan_jobs, plan_offline
+from orchestrator.control.preview import plan_jobs, plan_offline
 from orchestrator.jobs.job import JobSpec
 from orchestrator.knowledge.description_files import remember
-from orchestrator.knowledge.place_models import Known, with_profiles
-from orchestrator.knowledge.profiles import Profiles
-from orchestrator.scheduler.view import ActorState, ClusterView
+from orchestrator.knowledge.place_models import with_models
+from orchestrator.knowledge.profiles import Profile, Profiles, profile_key
+from orchestrator.scheduler.estimate import MemoryFit, SpeedFit
+from orchestrator.scheduler.view import ActorState, ClusterView, MemoryModel, SpeedModel
+from orchestrator.store.store import Store
 from support.tiny import token_rows, write_rows
 
 
@@ -53,6 +56,21 @@ def test_two_jobs_on_one_actor_share_its_steps(tmp_path, make):
     assert not (tmp_path / "out").exists()
 
 
+def test_what_earlier_runs_learned_is_read_and_a_database_that_is_not_there_is_not_made(tmp_path, make, tiny_base):
+    (before,) = plan(tmp_path, [make("one")], [{}]).values()
+    (slot,) = slots_on_this_machine([ActorConfig()])
+    slow = Profile(SpeedFit(SpeedModel(9.0, 0.0, 0.0)), MemoryFit(MemoryModel(0.0, 0.0, 1024)))
+    url = f"sqlite:///{tmp_path}/elsewhere/loray.db"
+    config = ClusterConfig(storage=str(tmp_path / "storage"), database=url, actors=[{}], scheduler={"policy": "fifo-4"})
+    assert plan_offline([make("one")], config)[0]["finish_s"] == pytest.approx(before["finish_s"])
+    assert not (tmp_path / "elsewhere").exists()
+    store = Store(url)
+    store.save_profiles({profile_key(slot, tiny_base): slow.to_dict()})
+    store.close()
+    (row,) = plan_offline([make("one")], config)
+    assert row["finish_s"] - row["start_s"] == pytest.approx(9.0 * row["steps"])
+
+
 def test_a_base_model_that_an_earlier_run_described_is_not_described_again(tmp_path, make, tiny_base, monkeypatch):
     monkeypatch.setenv("LORAY_HOME", str(tmp_path / "home"))
     (row,) = plan(tmp_path, [make("one")], [{}]).values()
@@ -66,10 +84,8 @@ def test_a_base_model_that_an_earlier_run_described_is_not_described_again(tmp_p
 def test_jobs_that_are_there_are_called_by_their_names(make, tiny_base):
     base = describe_base(tiny_base)
     slots = listed_slots([ActorConfig()], [{"NodeID": "a", "Alive": True, "Resources": {}}])
-    place = replace(
-        with_profiles(_empty(slots[0]), slots[0], Known.of(slots[0], Profiles(None), {base.ref: base})),
-        base_model=base.ref,
-    )
+    (idle,) = with_models([(slots[0].view, slots[0], None)], Profiles(None), {base.ref: base})
+    place = replace(idle, base_model=base.ref)
     there = replace(scheduling_view("0abc", make("old"), base, cap=1024), actor="cpu:0", steps_left=1000)
     seen = ClusterView((there,), (replace(place, state=ActorState.READY),), {base.ref: base})
     (row,) = plan_jobs([make("new")], seen, {base.ref: base}, "fifo-4", {"0abc": "old"})
@@ -99,7 +115,7 @@ def test_a_job_on_a_cpu_is_sized_by_the_micro_batches_of_a_cpu(tmp_path, make, t
         (row,) = plan(tmp_path, [job], [{"memory_limit": bytes_}]).values()
         assert (row["reason"] is None) == fits
         slots = listed_slots([ActorConfig(memory_limit=bytes_)], [{"NodeID": "a", "Alive": True, "Resources": {}}])
-        places = [with_profiles(_empty(slot), slot, Known.of(slot, Profiles(None), {base.ref: base})) for slot in slots]
+        places = with_models([(slot.view, slot, None) for slot in slots], Profiles(None), {base.ref: base})
         assert (_misfits(job, base, places) == []) == fits
 
 

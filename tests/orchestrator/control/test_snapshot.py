@@ -6,8 +6,9 @@ import threading
 
 import pytest
 
-from orchestrator.control import snapshot
+from orchestrator.control import job_needs
 from orchestrator.jobs.job import JobState
+from orchestrator.knowledge import data_size
 from support.house import House
 
 
@@ -21,15 +22,15 @@ def house(tmp_path):
 @pytest.fixture
 def counted(monkeypatch):
     """Calls of the two slow parts, with the thread they came from."""
-    calls = {"guess_size": [], "adapter_bytes": []}
-    for name in calls:
-        original = getattr(snapshot, name)
+    calls = {"_guess": [], "adapter_bytes": []}
+    for module, name in zip((data_size, job_needs), calls, strict=True):
+        original = getattr(module, name)
 
         def counting(*arguments, name=name, original=original):
             calls[name].append(threading.get_ident())
             return original(*arguments)
 
-        monkeypatch.setattr(snapshot, name, counting)
+        monkeypatch.setattr(module, name, counting)
     return calls
 
 
@@ -38,7 +39,7 @@ def test_a_job_of_which_nothing_changes_is_the_same_value_in_every_look(house, c
         house.submit(name)
     first, second = (house.reconciler.look().view for _ in range(2))
     assert all(one is other for one, other in zip(first.jobs, second.jobs, strict=True))
-    assert (len(counted["guess_size"]), len(counted["adapter_bytes"])) == (3, 1)  # one adapter's settings for all
+    assert (len(counted["_guess"]), len(counted["adapter_bytes"])) == (3, 1)  # one adapter's settings for all
 
 
 def test_a_job_that_changes_is_seen_as_it_is(house):
@@ -61,11 +62,11 @@ def test_new_data_files_are_read_in_a_thread_once_for_a_grid(house, counted, tmp
     data.write_text("".join(json.dumps({"input_ids": [1] * 8, "labels": [1] * 8}) + "\n" for _ in range(10)))
     ids = [house.submit(name, data=data, per_device_train_batch_size=1) for name in "abc"]
     asyncio.run(house.lookout.prepare())
-    assert len(counted["guess_size"]) == 1
-    assert counted["guess_size"][0] != threading.get_ident()
+    assert len(counted["_guess"]) == 1
+    assert counted["_guess"][0] != threading.get_ident()
     data.unlink()
     views = house.reconciler.look().view.jobs
     assert [view.id for view in views] == ids
     assert {view.tokens for view in views} == {8}
     asyncio.run(house.lookout.prepare())
-    assert len(counted["guess_size"]) == 1
+    assert len(counted["_guess"]) == 1

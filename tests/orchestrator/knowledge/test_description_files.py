@@ -72,22 +72,22 @@ def test_a_changed_configuration_is_described_anew(base):
 
 def test_other_code_describes_anew(base, monkeypatch):
     remember(describe_base(str(base)))
-    monkeypatch.setattr(description_files, "_code", lambda: b"another release of transformers")
+    monkeypatch.setattr(description_files, "_code_digest", lambda: b"another release of transformers")
     assert recall(str(base)) is None
 
 
 def test_code_is_the_engines_files_and_the_versions_below_it(monkeypatch):
-    now = description_files._code.__wrapped__()
-    assert description_files._code.__wrapped__() == now
+    now = description_files._code_digest.__wrapped__()
+    assert description_files._code_digest.__wrapped__() == now
     version = description_files.metadata.version
     for package in ("torch", "transformers", "gguf"):
         with monkeypatch.context() as patch:
             patch.setattr(description_files.metadata, "version", lambda p, of=package: "0" if p == of else version(p))
-            assert description_files._code.__wrapped__() != now
+            assert description_files._code_digest.__wrapped__() != now
     with monkeypatch.context() as patch:
         read = Path.read_bytes
         patch.setattr(Path, "read_bytes", lambda p: b"" if p.name == "count_activations.py" else read(p))
-        assert description_files._code.__wrapped__() != now
+        assert description_files._code_digest.__wrapped__() != now
 
 
 def test_a_gguf_file_is_known_by_its_size_and_time(base, tmp_path):

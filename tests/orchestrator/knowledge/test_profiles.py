@@ -9,7 +9,7 @@ from gpu_actor.contract.description import BaseDescription, LinearShape
 from gpu_actor.contract.report import ActorReport, StepSample
 from orchestrator.cluster.cluster_config import ActorConfig
 from orchestrator.cluster.places import Slot
-from orchestrator.knowledge.place_models import Known, with_profiles
+from orchestrator.knowledge.place_models import with_models
 from orchestrator.knowledge.profiles import Profile, Profiles, idle_memory, leaving_room, profile_key, token_budget
 from orchestrator.scheduler.estimate import MemoryFit, SpeedFit
 from orchestrator.scheduler.view import ActorState, ActorView, MemoryModel, SpeedModel
@@ -85,11 +85,11 @@ def test_swaps_and_loads_are_of_the_base_model_and_outlive_a_restart(store):
     assert again.of(slot(), "tiny").swap_seconds == pytest.approx(4.0 + 2.2)
     other = replace(BASE, ref="other", parameters=10**9)
     empty = ActorView("cpu:0", "cpu:0", ActorState.EMPTY, slot().shape)
-    place = with_profiles(empty, slot(), Known.of(slot(), again, {"tiny": BASE, "other": other}))
+    (place,) = with_models([(empty, slot(), None)], again, {"tiny": BASE, "other": other})
     assert place.seconds_to_load("tiny") == 7.5
     assert place.seconds_to_load("other") == pytest.approx(8.0 + 4e9 / 5e8)
     assert place.swap_seconds == pytest.approx(6.2)
-    assert with_profiles(empty, slot(), Known.of(slot(), Profiles(None), {})).swap_seconds == 2.0
+    assert next(with_models([(empty, slot(), None)], Profiles(None), {})).swap_seconds == 2.0
 
 
 def test_a_profile_of_old_is_read(store):
@@ -174,13 +174,9 @@ def test_plans_count_the_tokens_of_a_new_actor_whatever_the_budget_was_when_the_
     for settings, cap in (({}, 1024), ({"token_budget": 256}, 256)):
         place = ActorView("cpu:0", "cpu:0", ActorState.READY, slot(**settings).shape, "tiny")
         profiles = Profiles(store)
-        profiles._found = {profile_key(slot(), "tiny"): profile}
-        seen = with_profiles(
-            place,
-            slot(**settings),
-            Known.of(slot(**settings), profiles, {"tiny": BASE, "new": BASE}),
-            report_with(8192),
-        )
+        profiles._profiles = {profile_key(slot(), "tiny"): profile}
+        places = [(place, slot(**settings), report_with(8192))]
+        (seen,) = with_models(places, profiles, {"tiny": BASE, "new": BASE})
         assert {ref: memory.token_cap for ref, memory in seen.memories.items()} == {"tiny": cap, "new": cap}
         assert seen.shape.token_budget == 8192  # by which the speed goes
 
@@ -245,7 +241,7 @@ def test_two_actors_of_a_kind_do_not_spoil_what_one_has_shown(actors):
 def test_actors_that_are_gone_are_forgotten():
     profile = Profile(SpeedFit(SpeedModel(A, B, C)), MemoryFit(MemoryModel(IDLE, PER_TOKEN)))
     profiles = Profiles(None)
-    profiles._found = {profile_key(slot(), "tiny"): profile}
+    profiles._profiles = {profile_key(slot(), "tiny"): profile}
     for number in range(3):
         profiles.learn(slot(), BASE, report(f"boot{number}"))
     assert set(profile.boots) == {"boot0", "boot1", "boot2"}

@@ -11,8 +11,9 @@ import sqlalchemy
 from gpu_actor.contract.config import DatasetConfig
 from gpu_actor.contract.errors import IllegalTransitionError, JobNotFoundError
 from orchestrator.jobs.job import JobSpec, JobState
+from orchestrator.store.database import StoreError
 from orchestrator.store.records import ActorRecord
-from orchestrator.store.store import LiveJobError, Store, StoreError
+from orchestrator.store.store import LiveJobError, Store
 
 
 def spec(name, output_dir=None, **fields):

@@ -1,0 +1,129 @@
+"""The private corners of Ray that Loray uses, and what happens with a Ray that lacks one.
+
+Ray promises none of these names. They were looked up in Ray 2.50 to 2.53 and in 2.60:
+
+- `ray._private.parameter.RayParams(dashboard_agent_listen_port=...)`: in all of them. Without it the agent of a Ray
+  that Loray starts listens at Ray's own port, and beside a second Ray `ray job submit` is refused.
+- `ray._private.services.canonicalize_bootstrap_address`: in all of them. Without it `ray.init` resolves `auto`, and
+  takes its own long way to find out that a cluster does not let it in.
+- the gRPC method `/ray.rpc.NodeInfoGcsService/CheckAlive`: in all of them. Without it, or without the package `grpc`,
+  whatever listens at the address passes for a cluster that lets everybody in, and `ray.init` finds out what it is.
+- `ray._raylet.AuthenticationTokenLoader.get_raw_token(ignore_auth_mode=True)`: since 2.53. In 2.52 it has no such
+  argument; Ray 2.50 and 2.51 have no tokens. Without it the token is read where Ray's documentation puts it.
+- `ray._raylet.Config.initialize`: in all of them. Without it Ray goes on with the `RAY_AUTH_MODE` that it read when it
+  was imported, and `ray.init` says that it is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import inspect
+import os
+from collections.abc import Iterator
+from enum import Enum, auto
+from pathlib import Path
+from typing import Any
+
+from orchestrator.cluster.address import PROBE_SECONDS, answers
+
+_MISSING = (ImportError, AttributeError)
+
+
+class Access(Enum):
+    """What a cluster says to a process that wants to join."""
+
+    GRANTED = auto()
+    WRONG_TOKEN = auto()  # or none, where it wants one
+    NO_ANSWER = auto()
+
+
+@contextlib.contextmanager
+def any_agent_port() -> Iterator[None]:
+    """Lets the agent of a Ray that is started meanwhile listen at any free port.
+
+    `ray job submit` comes in through it. Ray takes port 52365 and `ray.init` has no option for another, so that beside
+    a second Ray on the machine the agent would be deaf, and every `ray job submit` refused.
+    """
+    option = "dashboard_agent_listen_port"
+    try:
+        params: Any = importlib.import_module("ray._private.parameter").RayParams
+    except _MISSING:
+        yield
+        return
+    original = params.__init__
+    if option in inspect.signature(original).parameters:
+        # None: Ray 2.50 chooses a port where none is given, and takes a 0 in some places for one that was
+        params.__init__ = functools.partialmethod(original, **{option: None})
+    try:
+        yield
+    finally:
+        params.__init__ = original
+
+
+def resolve_auto() -> str | None:
+    """`host:port` of the cluster that Ray means by `auto`; None: only `ray.init` can tell.
+
+    Raises:
+        ConnectionError: There is none.
+    """
+    try:
+        resolve: Any = importlib.import_module("ray._private.services").canonicalize_bootstrap_address
+    except _MISSING:
+        return None
+    address = resolve("auto")
+    return None if address is None else str(address)
+
+
+def probe_access(address: str, token: str | None) -> Access:
+    """Whether a living Ray cluster answers with this token, or without one.
+
+    Ray itself takes 20 to 80 seconds, and many lines on stderr, to find out that it cannot join.
+
+    Args:
+        address: `host:port`.
+        token: None to come without one.
+    """
+    try:
+        import grpc  # type: ignore[import-untyped]
+    except ImportError:
+        return Access.GRANTED if answers(address) else Access.NO_ANSWER
+    metadata = [("authorization", f"Bearer {token}")] if token else []
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")(b"", PROBE_SECONDS, metadata)
+        except grpc.RpcError as error:
+            by_code = {
+                grpc.StatusCode.UNAUTHENTICATED: Access.WRONG_TOKEN,
+                grpc.StatusCode.UNIMPLEMENTED: Access.GRANTED,  # it answers, but has another name for this
+            }
+            return by_code.get(error.code(), Access.NO_ANSWER)
+    return Access.GRANTED
+
+
+def auth_token() -> str | None:
+    """The token that is set on this machine, whatever `RAY_AUTH_MODE` says; None: there is none."""
+    try:
+        loader: Any = importlib.import_module("ray._raylet").AuthenticationTokenLoader.instance()
+        token = loader.get_raw_token(ignore_auth_mode=True)
+    except (*_MISSING, TypeError):  # TypeError: it does not know the argument
+        token = _documented_token()
+    return token or None
+
+
+def _documented_token() -> str:
+    if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return token
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def reread_environment() -> None:
+    """Makes Ray look at `RAY_AUTH_MODE` again, which it read when it was imported, maybe long before it was set."""
+    with contextlib.suppress(*_MISSING):
+        config: Any = importlib.import_module("ray._raylet").Config
+        config.initialize("")

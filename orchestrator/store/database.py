@@ -1,0 +1,58 @@
+"""Opening the database behind a URL: SQLite (WAL, flushed at every commit) or PostgreSQL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from gpu_actor.contract.errors import LorayError
+from orchestrator.store import tables
+
+
+class StoreError(LorayError, RuntimeError):
+    """The job table cannot be used."""
+
+
+def open_database(url: str) -> sa.Engine:
+    """The database with every table in it; what is missing is made.
+
+    Args:
+        url: As SQLAlchemy writes it, sqlite or postgresql.
+
+    Raises:
+        StoreError: It cannot be opened, or a newer Loray wrote it.
+    """
+    try:
+        if url.startswith("sqlite"):
+            Path(sa.make_url(url).database or ".").parent.mkdir(parents=True, exist_ok=True)
+        engine = sa.create_engine(url, pool_pre_ping=True)
+        if engine.dialect.name == "sqlite":
+            sa.event.listen(engine, "connect", _durable)
+        with engine.begin() as connection:
+            version = tables.open_schema(connection)
+    except ImportError as error:
+        reason = f"its driver is missing ({error}); install loray[postgres]"
+        raise StoreError(f"database {_without_password(url)}: {reason}") from None
+    except (sa.exc.SQLAlchemyError, OSError) as error:
+        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+        raise StoreError(f"the job table cannot be opened: {reason}; check `database` and `storage`") from None
+    if version > tables.SCHEMA_VERSION:
+        raise StoreError(
+            f"the job table {_without_password(url)} has schema {version}, this Loray knows up to "
+            f"{tables.SCHEMA_VERSION}; use the Loray that wrote it, or give another `storage`"
+        )
+    return engine
+
+
+def _without_password(url: str) -> str:
+    return sa.make_url(url).render_as_string(hide_password=True)
+
+
+def _durable(connection: Any, _: Any) -> None:
+    """A commit is on the disk when it returns; readers never wait for the writer."""
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
