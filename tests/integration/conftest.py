@@ -33,20 +33,22 @@ def ray_cluster():
 
     folder = tempfile.mkdtemp(prefix="lr", dir="/tmp")
     python_path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    with any_agent_port():
-        ray.init(
-            address="local",
-            num_cpus=2,
-            num_gpus=0,
-            include_dashboard=True,
-            log_to_driver=False,
-            object_store_memory=80 * 2**20,
-            _temp_dir=folder,
-            runtime_env={"env_vars": {"PYTHONPATH": python_path, "HF_HUB_OFFLINE": "1"}},
-        )
-    yield folder
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        with any_agent_port():
+            ray.init(
+                address="local",
+                num_cpus=2,
+                num_gpus=0,
+                include_dashboard=True,
+                log_to_driver=False,
+                object_store_memory=80 * 2**20,
+                _temp_dir=folder,
+                runtime_env={"env_vars": {"PYTHONPATH": python_path, "HF_HUB_OFFLINE": "1"}},
+            )
+        yield folder
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
