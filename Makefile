@@ -5,9 +5,11 @@ BIN := .venv/bin
 READY := .venv/.ready
 # Each process that starts would compile Loray anew otherwise; tests start hundreds.
 unexport PYTHONDONTWRITEBYTECODE
+# tests/conftest.py says what goes together to a worker, and what comes first.
+TWO_WORKERS := -n 2 --dist loadgroup --no-loadscope-reorder
 DEMO_BASE := HuggingFaceTB/SmolLM2-135M-Instruct
 
-.PHONY: help setup model demo test search families lint bench clean
+.PHONY: help setup model demo check test quick search families lint bench clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -31,12 +33,18 @@ demo: model  ## Co-train the demo's adapters, then ask each of them the same que
 	@$(BIN)/python -m gpu_actor.ask --base-model $(DEMO_BASE) --question "What is the sun?" \
 		$$(find out/demo -name adapter_model.safetensors -printf '%h\n' | sort)
 
+check: $(READY)  ## Check style and types, and run the quick tests (two minutes): what to run before each commit
+	@$(MAKE) --no-print-directory --output-sync -j 2 lint quick
+
 test: $(READY)  ## Run all tests, two files at a time; those of tests/integration start real Ray clusters
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest $(TWO_WORKERS)
+
+quick: $(READY)  ## Run the tests that need neither Ray nor long training
+	$(BIN)/python -m pytest $(TWO_WORKERS) -m "not cluster and not slow"
 
 search: $(READY)  ## Try the property tests on new random examples, ten times over
 	for round in 1 2 3 4 5 6 7 8 9 10; do \
-		LORAY_SEARCH=1 $(BIN)/python -m pytest -q -m hypothesis --ignore tests/integration -n 2 --dist loadfile || exit 1; \
+		LORAY_SEARCH=1 $(BIN)/python -m pytest -q -m hypothesis --ignore tests/integration $(TWO_WORKERS) || exit 1; \
 	done
 
 families: $(READY)  ## Test every model family and write docs/families.md

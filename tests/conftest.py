@@ -42,6 +42,27 @@ def tiny_base(tmp_path_factory):
     return str(folder)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(config, items):
+    """A worker of pytest-xdist takes a file at once, or all files of a group, which share a cluster.
+
+    The longest come first, so that both workers end together.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    slow_files = {item.path for item in items if item.get_closest_marker("slow")}
+
+    def rank(item):
+        group = item.get_closest_marker("xdist_group")
+        first = group is not None and group.args == ("ray_cluster",)
+        return (not first, item.get_closest_marker("cluster") is None, item.path not in slow_files)
+
+    items.sort(key=rank)
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
 def pytest_addoption(parser):
     parser.addoption("--families-table", metavar="FILE", help="write the table of model families that the tests fill")
 

@@ -1,4 +1,4 @@
-"""A real Ray cluster for the tests of a module, an orchestrator on it, and jobs."""
+"""A real Ray cluster that all tests of a worker share, orchestrators on it, jobs, and a `loray serve`."""
 
 import os
 import shutil
@@ -11,6 +11,7 @@ from gpu_actor.contract.lora_config import LoraConfig
 from orchestrator.cluster.ray_internals import any_agent_port
 from orchestrator.jobs.job import JobSpec, QueueConfig
 from support.cluster import own_orchestrators, start_orchestrator
+from support.command import LORAY, Home
 from support.repository import ROOT
 from support.tiny import tiny_model, token_rows, write_rows
 
@@ -22,27 +23,32 @@ os.environ["OMP_NUM_THREADS"] = "1"
 FIFO = {"policy": "fifo-memory", "tick_seconds": 0.1}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def ray_cluster():
-    """One node with two CPUs, in this machine's shortest temporary folder (sockets have short names)."""
+    """One node with two CPUs, in this machine's shortest temporary folder (sockets have short names).
+
+    Tests may kill orchestrators and actors on it, but nothing of Ray itself.
+    """
     import ray
 
     folder = tempfile.mkdtemp(prefix="lr", dir="/tmp")
     python_path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    with any_agent_port():
-        ray.init(
-            address="local",
-            num_cpus=2,
-            num_gpus=0,
-            include_dashboard=True,
-            log_to_driver=False,
-            object_store_memory=80 * 2**20,
-            _temp_dir=folder,
-            runtime_env={"env_vars": {"PYTHONPATH": python_path, "HF_HUB_OFFLINE": "1"}},
-        )
-    yield folder
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        with any_agent_port():
+            ray.init(
+                address="local",
+                num_cpus=2,
+                num_gpus=0,
+                include_dashboard=True,
+                log_to_driver=False,
+                object_store_memory=80 * 2**20,
+                _temp_dir=folder,
+                runtime_env={"env_vars": {"PYTHONPATH": python_path, "HF_HUB_OFFLINE": "1"}},
+            )
+        yield folder
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -54,14 +60,14 @@ def bases(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shared_storage(tmp_path_factory):
     return tmp_path_factory.mktemp("shared")
 
 
 @pytest.fixture
 def orchestrator(ray_cluster, shared_storage):
-    """The orchestrator that the tests of a module share: `auto` actors, which means one on the CPU."""
+    """The orchestrator that many tests share: `auto` actors, which means one on the CPU."""
     orchestrator = start_orchestrator(shared_storage, scheduler=FIFO)
     yield orchestrator
     orchestrator.clear()
@@ -95,3 +101,12 @@ def make(tmp_path, bases):
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def served():
+    """The home of a `loray serve` that tests share whose programs come to a cluster that is there already."""
+    with Home() as home:
+        process = home.start(*LORAY, "serve", log="serve")
+        home.wait_for("Ctrl-C stops it", process, log="serve")
+        yield home

@@ -4,18 +4,15 @@ import json
 
 import pytest
 
-from support.command import LORAY, Home, JobFiles
+from support.command import JobFiles
 from support.tiny import token_rows
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.xdist_group("served")]
 
 
-@pytest.fixture(scope="module")
-def home():
-    with Home() as home:
-        process = home.start(*LORAY, "serve", log="serve")
-        home.wait_for("Ctrl-C stops it", process, log="serve")
-        yield home
+@pytest.fixture
+def home(served):
+    return served
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from gpu_actor.contract.lora_config import LoraConfig
 from orchestrator.knowledge.description_files import recall
 from support.cluster import LONG, checkpointed, steps_of, wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.xdist_group("ray_cluster")]
 
 
 # -- from submission to adapter ----------------------------------------------------------------------------------------

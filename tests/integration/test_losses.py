@@ -9,7 +9,7 @@ import pytest
 
 from support.cluster import LONG, checkpointed, processes, steps_of, wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.xdist_group("ray_cluster")]
 
 
 def first_checkpoint(orchestrator, spec):

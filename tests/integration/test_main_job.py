@@ -15,15 +15,9 @@ from support.jobs import JOBS
 from support.oracle import adapter_tensors, largest_difference, metric_rows, train_alone
 from support.tiny import tiny_model, token_rows, write_rows
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.xdist_group("served")]
 
 TRAINING = {"max_steps": 15, "learning_rate": 2e-3, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-
-
-@pytest.fixture
-def home():
-    with Home() as home:
-        yield home
 
 
 def job(folder, base, name, rows, **settings):
@@ -61,7 +55,7 @@ def peft_start(folder, base):
     return str(folder)
 
 
-def test_adapters_equal_solo_trainer_through_the_command_line(tmp_path, tiny_base, home):
+def test_adapters_equal_solo_trainer_through_the_command_line(tmp_path, tiny_base, served):
     start = peft_start(tmp_path / "start", tiny_base)
     jobs = {name: {**settings} for name, settings in JOBS.items()}
     jobs["continued"] = {
@@ -72,7 +66,7 @@ def test_adapters_equal_solo_trainer_through_the_command_line(tmp_path, tiny_bas
     entries = [
         job(tmp_path, tiny_base, name, s["rows"], lora=s["lora"], training=s["training"]) for name, s in jobs.items()
     ]
-    done = home.run("run", write_jobs(tmp_path, entries))
+    done = served.run("run", write_jobs(tmp_path, entries))
     assert done.returncode == 0, done.stdout + done.stderr
 
     base = tiny_hooked()
@@ -97,7 +91,7 @@ def test_adapters_equal_solo_trainer_through_the_command_line(tmp_path, tiny_bas
         ]
 
 
-def test_jobs_that_fail_end_alone_and_the_others_are_bit_identical(tmp_path, tiny_base, home):
+def test_jobs_that_fail_end_alone_and_the_others_are_bit_identical(tmp_path, tiny_base, served):
     """A NaN loss, a broken line of data and a job cancelled half-way, beside two jobs that must not notice."""
     lora = {"r": 4, "lora_dropout": 0.1}
     good = [
@@ -123,14 +117,14 @@ def test_jobs_that_fail_end_alone_and_the_others_are_bit_identical(tmp_path, tin
     with (tmp_path / "broken.jsonl").open("a") as file:
         file.write('{"input_ids": [5, 6\n')
 
-    running = home.start(*LORAY, "run", write_jobs(tmp_path, [*bad, *good]), log="run")
+    running = served.start(*LORAY, "run", write_jobs(tmp_path, [*bad, *good]), log="run")
     wait_until(lambda: (tmp_path / "out" / "endless" / "metrics.jsonl").exists())
     wait_until(lambda: len(metric_rows(tmp_path / "out" / "endless")) > 5)
-    done = home.run("cancel", "endless")
+    done = served.run("cancel", "endless")
     assert done.returncode == 0, done.stderr
-    output = home.wait_for("/out/two", running, log="run")
+    output = served.wait_for("/out/two", running, log="run")
     assert running.wait(120) == 1
-    output = (home.path / "run").read_text()
+    output = (served.path / "run").read_text()
     assert "the loss became nan at optimizer step 1" in output
     assert "broken.jsonl:4" in output
     assert output.count("CANCELLED") >= 1

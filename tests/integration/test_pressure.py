@@ -18,7 +18,7 @@ from orchestrator.store.store import Store
 from support.cluster import own_orchestrators, stop_orchestrator, wait_until
 from support.tiny import tiny_model, token_rows, write_rows
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("ray_cluster")]
 
 TOO_LOW, RIGHT = 0.7, 1.0
 BUDGET = 1024  # tokens of a shared batch of a new actor on a CPU

@@ -13,7 +13,7 @@ from orchestrator.jobs.job import JobSpec, QueueConfig
 from support.cluster import LONG, PATIENCE, own_orchestrators, stop_orchestrator, wait_until
 from support.tiny import token_rows, write_rows
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("ray_cluster")]
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from orchestrator.store.storage_lock import hold
 from support.cluster import LONG, steps_of, stop_orchestrator, wait_until
 from support.tiny import tiny_model
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.xdist_group("ray_cluster")]
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Drives the real command line in processes of its own, with a home of its own."""
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -10,7 +11,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
+import pytest
+
+from orchestrator.cli import app
 from support.cluster import PATIENCE
 from support.repository import ROOT
 from support.tiny import write_rows
@@ -49,6 +54,16 @@ class Home:
             text=True,
             timeout=timeout,
         )
+
+    def call(self, *arguments):
+        """Runs `loray ...` in this process, for what ends before a cluster is needed; returns what `run` returns."""
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, mock.patch.dict(os.environ, self.env, clear=True):
+            patch.chdir(ROOT)
+            patch.setattr(sys, "argv", ["loray", *map(str, arguments)])
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
+                app.main()
+        return subprocess.CompletedProcess(arguments, ended.value.code or 0, out.getvalue(), err.getvalue())
 
     def python(self, script, timeout=PATIENCE, cwd=ROOT, **variables):
         """Runs a Python script that imports Loray; returns what it printed."""

@@ -93,6 +93,7 @@ def train(base, folder, jobs, budget=150):
     return specs, starts, tenants
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_equals_solo_peft_and_trainer(tmp_path, family):
     """Several adapters co-batched, in fp32; and the probe chose the way of serving that is known to be right."""

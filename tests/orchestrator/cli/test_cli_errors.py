@@ -42,7 +42,7 @@ def trainable(job_file, tiny_base):
 
 
 def refused(done, code=2):
-    """The process told its error on stderr, in words and nothing else."""
+    """The command told its error on stderr, in words and nothing else."""
     assert done.returncode == code, done.stderr
     assert done.stdout == ""
     assert done.stderr.startswith("error: ")
@@ -60,14 +60,14 @@ def test_a_typo_is_answered_by_name_before_anything_starts(home, job_file):
 def test_all_problems_of_all_files_come_together(home, job_file):
     first = job_file("one.yaml", lora={"r": 0}, training={"learning_rate": "fast"})
     second = job_file("two.yaml", queue={"priority": 1000})
-    text = refused(home.run("submit", first, second))
+    text = refused(home.call("submit", first, second))
     assert "3 problems, and no job was submitted" in text
     for fact in ("one.yaml: lora.r", "one.yaml: training.learning_rate", "two.yaml: queue.priority"):
         assert fact in text
 
 
 def test_files_are_looked_at_before_ray_is_started(home, job_file):
-    text = refused(home.run("run", job_file(dataset={"path": "nowhere.jsonl"})))
+    text = refused(home.call("run", job_file(dataset={"path": "nowhere.jsonl"})))
     assert "dataset.path" in text
     assert "nowhere.jsonl" in text
     assert "model" in text
@@ -75,7 +75,7 @@ def test_files_are_looked_at_before_ray_is_started(home, job_file):
 
 
 def test_a_missing_job_file(home):
-    assert "nowhere.yaml" in refused(home.run("run", "nowhere.yaml"))
+    assert "nowhere.yaml" in refused(home.call("run", "nowhere.yaml"))
 
 
 def test_a_bad_cluster_file(home, job_file, tmp_path):
@@ -85,12 +85,12 @@ def test_a_bad_cluster_file(home, job_file, tmp_path):
     (model / "model.safetensors").write_bytes(b"")
     cluster = tmp_path / "cluster.yaml"
     cluster.write_text("storag: /tmp/x\n")
-    assert "storage" in refused(home.run("serve", "--cluster", cluster))
+    assert "storage" in refused(home.call("serve", "--cluster", cluster))
 
 
 @pytest.mark.parametrize("verb", [["list"], ["show", "a"], ["logs", "a"], ["cancel", "a"], ["top"]])
 def test_without_a_cluster_every_verb_says_what_to_start(home, verb):
-    text = refused(home.run(*verb), code=3)
+    text = refused(home.call(*verb), code=3)
     assert "no Loray cluster is running" in text
     assert "loray serve" in text
 
@@ -119,7 +119,7 @@ def test_something_else_answers_at_the_address(home):
     ],
 )
 def test_addresses_of_another_kind(home, address, words):
-    assert words in refused(home.run("list", "--address", address), code=3)
+    assert words in refused(home.call("list", "--address", address), code=3)
 
 
 def test_a_stale_cluster_file_is_removed(home):
@@ -130,7 +130,7 @@ def test_a_stale_cluster_file_is_removed(home):
     with socket.create_server(("127.0.0.1", 0)) as alive:
         address = f"127.0.0.1:{alive.getsockname()[1]}"
         path.write_text(json.dumps({"address": address, "pid": gone.pid, "dashboard": None}))
-        assert "no Loray cluster is running" in refused(home.run("list"), code=3)
+        assert "no Loray cluster is running" in refused(home.call("list"), code=3)
     assert not path.exists()
 
 
@@ -163,7 +163,7 @@ def test_the_public_face_is_cheap():
 
 
 def test_schema_is_a_json_schema(home):
-    done = home.run("schema")
+    done = home.call("schema")
     assert done.returncode == 0
     assert "learning_rate" in done.stdout
     assert json.loads(done.stdout)["type"] == "object"
@@ -171,13 +171,13 @@ def test_schema_is_a_json_schema(home):
 
 def test_version_is_that_of_the_distribution(home):
     project = (ROOT / "pyproject.toml").read_text()
-    version = home.run("--version").stdout.strip().removeprefix("loray ")
+    version = home.call("--version").stdout.strip().removeprefix("loray ")
     assert f'version = "{version}"' in project
 
 
 def test_unknown_verbs_and_options_are_usage_errors(home):
     for arguments in (["explode"], ["list", "--colour"], ["run"]):
-        done = home.run(*arguments)
+        done = home.call(*arguments)
         assert done.returncode == 2
         assert done.stdout == ""
         assert "Traceback" not in done.stderr
@@ -186,7 +186,7 @@ def test_unknown_verbs_and_options_are_usage_errors(home):
 @pytest.mark.parametrize("verb", ["run", "serve"])
 def test_an_unknown_policy_is_refused_before_ray_is_started(home, job_file, verb):
     arguments = [job_file()] if verb == "run" else []
-    text = refused(home.run(verb, *arguments, "--policy", "lifo"))
+    text = refused(home.call(verb, *arguments, "--policy", "lifo"))
     assert "--policy: 'lifo' is no policy; allowed: fifo, fifo-4, fifo-memory, srpt, cosrpt" in text
 
 
@@ -202,16 +202,16 @@ def test_a_storage_that_cannot_be_made_is_told_in_words(home, tmp_path, verb, tr
 
 def test_plan_for_a_cluster_file_and_for_an_address_are_two_things(home, tmp_path, trainable):
     (tmp_path / "cluster.yaml").write_text("scheduler: {policy: srpt}\n")
-    text = refused(home.run("plan", trainable, "--cluster", tmp_path / "cluster.yaml", "--address", "127.0.0.1:6"))
+    text = refused(home.call("plan", trainable, "--cluster", tmp_path / "cluster.yaml", "--address", "127.0.0.1:6"))
     assert "--address: does not go with --cluster" in text
-    assert "--policy: 'lifo' is no policy" in refused(home.run("plan", trainable, "--policy", "lifo"))
+    assert "--policy: 'lifo' is no policy" in refused(home.call("plan", trainable, "--policy", "lifo"))
 
 
 def test_plan_tells_of_a_job_that_can_never_run_by_its_exit_code(home, tmp_path, trainable):
     for limit, code in (("64GiB", 0), ("1MiB", 1)):
         (tmp_path / "cluster.yaml").write_text(f"actors: [{{memory_limit: {limit}}}]\n")
         options = ["--cluster", tmp_path / "cluster.yaml", "--policy", "fifo", "--json"]
-        done = home.run("plan", trainable, *options)
+        done = home.call("plan", trainable, *options)
         assert done.returncode == code, done.stderr
         assert [row["reason"] is None for row in json.loads(done.stdout)] == [code == 0]
 

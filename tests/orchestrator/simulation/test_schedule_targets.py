@@ -20,6 +20,8 @@ from orchestrator.simulation.trace import read_profile, work_of
 from orchestrator.simulation.workload import WorkloadShape, generate
 from support.repository import TRACES
 
+pytestmark = pytest.mark.slow
+
 H100, A100 = (read_profile(TRACES / f"{name}-7b.yaml") for name in ("h100", "a100"))
 SMALL_BASE = {"step_seconds": 0.04, "token_seconds": 4e-5, "base_bytes": 2_600_000_000}  # mostly fixed cost
 CASES = [(H100, 2.0), (A100, 1.5), (A100.model_copy(update=SMALL_BASE), 2.0)]
