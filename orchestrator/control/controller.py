@@ -29,7 +29,7 @@ from orchestrator.control import job_verbs
 from orchestrator.control.admission import Admission
 from orchestrator.control.preview import plan_apart
 from orchestrator.control.reconcile import Reconciler
-from orchestrator.control.snapshot import Lookout
+from orchestrator.control.snapshot import SnapshotBuilder
 from orchestrator.jobs.job import TERMINAL, JobState
 from orchestrator.jobs.output_folder import make_folders, read_metrics, write_job_file
 from orchestrator.knowledge.base_catalog import BaseCatalog
@@ -74,9 +74,9 @@ class Controller:
         self._bases = BaseCatalog(env_vars, config.trust_remote_code)
         self._rows = TaskRows(self._store)
         profiles = Profiles(self._store)
-        lookout = Lookout(self._store, self._fleet, self._bases, profiles, config.scheduler.makespan)
+        snapshots = SnapshotBuilder(self._store, self._fleet, self._bases, profiles, config.scheduler.makespan)
         self._admission = Admission(
-            self._store, self._fleet, self._bases, lookout, config.allowed_roots, allow_pickle=config.allow_pickle
+            self._store, self._fleet, self._bases, snapshots, config.allowed_roots, allow_pickle=config.allow_pickle
         )
         self._reconciler = Reconciler(
             self._store,
@@ -85,7 +85,7 @@ class Controller:
             self._rows.started,
             self._over,
             profiles,
-            lookout,
+            snapshots,
             config.scheduler.policy,
         )
         self._metrics = Metrics()
@@ -109,7 +109,7 @@ class Controller:
                 self._trouble = None
             except Exception as error:
                 self._trouble = f"{type(error).__name__}: {one_line(error)}"
-                logger.exception("a look at the cluster failed")
+                logger.exception("a tick failed")
             self._metrics.tick(time.monotonic() - started)
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), self._config.scheduler.tick_seconds)
@@ -120,7 +120,7 @@ class Controller:
         for loss in await self._reconciler.tick():
             self._metrics.actor_lost(loss.kind.value)
         self._metrics.jobs(self._store.counts())
-        reports = [(member.slot.id, member.report) for member in self._fleet.members.values() if member.report]
+        reports = [(member.place.id, member.report) for member in self._fleet.members.values() if member.report]
         self._metrics.actors(reports)
         self._timeline.note(reports)
 
@@ -128,9 +128,9 @@ class Controller:
         """Go on where an earlier process stopped, and start what the cluster file wants to be hosted from the start."""
         self._fleet.discover()
         self._fleet.adopt()
-        for slot in self._fleet.slots.values():
-            if slot.settings.base_model and self._fleet.at(slot.id) is None:
-                self._fleet.start(slot.id, slot.settings.base_model)
+        for place in self._fleet.places.values():
+            if place.settings.base_model and self._fleet.at(place.id) is None:
+                self._fleet.start(place.id, place.settings.base_model)
         for job in self._store.jobs([state for state in JobState if state not in TERMINAL]):
             if job.attempt:
                 self._rows.started(job)
@@ -201,10 +201,10 @@ class Controller:
         """The orchestrator, its actors, and the number of jobs by state."""
         running = self._store.jobs([JobState.RUNNING])
         actors = []
-        for place in self._fleet.views():
-            member = self._fleet.at(place.id)
+        for view in self._fleet.views():
+            member = self._fleet.at(view.id)
             names = [job.name for job in running if member and job.actor == member.name]
-            actors.append(actor_view(place, member, names))
+            actors.append(actor_view(view, member, names))
         return {
             "controller": {
                 **await self.ping(),
@@ -218,7 +218,7 @@ class Controller:
         }
 
     def _view(self, job: JobRecord) -> JobDict:
-        return job_view(job, self._reconciler.live.get(job.id))
+        return job_view(job, self._reconciler.progress.counters.get(job.id))
 
     # -- submitting ----------------------------------------------------------------------------------------------
 
@@ -249,7 +249,7 @@ class Controller:
         if problems:
             return {"jobs": [], "problems": [asdict(problem) for problem in problems]}
         bases = {spec.base_model: await self._bases.get(spec.base_model) for spec in specs}
-        view = self._reconciler.look().view
+        view = self._reconciler.snapshot().view
         names = {job.id: job.name for job in self._store.jobs([JobState.QUEUED, JobState.RUNNING])}
         rows = await plan_apart(specs, view, bases, name, names)
         return {"jobs": rows, "problems": []}

@@ -13,7 +13,7 @@ from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.errors import LorayError
 from gpu_actor.device.accelerators import accelerators
 from orchestrator.cluster.cluster_config import ClusterConfig
-from orchestrator.cluster.places import HEAD, Slot, find_slots, listed_slots
+from orchestrator.cluster.places import HEAD, Place, find_places, listed_places
 from orchestrator.control.job_needs import micro_batch_cap, scheduling_view
 from orchestrator.jobs.job import JobSpec
 from orchestrator.knowledge.data_size import guess_size
@@ -123,17 +123,17 @@ def _describe(ref: str, trust_remote_code: bool) -> BaseDescription:
     return describe_base(ref, trust_remote_code)
 
 
-def _slots(config: ClusterConfig) -> list[Slot]:
+def _slots(config: ClusterConfig) -> list[Place]:
     """The places of a cluster file as they would be found on this machine."""
     import torch
 
     here = [{"NodeID": "here", "Alive": True, "Resources": {HEAD: 1.0, "GPU": torch.cuda.device_count()}}]
-    slots = find_slots(here) if isinstance(config.actors, str) else listed_slots(config.actors, here)
+    slots = find_places(here) if isinstance(config.actors, str) else listed_places(config.actors, here)
     gpu = max(accelerators(), key=lambda one: one.total_bytes, default=None)
     return [slot.on(gpu) for slot in slots]
 
 
-def _empty(slot: Slot) -> ActorView:
+def _empty(slot: Place) -> ActorView:
     return ActorView(
         id=slot.id,
         name=slot.id,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.report import ActorReport
-from orchestrator.cluster.places import Slot
+from orchestrator.cluster.places import Place
 from orchestrator.knowledge.profiles import Profiles, idle_memory, leaving_room
 from orchestrator.scheduler.estimate import prior_memory, prior_speed
 from orchestrator.scheduler.view import ActorView, MemoryModel, SpeedModel
@@ -33,7 +33,7 @@ class Known:
     swaps: Mapping[str, float]
 
     @classmethod
-    def of(cls, slot: Slot, profiles: Profiles, bases: Mapping[str, BaseDescription]) -> Known:
+    def of(cls, slot: Place, profiles: Profiles, bases: Mapping[str, BaseDescription]) -> Known:
         """Look it up once for all places that are like `slot`."""
         found = profiles.of_place(slot)
         new = {ref: base for ref, base in bases.items() if ref not in found}
@@ -50,7 +50,7 @@ class Known:
         )
 
 
-def with_profiles(place: ActorView, slot: Slot, known: Known, report: ActorReport | None = None) -> ActorView:
+def with_profiles(place: ActorView, slot: Place, known: Known, report: ActorReport | None = None) -> ActorView:
     """A place with what was measured of it.
 
     Args:

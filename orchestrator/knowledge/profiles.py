@@ -16,7 +16,7 @@ from typing import Any
 from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.footprint import base_bytes
 from gpu_actor.contract.report import ActorReport, StepSample
-from orchestrator.cluster.places import Slot
+from orchestrator.cluster.places import Place
 from orchestrator.scheduler.estimate import (
     RESERVE_BYTES,
     MemoryFit,
@@ -83,7 +83,7 @@ class Profile:
         self.largest = max(self.largest, sample.tokens)
         self.samples += 1
 
-    def memory_model(self, slot: Slot) -> MemoryModel:
+    def memory_model(self, slot: Place) -> MemoryModel:
         """The memory of a place, as plans count it: with the residuals' margin, and the tokens it can be kept to.
 
         The token budget that an actor has at the moment does not count: it is lowered before a job comes that needs
@@ -133,7 +133,7 @@ class Profiles:
         self._changed: set[str] = set()
         self._saved = -math.inf
 
-    def learn(self, slot: Slot, base: BaseDescription, report: ActorReport) -> None:
+    def learn(self, slot: Place, base: BaseDescription, report: ActorReport) -> None:
         """Take in the steps of one report."""
         if not report.steps:
             return
@@ -146,14 +146,14 @@ class Profiles:
             profile.learn(report.boot_id, sample, sticky=device_kind(slot.device) == "cpu")
         self._changed.add(key)
 
-    def loaded(self, slot: Slot, base_model: str, seconds: float) -> None:
+    def loaded(self, slot: Place, base_model: str, seconds: float) -> None:
         """An actor has loaded a base model."""
         profile = self._found.get(profile_key(slot, base_model))
         if profile is not None and profile.load_seconds != seconds:
             profile.load_seconds = seconds
             self._changed.add(profile_key(slot, base_model))
 
-    def swapped(self, slot: Slot, base_model: str, leave: float | None = None, start: float | None = None) -> None:
+    def swapped(self, slot: Place, base_model: str, leave: float | None = None, start: float | None = None) -> None:
         """A job was taken off an actor, or has come to train on one, in so many seconds."""
         profile = self._found.get(profile_key(slot, base_model))
         if profile is not None:
@@ -170,11 +170,11 @@ class Profiles:
         for profile in self._found.values():
             profile.boots = {boot: most for boot, most in profile.boots.items() if boot in living}
 
-    def of(self, slot: Slot, base_model: str) -> Profile | None:
+    def of(self, slot: Place, base_model: str) -> Profile | None:
         """What was measured of a place with a base model."""
         return self._found.get(profile_key(slot, base_model))
 
-    def of_place(self, slot: Slot) -> dict[str, Profile]:
+    def of_place(self, slot: Place) -> dict[str, Profile]:
         """What was measured of a place, by base model."""
         prefix = profile_key(slot, "")
         return {key.removeprefix(prefix): profile for key, profile in self._found.items() if key.startswith(prefix)}
@@ -198,7 +198,7 @@ def _smoothed(mean: float | None, latest: float | None) -> float | None:
     return mean + _NEWEST * (latest - mean)
 
 
-def profile_key(slot: Slot, base_model: str) -> str:
+def profile_key(slot: Place, base_model: str) -> str:
     """The name of a profile in the store."""
     kind = device_kind(slot.device)
     device = f"{kind}-{slot.cpu_threads or 'all'}" if kind == "cpu" else slot.device_name or kind
@@ -220,7 +220,7 @@ def leaving_room(model: MemoryModel, limit: int | None) -> MemoryModel:
     return model if most >= model.token_cap else replace(model, token_cap=most)
 
 
-def token_budget(profile: Profile, slot: Slot, room: float | None, current: int) -> int:
+def token_budget(profile: Profile, slot: Place, room: float | None, current: int) -> int:
     """The token budget of an actor: where more tokens no longer raise its speed, as far as its memory goes.
 
     Args:
@@ -255,7 +255,7 @@ def _tells_tokens(profile: Profile) -> bool:
     return by_tokens >= _TOKEN_SHARE * (speed.step_seconds + by_tokens + speed.adapter_seconds)
 
 
-def idle_memory(slot: Slot, base: BaseDescription, idle_bytes: int) -> MemoryModel:
+def idle_memory(slot: Place, base: BaseDescription, idle_bytes: int) -> MemoryModel:
     """The guess of an actor's memory, corrected by what its loaded base model was measured to take."""
     guess = prior_memory(base, slot.shape)
     beyond = guess.fixed_bytes - base_bytes(base, slot.shape.dtype_bytes, slot.shape.quantization)

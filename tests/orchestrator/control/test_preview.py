@@ -7,7 +7,7 @@ import pytest
 from gpu_actor.contract.config import DatasetConfig, LoraConfig, TrainingConfig
 from gpu_actor.model.describe import describe_base
 from orchestrator.cluster.cluster_config import ActorConfig, ClusterConfig
-from orchestrator.cluster.places import listed_slots
+from orchestrator.cluster.places import listed_places
 from orchestrator.control.admission import _misfits
 from orchestrator.control.job_needs import micro_batch_cap, scheduling_view
 from orchestrator.control.preview import _empty, plan_jobs, plan_offline
@@ -65,7 +65,7 @@ def test_a_base_model_that_an_earlier_run_described_is_not_described_again(tmp_p
 
 def test_jobs_that_are_there_are_called_by_their_names(make, tiny_base):
     base = describe_base(tiny_base)
-    slots = listed_slots([ActorConfig()], [{"NodeID": "a", "Alive": True, "Resources": {}}])
+    slots = listed_places([ActorConfig()], [{"NodeID": "a", "Alive": True, "Resources": {}}])
     place = replace(
         with_profiles(_empty(slots[0]), slots[0], Known.of(slots[0], Profiles(None), {base.ref: base})),
         base_model=base.ref,
@@ -98,7 +98,7 @@ def test_a_job_on_a_cpu_is_sized_by_the_micro_batches_of_a_cpu(tmp_path, make, t
     for bytes_, fits in ((limit, True), (limit - 1, False)):
         (row,) = plan(tmp_path, [job], [{"memory_limit": bytes_}]).values()
         assert (row["reason"] is None) == fits
-        slots = listed_slots([ActorConfig(memory_limit=bytes_)], [{"NodeID": "a", "Alive": True, "Resources": {}}])
+        slots = listed_places([ActorConfig(memory_limit=bytes_)], [{"NodeID": "a", "Alive": True, "Resources": {}}])
         places = [with_profiles(_empty(slot), slot, Known.of(slot, Profiles(None), {base.ref: base})) for slot in slots]
         assert (_misfits(job, base, places) == []) == fits
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from gpu_actor.contract.description import BaseDescription, LinearShape
-from gpu_actor.contract.report import ActorReport, StepSample
+from gpu_actor.contract.report import ActorPhase, ActorReport, StepSample
 from orchestrator.cluster.cluster_config import ActorConfig
-from orchestrator.cluster.places import Slot
+from orchestrator.cluster.places import Place
 from orchestrator.knowledge.place_models import Known, with_profiles
 from orchestrator.knowledge.profiles import Profile, Profiles, idle_memory, leaving_room, profile_key, token_budget
 from orchestrator.scheduler.estimate import MemoryFit, SpeedFit
@@ -29,7 +29,7 @@ def report(boot="boot", tokens=(100, 400, 200, 800)):
         for i, n in enumerate(tokens)
         for jobs in (1, 2, 3)
     )
-    return ActorReport("a", boot, "ready", memory_idle=int(IDLE), token_budget=1024, steps=steps)
+    return ActorReport("a", boot, ActorPhase.READY, memory_idle=int(IDLE), token_budget=1024, steps=steps)
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def store(tmp_path):
 
 
 def slot(**settings):
-    return Slot("cpu:0", "n", ActorConfig(**settings), 2**30, 1)
+    return Place("cpu:0", "n", ActorConfig(**settings), 2**30, 1)
 
 
 def taught(store, rounds=10, **settings):
@@ -62,13 +62,13 @@ def test_what_was_learned_is_there_after_a_restart_and_for_another_actor_of_the_
     profiles.loaded(slot(), "tiny", 7.5)
     profiles.save()
     again = Profiles(store)
-    other = Slot("cpu:1", "n", ActorConfig(), 2**30, 1)
+    other = Place("cpu:1", "n", ActorConfig(), 2**30, 1)
     assert again.of(other, "tiny").speed.model == profiles.of(slot(), "tiny").speed.model
     assert again.of(other, "tiny").load_seconds == 7.5
     assert again.of_place(other).keys() == {"tiny"}
-    assert again.of(Slot("cpu:1", "n", ActorConfig(), 2**30, 2), "tiny") is None  # other threads, other speed
-    assert again.of(Slot("cpu:1", "n", ActorConfig(dtype="bfloat16"), 2**30, 1), "tiny") is None
-    assert again.of(Slot("cpu:1", "n", ActorConfig(quantization="nf4"), 2**30, 1), "tiny") is None
+    assert again.of(Place("cpu:1", "n", ActorConfig(), 2**30, 2), "tiny") is None  # other threads, other speed
+    assert again.of(Place("cpu:1", "n", ActorConfig(dtype="bfloat16"), 2**30, 1), "tiny") is None
+    assert again.of(Place("cpu:1", "n", ActorConfig(quantization="nf4"), 2**30, 1), "tiny") is None
 
 
 def test_swaps_and_loads_are_of_the_base_model_and_outlive_a_restart(store):
@@ -100,16 +100,16 @@ def test_a_profile_of_old_is_read(store):
 
 def test_accelerators_of_two_names_have_two_profiles(store):
     profiles = Profiles(store)
-    h100, t4 = (Slot("cuda:0", "n", ActorConfig(num_gpus=1), device_name=name) for name in ("H100 80GB", "T4"))
+    h100, t4 = (Place("cuda:0", "n", ActorConfig(num_gpus=1), device_name=name) for name in ("H100 80GB", "T4"))
     profiles.learn(h100, BASE, report())
     assert profiles.of_place(h100).keys() == {"tiny"}
-    assert profiles.of_place(t4) == profiles.of_place(Slot("cuda:0", "n", ActorConfig(num_gpus=1))) == {}
+    assert profiles.of_place(t4) == profiles.of_place(Place("cuda:0", "n", ActorConfig(num_gpus=1))) == {}
 
 
 def test_the_idle_memory_of_an_accelerator_is_all_that_is_allocated():
     """What no allocator counts is in the limit, so it is neither taken from the idle memory nor added to it."""
     on_cpu = idle_memory(slot(), BASE, int(IDLE))
-    on_cuda = idle_memory(Slot("cuda:0", "n", ActorConfig(num_gpus=1)), BASE, int(IDLE))
+    on_cuda = idle_memory(Place("cuda:0", "n", ActorConfig(num_gpus=1)), BASE, int(IDLE))
     assert on_cuda.fixed_bytes == pytest.approx(on_cpu.fixed_bytes, rel=1e-6)
 
 
@@ -209,7 +209,7 @@ def test_the_margin_of_the_residuals_stays_free_and_outlives_a_restart(store):
 
 
 def report_with(budget):
-    return ActorReport("a", "boot", "ready", memory_idle=int(IDLE), token_budget=budget)
+    return ActorReport("a", "boot", ActorPhase.READY, memory_idle=int(IDLE), token_budget=budget)
 
 
 def feed(profile, *actors):

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from gpu_actor.contract.config import DatasetConfig
 from gpu_actor.contract.errors import LorayError
-from gpu_actor.contract.report import ActorReport
+from gpu_actor.contract.report import ActorPhase, ActorReport
 from orchestrator.cli import jobs
 from orchestrator.cli.app import app
 from orchestrator.cli.chart import draw, write_chart
@@ -61,8 +61,8 @@ def test_every_assignment_is_a_stay_that_ends_when_the_job_leaves(store):
 
 def test_the_memory_of_a_place_is_the_share_of_its_limit(store):
     timeline = Timeline(store)
-    report = ActorReport("a", "boot", "ready", memory_limit=1000, memory_used=250)
-    timeline.note([("cpu:0", report), ("cpu:1", ActorReport("b", "boot", "loading"))])
+    report = ActorReport("a", "boot", ActorPhase.READY, memory_limit=1000, memory_used=250)
+    timeline.note([("cpu:0", report), ("cpu:1", ActorReport("b", "boot", ActorPhase.LOADING))])
     timeline.note([("cpu:0", report)])
     ((name, points),) = timeline.tell([])["memory"].items()
     assert (name, [share for _, share in points]) == ("cpu:0", [0.25])
