@@ -178,7 +178,7 @@ def _run(
             _submit(orchestrator, [spec])
         done = _wait(orchestrator, {spec.name for spec in specs})
         names = {job["id"]: job["name"] for job in done}
-        told = ray.get(orchestrator.reporting.timeline.remote(list(names)))
+        told = ray.get(orchestrator.timeline.remote(list(names)))
     if chart is not None and policy == POLICIES[1]:
         chart.write_text(draw(told, names, f"{len(done)} jobs under {policy}"), encoding="utf-8")
     return {

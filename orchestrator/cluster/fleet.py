@@ -45,7 +45,7 @@ class Fleet:
     """All actors of the cluster."""
 
     def __init__(self, config: ClusterConfig, store: Store, env_vars: dict[str, str]) -> None:
-        """Nothing is started or looked for yet.
+        """Nothing is started yet, nor any place discovered.
 
         Args:
             config: The cluster file.
@@ -64,7 +64,7 @@ class Fleet:
     # -- places --------------------------------------------------------------------------------------------------
 
     def discover(self) -> None:
-        """Look for places. One whose node is gone stays known, so that no job is rejected for want of it."""
+        """Bring `places` up to date. One whose node is gone stays, so that no job is rejected for want of it."""
         nodes = ray.nodes()
         actors = self._config.actors
         places = find_places(nodes) if isinstance(actors, str) else listed_places(actors, nodes)

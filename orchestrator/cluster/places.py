@@ -39,7 +39,7 @@ class Place:
     device_name: str | None = None
 
     def on(self, gpu: Accelerator | None) -> Place:
-        """This place on a GPU that was found; without a GPU it is as it was."""
+        """This place with the memory and the name of its GPU; unchanged if it has none, or none was listed."""
         if gpu is None or not self.settings.num_gpus:
             return self
         limit = self.memory_limit or accelerator_limit(gpu.total_bytes, self.settings.num_gpus)
@@ -109,8 +109,10 @@ def find_places(nodes: Sequence[Mapping[str, Any]]) -> list[Place]:
 
 
 def listed_places(actors: Sequence[ActorConfig], nodes: Sequence[Mapping[str, Any]]) -> list[Place]:
-    """The places of a cluster file. Those on a CPU are on the head node and share its cores evenly; and its memory
-    as well, those without a limit of their own what the others leave.
+    """The places of a cluster file.
+
+    Those on a CPU are on the head node. They share its cores evenly, and its memory as well: the ones without a
+    `memory_limit` get equal parts of what the others leave.
 
     Args:
         actors: The cluster file's list.

@@ -34,7 +34,7 @@ METRICS = (
     Metric("loray_step_seconds", "gauge", "Mean duration of the latest shared batches.", ("actor",)),
     Metric("loray_batch_adapters", "gauge", "Adapters in the latest shared batch.", ("actor",)),
     Metric("loray_actors_lost", "counter", "Actors that were lost, by kind.", ("kind",)),
-    Metric("loray_tick_seconds", "gauge", "Duration of the latest look at the cluster."),
+    Metric("loray_tick_seconds", "gauge", "Duration of the latest tick."),
     Metric(
         "loray_job_turnaround_seconds",
         "histogram",
@@ -79,7 +79,7 @@ class Metrics:
         self._metrics["loray_actors_lost"].inc(1, {"kind": kind})
 
     def tick(self, seconds: float) -> None:
-        """Note how long a look at the cluster took."""
+        """Note how long a tick took."""
         self._metrics["loray_tick_seconds"].set(seconds)
 
     def succeeded(self, turnaround_s: float) -> None:

@@ -39,7 +39,7 @@ class MemoryLine:
 
 
 class Timeline:
-    """Keeps the memory lines of an orchestrator, and tells them with the stays of its store.
+    """Keeps the memory lines of an orchestrator, and shows them with the stays of its store.
 
     The lines are those of this process: who was where when outlives it, how full the places were does not.
     """
@@ -55,7 +55,7 @@ class Timeline:
             if report.memory_limit:
                 self._memory[place].add(now, report.memory_used / report.memory_limit)
 
-    def tell(self, ids: Collection[str]) -> dict[str, Any]:
+    def view(self, ids: Collection[str]) -> dict[str, Any]:
         """The stays of some jobs and the memory of all places, as plain values.
 
         Args:
