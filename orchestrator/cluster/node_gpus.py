@@ -59,7 +59,7 @@ class NodeGpus:
             await asyncio.wait(self._requests.values(), timeout=ASK_SECONDS)
 
     def at(self, node_id: str | None) -> Accelerator | None:
-        """The roomiest GPU of a node, or of all nodes where Ray chooses one (None); None: no node has told of any.
+        """The roomiest GPU of a node, or of all nodes where Ray chooses one (None); None: no node has listed one yet.
 
         Where GPUs differ it is open which one an actor gets, and what fits on one of them must not be refused.
         """

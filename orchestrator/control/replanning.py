@@ -27,34 +27,34 @@ class Replanner:
         self._policy = policy
         self._last: Snapshot | None = None  # that something was decided on
         self._standing: Standing | None = None  # what stands of the latest full plan, if it may be dear
-        self._planned, self._pause = 0.0, 0.0  # when that was made (monotonic), and for how long it is good
-        self._behind = False  # whether anything was decided since
+        self._planned_at, self._pause = 0.0, 0.0  # when that was made (monotonic), and for how many seconds it is good
+        self._answered_since = False  # whether arrivals or ends were answered from it
 
     def plan(self, snapshot: Snapshot) -> Plan:
-        """What the policy wants, with the jobs whose base model nobody has described yet among those that wait.
+        """What the policy wants now.
 
-        Nothing as long as nothing has happened, but for a slow tick: time alone changes what is due. In a cluster so
-        large that a full plan takes long, arrivals and ends are answered from what stands of the latest one for a
-        while.
+        As long as nothing happens the plan is empty, except every `PLAN_SECONDS`, since time alone changes what is
+        due. In a cluster so large that a full plan takes long, arrivals and ends are answered for a while from what
+        stands of the latest full plan. Jobs whose base model is not described yet are among those that wait.
         """
         last = self._last
-        self._last, since = snapshot, time.monotonic() - self._planned
+        self._last, since = snapshot, time.monotonic() - self._planned_at
         if last is not None and since < PLAN_SECONDS:
-            if not snapshot.differs(last) and not (self._behind and since >= self._pause):
+            if not snapshot.differs(last) and not (self._answered_since and since >= self._pause):
                 return Plan()
             if since < self._pause and (answer := self._answer(snapshot, last)) is not None:
-                self._behind = True
+                self._answered_since = True
                 return answer
         return self._full_plan(snapshot)
 
     def _full_plan(self, snapshot: Snapshot) -> Plan:
         """Every job anew; if the latest full plan was dear, what is needed to answer from this one is kept."""
-        self._planned, started = time.monotonic(), time.process_time()
+        self._planned_at, started = time.monotonic(), time.process_time()
         self._standing = Standing(snapshot.view, self._policy) if self._pause else None
         plan = self._standing.full if self._standing else decide(snapshot.view, self._policy)
         seconds = time.process_time() - started
         self._pause = _PAUSE * seconds if seconds > _CHEAP_SECONDS else 0.0
-        self._behind = False
+        self._answered_since = False
         return replace(plan, waiting={**plan.waiting, **snapshot.held})
 
     def _answer(self, snapshot: Snapshot, last: Snapshot) -> Plan | None:

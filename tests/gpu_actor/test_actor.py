@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from gpu_actor.actor import GpuActor
-from gpu_actor.contract.orders import Attach, Detach, Forget
+from gpu_actor.contract.orders import Attach, Detach, Forget, SetTokenBudget
 from gpu_actor.contract.report import ActorPhase, TenantState
+from gpu_actor.hosting import host as host_module
 from support.engine import make_spec
 from support.oracle import metric_rows
 from support.tiny import token_rows
@@ -120,6 +121,41 @@ def test_detach_while_still_preparing(tmp_path, tiny_base):
         assert wait_for(actor, has("early", TenantState.CANCELLED))["early"].step == 0
     finally:
         actor.stop()
+
+
+def test_orders_that_come_before_the_working_actor_are_carried_out_when_it_is_there(monkeypatch):
+    imported, carried_out = threading.Event(), []
+
+    class SlowHost:
+        def __init__(self, options, blank):
+            imported.wait()
+
+        carry_out = staticmethod(carried_out.append)
+
+    monkeypatch.setattr(host_module, "Host", SlowHost)
+    actor = GpuActor({"name": "a", "base_model": "tiny", "device": "cpu"})
+    orders = [SetTokenBudget(64), Forget("one"), Forget("two")]
+    for order in orders[:2]:
+        actor.carry_out(order)
+    assert (actor.report().state, carried_out) == (ActorPhase.LOADING, [])
+    imported.set()
+    actor._thread.join(60)
+    actor.carry_out(orders[2])
+    assert carried_out == orders
+
+
+def test_a_working_actor_that_cannot_be_made_is_reported_with_the_reason(monkeypatch):
+    def fails(options, blank):
+        raise ImportError("libcudart.so.12: cannot open shared object file")
+
+    monkeypatch.setattr(host_module, "Host", fails)
+    actor = GpuActor({"name": "a", "base_model": "tiny", "device": "cpu"})
+    actor.stop()
+    report = actor.report()
+    assert (report.state, report.reason) == (
+        ActorPhase.FAILED,
+        "ImportError: libcudart.so.12: cannot open shared object file",
+    )
 
 
 def test_a_stale_attempt_leaves_the_wish_of_the_newer_one(host):

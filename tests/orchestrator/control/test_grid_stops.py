@@ -1,4 +1,4 @@
-"""Which jobs of a halved grid are told to stop, from a real store and their own metrics.jsonl."""
+"""Which jobs of a halved grid stop, from a real store and their own metrics.jsonl."""
 
 import json
 from pathlib import Path
