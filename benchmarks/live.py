@@ -40,7 +40,7 @@ from gpu_actor.model.describe import describe_base
 from orchestrator.cli.chart import draw
 from orchestrator.cluster.cluster_config import ClusterConfig
 from orchestrator.cluster.connection import controller
-from orchestrator.cluster.places import HEAD, listed_slots
+from orchestrator.cluster.places import HEAD, listed_places
 from orchestrator.control.job_needs import micro_batch_cap, scheduling_view
 from orchestrator.control.launch import start_local
 from orchestrator.jobs.job import JobSpec
@@ -178,7 +178,7 @@ def _run(
             _submit(orchestrator, [spec])
         done = _wait(orchestrator, {spec.name for spec in specs})
         names = {job["id"]: job["name"] for job in done}
-        told = ray.get(orchestrator.reporting.timeline.remote(list(names)))
+        told = ray.get(orchestrator.timeline.remote(list(names)))
     if chart is not None and policy == POLICIES[1]:
         chart.write_text(draw(told, names, f"{len(done)} jobs under {policy}"), encoding="utf-8")
     return {
@@ -224,7 +224,7 @@ def _forecast(
     profiles = Profiles(store)
     store.close()
     assert not isinstance(config.actors, str)
-    slots = listed_slots(config.actors, [{"NodeID": "here", "Alive": True, "Resources": {HEAD: 1.0}}])
+    slots = listed_places(config.actors, [{"NodeID": "here", "Alive": True, "Resources": {HEAD: 1.0}}])
     actors = []
     for slot, base in zip(slots, hosted, strict=True):
         state = ActorState.READY if base else ActorState.EMPTY

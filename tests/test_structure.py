@@ -28,6 +28,7 @@ ROOMS = [
     "orchestrator.formatting",
     "orchestrator.version",
     "gpu_actor.actor",
+    "gpu_actor.hosting",
     "gpu_actor.ask",
     "gpu_actor.export_chatglm",
     "gpu_actor.training",

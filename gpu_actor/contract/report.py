@@ -6,6 +6,14 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 
+class ActorPhase(str, Enum):
+    """Where an actor stands."""
+
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"  # its base model cannot be served; `ActorReport.reason` says why
+
+
 class TenantState(str, Enum):
     """Where one adapter stands on its actor."""
 
@@ -59,12 +67,12 @@ class ActorReport:
 
     name: str
     boot_id: str
-    state: str  # "loading" | "ready" | "failed"
-    reason: str | None = None  # of "failed", or a remark (a base that cannot be packed)
+    state: ActorPhase
+    reason: str | None = None  # of FAILED, or a remark (a base that cannot be packed)
     base_model: str = ""
     device: str = ""
     device_name: str = ""  # what an accelerator calls itself
-    memory_limit: int = 0  # bytes the actor may use
+    memory_limit: int = 0  # bytes the actor may use; 0 as long as it does not know
     memory_used: int = 0  # bytes in use now (resident set on CPU, allocated on CUDA)
     memory_reserved: int = 0  # bytes taken from the device, in use or not
     memory_free: int = 0  # bytes that can still be taken

@@ -28,7 +28,7 @@ _OTHER_NAMES = {"gpus": "actors[].num_gpus", "memory": "actors[].memory_limit", 
 
 
 def parse_size(value: Any) -> Any:
-    """Bytes from a size in words such as `8GiB` or `500MB`; anything but text is returned as it is.
+    """Bytes from a size with its unit, such as `8GiB` or `500MB`; anything but text is returned as it is.
 
     Raises:
         ValueError: The text is no size.
@@ -197,13 +197,13 @@ def load_cluster_config(path: Path | None) -> ClusterConfig:
     except ProblemsError as error:
         raise ClusterFileError(error.problems) from None
     if not isinstance(data, Mapping):
-        words = f"{show(data)} is not a cluster file; give a mapping of fields such as storage and actors"
-        raise ClusterFileError([*problems, Problem(source, "", words)])
+        message = f"{show(data)} is not a cluster file; give a mapping of fields such as storage and actors"
+        raise ClusterFileError([*problems, Problem(source, "", message)])
     try:
         config = ClusterConfig.model_validate(data)
     except ValidationError as error:
-        found = explain(error, data, ClusterConfig, _OTHER_NAMES)
-        problems += [Problem(source, dotted(field), message) for field, message in found]
+        explained = explain(error, data, ClusterConfig, _OTHER_NAMES)
+        problems += [Problem(source, dotted(field), message) for field, message in explained]
     if problems:
         raise ClusterFileError(problems)
     return _with_absolute_paths(config, Path(path).parent)
@@ -218,8 +218,8 @@ def with_policy(config: ClusterConfig, policy: str | None) -> ClusterConfig:
     if policy is None:
         return config
     if policy not in POLICIES:
-        words = f"{show(policy)} is no policy; allowed: {', '.join(POLICIES)}"
-        raise ClusterFileError([Problem("--policy", "", words)])
+        message = f"{show(policy)} is no policy; allowed: {', '.join(POLICIES)}"
+        raise ClusterFileError([Problem("--policy", "", message)])
     return config.model_copy(update={"scheduler": config.scheduler.model_copy(update={"policy": policy})})
 
 

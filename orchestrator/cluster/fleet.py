@@ -12,7 +12,6 @@ import logging
 import re
 import secrets
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,12 +21,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from gpu_actor.actor import GpuActor
 from gpu_actor.contract.messages import one_line, short_model_name
-from gpu_actor.contract.report import ActorReport
+from gpu_actor.contract.report import ActorPhase, ActorReport
 from orchestrator.cluster.cluster_config import ClusterConfig
 from orchestrator.cluster.connection import NAMESPACE
-from orchestrator.cluster.member import Loss, LossKind, Member
+from orchestrator.cluster.member import Instruction, Loss, LossKind, Member
 from orchestrator.cluster.node_gpus import NodeGpus
-from orchestrator.cluster.places import Slot, configured_slots
+from orchestrator.cluster.obstacles import Obstacles
+from orchestrator.cluster.places import Place, configured_places
 from orchestrator.scheduler.view import ActorState, ActorView
 from orchestrator.store.records import ActorRecord
 from orchestrator.store.store import Store
@@ -37,18 +37,15 @@ logger = logging.getLogger("loray.fleet")
 START_SECONDS = 120.0  # to get its resources and a process; loading the base model is not limited
 SILENCE_SECONDS = 60.0
 STOP_SECONDS = 60.0
-BLOCK_SECONDS = 60.0
-BAR_SECONDS = 600.0  # that a place does not try again to load a base model which it could not
 _POLL_SECONDS = 2.0
 _CALL_SECONDS = 5.0
-_MOST_DEATHS = 3  # of actors in a row that die while they load one base model
 
 
 class Fleet:
     """All actors of the cluster."""
 
     def __init__(self, config: ClusterConfig, store: Store, env_vars: dict[str, str]) -> None:
-        """Nothing is started or looked for yet.
+        """Nothing is started yet, nor any place discovered.
 
         Args:
             config: The cluster file.
@@ -56,119 +53,104 @@ class Fleet:
             env_vars: Environment of the actors.
         """
         self._config, self._store, self._env_vars = config, store, env_vars
-        self.slots: dict[str, Slot] = {}
+        self.places: dict[str, Place] = {}
         self.members: dict[str, Member] = {}  # by name
-        self._gone: set[str] = set()  # slots whose node is gone
-        self._limits: dict[str, int] = {}
         self.gpus = NodeGpus()
-        self._names: dict[str, str] = {}  # slot -> what its accelerator calls itself
-        self._blocked: dict[str, tuple[str, float]] = {}  # slot -> reason, until
-        self._barred: dict[tuple[str, str], tuple[str, float]] = {}  # slot and base model -> reason, until
-        self._deaths: Counter[tuple[str, str]] = Counter()  # ... -> actors in a row that died while loading it
+        self.obstacles = Obstacles()
+        self._gone: set[str] = set()  # places whose node is gone
+        self._limits: dict[str, int] = {}  # place -> bytes that its latest actor might use
+        self._device_names: dict[str, str] = {}  # place -> what its accelerator calls itself
 
     # -- places --------------------------------------------------------------------------------------------------
 
     def discover(self) -> None:
-        """Look for places. One whose node is gone stays known, so that no job is rejected for want of it."""
+        """Bring `places` up to date. One whose node is gone stays, so that no job is rejected for want of it."""
         nodes = ray.nodes()
         actors = self._config.actors
-        found = configured_slots(actors, nodes)
-        if isinstance(actors, str) and not any(slot.settings.num_gpus for slot in found):
+        places = configured_places(actors, nodes)
+        if isinstance(actors, str) and not any(place.settings.num_gpus for place in places):
             # Without GPUs `auto` means the CPU; but not when they are only gone for the moment.
-            found = [] if any(slot.settings.num_gpus for slot in self.slots.values()) else found
-        self.gpus.look(nodes)
-        for slot in found:
-            self.slots[slot.id] = replace(slot, device_name=self._names.get(slot.id)).on(self.gpus.at(slot.node_id))
-        self._gone = set(self.slots) - {slot.id for slot in found}
+            places = [] if any(place.settings.num_gpus for place in self.places.values()) else places
+        self.gpus.ask(nodes)
+        for place in places:
+            named = replace(place, device_name=self._device_names.get(place.id))
+            self.places[place.id] = named.on(self.gpus.at(place.node_id))
+        self._gone = set(self.places) - {place.id for place in places}
 
     def views(self) -> tuple[ActorView, ...]:
         """Every place as the scheduler sees it."""
-        there = self.by_place()
-        return tuple(self._view(slot, there.get(slot.id)) for slot in self.slots.values())
+        members = self.by_place()
+        return tuple(self._view(place, members.get(place.id)) for place in self.places.values())
 
-    def _view(self, slot: Slot, member: Member | None) -> ActorView:
-        state, reason = self._state(slot.id, member)
+    def _view(self, place: Place, member: Member | None) -> ActorView:
+        state, reason = self._state(place.id, member)
         return replace(
-            slot.view,
-            name=member.name if member else slot.id,
+            place.view,
+            name=member.name if member else place.id,
             state=state,
             base_model=member.base_model if member else None,
-            memory_limit=self._limits.get(slot.id, slot.memory_limit),
+            memory_limit=self._limits.get(place.id, place.memory_limit),
             reason=reason,
-            barred={base: why for base in self._bases_barred(slot.id) if (why := self.barred(slot.id, base))},
+            barred=self.obstacles.bars(place.id),
         )
 
-    def _state(self, slot_id: str, member: Member | None) -> tuple[ActorState, str | None]:
+    def _state(self, place_id: str, member: Member | None) -> tuple[ActorState, str | None]:
+        """The state of a place, and the reason if it is blocked."""
         if member is None:
-            reason, until = self._blocked.get(slot_id, ("", 0.0))
-            if slot_id in self._gone:
-                return ActorState.BLOCKED, "its node is gone"
-            if time.monotonic() < until:
-                return ActorState.BLOCKED, reason
-            return ActorState.EMPTY, None
+            reason = "its node is gone" if place_id in self._gone else self.obstacles.blocked(place_id)
+            return (ActorState.EMPTY if reason is None else ActorState.BLOCKED), reason
         if member.trouble:
             return ActorState.BLOCKED, member.trouble
         return (ActorState.READY if member.ready else ActorState.STARTING), None
-
-    def _bases_barred(self, slot_id: str) -> list[str]:
-        return [base for slot, base in self._barred if slot == slot_id]
-
-    def barred(self, slot_id: str, base_model: str) -> str | None:
-        """Why a base model is not loaded in a place for the time being: it could not be a short while ago."""
-        reason, until = self._barred.get((slot_id, base_model), ("", 0.0))
-        return reason if time.monotonic() < until else None
 
     def give_up(self, base_model: str) -> list[str]:
         """The places where a base model could not be loaded, with the reason, if no other may host it; else none.
 
         They are then free to try again, for jobs that come after whatever was wrong was mended.
         """
-        may = [slot.id for slot in self.slots.values() if slot.settings.base_model in (None, base_model)]
-        reasons = {slot_id: self.barred(slot_id, base_model) for slot_id in may}
-        if not all(reasons.values()):
-            return []
-        for slot_id in may:
-            del self._barred[slot_id, base_model]
-        return [f"{slot_id}: {reason}" for slot_id, reason in reasons.items()]
+        hosts = [place.id for place in self.places.values() if place.settings.base_model in (None, base_model)]
+        reasons = self.obstacles.lift_if_barred_everywhere(hosts, base_model)
+        return [f"{place_id}: {reason}" for place_id, reason in reasons.items()]
 
     def by_place(self) -> dict[str, Member]:
         """The actors by their places."""
-        return {member.slot.id: member for member in self.members.values()}
+        return {member.place.id: member for member in self.members.values()}
 
-    def at(self, slot_id: str) -> Member | None:
+    def at(self, place_id: str) -> Member | None:
         """The actor in a place."""
-        return next((member for member in self.members.values() if member.slot.id == slot_id), None)
+        return next((member for member in self.members.values() if member.place.id == place_id), None)
 
     # -- starting and ending -------------------------------------------------------------------------------------
 
     def adopt(self) -> None:
-        """Take back the actors that an earlier process of the orchestrator started; end those that nobody knows."""
+        """Take back the actors that an earlier process of the orchestrator started; end those without a place."""
         recorded = {record.name: record for record in self._store.actors()}
-        for name in set(recorded) | set(_stray_actors()):
+        for name in set(recorded) | set(_living_actors()):
             record = recorded.get(name)
-            slot = self.slots.get(record.slot) if record else None
+            place = self.places.get(record.slot) if record else None
             try:
                 handle = ray.get_actor(name, namespace=NAMESPACE)
             except ValueError:
                 self._store.remove_actor(name)
                 continue
-            if record is None or slot is None:
-                logger.warning("ending actor %s: no place of this cluster is its own", name)
+            if record is None or place is None:
+                logger.warning("ending actor %s: it belongs to no place of this cluster", name)
                 ray.kill(handle, no_restart=True)
                 self._store.remove_actor(name)
                 continue
             logger.info("adopted actor %s", name)
-            self.members[name] = Member(name, slot, record.base_model, handle)
+            self.members[name] = Member(name, place, record.base_model, handle)
 
-    def start(self, slot_id: str, base_model: str) -> None:
+    def start(self, place_id: str, base_model: str) -> None:
         """Host a base model in a place. An actor that is there ends; it must not have an active job."""
-        old = self.at(slot_id)
+        old = self.at(place_id)
         if old is not None:
             self.end(old.name)
-        slot = self.slots[slot_id]
-        name = f"{short_model_name(base_model)}@{slot_id}#{secrets.token_hex(2)}"
-        self._store.add_actor(ActorRecord(name, slot_id, base_model))
-        where = NodeAffinitySchedulingStrategy(slot.node_id, soft=False) if slot.node_id else "DEFAULT"
+        place = self.places[place_id]
+        name = f"{short_model_name(base_model)}@{place_id}#{secrets.token_hex(2)}"
+        self._store.add_actor(ActorRecord(name, place_id, base_model))
+        strategy = NodeAffinitySchedulingStrategy(place.node_id, soft=False) if place.node_id else "DEFAULT"
+        options = place.options(name, base_model, self._config.trust_remote_code, self._config.allow_pickle)
         try:
             handle = (
                 ray.remote(GpuActor)
@@ -177,29 +159,25 @@ class Fleet:
                     namespace=NAMESPACE,
                     lifetime="detached",
                     num_cpus=0,
-                    num_gpus=slot.settings.num_gpus,
+                    num_gpus=place.settings.num_gpus,
                     max_restarts=0,
                     max_task_retries=0,
-                    scheduling_strategy=where,
+                    scheduling_strategy=strategy,
                     runtime_env={"env_vars": self._env_vars},
                 )
-                .remote(
-                    slot.options(
-                        name, base_model, self._config.trust_remote_code, self._config.allow_pickle
-                    ).model_dump()
-                )
+                .remote(options.model_dump())
             )
         except Exception as error:
             self._store.remove_actor(name)
-            self._block(slot_id, f"its actor cannot be started ({one_line(error)})")
+            self.obstacles.block(place_id, f"its actor cannot be started ({one_line(error)})")
             return
-        self.members[name] = Member(name, slot, base_model, handle, started=time.monotonic())
+        self.members[name] = Member(name, place, base_model, handle, started_at=time.monotonic())
 
     def end(self, name: str) -> None:
         """End an actor at once and forget it."""
         member = self.members.pop(name)
-        if member.asked is not None:
-            member.asked.cancel()
+        if member.request is not None:
+            member.request.cancel()
         ray.kill(member.handle, no_restart=True)
         self._store.remove_actor(name)
 
@@ -220,95 +198,94 @@ class Fleet:
         except Exception as error:
             logger.warning("actor %s did not stop in order: %s", member.name, one_line(error))
 
-    def _block(self, slot_id: str, reason: str) -> None:
-        self._blocked[slot_id] = (reason, time.monotonic() + BLOCK_SECONDS)
-
     # -- talking -------------------------------------------------------------------------------------------------
 
     async def poll(self) -> list[Loss]:
         """Ask every actor for its report, and wait a little for the answers; returns the actors that are lost."""
         for member in self.members.values():
             member.fresh = False
-            if member.asked is None:
-                member.asked = asyncio.ensure_future(_answer(member.handle.report.remote()))
-        asked = [member.asked for member in self.members.values() if member.asked is not None]
-        if asked:
-            await asyncio.wait(asked, timeout=_POLL_SECONDS)
-        losses = [loss for member in list(self.members.values()) if (loss := self._hear(member))]
+            if member.request is None:
+                member.request = asyncio.ensure_future(_answer(member.handle.report.remote()))
+        requests = [member.request for member in self.members.values() if member.request is not None]
+        if requests:
+            await asyncio.wait(requests, timeout=_POLL_SECONDS)
+        losses = [loss for member in list(self.members.values()) if (loss := self._take_in(member))]
         for loss in losses:
             logger.warning("actor %s is lost: %s", loss.name, loss.reason)
             self.end(loss.name)
         return losses
 
-    def _hear(self, member: Member) -> Loss | None:
-        """Take in an actor's answer; a loss if it is gone for good."""
-        if member.asked is not None and member.asked.done():
-            asked, member.asked = member.asked, None
+    def _take_in(self, member: Member) -> Loss | None:
+        """Take in an actor's answer, or its silence; a loss if it is gone for good."""
+        if member.request is not None and member.request.done():
+            request, member.request = member.request, None
             try:
-                return self._answered(member, asked.result())
+                return self._answered(member, request.result())
             except ray.exceptions.ActorUnavailableError as error:
                 member.trouble = f"does not answer ({one_line(error)})"
             except (ray.exceptions.RayActorError, ray.exceptions.ActorUnschedulableError) as error:
                 return self._died(member, error)
             except Exception as error:
                 member.trouble = f"its report failed ({one_line(error)})"
-        silent = time.monotonic() - member.heard
-        if member.report is None and silent > START_SECONDS:
-            gpus = member.slot.settings.num_gpus
+        return self._silent(member, time.monotonic() - member.answered_at)
+
+    def _silent(self, member: Member, seconds: float) -> Loss | None:
+        """An actor has not answered for so long; a loss if that is too long."""
+        if member.report is None and seconds > START_SECONDS:
+            gpus = member.place.settings.num_gpus
             reason = f"no node gave it a process{f' with {gpus:g} GPU' if gpus else ''} within {START_SECONDS:.0f} s"
-            self._block(member.slot.id, f"{reason}; `ray status` shows what is free")
+            self.obstacles.block(member.place.id, f"{reason}; `ray status` shows what is free")
             return _loss(member, LossKind.UNSTARTED, reason)
-        if member.report is not None and silent > SILENCE_SECONDS:
+        if member.report is not None and seconds > SILENCE_SECONDS:
             return _loss(member, LossKind.SILENT, f"it did not answer for {SILENCE_SECONDS:.0f} s")
-        if member.report is not None and silent > _CALL_SECONDS:
+        if member.report is not None and seconds > _CALL_SECONDS:
             member.trouble = member.trouble or f"has not answered for more than {_CALL_SECONDS:.0f} s"
         return None
 
     def _answered(self, member: Member, report: ActorReport) -> Loss | None:
-        member.report, member.heard, member.fresh, member.trouble = report, time.monotonic(), True, None
-        self._limits[member.slot.id] = report.memory_limit
+        member.report, member.answered_at, member.fresh, member.trouble = report, time.monotonic(), True, None
+        place = member.place
+        if report.memory_limit:
+            self._limits[place.id] = report.memory_limit
         if report.device_name:
-            self._names[member.slot.id] = report.device_name
-            member.slot = replace(member.slot, device_name=report.device_name)
-        if report.state == "failed":
+            self._device_names[place.id] = report.device_name
+            member.place = replace(place, device_name=report.device_name)
+        if report.state is ActorPhase.FAILED:
             return self._unloadable(member, report.reason or "no reason given")
         if member.ready:
-            self._deaths[member.slot.id, member.base_model] = 0
-            self._barred.pop((member.slot.id, member.base_model), None)
-            if member.started is not None and member.load_seconds is None:
-                member.load_seconds = time.monotonic() - member.started
+            self.obstacles.loaded(place.id, member.base_model)
+            if member.started_at is not None and member.load_seconds is None:
+                member.load_seconds = time.monotonic() - member.started_at
         return None
 
     def _died(self, member: Member, error: Exception) -> Loss:
         reason = f"its process died: {one_line(error)}"
-        if member.ready:
-            return _loss(member, LossKind.DIED, reason)
-        tries = member.slot.id, member.base_model
-        self._deaths[tries] += 1
-        if self._deaths[tries] < _MOST_DEATHS:
-            return _loss(member, LossKind.DIED, reason)
-        self._deaths[tries] = 0
-        return self._unloadable(member, f"{_MOST_DEATHS} actors in a row died while loading it; {reason}")
+        if not member.ready:
+            deaths = self.obstacles.died_loading(member.place.id, member.base_model)
+            if deaths is not None:
+                return self._unloadable(member, f"{deaths} actors in a row died while loading it; {reason}")
+        return _loss(member, LossKind.DIED, reason)
 
     def _unloadable(self, member: Member, reason: str) -> Loss:
-        self._barred[member.slot.id, member.base_model] = (reason, time.monotonic() + BAR_SECONDS)
+        self.obstacles.bar(member.place.id, member.base_model, reason)
         return _loss(member, LossKind.UNLOADABLE, reason)
 
-    async def tell(self, name: str, method: str, *arguments: Any) -> None:
-        """Call a control method of an actor. A failure is only logged: the next tick sees what is missing."""
-        member = self.members.get(name)
+    async def send(self, instruction: Instruction) -> None:
+        """Give an actor an order. A failure is only logged: the next tick sees what is missing."""
+        member = self.members.get(instruction.actor)
         if member is None:
             return
         try:
-            await asyncio.wait_for(getattr(member.handle, method).remote(*arguments), _CALL_SECONDS)
+            await asyncio.wait_for(member.handle.carry_out.remote(instruction.order), _CALL_SECONDS)
         except Exception as error:
-            logger.warning("%s of actor %s: %s", method, name, one_line(error))
+            kind = type(instruction.order).__name__
+            logger.warning("actor %s did not take the order %s: %s", instruction.actor, kind, one_line(error))
 
 
-def _stray_actors() -> Sequence[str]:
-    """Names of all living actors that look like those of a fleet."""
-    found: Sequence[Mapping[str, str]] = ray.util.list_named_actors(all_namespaces=True)
-    return [a["name"] for a in found if a["namespace"] == NAMESPACE and re.search(r"@.*#[0-9a-f]{4}$", a["name"])]
+def _living_actors() -> Sequence[str]:
+    """Names of all living actors of a fleet, by the form of their names."""
+    named: Sequence[Mapping[str, str]] = ray.util.list_named_actors(all_namespaces=True)
+    return [a["name"] for a in named if a["namespace"] == NAMESPACE and re.search(r"@.*#[0-9a-f]{4}$", a["name"])]
 
 
 async def _answer(reference: Any) -> ActorReport:
@@ -317,4 +294,4 @@ async def _answer(reference: Any) -> ActorReport:
 
 
 def _loss(member: Member, kind: LossKind, reason: str) -> Loss:
-    return Loss(member.name, member.slot.id, member.base_model, kind, reason)
+    return Loss(member.name, member.place.id, member.base_model, kind, reason)

@@ -1,4 +1,4 @@
-"""One actor as the orchestrator knows it, and how one is lost."""
+"""One actor as the orchestrator sees it, what it is ordered to do, and how it is lost."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from gpu_actor.contract.report import ActorReport
-from orchestrator.cluster.places import Slot
+from gpu_actor.contract.orders import Order
+from gpu_actor.contract.report import ActorPhase, ActorReport
+from orchestrator.cluster.places import Place
 
 
 class LossKind(str, Enum):
@@ -26,41 +27,51 @@ class Loss:
     """An actor that is gone."""
 
     name: str
-    slot: str
+    place: str
     base_model: str
     kind: LossKind
     reason: str
 
 
+@dataclass(frozen=True)
+class Instruction:
+    """An order, and the name of the actor that it is for."""
+
+    actor: str
+    order: Order
+
+
 @dataclass
 class Member:
-    """One actor.
+    """One actor of the fleet.
 
     Attributes:
-        heard: When it last answered (monotonic); its start before that.
+        answered_at: When it last answered (monotonic); its start before that.
         report: Its latest answer; None before the first.
         fresh: Whether `report` came with the latest poll.
         trouble: Why the latest poll had no answer.
-        sent_order: The order it was last given.
-        sent_budget: The token budget it was last given; one that its memory has pressed keeps to less.
+        sent_order: The batch order it was last given.
+        sent_budget: The token budget it was last given; one whose memory ran short keeps to less.
+        started_at: When this process started it (monotonic); None: an earlier process did.
         load_seconds: What it took to load the base model, if this process has seen it.
+        request: The latest call for a report, while its answer is not taken in.
     """
 
     name: str
-    slot: Slot
+    place: Place
     base_model: str
     handle: Any
-    heard: float = field(default_factory=time.monotonic)
+    answered_at: float = field(default_factory=time.monotonic)
     report: ActorReport | None = None
     fresh: bool = False
     trouble: str | None = None
     sent_order: tuple[str, ...] = ()
     sent_budget: int = 0
-    started: float | None = None
+    started_at: float | None = None
     load_seconds: float | None = None
-    asked: asyncio.Future[ActorReport] | None = None
+    request: asyncio.Future[ActorReport] | None = None
 
     @property
     def ready(self) -> bool:
         """Whether it can train."""
-        return self.report is not None and self.report.state == "ready"
+        return self.report is not None and self.report.state is ActorPhase.READY

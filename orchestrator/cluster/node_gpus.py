@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from gpu_actor.device.accelerators import Accelerator, accelerators
 from orchestrator.cluster.cluster_config import ActorConfig
-from orchestrator.cluster.places import HEAD, Slot, configured_slots
+from orchestrator.cluster.places import HEAD, Place, configured_places
 
 logger = logging.getLogger("loray.node_gpus")
 
@@ -26,7 +26,7 @@ def ask_node(node_id: str) -> Any:
 
 
 class NodeGpus:
-    """What is known of the GPUs of each node."""
+    """The GPUs of each node, as far as the nodes have answered."""
 
     def __init__(self, ask: Callable[[str], Any] = ask_node) -> None:
         """Nobody is asked yet.
@@ -34,11 +34,11 @@ class NodeGpus:
         Args:
             ask: Gives an awaitable of the GPUs of a node, by its id.
         """
-        self._ask = ask
-        self._asked: dict[str, asyncio.Task[None]] = {}
-        self._found: dict[str, list[Accelerator]] = {}
+        self._ask_node = ask
+        self._requests: dict[str, asyncio.Task[None]] = {}
+        self._gpus: dict[str, list[Accelerator]] = {}
 
-    def look(self, nodes: Iterable[Mapping[str, Any]]) -> None:
+    def ask(self, nodes: Iterable[Mapping[str, Any]]) -> None:
         """Ask the nodes that have GPUs and were not asked yet. Must be called in a running event loop.
 
         Args:
@@ -46,30 +46,30 @@ class NodeGpus:
         """
         for node in nodes:
             name = node["NodeID"]
-            if node["Alive"] and node["Resources"].get("GPU") and name not in self._asked:
-                self._asked[name] = asyncio.create_task(self._hear(name))
+            if node["Alive"] and node["Resources"].get("GPU") and name not in self._requests:
+                self._requests[name] = asyncio.create_task(self._take_in(name))
 
-    async def _hear(self, node_id: str) -> None:
+    async def _take_in(self, node_id: str) -> None:
         try:
-            self._found[node_id] = await self._ask(node_id)
+            self._gpus[node_id] = await self._ask_node(node_id)
         except Exception as error:  # then its memory is known when an actor there reports, as on other devices
-            logger.warning("nobody knows the GPUs of node %s: %s", node_id, " ".join(str(error).split()))
+            logger.warning("the GPUs of node %s could not be asked for: %s", node_id, " ".join(str(error).split()))
 
     async def settled(self) -> None:
         """Wait a while until every node that was asked has answered."""
-        if self._asked:
-            await asyncio.wait(self._asked.values(), timeout=ASK_SECONDS)
+        if self._requests:
+            await asyncio.wait(self._requests.values(), timeout=ASK_SECONDS)
 
     def at(self, node_id: str | None) -> Accelerator | None:
-        """The roomiest GPU of a node, or of all where Ray chooses the node (None); None: not known.
+        """The roomiest GPU of a node, or of all nodes where Ray chooses one (None); None: no node has listed one yet.
 
-        Where GPUs differ nobody knows which one an actor gets, and what fits on one of them must not be refused.
+        Where GPUs differ it is open which one an actor gets, and what fits on one of them must not be refused.
         """
-        nodes = self._found.values() if node_id is None else [self._found.get(node_id, [])]
+        nodes = self._gpus.values() if node_id is None else [self._gpus.get(node_id, [])]
         return _roomiest(gpu for gpus in nodes for gpu in gpus)
 
 
-def slots_on_this_machine(actors: Literal["auto"] | Sequence[ActorConfig]) -> list[Slot]:
+def places_on_this_machine(actors: Literal["auto"] | Sequence[ActorConfig]) -> list[Place]:
     """The places that a cluster file would have if this machine alone were the cluster. No Ray is asked or started.
 
     Args:
@@ -82,7 +82,7 @@ def slots_on_this_machine(actors: Literal["auto"] | Sequence[ActorConfig]) -> li
         gpu_count = torch.cuda.device_count()
     node = {"NodeID": "here", "Alive": True, "Resources": {HEAD: 1.0, "GPU": gpu_count}}
     gpu = _roomiest(accelerators())
-    return [slot.on(gpu) for slot in configured_slots(actors, [node])]
+    return [place.on(gpu) for place in configured_places(actors, [node])]
 
 
 def _roomiest(gpus: Iterable[Accelerator]) -> Accelerator | None:

@@ -19,16 +19,16 @@ HEAD = "node:__internal_head__"
 
 
 @dataclass(frozen=True)
-class Slot:
+class Place:
     """A place for one actor.
 
     Attributes:
         id: Unique in the cluster, and the same after a restart: `cpu:0`, `cuda:1`, `3f9a12/cuda:0`.
         node_id: The node it is on; None where Ray chooses.
         settings: What the cluster file says of it, or the defaults.
-        memory_limit: Bytes its actor may use, as far as anybody knows; None: all that the device has.
+        memory_limit: Bytes its actor may use, as far as the orchestrator knows; None: all that the device has.
         cpu_threads: Threads of its actor; None: one per core.
-        device_name: What its accelerator calls itself; None: a CPU, or nobody knows yet.
+        device_name: What its accelerator calls itself; None: a CPU, or not known yet.
     """
 
     id: str
@@ -38,8 +38,8 @@ class Slot:
     cpu_threads: int | None = None
     device_name: str | None = None
 
-    def on(self, gpu: Accelerator | None) -> Slot:
-        """This place with what is known of the GPU there; a place on a CPU, or that nobody knows, is as it was."""
+    def on(self, gpu: Accelerator | None) -> Place:
+        """This place with the memory and the name of its GPU; unchanged if it has none, or none was listed."""
         if gpu is None or not self.settings.num_gpus:
             return self
         limit = self.memory_limit or accelerator_limit(gpu.total_bytes, self.settings.num_gpus)
@@ -103,36 +103,40 @@ class Slot:
         )
 
 
-def configured_slots(actors: Literal["auto"] | Sequence[ActorConfig], nodes: Sequence[Mapping[str, Any]]) -> list[Slot]:
+def configured_places(
+    actors: Literal["auto"] | Sequence[ActorConfig], nodes: Sequence[Mapping[str, Any]]
+) -> list[Place]:
     """The places that a cluster file asks for.
 
     Args:
         actors: The cluster file's list, or `auto`.
         nodes: As `ray.nodes()` gives them.
     """
-    return find_slots(nodes) if isinstance(actors, str) else listed_slots(actors, nodes)
+    return find_places(nodes) if isinstance(actors, str) else listed_places(actors, nodes)
 
 
-def find_slots(nodes: Sequence[Mapping[str, Any]]) -> list[Slot]:
+def find_places(nodes: Sequence[Mapping[str, Any]]) -> list[Place]:
     """One place per GPU of the cluster, or one on the head node's CPU where there is no GPU.
 
     Args:
         nodes: As `ray.nodes()` gives them.
     """
     alive = sorted((node for node in nodes if node["Alive"]), key=_head_first)
-    slots = []
+    places = []
     for node in alive:
         prefix = "" if HEAD in node["Resources"] else f"{node['NodeID'][:6]}/"
         for number in range(int(node["Resources"].get("GPU", 0))):
-            slots.append(Slot(f"{prefix}cuda:{number}", node["NodeID"], ActorConfig(num_gpus=1)))
-    if slots:
-        return slots
-    return listed_slots([ActorConfig()], nodes)
+            places.append(Place(f"{prefix}cuda:{number}", node["NodeID"], ActorConfig(num_gpus=1)))
+    if places:
+        return places
+    return listed_places([ActorConfig()], nodes)
 
 
-def listed_slots(actors: Sequence[ActorConfig], nodes: Sequence[Mapping[str, Any]]) -> list[Slot]:
-    """The places of a cluster file. Those on a CPU are on the head node and share its cores evenly; and its memory
-    as well, those without a limit of their own what the others leave.
+def listed_places(actors: Sequence[ActorConfig], nodes: Sequence[Mapping[str, Any]]) -> list[Place]:
+    """The places of a cluster file.
+
+    Those on a CPU are on the head node. They share its cores evenly, and its memory as well: the ones without a
+    `memory_limit` get equal parts of what the others leave.
 
     Args:
         actors: The cluster file's list.
@@ -143,16 +147,16 @@ def listed_slots(actors: Sequence[ActorConfig], nodes: Sequence[Mapping[str, Any
     given = [actor.memory_limit for actor in actors if not actor.num_gpus and actor.memory_limit]
     rest = (memory_limit("cpu") - sum(given)) // max(1, on_cpu - len(given)) if on_cpu else 0
     threads = max(1, (os.cpu_count() or 1) // on_cpu) if on_cpu > 1 else None
-    slots: list[Slot] = []
+    places: list[Place] = []
     for actor in actors:
         device = device_kind(actor.resolved_device)
-        slot_id = f"{device}:{sum(device_kind(slot.device) == device for slot in slots)}"
+        place_id = f"{device}:{sum(device_kind(place.device) == device for place in places)}"
         if actor.num_gpus:
-            slots.append(Slot(slot_id, None, actor, actor.memory_limit))
+            places.append(Place(place_id, None, actor, actor.memory_limit))
         else:
             limit = actor.memory_limit or max(1, rest)
-            slots.append(Slot(slot_id, head, actor, limit, actor.cpu_threads or threads))
-    return slots
+            places.append(Place(place_id, head, actor, limit, actor.cpu_threads or threads))
+    return places
 
 
 def _head_first(node: Mapping[str, Any]) -> tuple[bool, str]:

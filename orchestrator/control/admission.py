@@ -1,4 +1,4 @@
-"""What a job must pass before it is accepted. All problems of all jobs of a request are told at once."""
+"""What a job must pass before it is accepted. All problems of all jobs of a request are listed at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.errors import LorayError
 from orchestrator.cluster.fleet import Fleet
 from orchestrator.control.job_needs import micro_batch_cap, scheduling_view
-from orchestrator.control.snapshot import Lookout
+from orchestrator.control.snapshot import SnapshotBuilder
 from orchestrator.jobs.job import JobSpec
 from orchestrator.jobs.preflight import check_files, check_roots
 from orchestrator.knowledge.base_catalog import BaseCatalog
@@ -34,12 +34,12 @@ class Admission:
         store: Store,
         fleet: Fleet,
         bases: BaseCatalog,
-        lookout: Lookout,
+        snapshots: SnapshotBuilder,
         allowed_roots: Sequence[str],
         *,
         allow_pickle: bool = False,
     ) -> None:
-        self._store, self._fleet, self._bases, self._lookout = store, fleet, bases, lookout
+        self._store, self._fleet, self._bases, self._snapshots = store, fleet, bases, snapshots
         self._roots = allowed_roots
         self._allow_pickle = allow_pickle
 
@@ -53,7 +53,7 @@ class Admission:
         if not problems and not specs:
             problems = [Problem("request", "", "holds no job; give at least one")]
         outside = check_roots(specs, self._roots)
-        if outside:  # nothing there is even looked at
+        if outside:  # nothing there is even opened
             return specs, problems + outside
         problems += await asyncio.to_thread(check_files, specs, allow_pickle=self._allow_pickle)
         problems += self._taken(specs)
@@ -66,16 +66,16 @@ class Admission:
 
     async def _check_bases(self, specs: Sequence[JobSpec]) -> list[Problem]:
         refs = sorted({spec.base_model for spec in specs})
-        found = dict(zip(refs, await asyncio.gather(*(self._describe(ref) for ref in refs)), strict=True))
+        described = dict(zip(refs, await asyncio.gather(*(self._describe(ref) for ref in refs)), strict=True))
         self._fleet.discover()
         await self._fleet.gpus.settled()
         self._fleet.discover()
         problems: list[Problem] = []
         for spec in specs:
-            base = found[spec.base_model]
+            base = described[spec.base_model]
             if isinstance(base, BaseDescription):
-                problems += await asyncio.to_thread(_misfits, spec, base, self._lookout.places(base))
-        for ref, base in found.items():
+                problems += await asyncio.to_thread(_misfits, spec, base, self._snapshots.places(base))
+        for ref, base in described.items():
             if isinstance(base, str):
                 names = [spec.name for spec in specs if spec.base_model == ref]
                 problems.append(Problem(f"job {', '.join(names)}", "base_model", base))
@@ -95,10 +95,10 @@ def _read(jobs: Sequence[Mapping[str, Any]]) -> tuple[list[JobSpec], list[Proble
             specs.append(JobSpec.model_validate(data))
         except ValidationError as error:
             source = f"job {data.get('name') or number}" if isinstance(data, Mapping) else f"job {number}"
-            found = (
+            explained = (
                 explain(error, data, JobSpec, {}) if isinstance(data, Mapping) else [((), "is no mapping of fields")]
             )
-            problems += [Problem(source, dotted(path), message) for path, message in found]
+            problems += [Problem(source, dotted(path), message) for path, message in explained]
     return specs, problems
 
 
@@ -115,8 +115,8 @@ def _misfits(spec: JobSpec, base: BaseDescription, places: Iterable[ActorView]) 
     hosts = [place for place in places if place.pinned in (None, spec.base_model)]
     if places and not hosts:
         pinned = ", ".join(sorted({str(place.pinned) for place in places}))
-        words = f"{spec.base_model} has no actor: the cluster file gives every one to another base model ({pinned})"
-        problems.append(Problem(source, "base_model", words))
+        message = f"{spec.base_model} has no actor: the cluster file gives every one to another base model ({pinned})"
+        problems.append(Problem(source, "base_model", message))
     job = scheduling_view("", spec, base, cap=micro_batch_cap(place.shape.device for place in hosts))
     blocked = [_blocked(place) for place in hosts]  # the question is not where it could run now, but whether ever
     never = decide(ClusterView((job,), tuple(blocked), {})).rejections  # by what was measured, where it was

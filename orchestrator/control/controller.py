@@ -19,17 +19,15 @@ from typing import Any
 import ray
 
 from gpu_actor.contract.errors import ClusterUnavailableError
-from gpu_actor.contract.locations import loray_home
 from gpu_actor.contract.messages import one_line
 from orchestrator.cluster.cluster_config import ClusterConfig, with_policy
 from orchestrator.cluster.connection import CONTROLLER, NAMESPACE
 from orchestrator.cluster.fleet import Fleet
-from orchestrator.cluster.places import HEAD
 from orchestrator.control import job_verbs
 from orchestrator.control.admission import Admission
 from orchestrator.control.preview import plan_apart
 from orchestrator.control.reconcile import Reconciler
-from orchestrator.control.snapshot import Lookout
+from orchestrator.control.snapshot import SnapshotBuilder
 from orchestrator.jobs.job import TERMINAL, JobState
 from orchestrator.jobs.output_folder import make_folders, read_metrics, write_job_file
 from orchestrator.knowledge.base_catalog import BaseCatalog
@@ -46,16 +44,19 @@ from orchestrator.version import __version__
 
 logger = logging.getLogger("loray.controller")
 
-_START_SECONDS = 90.0
-_MOST_CALLS = 100_000  # under way at a time; every job that runs holds one
 # What of the starting process's environment the actors must share, so that all find the same models.
 _SHARED_ENVIRONMENT = ("LORAY_HOME", "HF_HOME", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 JobDict = dict[str, Any]
 
 
+def shared_environment() -> dict[str, str]:
+    """What of this process's environment the orchestrator and its actors get."""
+    return {name: os.environ[name] for name in _SHARED_ENVIRONMENT if name in os.environ}
+
+
 class Controller:
-    """The orchestrator. Plain class; `start_or_attach_controller` makes the Ray actor of it."""
+    """The orchestrator. Plain class; `controller_actor.start_or_attach_controller` makes the Ray actor of it."""
 
     def __init__(self, config: ClusterConfig) -> None:
         """Open the store and start looking after the cluster. Must be called in a running event loop.
@@ -69,23 +70,23 @@ class Controller:
         self._config = config
         self._lock = hold(Path(config.storage))
         self._store = Store(config.database_url)
-        env_vars = {name: os.environ[name] for name in _SHARED_ENVIRONMENT if name in os.environ}
+        env_vars = shared_environment()
         self._fleet = Fleet(config, self._store, env_vars)
         self._bases = BaseCatalog(env_vars, config.trust_remote_code)
         self._rows = TaskRows(self._store)
         profiles = Profiles(self._store)
-        lookout = Lookout(self._store, self._fleet, self._bases, profiles, config.scheduler.makespan)
+        snapshots = SnapshotBuilder(self._store, self._fleet, self._bases, profiles, config.scheduler.makespan)
         self._admission = Admission(
-            self._store, self._fleet, self._bases, lookout, config.allowed_roots, allow_pickle=config.allow_pickle
+            self._store, self._fleet, self._bases, snapshots, config.allowed_roots, allow_pickle=config.allow_pickle
         )
         self._reconciler = Reconciler(
             self._store,
             self._fleet,
             self._bases,
             self._rows.started,
-            self._over,
+            self._job_over,
             profiles,
-            lookout,
+            snapshots,
             config.scheduler.policy,
         )
         self._metrics = Metrics()
@@ -109,7 +110,7 @@ class Controller:
                 self._trouble = None
             except Exception as error:
                 self._trouble = f"{type(error).__name__}: {one_line(error)}"
-                logger.exception("a look at the cluster failed")
+                logger.exception("a tick failed")
             self._metrics.tick(time.monotonic() - started)
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), self._config.scheduler.tick_seconds)
@@ -120,7 +121,7 @@ class Controller:
         for loss in await self._reconciler.tick():
             self._metrics.actor_lost(loss.kind.value)
         self._metrics.jobs(self._store.counts())
-        reports = [(member.slot.id, member.report) for member in self._fleet.members.values() if member.report]
+        reports = [(member.place.id, member.report) for member in self._fleet.members.values() if member.report]
         self._metrics.actors(reports)
         self._timeline.note(reports)
 
@@ -128,15 +129,15 @@ class Controller:
         """Go on where an earlier process stopped, and start what the cluster file wants to be hosted from the start."""
         self._fleet.discover()
         self._fleet.adopt()
-        for slot in self._fleet.slots.values():
-            if slot.settings.base_model and self._fleet.at(slot.id) is None:
-                self._fleet.start(slot.id, slot.settings.base_model)
+        for place in self._fleet.places.values():
+            if place.settings.base_model and self._fleet.at(place.id) is None:
+                self._fleet.start(place.id, place.settings.base_model)
         for job in self._store.jobs([state for state in JobState if state not in TERMINAL]):
             if job.attempt:
                 self._rows.started(job)
         self._adopted = True
 
-    def _over(self, job: JobRecord) -> None:
+    def _job_over(self, job: JobRecord) -> None:
         self._rows.over(job.id)
         if job.state is JobState.SUCCEEDED and job.finished_at is not None:
             self._metrics.succeeded(job.finished_at - job.submitted_at)
@@ -195,16 +196,16 @@ class Controller:
         Args:
             ids: Of the jobs.
         """
-        return self._timeline.tell(ids)
+        return self._timeline.view(ids)
 
     async def cluster(self) -> dict[str, Any]:
         """The orchestrator, its actors, and the number of jobs by state."""
         running = self._store.jobs([JobState.RUNNING])
         actors = []
-        for place in self._fleet.views():
-            member = self._fleet.at(place.id)
+        for view in self._fleet.views():
+            member = self._fleet.at(view.id)
             names = [job.name for job in running if member and job.actor == member.name]
-            actors.append(actor_view(place, member, names))
+            actors.append(actor_view(view, member, names))
         return {
             "controller": {
                 **await self.ping(),
@@ -218,7 +219,7 @@ class Controller:
         }
 
     def _view(self, job: JobRecord) -> JobDict:
-        return job_view(job, self._reconciler.live.get(job.id))
+        return job_view(job, self._reconciler.progress.counters.get(job.id))
 
     # -- submitting ----------------------------------------------------------------------------------------------
 
@@ -249,7 +250,7 @@ class Controller:
         if problems:
             return {"jobs": [], "problems": [asdict(problem) for problem in problems]}
         bases = {spec.base_model: await self._bases.get(spec.base_model) for spec in specs}
-        view = self._reconciler.look().view
+        view = self._reconciler.snapshot().view
         names = {job.id: job.name for job in self._store.jobs([JobState.QUEUED, JobState.RUNNING])}
         rows = await plan_apart(specs, view, bases, name, names)
         return {"jobs": rows, "problems": []}
@@ -294,7 +295,7 @@ class Controller:
         """
         job = job_verbs.cancel(self._store, self._find(ref))
         if job.state in TERMINAL:
-            self._over(job)
+            self._job_over(job)
         return self._changed(job)
 
     async def pause(self, ref: str) -> JobDict:
@@ -355,39 +356,6 @@ class Controller:
     def _refuse_at_the_end(self) -> None:
         if self._ending is not None:
             raise ClusterUnavailableError("the orchestrator is being shut down; start it again with `loray serve`")
-
-
-def start_or_attach_controller(config: ClusterConfig) -> Any:
-    """The handle of the orchestrator on the connected cluster, which is started if none runs.
-
-    Args:
-        config: The cluster file of one that has to be started; one that runs keeps its own.
-
-    Raises:
-        ClusterUnavailableError: It could not be started; the message says why.
-    """
-    # Not by concurrency groups: Ray runs each in a thread with an event loop of its own.
-    remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=_MOST_CALLS)(Controller)
-    env_vars = {name: os.environ[name] for name in _SHARED_ENVIRONMENT if name in os.environ}
-    handle = remote.options(
-        name=CONTROLLER,
-        namespace=NAMESPACE,
-        lifetime="detached",
-        get_if_exists=True,
-        resources={HEAD: 0.001},
-        runtime_env={"env_vars": {**env_vars, "LORAY_HOME": str(loray_home())}},
-    ).remote(config)
-    try:
-        ray.get(handle.ping.remote(), timeout=_START_SECONDS)
-    except ray.exceptions.RayActorError as error:
-        last = [line for line in str(error).splitlines() if line.strip()][-1]
-        raise ClusterUnavailableError(f"the orchestrator cannot start: {last.rpartition('Error: ')[2]}") from None
-    except ray.exceptions.GetTimeoutError:
-        raise ClusterUnavailableError(
-            f"the orchestrator did not start within {_START_SECONDS:.0f} s; `ray status` and its log "
-            f"(`ray logs actor`) show why"
-        ) from None
-    return handle
 
 
 async def _leave() -> None:

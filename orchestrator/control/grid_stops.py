@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.jobs.job import TERMINAL, JobState
 from orchestrator.jobs.output_folder import read_metrics
 from orchestrator.scheduler.halving import Member, rungs, stops
-from orchestrator.store.records import JobRecord
+from orchestrator.store.records import JobRecord, Wish
 from orchestrator.store.store import Store
 
 
@@ -19,31 +19,31 @@ class GridStops:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._losses: dict[tuple[str, float | None, int], float] = {}  # job, its first start and rung -> loss there
-        self._seen: object = None  # what the last look came from
+        self._judged: object = None  # where the jobs stood when their grids were last judged
 
     def due(self, live: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         """Running jobs that stop now, and why.
 
-        Looks closer only when a job of a grid has come past a rung, or is in another state: one that ended elsewhere
-        decides about the others, and one whose wish was in the way may be free to stop.
+        Grids are judged only when one of their jobs has come past a rung, or is in another state: one that ended
+        decides about the others, and one that could not stop because of a wish may be free to stop now.
 
         Args:
             live: Progress by job.
         """
         requests = {job.request_id for job in self._store.jobs([JobState.RUNNING]) if _is_halved(job)}
         jobs = [job for job in self._store.jobs(requests=requests) if _is_halved(job)] if requests else []
-        seen = [(job.id, job.state, job.wish, max(_passed(job, live), default=0)) for job in jobs]
-        if seen == self._seen:
+        standings = [(job.id, job.state, job.wish, max(_passed(job, live), default=0)) for job in jobs]
+        if standings == self._judged:
             return {}
-        self._seen = seen
+        self._judged = standings
         groups: dict[tuple[str, str | None], list[JobRecord]] = defaultdict(list)
         for job in jobs:
             groups[job.request_id, job.spec.early_stop.group].append(job)
-        found: dict[str, str] = {}
+        reasons: dict[str, str] = {}
         for group in groups.values():
-            found |= self._stops(group, live)
+            reasons |= self._stops(group, live)
         free = [job for job in jobs if job.state is JobState.RUNNING and job.wish is None]
-        return {job.id: found[job.id] for job in free if job.id in found}
+        return {job.id: reasons[job.id] for job in free if job.id in reasons}
 
     def _stops(self, jobs: Sequence[JobRecord], live: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         rules = jobs[0].spec.early_stop
@@ -52,7 +52,7 @@ class GridStops:
                 id=job.id,
                 name=job.name,
                 total_steps=int(_progress(job, live).get("total_steps", 0)),
-                alive=job.state not in TERMINAL and job.wish != "finish",
+                alive=job.state not in TERMINAL and job.wish is not Wish.FINISH,
                 losses={rung: loss for rung in _passed(job, live) if (loss := self._loss(job, rung)) is not None},
             )
             for job in jobs

@@ -8,16 +8,16 @@ from __future__ import annotations
 from gpu_actor.contract.errors import IllegalTransitionError
 from orchestrator.jobs.job import TERMINAL, JobState
 from orchestrator.jobs.output_folder import discard_checkpoints, discard_run, newest_checkpoint
-from orchestrator.store.records import JobRecord
+from orchestrator.store.records import JobRecord, Wish
 from orchestrator.store.store import Store
 
 
 def cancel(store: Store, job: JobRecord) -> JobRecord:
     """Give a job up and remove its checkpoints."""
-    if job.state is JobState.CANCELLED or job.wish == "cancel":
+    if job.state is JobState.CANCELLED or job.wish is Wish.CANCEL:
         return job
     if job.state is JobState.RUNNING:
-        return store.wish(job.id, "cancel", "asked to cancel")
+        return store.wish(job.id, Wish.CANCEL, "asked to cancel")
     job = store.move(job.id, JobState.CANCELLED, "cancelled")
     discard_checkpoints(job.output_dir)
     return job
@@ -25,12 +25,12 @@ def cancel(store: Store, job: JobRecord) -> JobRecord:
 
 def pause(store: Store, job: JobRecord) -> JobRecord:
     """Take a job off its actor, with a checkpoint, and hold it."""
-    if job.state is JobState.PAUSED or job.wish == "pause":
+    if job.state is JobState.PAUSED or job.wish is Wish.PAUSE:
         return job
     if job.state is JobState.RUNNING:
         _refuse_if_cancelling(job)
-        return store.wish(job.id, "pause", "asked to pause")
-    return store.move(job.id, JobState.PAUSED, "paused", waiting_for=paused_words(job))
+        return store.wish(job.id, Wish.PAUSE, "asked to pause")
+    return store.move(job.id, JobState.PAUSED, "paused", waiting_for=resume_hint(job))
 
 
 def resume(store: Store, job: JobRecord) -> JobRecord:
@@ -75,19 +75,19 @@ def retry(store: Store, job: JobRecord, *, from_start: bool = False) -> JobRecor
         )
     checkpoint = None if from_start else newest_checkpoint(job.output_dir)
     if checkpoint is not None:
-        words = f"retried: it goes on from {checkpoint}"
-        return store.move(job.id, JobState.QUEUED, words, retries=0, reason=None)
+        message = f"retried: it goes on from {checkpoint}"
+        return store.move(job.id, JobState.QUEUED, message, retries=0, reason=None)
     discard_run(job.output_dir)
     return store.move(
         job.id, JobState.QUEUED, "retried: it starts over", retries=0, progress={}, reason=None, started_at=None
     )
 
 
-def paused_words(job: JobRecord) -> str:
+def resume_hint(job: JobRecord) -> str:
     """What a paused job waits for."""
     return f"somebody to let it go on (`loray resume {job.name}`)"
 
 
 def _refuse_if_cancelling(job: JobRecord) -> None:
-    if job.wish == "cancel":
+    if job.wish is Wish.CANCEL:
         raise IllegalTransitionError(f"job {job.name} is being cancelled; wait for it, then `loray retry` it")

@@ -29,7 +29,7 @@ class AlreadyRunningError(LorayError, RuntimeError):
 
 def start_controller(config: ClusterConfig) -> bool:
     """Starts the orchestrator on the connected cluster unless it runs already; returns whether it was started."""
-    from orchestrator.control.controller import start_or_attach_controller
+    from orchestrator.control.controller_actor import start_or_attach_controller
 
     try:
         controller()

@@ -11,7 +11,7 @@ from typing import Any, cast
 from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.errors import LorayError
 from orchestrator.cluster.cluster_config import ClusterConfig
-from orchestrator.cluster.node_gpus import slots_on_this_machine
+from orchestrator.cluster.node_gpus import places_on_this_machine
 from orchestrator.control.job_needs import micro_batch_cap, scheduling_view
 from orchestrator.jobs.job import JobSpec
 from orchestrator.knowledge.data_size import guess_sizes
@@ -106,7 +106,7 @@ def plan_offline(specs: Sequence[JobSpec], config: ClusterConfig) -> list[dict[s
     """
     refs = {spec.base_model for spec in specs}
     bases = {ref: recall_or_describe(ref, config.trust_remote_code) for ref in refs}
-    places = [(slot.view, slot, None) for slot in slots_on_this_machine(config.actors)]
-    actors = tuple(with_models(places, Profiles.of_earlier_runs(config.database_url), bases))
+    views = [(place.view, place, None) for place in places_on_this_machine(config.actors)]
+    actors = tuple(with_models(views, Profiles.of_earlier_runs(config.database_url), bases))
     view = ClusterView((), actors, bases, makespan=config.scheduler.makespan)
     return plan_jobs(specs, view, bases, config.scheduler.policy)

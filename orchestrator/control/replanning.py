@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from orchestrator.control.snapshot import Look
+from orchestrator.control.snapshot import Snapshot
 from orchestrator.scheduler.incremental import IncrementalPlan
 from orchestrator.scheduler.policy import decide
 from orchestrator.scheduler.view import Plan
@@ -25,43 +25,43 @@ class Replanner:
             policy: Name of the scheduler's policy.
         """
         self._policy = policy
-        self._last: Look | None = None  # that something was decided on
-        self._incremental: IncrementalPlan | None = None  # from the latest full plan, if the next may be dear
-        self._planned, self._pause = 0.0, 0.0  # when that was made (monotonic), and for how long it is good
-        self._behind = False  # whether anything was decided since
+        self._last: Snapshot | None = None  # that something was decided on
+        self._incremental: IncrementalPlan | None = None  # what stands of the latest full plan, if it may be dear
+        self._planned_at, self._pause = 0.0, 0.0  # when that was made (monotonic), and for how many seconds it is good
+        self._answered_since = False  # whether arrivals or ends were answered from it
 
-    def plan(self, look: Look) -> Plan:
-        """What the policy wants, with the jobs whose base model nobody has described yet among those that wait.
+    def plan(self, snapshot: Snapshot) -> Plan:
+        """What the policy wants now.
 
-        Nothing as long as nothing has happened, but for a slow tick: time alone changes what is due. In a cluster so
-        large that a full plan takes long, arrivals and ends are answered from what stands of the latest one for a
-        while.
+        As long as nothing happens the plan is empty, except every `PLAN_SECONDS`, since time alone changes what is
+        due. In a cluster so large that a full plan takes long, arrivals and ends are answered for a while from what
+        stands of the latest full plan. Jobs whose base model is not described yet are among those that wait.
         """
         last = self._last
-        self._last, since = look, time.monotonic() - self._planned
+        self._last, since = snapshot, time.monotonic() - self._planned_at
         if last is not None and since < PLAN_SECONDS:
-            if not look.differs(last) and not (self._behind and since >= self._pause):
+            if not snapshot.differs(last) and not (self._answered_since and since >= self._pause):
                 return Plan()
-            if since < self._pause and (answer := self._answer(look, last)) is not None:
-                self._behind = True
+            if since < self._pause and (answer := self._answer(snapshot, last)) is not None:
+                self._answered_since = True
                 return answer
-        return self._full_plan(look)
+        return self._full_plan(snapshot)
 
-    def _full_plan(self, look: Look) -> Plan:
+    def _full_plan(self, snapshot: Snapshot) -> Plan:
         """Every job anew; if the latest full plan was dear, what is needed to answer from this one is kept."""
-        self._planned, started = time.monotonic(), time.process_time()
-        self._incremental = IncrementalPlan(look.view, self._policy) if self._pause else None
-        plan = self._incremental.full if self._incremental else decide(look.view, self._policy)
+        self._planned_at, started = time.monotonic(), time.process_time()
+        self._incremental = IncrementalPlan(snapshot.view, self._policy) if self._pause else None
+        plan = self._incremental.full if self._incremental else decide(snapshot.view, self._policy)
         seconds = time.process_time() - started
         self._pause = _PAUSE * seconds if seconds > _CHEAP_SECONDS else 0.0
-        self._behind = False
-        return replace(plan, waiting={**plan.waiting, **look.held})
+        self._answered_since = False
+        return replace(plan, waiting={**plan.waiting, **snapshot.held})
 
-    def _answer(self, look: Look, last: Look) -> Plan | None:
+    def _answer(self, snapshot: Snapshot, last: Snapshot) -> Plan | None:
         """Who starts after arrivals and ends; None if it takes a full plan."""
-        events = look.events(last)
+        events = snapshot.events(last)
         if events is None or self._incremental is None:
             return None
         if any(self._incremental.place_of(job_id) != place for job_id, place in events.started.items()):
             return None
-        return self._incremental.answer(events.arrived, events.gone, look.view.now)
+        return self._incremental.answer(events.arrived, events.gone, snapshot.view.now)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.report import ActorReport
-from orchestrator.cluster.places import Slot
+from orchestrator.cluster.places import Place
 from orchestrator.knowledge.profiles import Profiles, idle_memory, leaving_room
 from orchestrator.scheduler.estimate import prior_memory, prior_speed
 from orchestrator.scheduler.view import ActorView, MemoryModel, SpeedModel
@@ -36,57 +36,57 @@ class PlaceModels:
     swaps: Mapping[str, float]
 
     @classmethod
-    def of(cls, slot: Slot, profiles: Profiles, bases: Mapping[str, BaseDescription]) -> PlaceModels:
-        """Look it up once for all places that are like `slot`."""
-        measured = profiles.of_place(slot)
+    def of(cls, place: Place, profiles: Profiles, bases: Mapping[str, BaseDescription]) -> PlaceModels:
+        """Look it up once for all places that are like `place`."""
+        measured = profiles.of_place(place)
         guessed = {ref: base for ref, base in bases.items() if ref not in measured}
         loads = {ref: _LOAD_SECONDS + 4 * base.parameters / _LOAD_BYTES_PER_SECOND for ref, base in bases.items()}
         return cls(
             bases,
             frozenset(measured),
-            {ref: prior_speed(base, slot.shape) for ref, base in guessed.items()}
+            {ref: prior_speed(base, place.shape) for ref, base in guessed.items()}
             | {ref: profile.speed.model for ref, profile in measured.items()},
-            {ref: prior_memory(base, slot.shape) for ref, base in guessed.items()}
-            | {ref: profile.memory_model(slot) for ref, profile in measured.items()},
+            {ref: prior_memory(base, place.shape) for ref, base in guessed.items()}
+            | {ref: profile.memory_model(place) for ref, profile in measured.items()},
             loads | {ref: one.load_seconds for ref, one in measured.items() if one.load_seconds is not None},
             {ref: one.swap_seconds for ref, one in measured.items() if one.swap_seconds is not None},
         )
 
 
 def with_models(
-    places: Iterable[tuple[ActorView, Slot, ActorReport | None]],
+    views: Iterable[tuple[ActorView, Place, ActorReport | None]],
     profiles: Profiles,
     bases: Mapping[str, BaseDescription],
 ) -> Iterator[ActorView]:
     """Places with what was measured of them, and guesses where nothing was.
 
     Args:
-        places: Each as the cluster file and Ray have it, where it is, and the latest report of the actor there.
+        views: Each place as the cluster file and Ray have it, where it is, and the latest report of the actor there.
         profiles: What was measured.
         bases: The base models in question.
     """
     by_kind: dict[object, PlaceModels] = {}
-    for place, slot, report in places:
-        kind = (slot.settings, slot.cpu_threads, slot.device_name, slot.token_budget)
+    for view, place, report in views:
+        kind = (place.settings, place.cpu_threads, place.device_name, place.token_budget)
         if kind not in by_kind:
-            by_kind[kind] = PlaceModels.of(slot, profiles, bases)
-        yield _with_models(place, slot, by_kind[kind], report)
+            by_kind[kind] = PlaceModels.of(place, profiles, bases)
+        yield _with_models(view, place, by_kind[kind], report)
 
 
-def _with_models(place: ActorView, slot: Slot, models: PlaceModels, report: ActorReport | None) -> ActorView:
-    hosted = models.bases.get(place.base_model or "")
-    limit = place.memory_limit
+def _with_models(view: ActorView, place: Place, models: PlaceModels, report: ActorReport | None) -> ActorView:
+    hosted = models.bases.get(view.base_model or "")
+    limit = view.memory_limit
     memories = {
         ref: leaving_room(model, limit) if ref in models.measured else model for ref, model in models.memories.items()
     }
     if hosted and report and report.memory_idle and hosted.ref not in models.measured:
-        memories[hosted.ref] = idle_memory(slot, hosted, report.memory_idle)
+        memories[hosted.ref] = idle_memory(place, hosted, report.memory_idle)
     budget = report.token_budget if report else 0
     return replace(
-        place,
-        shape=replace(place.shape, token_budget=budget or place.shape.token_budget),
+        view,
+        shape=replace(view.shape, token_budget=budget or view.shape.token_budget),
         speeds=models.speeds,
         memories=memories,
         loads=models.loads,
-        swap_seconds=models.swaps.get(place.base_model or "", max(models.swaps.values(), default=place.swap_seconds)),
+        swap_seconds=models.swaps.get(view.base_model or "", max(models.swaps.values(), default=view.swap_seconds)),
     )

@@ -16,7 +16,7 @@ from typing import Any
 from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.footprint import base_bytes
 from gpu_actor.contract.report import ActorReport, StepSample
-from orchestrator.cluster.places import Slot
+from orchestrator.cluster.places import Place
 from orchestrator.scheduler.estimate import (
     RESERVE_BYTES,
     MemoryFit,
@@ -84,14 +84,14 @@ class Profile:
         self.largest = max(self.largest, sample.tokens)
         self.samples += 1
 
-    def memory_model(self, slot: Slot) -> MemoryModel:
+    def memory_model(self, place: Place) -> MemoryModel:
         """The memory of a place, as plans count it: with the residuals' margin, and the tokens it can be kept to.
 
         The token budget that an actor has at the moment does not count: it is lowered before a job comes that needs
         the room (`token_budget`). So the cap is that of a new actor.
         """
         model = self.memory.model
-        return replace(model, fixed_bytes=model.fixed_bytes + self.memory.margin, token_cap=slot.token_budget)
+        return replace(model, fixed_bytes=model.fixed_bytes + self.memory.margin, token_cap=place.token_budget)
 
     def to_dict(self) -> dict[str, Any]:
         """For the store."""
@@ -139,33 +139,33 @@ class Profiles:
         profiles._profiles = _from_rows(profiles_of_earlier_runs(database_url))
         return profiles
 
-    def learn(self, slot: Slot, base: BaseDescription, report: ActorReport) -> None:
+    def learn(self, place: Place, base: BaseDescription, report: ActorReport) -> None:
         """Take in the steps of one report."""
         if not report.steps:
             return
-        key = profile_key(slot, base.ref)
+        key = profile_key(place, base.ref)
         profile = self._profiles.get(key)
         if profile is None:
-            memory = idle_memory(slot, base, report.memory_idle)
-            profile = self._profiles[key] = Profile(SpeedFit(prior_speed(base, slot.shape)), MemoryFit(memory))
+            memory = idle_memory(place, base, report.memory_idle)
+            profile = self._profiles[key] = Profile(SpeedFit(prior_speed(base, place.shape)), MemoryFit(memory))
         for sample in report.steps:
-            profile.learn(report.boot_id, sample, sticky=device_kind(slot.device) == "cpu")
+            profile.learn(report.boot_id, sample, sticky=device_kind(place.device) == "cpu")
         self._changed.add(key)
 
-    def loaded(self, slot: Slot, base_model: str, seconds: float) -> None:
+    def loaded(self, place: Place, base_model: str, seconds: float) -> None:
         """An actor has loaded a base model."""
-        profile = self._profiles.get(profile_key(slot, base_model))
+        profile = self._profiles.get(profile_key(place, base_model))
         if profile is not None and profile.load_seconds != seconds:
             profile.load_seconds = seconds
-            self._changed.add(profile_key(slot, base_model))
+            self._changed.add(profile_key(place, base_model))
 
-    def swapped(self, slot: Slot, base_model: str, leave: float | None = None, start: float | None = None) -> None:
+    def swapped(self, place: Place, base_model: str, leave: float | None = None, start: float | None = None) -> None:
         """A job was taken off an actor, or has come to train on one, in so many seconds."""
-        profile = self._profiles.get(profile_key(slot, base_model))
+        profile = self._profiles.get(profile_key(place, base_model))
         if profile is not None:
             profile.leave_seconds = _smoothed(profile.leave_seconds, leave)
             profile.start_seconds = _smoothed(profile.start_seconds, start)
-            self._changed.add(profile_key(slot, base_model))
+            self._changed.add(profile_key(place, base_model))
 
     def forget_actors(self, living: Set[str]) -> None:
         """Drop what was noted of actors that are gone.
@@ -176,13 +176,13 @@ class Profiles:
         for profile in self._profiles.values():
             profile.boots = {boot: most for boot, most in profile.boots.items() if boot in living}
 
-    def of(self, slot: Slot, base_model: str) -> Profile | None:
+    def of(self, place: Place, base_model: str) -> Profile | None:
         """What was measured of a place with a base model."""
-        return self._profiles.get(profile_key(slot, base_model))
+        return self._profiles.get(profile_key(place, base_model))
 
-    def of_place(self, slot: Slot) -> dict[str, Profile]:
+    def of_place(self, place: Place) -> dict[str, Profile]:
         """What was measured of a place, by base model."""
-        prefix = profile_key(slot, "")
+        prefix = profile_key(place, "")
         return {key.removeprefix(prefix): profile for key, profile in self._profiles.items() if key.startswith(prefix)}
 
     def save_now_and_then(self) -> None:
@@ -208,11 +208,11 @@ def _smoothed(mean: float | None, latest: float | None) -> float | None:
     return mean + _NEWEST * (latest - mean)
 
 
-def profile_key(slot: Slot, base_model: str) -> str:
+def profile_key(place: Place, base_model: str) -> str:
     """The name of a profile in the store."""
-    kind = device_kind(slot.device)
-    device = f"{kind}-{slot.cpu_threads or 'all'}" if kind == "cpu" else slot.device_name or kind
-    settings = slot.settings
+    kind = device_kind(place.device)
+    device = f"{kind}-{place.cpu_threads or 'all'}" if kind == "cpu" else place.device_name or kind
+    settings = place.settings
     numbers = f"{settings.dtype}/{settings.quantization}" if settings.quantization else settings.dtype
     return f"{device} {numbers} {'checkpointing' if settings.gradient_checkpointing else 'plain'} {base_model}"
 
@@ -230,16 +230,16 @@ def leaving_room(model: MemoryModel, limit: int | None) -> MemoryModel:
     return model if most >= model.token_cap else replace(model, token_cap=most)
 
 
-def token_budget(profile: Profile, slot: Slot, room: float | None, current: int) -> int:
+def token_budget(profile: Profile, place: Place, room: float | None, current: int) -> int:
     """The token budget of an actor: where more tokens no longer raise its speed, as far as its memory goes.
 
     Args:
         profile: What was measured there.
-        slot: The place. A budget in the cluster file is kept, as far as its memory goes.
+        place: The place. A budget in the cluster file is kept, as far as its memory goes.
         room: Bytes for activations beside all adapters; None: not known.
         current: The budget that it has.
     """
-    given = slot.settings.token_budget
+    given = place.settings.token_budget
     least, most = min(given or _LEAST_BUDGET, _LEAST_BUDGET), math.inf if given else float(_MOST_BUDGET)
     wanted = given or current
     if given is None and _tells_budget(profile):
@@ -265,9 +265,9 @@ def _tells_tokens(profile: Profile) -> bool:
     return by_tokens >= _TOKEN_SHARE * (speed.step_seconds + by_tokens + speed.adapter_seconds)
 
 
-def idle_memory(slot: Slot, base: BaseDescription, idle_bytes: int) -> MemoryModel:
+def idle_memory(place: Place, base: BaseDescription, idle_bytes: int) -> MemoryModel:
     """The guess of an actor's memory, corrected by what its loaded base model was measured to take."""
-    guess = prior_memory(base, slot.shape)
-    beyond = guess.fixed_bytes - base_bytes(base, slot.shape.dtype_bytes, slot.shape.quantization)
-    beyond -= RESERVE_BYTES[device_kind(slot.device)]
+    guess = prior_memory(base, place.shape)
+    beyond = guess.fixed_bytes - base_bytes(base, place.shape.dtype_bytes, place.shape.quantization)
+    beyond -= RESERVE_BYTES[device_kind(place.device)]
     return MemoryModel(idle_bytes + max(0.0, beyond), guess.bytes_per_token, guess.token_cap)

@@ -1,1 +1,1 @@
-"""What clients, Ray's dashboard and Prometheus are told."""
+"""What clients, Ray's dashboard and Prometheus get to see."""

@@ -1,4 +1,4 @@
-"""What a client is told of a job and of an actor: plain values under fixed names."""
+"""A job and an actor as clients see them: plain values under fixed names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from gpu_actor.contract.report import TenantReport
 from orchestrator.cluster.member import Member
 from orchestrator.scheduler.view import ActorView
-from orchestrator.store.records import JobRecord
+from orchestrator.store.records import JobRecord, Wish
 
 _NO_PROGRESS: dict[str, Any] = {
     "step": 0,
@@ -27,7 +27,12 @@ _NO_PROGRESS: dict[str, Any] = {
     "longest": 0,
     "tokens_per_step": 0.0,
 }
-_WISHES = {"yield": "make room for others", "finish": "stop early"}
+_WISHES = {
+    Wish.CANCEL: "cancel",
+    Wish.PAUSE: "pause",
+    Wish.YIELD: "make room for others",
+    Wish.FINISH: "stop early",
+}
 
 
 def progress_of(report: TenantReport) -> dict[str, Any]:
@@ -56,16 +61,12 @@ def job_view(job: JobRecord, live: Mapping[str, Any] | None = None) -> dict[str,
         "attempt": job.attempt,
         "retries": job.retries,
         "reason": job.reason,
-        "waiting_for": _wish_words(job.wish) if job.wish else job.waiting_for,
+        "waiting_for": f"its next step boundary, to {_WISHES[job.wish]}" if job.wish else job.waiting_for,
         **_NO_PROGRESS,
         **(live or job.progress),
         "output_dir": job.output_dir,
         "spec": job.spec.model_dump(mode="json"),
     }
-
-
-def _wish_words(wish: str) -> str:
-    return f"its next step boundary, to {_WISHES.get(wish, wish)}"
 
 
 def actor_view(place: ActorView, member: Member | None, jobs: Sequence[str]) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def actor_view(place: ActorView, member: Member | None, jobs: Sequence[str]) -> 
         "state": _state(place, member),
         "base_model": place.base_model or "",
         "device": place.shape.device,
-        "node_id": member.slot.node_id if member else None,
+        "node_id": member.place.node_id if member else None,
         "memory_limit": place.memory_limit or 0,
         "memory_used": report.memory_used if report else 0,
         "memory_peak": report.memory_peak if report else 0,
@@ -105,4 +106,4 @@ def _state(place: ActorView, member: Member | None) -> str:
         return "failed" if place.reason else "empty"
     if member.trouble:
         return "lost"
-    return member.report.state if member.report else "starting"
+    return member.report.state.value if member.report else "starting"

@@ -42,7 +42,7 @@ class TaskRows:
             del self._rows[job.id]
 
     def over(self, job_id: str) -> None:
-        """Tell those who watch a job that it is over."""
+        """Wake those who watch a job: it is over."""
         event = self._ends.pop(job_id, None)
         if event is not None:
             event.set()

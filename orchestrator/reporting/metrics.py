@@ -5,7 +5,7 @@ No tag grows with the number of jobs: what concerns one job is in the store and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,7 +34,7 @@ METRICS = (
     Metric("loray_step_seconds", "gauge", "Mean duration of the latest shared batches.", ("actor",)),
     Metric("loray_batch_adapters", "gauge", "Adapters in the latest shared batch.", ("actor",)),
     Metric("loray_actors_lost", "counter", "Actors that were lost, by kind.", ("kind",)),
-    Metric("loray_tick_seconds", "gauge", "Duration of the latest look at the cluster."),
+    Metric("loray_tick_seconds", "gauge", "Duration of the latest tick."),
     Metric(
         "loray_job_turnaround_seconds",
         "histogram",
@@ -43,6 +43,13 @@ METRICS = (
         (10, 30, 60, 300, 600, 1800, 3600, 4 * 3600, 24 * 3600, 7 * 24 * 3600),
     ),
 )
+_OF_ACTORS: Mapping[str, Callable[[ActorReport], float]] = {
+    "loray_actor_memory_bytes": lambda report: report.memory_used,
+    "loray_actor_memory_limit_bytes": lambda report: report.memory_limit,
+    "loray_tokens_per_second": lambda report: report.tokens_per_s,
+    "loray_step_seconds": lambda report: report.step_seconds,
+    "loray_batch_adapters": lambda report: report.batch_adapters,
+}
 _KINDS: Mapping[str, Any] = {"gauge": ray_metrics.Gauge, "counter": ray_metrics.Counter}
 
 
@@ -51,7 +58,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._metrics = {metric.name: _make(metric) for metric in METRICS}
-        self._slots: set[str] = set()
+        self._places: set[str] = set()  # that had an actor at the latest tick
 
     def jobs(self, counts: Mapping[JobState, int]) -> None:
         """Note how many jobs there are in each state."""
@@ -60,26 +67,19 @@ class Metrics:
 
     def actors(self, reports: Iterable[tuple[str, ActorReport]]) -> None:
         """Note the state of every actor, under the name of its place (the actor's own name is new at each start)."""
-        found = dict(reports)
-        for slot in self._slots - set(found):
-            found[slot] = ActorReport(name=slot, boot_id="", state="gone")
-        for slot, report in found.items():
-            for name, value in (
-                ("loray_actor_memory_bytes", report.memory_used),
-                ("loray_actor_memory_limit_bytes", report.memory_limit),
-                ("loray_tokens_per_second", report.tokens_per_s),
-                ("loray_step_seconds", report.step_seconds),
-                ("loray_batch_adapters", report.batch_adapters),
-            ):
-                self._metrics[name].set(value, {"actor": slot})
-        self._slots = set(found)
+        by_place = dict(reports)
+        for place in self._places | set(by_place):
+            report = by_place.get(place)
+            for name, value_of in _OF_ACTORS.items():  # 0 where there is no actor any more
+                self._metrics[name].set(value_of(report) if report else 0, {"actor": place})
+        self._places = set(by_place)
 
     def actor_lost(self, kind: str) -> None:
         """Count a lost actor."""
         self._metrics["loray_actors_lost"].inc(1, {"kind": kind})
 
     def tick(self, seconds: float) -> None:
-        """Note how long a look at the cluster took."""
+        """Note how long a tick took."""
         self._metrics["loray_tick_seconds"].set(seconds)
 
     def succeeded(self, turnaround_s: float) -> None:

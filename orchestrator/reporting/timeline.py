@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from gpu_actor.contract.report import ActorReport
 from orchestrator.store.store import Store
@@ -15,31 +15,38 @@ _CHANGE = 0.005  # share of the limit that is worth a point
 _EVERY_S = 60.0  # a point at least so often
 
 
+class MemoryPoint(NamedTuple):
+    """The share of a memory limit that was in use at a time (Unix seconds)."""
+
+    time: float
+    share: float
+
+
 class MemoryLine:
     """The share of its memory limit that a place has in use, over time; a bounded number of points.
 
     Attributes:
-        points: (Unix seconds, share) in the order of time.
+        points: In the order of time.
     """
 
     def __init__(self) -> None:
-        self.points: list[tuple[float, float]] = []
+        self.points: list[MemoryPoint] = []
 
     def add(self, moment: float, share: float) -> None:
         """Note the share in use; left out where it says nothing new."""
         if self.points:
-            last, before = self.points[-1]
-            if abs(share - before) < _CHANGE and moment - last < _EVERY_S:
+            last = self.points[-1]
+            if abs(share - last.share) < _CHANGE and moment - last.time < _EVERY_S:
                 return
-        self.points.append((moment, share))
+        self.points.append(MemoryPoint(moment, share))
         if len(self.points) > _MOST_POINTS:
             pairs = zip(self.points[0:-1:2], self.points[1::2], strict=True)
-            kept = [max(pair, key=lambda point: point[1]) for pair in pairs]  # a peak stays
+            kept = [max(pair, key=lambda point: point.share) for pair in pairs]  # a peak stays
             self.points = [*kept, self.points[-1]]
 
 
 class Timeline:
-    """Keeps the memory lines of an orchestrator, and tells them with the stays of its store.
+    """Keeps the memory lines of an orchestrator, and shows them with the stays of its store.
 
     The lines are those of this process: who was where when outlives it, how full the places were does not.
     """
@@ -55,7 +62,7 @@ class Timeline:
             if report.memory_limit:
                 self._memory[place].add(now, report.memory_used / report.memory_limit)
 
-    def tell(self, ids: Collection[str]) -> dict[str, Any]:
+    def view(self, ids: Collection[str]) -> dict[str, Any]:
         """The stays of some jobs and the memory of all places, as plain values.
 
         Args:
@@ -74,7 +81,7 @@ class Timeline:
         return {
             "now": time.time(),
             "stays": stays,
-            "memory": {name: line.points for name, line in self._memory.items()},
+            "memory": {name: [tuple(point) for point in line.points] for name, line in self._memory.items()},
         }
 
 

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from orchestrator.jobs.job import JobSpec, JobState
+
+
+class Wish(str, Enum):
+    """What is wanted of a running job that its actor has not done yet."""
+
+    CANCEL = "cancel"  # by a person: give it up
+    PAUSE = "pause"  # by a person: hold it, with a checkpoint
+    YIELD = "yield"  # by the scheduler: go back into the queue, with a checkpoint
+    FINISH = "finish"  # by the scheduler: export what it has learned
 
 
 @dataclass(frozen=True)
@@ -15,8 +25,7 @@ class JobRecord:
     Attributes:
         attempt: Number of the latest assignment to an actor; raised before the actor hears of it.
         retries: Assignments that ended with the death of an actor.
-        wish: What is wanted of a running job and the actor has not done yet: `cancel` or `pause` by a person, `yield`
-            (go back into the queue) or `finish` (export what is there) by the scheduler.
+        wish: What is wanted of it while it runs, until its actor has done it.
         queued_at: When it joined the queue for the last time.
     """
 
@@ -27,7 +36,7 @@ class JobRecord:
     spec: JobSpec
     attempt: int
     retries: int
-    wish: str | None
+    wish: Wish | None
     actor: str | None
     boot_id: str | None
     progress: dict[str, Any]

@@ -20,7 +20,7 @@ from orchestrator.store import tables
 from orchestrator.store.database import open_database
 from orchestrator.store.live_jobs import LIVE, LiveJobs
 from orchestrator.store.profile_table import read_profiles, write_profiles
-from orchestrator.store.records import ActorRecord, JobRecord, Stay
+from orchestrator.store.records import ActorRecord, JobRecord, Stay, Wish
 
 _DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
 _ALL_BUT_SPEC = [column for column in tables.jobs.c if column.name != "spec"]  # to read 10,000 specs takes seconds
@@ -273,10 +273,10 @@ class Store:
             self._log(connection, job_id, f"assigned to {actor} (attempt {job.attempt + 1})")
             return self._get(connection, job_id)
 
-    def wish(self, job_id: str, wish: str | None, message: str, **changes: Any) -> JobRecord:
+    def wish(self, job_id: str, wish: Wish | None, message: str, **changes: Any) -> JobRecord:
         """Note what a person or the scheduler wants of a running job, with its event; optionally further columns."""
         with self._engine.begin() as connection:
-            self._set(connection, job_id, {"wish": wish, **changes})
+            self._set(connection, job_id, {"wish": wish.value if wish else None, **changes})
             self._log(connection, job_id, message)
             return self._get(connection, job_id)
 
@@ -341,7 +341,8 @@ class Store:
         spec = self._specs.get(row.id)
         if spec is None:
             spec = self._specs[row.id] = JobSpec.model_validate(values["spec"], context=ACCEPTED)
-        return JobRecord(**{**values, "state": JobState(row.state), "spec": spec})
+        wish = Wish(row.wish) if row.wish else None
+        return JobRecord(**{**values, "state": JobState(row.state), "wish": wish, "spec": spec})
 
     # -- inside a transaction ------------------------------------------------------------------------------------
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from gpu_actor.actor import GpuActor
-from gpu_actor.contract.report import TenantState
+from gpu_actor.contract.orders import Attach, Detach, Forget, SetTokenBudget
+from gpu_actor.contract.report import ActorPhase, TenantState
+from gpu_actor.hosting import host as host_module
 from support.engine import make_spec
 from support.oracle import metric_rows
 from support.tiny import token_rows
@@ -23,6 +25,17 @@ def actor(tiny_base):
     running = GpuActor({"name": "a", "base_model": tiny_base, "device": "cpu", "cpu_threads": 1})
     yield running
     running.stop()
+
+
+@pytest.fixture
+def host(actor):
+    """The working actor in the shell, with its base model loaded."""
+    wait_for(actor, lambda report, _: report.state is ActorPhase.READY)
+    return actor._host
+
+
+def trainer_of(host):
+    return host._loading.result().trainer
 
 
 def wait_for(actor, condition, seconds=60):
@@ -42,21 +55,21 @@ def has(job_id, *states):
 
 def test_a_job_from_attach_to_forget(tmp_path, actor):
     spec = make_spec(tmp_path, "one", token_rows(10), {"r": 4}, {**SHORT, "cutoff_len": 20}, {"val_size": 2})
-    actor.attach(spec.model_dump(), 1)
+    actor.carry_out(Attach(spec, 1))
     report = wait_for(actor, has("one", TenantState.SUCCEEDED))["one"]
     assert (report.step, report.total_steps, report.samples, report.attempt) == (5, 5, 8, 1)
     assert report.truncated > 0
     assert report.eval_loss is not None
     assert report.loss == metric_rows(spec.output_dir)[-1]["loss"]
     assert report.tokens == sum(row["tokens"] for row in metric_rows(spec.output_dir))
-    actor.forget("one")
+    actor.carry_out(Forget("one"))
     wait_for(actor, lambda _, tenants: not tenants)
     state = actor.report()
-    assert state.state == "ready"
+    assert state.state is ActorPhase.READY
     assert state.memory_used > 0
     assert state.memory_peak >= state.memory_used * 0.5
     assert state.base_bytes > 0
-    assert actor._trainer.memory_limit == state.memory_limit  # what it reports is what it keeps to
+    assert trainer_of(actor._host).memory_limit == state.memory_limit  # what it reports is what it keeps to
     assert repr(actor).endswith("@cpu")
 
 
@@ -65,25 +78,25 @@ def test_a_broken_line_ends_its_job_alone_with_the_line(tmp_path, actor):
     bad = make_spec(tmp_path, "bad", token_rows(3), {"r": 4}, SHORT)
     with open(bad.dataset.path, "a") as file:
         file.write('{"input_ids": [5, 6\n')
-    actor.attach(good.model_dump(), 1)
-    actor.attach(bad.model_dump(), 1)
+    actor.carry_out(Attach(good, 1))
+    actor.carry_out(Attach(bad, 1))
     tenants = wait_for(actor, lambda _, t: {r.state for r in t.values()} == {TenantState.SUCCEEDED, TenantState.FAILED})
     assert "data.jsonl:4" in tenants["bad"].reason
     assert tenants["good"].state is TenantState.SUCCEEDED
 
 
-def test_detach_keeps_a_checkpoint_or_gives_up(tmp_path, actor):
+def test_detach_keeps_a_checkpoint_or_gives_up(tmp_path, actor, host):
     specs = [make_spec(tmp_path, name, token_rows(10), {"r": 4}, LONG) for name in ("kept", "dropped")]
     for spec in specs:
-        actor.attach(spec.model_dump(), 1)
+        actor.carry_out(Attach(spec, 1))
     wait_for(actor, lambda _, t: len(t) == 2 and all(r.step > 3 for r in t.values()))
-    held, go_on, step = threading.Event(), threading.Event(), actor._trainer.step
-    actor._trainer.step = lambda: (held.set(), go_on.wait(), step())
+    held, go_on, step = threading.Event(), threading.Event(), trainer_of(host).step
+    trainer_of(host).step = lambda: (held.set(), go_on.wait(), step())
     try:
         assert held.wait(60)
-        actor.detach("kept", keep=True)  # none of them waits for the step
-        actor.detach("dropped", keep=False)
-        actor.detach("unknown", keep=True)
+        actor.carry_out(Detach("kept", keep=True))  # none of them waits for the step
+        actor.carry_out(Detach("dropped", keep=False))
+        actor.carry_out(Detach("unknown", keep=True))
     finally:
         go_on.set()
     tenants = wait_for(actor, has("dropped", TenantState.CANCELLED))
@@ -92,8 +105,8 @@ def test_detach_keeps_a_checkpoint_or_gives_up(tmp_path, actor):
     assert kept.name == f"checkpoint-{tenants['kept'].step}"
     assert not list((tmp_path / "dropped" / "out").glob("*checkpoint*"))
 
-    actor.forget("kept")
-    actor.attach(specs[0].model_dump(), 2)
+    actor.carry_out(Forget("kept"))
+    actor.carry_out(Attach(specs[0], 2))
     again = wait_for(actor, lambda _, t: "kept" in t and t["kept"].step > tenants["kept"].step)["kept"]
     assert again.attempt == 2
 
@@ -102,73 +115,108 @@ def test_detach_while_still_preparing(tmp_path, tiny_base):
     """The base is still loading when the job is given up."""
     actor = GpuActor({"name": "a", "base_model": tiny_base, "device": "cpu", "cpu_threads": 1})
     try:
-        actor.attach(make_spec(tmp_path, "early", token_rows(10), {"r": 4}, LONG).model_dump(), 1)
-        actor.detach("early", keep=False)
-        assert actor.report().state == "loading"
+        actor.carry_out(Attach(make_spec(tmp_path, "early", token_rows(10), {"r": 4}, LONG), 1))
+        actor.carry_out(Detach("early", keep=False))
+        assert actor.report().state is ActorPhase.LOADING
         assert wait_for(actor, has("early", TenantState.CANCELLED))["early"].step == 0
     finally:
         actor.stop()
 
 
-def test_a_stale_attempt_leaves_the_wish_of_the_newer_one(actor):
-    wait_for(actor, lambda report, _: report.state == "ready")
-    actor._attempts["job"], actor._unwanted["job"] = 2, False
-    actor._attach(SimpleNamespace(attempt=1, spec=SimpleNamespace(job_id="job")))
-    assert actor._unwanted == {"job": False}
+def test_orders_that_come_before_the_working_actor_are_carried_out_when_it_is_there(monkeypatch):
+    imported, carried_out = threading.Event(), []
+
+    class SlowHost:
+        def __init__(self, options, blank):
+            imported.wait()
+
+        carry_out = staticmethod(carried_out.append)
+
+    monkeypatch.setattr(host_module, "Host", SlowHost)
+    actor = GpuActor({"name": "a", "base_model": "tiny", "device": "cpu"})
+    orders = [SetTokenBudget(64), Forget("one"), Forget("two")]
+    for order in orders[:2]:
+        actor.carry_out(order)
+    assert (actor.report().state, carried_out) == (ActorPhase.LOADING, [])
+    imported.set()
+    actor._thread.join(60)
+    actor.carry_out(orders[2])
+    assert carried_out == orders
 
 
-def test_a_job_that_finds_no_memory_while_others_train_is_made_between_two_shared_batches(tmp_path, actor, monkeypatch):
+def test_a_working_actor_that_cannot_be_made_is_reported_with_the_reason(monkeypatch):
+    def fails(options, blank):
+        raise ImportError("libcudart.so.12: cannot open shared object file")
+
+    monkeypatch.setattr(host_module, "Host", fails)
+    actor = GpuActor({"name": "a", "base_model": "tiny", "device": "cpu"})
+    actor.stop()
+    report = actor.report()
+    assert (report.state, report.reason) == (
+        ActorPhase.FAILED,
+        "ImportError: libcudart.so.12: cannot open shared object file",
+    )
+
+
+def test_a_stale_attempt_leaves_the_wish_of_the_newer_one(host):
+    preparer = host._preparer
+    preparer._attempts["job"], preparer._detached["job"] = 2, False
+    preparer._hand_over(SimpleNamespace(attempt=1, spec=SimpleNamespace(job_id="job")), host._loading.result())
+    assert preparer._detached == {"job": False}
+
+
+def test_a_job_that_finds_no_memory_while_others_train_is_made_between_two_shared_batches(
+    tmp_path, actor, host, monkeypatch
+):
     """In the second thread memory is short; in the training thread, where no batch has it just then, it is not."""
-    wait_for(actor, lambda report, _: report.state == "ready")
-    base, threads = actor._base, []
+    base, threads = trainer_of(host).base, []
     new_adapter = base.new_adapter
 
     def short_of_memory(lora):
         threads.append(threading.current_thread())
-        if threads[-1] is not actor._thread or lora.r == 64:
+        if threads[-1] is not host._thread or lora.r == 64:
             raise torch.OutOfMemoryError("tried to allocate 2 GiB")
         return new_adapter(lora)
 
     monkeypatch.setattr(base, "new_adapter", short_of_memory)
     for name, rank in (("fits", 4), ("never", 64)):
-        actor.attach(make_spec(tmp_path, name, token_rows(10), {"r": rank}, SHORT).model_dump(), 1)
+        actor.carry_out(Attach(make_spec(tmp_path, name, token_rows(10), {"r": rank}, SHORT), 1))
     tenants = wait_for(actor, lambda _, t: {r.state for r in t.values()} == {TenantState.SUCCEEDED, TenantState.FAILED})
     assert tenants["never"].reason == "OutOfMemoryError: tried to allocate 2 GiB"
-    assert [thread is actor._thread for thread in threads].count(True) == 2
+    assert [thread is host._thread for thread in threads].count(True) == 2
 
 
-def test_a_device_on_which_nothing_runs_any_more_ends_the_process_and_no_job(tmp_path, actor, monkeypatch):
+def test_a_device_on_which_nothing_runs_any_more_ends_the_process_and_no_job(tmp_path, actor, host, monkeypatch):
     """As after a failed assertion in a CUDA kernel: the fleet starts the actor anew."""
     ends = []
-    monkeypatch.setattr(os, "_exit", lambda code: (ends.append(code), actor._stopping.set()))
-    wait_for(actor, lambda report, _: report.state == "ready")
+    monkeypatch.setattr(os, "_exit", lambda code: (ends.append(code), host._stopping.set()))
 
     def fails(batch):
         raise torch.AcceleratorError("CUDA error: device-side assert triggered")
 
-    monkeypatch.setattr(actor._base, "hidden", fails)
+    monkeypatch.setattr(trainer_of(host).base, "hidden", fails)
     for name in ("one", "two"):
-        actor.attach(make_spec(tmp_path, name, token_rows(10), {"r": 4}, SHORT).model_dump(), 1)
-    actor._thread.join(60)
+        actor.carry_out(Attach(make_spec(tmp_path, name, token_rows(10), {"r": 4}, SHORT), 1))
+    host._thread.join(60)
     assert ends == [1]
     assert TenantState.FAILED not in {tenant.state for tenant in actor.report().tenants}
 
 
-def test_what_cannot_be_done_between_two_batches_ends_no_training(tmp_path, actor):
-    def fails():
+def test_what_cannot_be_done_between_two_batches_ends_no_training(tmp_path, actor, host):
+    def fails(_):
         raise OSError("no")
 
-    actor._notes.put(fails)
-    actor.attach(make_spec(tmp_path, "one", token_rows(10), {"r": 4}, SHORT).model_dump(), 1)
+    host._tasks.put(fails)
+    actor.carry_out(Attach(make_spec(tmp_path, "one", token_rows(10), {"r": 4}, SHORT), 1))
     wait_for(actor, has("one", TenantState.SUCCEEDED))
 
 
 def test_an_attempt_that_was_seen_changes_nothing(tmp_path, actor):
     spec = make_spec(tmp_path, "twice", token_rows(10), {"r": 4}, SHORT)
     for _ in range(3):
-        actor.attach(spec.model_dump(), 1)
+        actor.carry_out(Attach(spec, 1))
     wait_for(actor, has("twice", TenantState.SUCCEEDED))
-    actor.attach(spec.model_dump(), 1)
+    actor.carry_out(Attach(spec, 1))
     time.sleep(0.5)
     assert [r.state for r in actor.report().tenants] == [TenantState.SUCCEEDED]
     assert len(metric_rows(spec.output_dir)) == 5
@@ -176,7 +224,7 @@ def test_an_attempt_that_was_seen_changes_nothing(tmp_path, actor):
 
 def test_stop_writes_a_checkpoint_of_everyone(tmp_path, tiny_base):
     actor = GpuActor({"name": "a", "base_model": tiny_base, "device": "cpu", "cpu_threads": 1})
-    actor.attach(make_spec(tmp_path, "job", token_rows(10), {"r": 4}, LONG).model_dump(), 1)
+    actor.carry_out(Attach(make_spec(tmp_path, "job", token_rows(10), {"r": 4}, LONG), 1))
     wait_for(actor, lambda _, t: "job" in t and t["job"].step > 2)
     actor.stop()
     (report,) = actor.report().tenants
@@ -188,10 +236,10 @@ def test_a_base_that_cannot_be_loaded_is_said_and_fails_its_jobs(tmp_path):
     (tmp_path / "empty").mkdir()
     actor = GpuActor({"name": "a", "base_model": str(tmp_path / "empty"), "device": "cpu"})
     try:
-        actor.attach(make_spec(tmp_path, "job", token_rows(3), {"r": 4}, SHORT).model_dump(), 1)
+        actor.carry_out(Attach(make_spec(tmp_path, "job", token_rows(3), {"r": 4}, SHORT), 1))
         tenants = wait_for(actor, has("job", TenantState.FAILED))
         assert "no usable model there" in tenants["job"].reason
-        assert actor.report().state == "failed"
+        assert actor.report().state is ActorPhase.FAILED
         assert "config.json" in actor.report().reason
     finally:
         actor.stop()

@@ -12,7 +12,7 @@ import pytest
 
 from gpu_actor.contract.config import DatasetConfig, TrainingConfig
 from gpu_actor.contract.lora_config import LoraConfig
-from orchestrator.control.reconcile import SETTLE_SECONDS
+from orchestrator.control.live_progress import SETTLE_SECONDS
 from orchestrator.jobs.job import JobSpec
 from orchestrator.store.store import Store
 from support.cluster import own_orchestrators, stop_orchestrator, wait_until

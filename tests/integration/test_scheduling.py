@@ -8,7 +8,7 @@ import pytest
 from gpu_actor.adapters.shapes import adapter_bytes
 from gpu_actor.contract.config import DatasetConfig, EarlyStopConfig, LoraConfig, TrainingConfig
 from gpu_actor.model.describe import describe_base
-from orchestrator.control.reconcile import SETTLE_SECONDS
+from orchestrator.control.live_progress import SETTLE_SECONDS
 from orchestrator.jobs.job import JobSpec, QueueConfig
 from support.cluster import LONG, PATIENCE, own_orchestrators, stop_orchestrator, wait_until
 from support.tiny import token_rows, write_rows

@@ -92,7 +92,7 @@ def stop_orchestrator():
 def start_orchestrator(storage, **fields):
     """Start an orchestrator, or attach to the one that runs."""
     from orchestrator.cluster.cluster_config import ClusterConfig
-    from orchestrator.control.controller import start_or_attach_controller
+    from orchestrator.control.controller_actor import start_or_attach_controller
 
     fields = {"storage": str(storage), "scheduler": {"tick_seconds": 0.1}, **fields}
     config = ClusterConfig.model_validate(fields)

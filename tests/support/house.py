@@ -5,13 +5,13 @@ import math
 from gpu_actor.contract.config import DatasetConfig, TrainingConfig
 from gpu_actor.contract.description import BaseDescription, LinearShape
 from gpu_actor.contract.lora_config import LoraConfig
-from gpu_actor.contract.report import ActorReport
+from gpu_actor.contract.report import ActorPhase, ActorReport
 from orchestrator.cluster.cluster_config import ClusterConfig
 from orchestrator.cluster.fleet import Fleet
 from orchestrator.cluster.member import Member
-from orchestrator.cluster.places import listed_slots
+from orchestrator.cluster.places import listed_places
 from orchestrator.control.reconcile import Reconciler
-from orchestrator.control.snapshot import Lookout
+from orchestrator.control.snapshot import SnapshotBuilder
 from orchestrator.jobs.job import JobSpec, QueueConfig
 from orchestrator.knowledge.base_catalog import BaseCatalog, _key
 from orchestrator.knowledge.profiles import Profiles
@@ -43,10 +43,10 @@ class House:
         config = ClusterConfig(storage=str(folder), actors=list(actors))
         self.store = Store(config.database_url)
         self.fleet = Fleet(config, self.store, {})
-        self.fleet.slots |= {slot.id: slot for slot in listed_slots(config.actors, NODES)}
+        self.fleet.places |= {place.id: place for place in listed_places(config.actors, NODES)}
         self.bases, self.profiles = BaseCatalog({}), Profiles(self.store)
         self.over = []
-        self.lookout = Lookout(self.store, self.fleet, self.bases, self.profiles)
+        self.snapshots = SnapshotBuilder(self.store, self.fleet, self.bases, self.profiles)
         self.reconciler = Reconciler(
             self.store,
             self.fleet,
@@ -54,18 +54,18 @@ class House:
             lambda job: None,
             self.over.append,
             self.profiles,
-            self.lookout,
+            self.snapshots,
             policy,
         )
 
-    def host(self, name, slot="cpu:0", base_model=TINY, *, known=True):
-        """An actor in a place; `known`: what its base model is like."""
-        self.fleet.members[name] = Member(name, self.fleet.slots[slot], base_model, handle=None)
-        if known:
-            self.know(base_model)
+    def host(self, name, place="cpu:0", base_model=TINY, *, described=True):
+        """An actor in a place, whose base model is described or not yet."""
+        self.fleet.members[name] = Member(name, self.fleet.places[place], base_model, handle=None)
+        if described:
+            self.describe(base_model)
 
-    def know(self, base_model):
-        """What a base model is like has been found out."""
+    def describe(self, base_model):
+        """A base model has been described."""
         self.bases._descriptions[_key(base_model)] = describe(base_model)
 
     def submit(self, name, base_model=TINY, priority=0, max_retries=1, out=None, r=8, data=None, **training):
@@ -82,11 +82,23 @@ class House:
         return self.store.add([spec], f"request of {name} {out}")[0].id
 
     def report(self, name, *tenants, boot="boot", **fields):
-        """An actor reports; returns the calls that follow."""
+        """An actor reports; returns the instructions that follow."""
         member = self.fleet.members[name]
-        member.report, member.fresh = ActorReport(name, boot, "ready", tenants=tenants, **fields), True
+        member.report, member.fresh = ActorReport(name, boot, ActorPhase.READY, tenants=tenants, **fields), True
         return self.reconciler.observe()
 
     def plan(self):
-        """What is planned after a look at the cluster as it is now."""
-        return self.reconciler._replanner.plan(self.reconciler.look())
+        """What is planned for the cluster as it is now."""
+        return self.reconciler._replanner.plan(self.reconciler.snapshot())
+
+    def learn(self):
+        """What the actors have measured is taken in."""
+        self.reconciler.tuning.learn()
+
+    def token_budgets(self):
+        """The instructions that set token budgets now."""
+        return self.reconciler.tuning.token_budgets(self.reconciler.running())
+
+    def carry_out(self, plan):
+        """A plan is recorded; returns the instructions that carry it out."""
+        return self.reconciler.execution.record(plan)

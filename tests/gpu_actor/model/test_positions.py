@@ -4,8 +4,8 @@ import logging
 
 import pytest
 
-from gpu_actor.actor import GpuActor
 from gpu_actor.contract.errors import DataError
+from gpu_actor.hosting.preparer import load_data
 from gpu_actor.loading.layers import describe_model
 from support.engine import family_hooked, make_spec, make_tenant, run_all
 from support.tiny import FAMILIES, family_model
@@ -55,8 +55,6 @@ def test_each_side_of_a_pair_counts_by_itself(tmp_path, side):
 
 def test_a_model_that_computes_its_positions_gets_a_remark(tmp_path, caplog):
     base = family_hooked("llama", **few_positions("llama"))
-    actor = object.__new__(GpuActor)
-    actor._tokenizer = None
-    with caplog.at_level(logging.WARNING, "gpu_actor.actor"):
-        actor._load_data(base, make_spec(tmp_path, "long", LONG))
+    with caplog.at_level(logging.WARNING, "gpu_actor.hosting.preparer"):
+        load_data(base, make_spec(tmp_path, "long", LONG), tokenizer=None)
     assert "a sample has 40 tokens; the base model was made for 32 positions" in caplog.text

@@ -1,4 +1,4 @@
-"""The cluster file: its settings, their defaults, and mistakes told as in job files."""
+"""The cluster file: its settings, their defaults, and mistakes reported as in job files."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from gpu_actor.device.memory import accelerator_limit
 from orchestrator.cluster import node_gpus
 from orchestrator.cluster.cluster_config import ActorConfig, ClusterConfig
 from orchestrator.cluster.node_gpus import NodeGpus
-from orchestrator.cluster.places import listed_slots
+from orchestrator.cluster.places import listed_places
 from orchestrator.control.admission import _misfits
 from orchestrator.jobs.job import JobSpec
 from orchestrator.knowledge.place_models import with_models
@@ -39,7 +39,7 @@ def heard(answers, *rounds):
     async def look():
         gpus = NodeGpus(ask)
         for nodes in rounds:
-            gpus.look(nodes)
+            gpus.ask(nodes)
         await gpus.settled()
         return gpus
 
@@ -67,8 +67,8 @@ def test_a_node_that_cannot_answer_leaves_its_memory_open():
 def test_a_place_takes_what_is_known_and_an_actor_only_what_the_cluster_file_says():
     """Ray may give it a smaller one: an actor measures its own."""
     whole, half, limited, cpu = (
-        slot.on(LARGE)
-        for slot in listed_slots(
+        place.on(LARGE)
+        for place in listed_places(
             [
                 ActorConfig(num_gpus=1),
                 ActorConfig(num_gpus=0.5),
@@ -81,17 +81,17 @@ def test_a_place_takes_what_is_known_and_an_actor_only_what_the_cluster_file_say
     assert (whole.memory_limit, half.memory_limit) == (79 * GIB, 39 * GIB)
     assert (limited.memory_limit, cpu.memory_limit) == (7, 5)
     assert (whole.device_name, cpu.device_name) == ("H100", None)
-    assert [slot.options("n", "m", False).memory_limit for slot in (whole, half, limited, cpu)] == [None, None, 7, 5]
+    assert [place.options("n", "m", False).memory_limit for place in (whole, half, limited, cpu)] == [None, None, 7, 5]
     assert whole.on(None) == whole
 
 
 def test_what_no_gpu_holds_is_refused_at_submission_with_both_numbers():
     spec = JobSpec(name="a", base_model="org/7b", dataset={"path": "/d.jsonl"}, output_dir="/o")
-    (slot,) = listed_slots([ActorConfig(num_gpus=1)], [node("a")])
+    (place,) = listed_places([ActorConfig(num_gpus=1)], [node("a")])
     for gpu, fits in ((LARGE, True), (SMALL, False), (None, True)):
-        there = slot.on(gpu)
-        (place,) = with_models([(there.view, there, None)], Profiles(None), {"org/7b": SEVEN_BILLION})
-        problems = [str(problem) for problem in _misfits(spec, SEVEN_BILLION, [place])]
+        there = place.on(gpu)
+        (view,) = with_models([(there.view, there, None)], Profiles(None), {"org/7b": SEVEN_BILLION})
+        problems = [str(problem) for problem in _misfits(spec, SEVEN_BILLION, [view])]
         assert len(problems) == (0 if fits else 1)
         assert fits or f"the roomiest actor may use 15.0 GiB ({accelerator_limit(16 * GIB, 1)} bytes)" in problems[0]
 
@@ -102,5 +102,5 @@ def test_the_offline_plan_knows_the_gpus_of_this_machine(monkeypatch, actors):
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(node_gpus, "accelerators", lambda: [SMALL])
-    (slot,) = node_gpus.slots_on_this_machine(ClusterConfig(actors=actors).actors)
-    assert (slot.device, slot.memory_limit, slot.device_name) == ("cuda", 15 * GIB, "T4")
+    (place,) = node_gpus.places_on_this_machine(ClusterConfig(actors=actors).actors)
+    assert (place.device, place.memory_limit, place.device_name) == ("cuda", 15 * GIB, "T4")

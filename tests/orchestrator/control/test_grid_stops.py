@@ -1,4 +1,4 @@
-"""Which jobs of a halved grid are told to stop, from a real store and their own metrics.jsonl."""
+"""Which jobs of a halved grid stop, from a real store and their own metrics.jsonl."""
 
 import json
 from pathlib import Path
@@ -9,6 +9,7 @@ from gpu_actor.contract.config import DatasetConfig, EarlyStopConfig, TrainingCo
 from orchestrator.control import job_verbs
 from orchestrator.control.grid_stops import GridStops
 from orchestrator.jobs.job import JobSpec, JobState
+from orchestrator.store.records import Wish
 from orchestrator.store.store import Store
 
 TOTAL = 40
@@ -99,7 +100,7 @@ def test_a_stop_that_came_while_another_wish_was_under_way_is_not_forgotten(grid
 
 def test_a_job_that_was_taken_off_meanwhile_stops_when_it_runs_again(grid):
     grid.start("a", "b", "c")
-    grid.store.wish(grid.ids["c"], "yield", "is taken off")
+    grid.store.wish(grid.ids["c"], Wish.YIELD, "is taken off")
     for name, loss in (("a", 1.0), ("b", 2.0), ("c", 3.0)):
         grid.at(name, 12, loss)
     assert grid.due() == set()

@@ -57,7 +57,7 @@ def test_a_job_starts_over_when_asked_to_or_without_a_checkpoint(house, checkpoi
 @pytest.mark.parametrize("state", [JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED])
 @pytest.mark.parametrize("from_start", [False, True])
 def test_what_a_newer_job_left_in_the_folder_is_not_touched(house, state, from_start):
-    """The user emptied the folder and submitted the job again, as the error told; then comes a script that retries."""
+    """The user emptied the folder and submitted the job again, as the error says; then comes a script that retries."""
     old = ended(house)
     new = ended(house, state, name="b")
     before = {path: path.read_text() for path in Path(new.output_dir).iterdir()}

@@ -7,8 +7,8 @@ import pytest
 from gpu_actor.contract.config import DatasetConfig, LoraConfig, TrainingConfig
 from gpu_actor.model.describe import describe_base
 from orchestrator.cluster.cluster_config import ActorConfig, ClusterConfig
-from orchestrator.cluster.node_gpus import slots_on_this_machine
-from orchestrator.cluster.places import listed_slots
+from orchestrator.cluster.node_gpus import places_on_this_machine
+from orchestrator.cluster.places import listed_places
 from orchestrator.control.admission import _misfits
 from orchestrator.control.job_needs import micro_batch_cap, scheduling_view
 from orchestrator.control.preview import plan_jobs, plan_offline
@@ -58,14 +58,14 @@ def test_two_jobs_on_one_actor_share_its_steps(tmp_path, make):
 
 def test_what_earlier_runs_learned_is_read_and_a_database_that_is_not_there_is_not_made(tmp_path, make, tiny_base):
     (before,) = plan(tmp_path, [make("one")], [{}]).values()
-    (slot,) = slots_on_this_machine([ActorConfig()])
+    (place,) = places_on_this_machine([ActorConfig()])
     slow = Profile(SpeedFit(SpeedModel(9.0, 0.0, 0.0)), MemoryFit(MemoryModel(0.0, 0.0, 1024)))
     url = f"sqlite:///{tmp_path}/elsewhere/loray.db"
     config = ClusterConfig(storage=str(tmp_path / "storage"), database=url, actors=[{}], scheduler={"policy": "fifo-4"})
     assert plan_offline([make("one")], config)[0]["finish_s"] == pytest.approx(before["finish_s"])
     assert not (tmp_path / "elsewhere").exists()
     store = Store(url)
-    store.save_profiles({profile_key(slot, tiny_base): slow.to_dict()})
+    store.save_profiles({profile_key(place, tiny_base): slow.to_dict()})
     store.close()
     (row,) = plan_offline([make("one")], config)
     assert row["finish_s"] - row["start_s"] == pytest.approx(9.0 * row["steps"])
@@ -83,8 +83,8 @@ def test_a_base_model_that_an_earlier_run_described_is_not_described_again(tmp_p
 
 def test_jobs_that_are_there_are_called_by_their_names(make, tiny_base):
     base = describe_base(tiny_base)
-    slots = listed_slots([ActorConfig()], [{"NodeID": "a", "Alive": True, "Resources": {}}])
-    (idle,) = with_models([(slots[0].view, slots[0], None)], Profiles(None), {base.ref: base})
+    (first,) = listed_places([ActorConfig()], [{"NodeID": "a", "Alive": True, "Resources": {}}])
+    (idle,) = with_models([(first.view, first, None)], Profiles(None), {base.ref: base})
     place = replace(idle, base_model=base.ref)
     there = replace(scheduling_view("0abc", make("old"), base, cap=1024), actor="cpu:0", steps_left=1000)
     seen = ClusterView((there,), (replace(place, state=ActorState.READY),), {base.ref: base})
@@ -114,9 +114,9 @@ def test_a_job_on_a_cpu_is_sized_by_the_micro_batches_of_a_cpu(tmp_path, make, t
     for bytes_, fits in ((limit, True), (limit - 1, False)):
         (row,) = plan(tmp_path, [job], [{"memory_limit": bytes_}]).values()
         assert (row["reason"] is None) == fits
-        slots = listed_slots([ActorConfig(memory_limit=bytes_)], [{"NodeID": "a", "Alive": True, "Resources": {}}])
-        places = with_models([(slot.view, slot, None) for slot in slots], Profiles(None), {base.ref: base})
-        assert (_misfits(job, base, places) == []) == fits
+        places = listed_places([ActorConfig(memory_limit=bytes_)], [{"NodeID": "a", "Alive": True, "Resources": {}}])
+        views = with_models([(place.view, place, None) for place in places], Profiles(None), {base.ref: base})
+        assert (_misfits(job, base, views) == []) == fits
 
 
 def test_a_job_that_fits_nowhere_is_told_with_both_numbers(tmp_path, make):

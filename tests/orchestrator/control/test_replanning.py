@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from gpu_actor.contract.orders import Attach
 from gpu_actor.contract.report import StepSample, TenantReport, TenantState
 from orchestrator.control import replanning
 from orchestrator.control.admission import _misfits
@@ -11,6 +12,7 @@ from orchestrator.jobs.job import JobState
 from orchestrator.scheduler.estimate import MemoryFit, SpeedFit
 from orchestrator.scheduler.forecast import forecast
 from orchestrator.scheduler.view import Plan, SpeedModel
+from orchestrator.store.records import Wish
 from support.house import TINY, House, describe
 
 X = "tiny@cpu:0#0000"
@@ -23,7 +25,7 @@ def test_an_idle_actor_whose_base_model_nobody_measured_holds_up_no_other_base(t
     bad = house.submit("bad")
     house.store.assign(bad, X, "boot")
     house.report(X, TenantReport(bad, 1, TenantState.FAILED, reason="line 3"))
-    house.know("/models/other")
+    house.describe("/models/other")
     other = house.submit("other", base_model="/models/other")
     plan = house.plan()
     assert plan.rehosts == {"cpu:0": "/models/other"}
@@ -32,35 +34,36 @@ def test_an_idle_actor_whose_base_model_nobody_measured_holds_up_no_other_base(t
 
 def test_a_cluster_without_a_job_has_a_plan(tmp_path):
     house = House(tmp_path, actors=[{"base_model": TINY}])
-    house.host(X, known=False)
+    house.host(X, described=False)
     house.report(X)
     assert house.plan().rehosts == {}
 
 
-@pytest.mark.parametrize(("wish", "returns"), [("yield", True), ("pause", False), ("cancel", False), ("finish", False)])
+@pytest.mark.parametrize(("wish", "returns"), [(wish, wish is Wish.YIELD) for wish in Wish])
 def test_a_job_that_was_told_to_go_is_seen_as_leaving(tmp_path, wish, returns):
     house = House(tmp_path)
     house.host(X)
     job = house.submit("a")
     house.store.assign(job, X, "boot")
     house.report(X, TenantReport(job, 1, TenantState.TRAINING, step=3, total_steps=9))
-    before = house.reconciler.look()
+    before = house.reconciler.snapshot()
     assert (before.view.jobs[0].leaving, before.view.jobs[0].returns) == (False, True)
     house.store.wish(job, wish, "asked")
-    look = house.reconciler.look()
-    assert (look.view.jobs[0].actor, look.view.jobs[0].leaving, look.view.jobs[0].returns) == ("cpu:0", True, returns)
-    assert look.differs(before)
+    after = house.reconciler.snapshot()
+    job = after.view.jobs[0]
+    assert (job.actor, job.leaving, job.returns) == ("cpu:0", True, returns)
+    assert after.differs(before)
 
 
 def test_the_forecast_takes_those_who_leave_for_gone(tmp_path):
     house = House(tmp_path)
     house.host(X)
-    for name, wish in (("back", "yield"), ("gone", "cancel")):
+    for name, wish in (("back", Wish.YIELD), ("gone", Wish.CANCEL)):
         job = house.submit(name, max_steps=50)
         house.store.assign(job, X, "boot")
         house.store.wish(job, wish, "asked")
     house.report(X)
-    view = house.reconciler.look().view
+    view = house.reconciler.snapshot().view
     found = {one.job.id: one for one in forecast(view).values()}
     assert [found[job.id].place for job in view.jobs if job.returns] == ["cpu:0"]
     assert len(found) == 1
@@ -83,8 +86,8 @@ def shared_steps(jobs, adapters):
 class BusyHouse(House):
     """With one actor, which reports a token budget and, now and then, the steps that it made."""
 
-    def tell(self, budget, *, steps=False):
-        adapters = self.lookout.adapter_bytes(self.store.get(self.job), describe())
+    def report_steps(self, budget, *, steps=False):
+        adapters = self.snapshots.adapter_bytes(self.store.get(self.job), describe())
         self.report(
             X,
             TenantReport(self.job, 1, TenantState.TRAINING, step=3, total_steps=9),
@@ -103,24 +106,25 @@ def busy(tmp_path):
     house.job = house.submit("a", r=4096, cutoff_len=64, per_device_train_batch_size=1)
     house.store.assign(house.job, X, "boot")
     for _ in range(10):
-        house.tell(1024, steps=True)
-        house.reconciler._learn()
-    house.profiles.of(house.fleet.members[X].slot, TINY).speed = SpeedFit(SpeedModel(3.0, 0.0005, 0.01))
+        house.report_steps(1024, steps=True)
+        house.learn()
+    house.profiles.of(house.fleet.members[X].place, TINY).speed = SpeedFit(SpeedModel(3.0, 0.0005, 0.01))
     return house
 
 
 def test_the_token_budget_is_what_all_adapters_of_an_actor_leave_in_every_tick(busy):
-    """Whether or not a step ended since the last look."""
+    """Whether or not a step ended since the last tick."""
     base = describe()
-    adapters = busy.lookout.adapter_bytes(busy.store.get(busy.job), base)
+    adapters = busy.snapshots.adapter_bytes(busy.store.get(busy.job), base)
     assert adapters > 20 * MIB
-    budget, told = 1024, []
+    budget, budgets = 1024, []
     for tick in range(12):
-        busy.tell(budget, steps=tick % 2 == 0)
-        busy.reconciler._learn()
-        for _, _, budget in busy.reconciler._budgets():
-            told.append(budget)
-    assert told == [1800]  # twice the largest measured batch
+        busy.report_steps(budget, steps=tick % 2 == 0)
+        busy.learn()
+        for instruction in busy.token_budgets():
+            budget = instruction.order.tokens
+            budgets.append(budget)
+    assert budgets == [1800]  # twice the largest measured batch
     assert FIXED + adapters + PER_TOKEN * budget <= LIMIT
 
 
@@ -129,17 +133,19 @@ def test_an_actor_makes_room_before_a_further_job_comes(busy):
     base = describe()
     for name in ("b", "c"):
         busy.submit(name, r=4096, cutoff_len=64, per_device_train_batch_size=1)
-    busy.profiles.of(busy.fleet.members[X].slot, TINY).largest = 60_000
-    (call,) = (busy.tell(1024), busy.reconciler._budgets())[1]
-    large = call[2]
+    busy.profiles.of(busy.fleet.members[X].place, TINY).largest = 60_000
+    busy.report_steps(1024)
+    (instruction,) = busy.token_budgets()
+    large = instruction.order.tokens
     assert large > 30_000
-    busy.tell(large)
+    busy.report_steps(large)
     plan = busy.plan()
     assert len(plan.placements) == 2
-    calls = busy.reconciler._act(plan)
-    assert [method for _, method, *_ in calls if method == "attach"] == ["attach", "attach"]
-    ((_, _, budget),) = busy.reconciler._budgets()
-    adapters = sum(busy.lookout.adapter_bytes(job, base) for job in busy.store.jobs())
+    orders = [instruction.order for instruction in busy.carry_out(plan)]
+    assert sum(isinstance(order, Attach) for order in orders) == 2
+    (instruction,) = busy.token_budgets()
+    budget = instruction.order.tokens
+    adapters = sum(busy.snapshots.adapter_bytes(job, base) for job in busy.store.jobs())
     assert FIXED + adapters + PER_TOKEN * large > LIMIT
     assert FIXED + adapters + PER_TOKEN * budget <= LIMIT
     assert budget >= 1024
@@ -150,23 +156,23 @@ def test_a_job_that_has_trained_waits_when_the_fit_has_drifted(busy):
     job = busy.store.get(busy.job)
     busy.store.move(job.id, JobState.QUEUED, "taken off", progress={"step": 2000, "total_steps": 3000})
     fresh = busy.submit("fresh", r=4096, cutoff_len=64, per_device_train_batch_size=1)
-    fit = busy.profiles.of(busy.fleet.members[X].slot, TINY)
+    fit = busy.profiles.of(busy.fleet.members[X].place, TINY)
     fit.memory = MemoryFit(replace(fit.memory.model, fixed_bytes=LIMIT - 5 * MIB))
     plan = busy.plan()
     assert (set(plan.rejections), set(plan.waiting)) == ({fresh}, {job.id})
-    busy.reconciler._act(plan)
+    busy.carry_out(plan)
     assert (busy.store.get(job.id).state, busy.store.get(fresh).state) == (JobState.QUEUED, JobState.FAILED)
-    assert f"the roomiest actor may use 0.6 GiB ({LIMIT} bytes)" in busy.store.get(job.id).waiting_for
+    assert f"the roomiest actor may use 592.0 MiB ({LIMIT} bytes)" in busy.store.get(job.id).waiting_for
 
 
 def test_at_submission_the_measurement_alone_decides(busy):
     """Nothing has been accepted yet, so nothing can be lost; a job that would wait for ever is refused at once."""
     spec = busy.store.get(busy.job).spec
-    places = busy.lookout.places(describe())
+    places = busy.snapshots.places(describe())
     assert _misfits(spec, describe(), places) == []
-    fit = busy.profiles.of(busy.fleet.members[X].slot, TINY)
+    fit = busy.profiles.of(busy.fleet.members[X].place, TINY)
     fit.memory = MemoryFit(replace(fit.memory.model, fixed_bytes=LIMIT - 5 * MIB))
-    (problem,) = _misfits(spec, describe(), busy.lookout.places(describe()))
+    (problem,) = _misfits(spec, describe(), busy.snapshots.places(describe()))
     assert f"({LIMIT} bytes)" in problem.message
 
 
@@ -196,7 +202,7 @@ def dear(tmp_path, monkeypatch):
 
 def tick(house):
     plan = house.plan()
-    house.reconciler._act(plan)
+    house.carry_out(plan)
     return plan
 
 
@@ -260,10 +266,10 @@ def test_the_first_dear_plan_is_followed_by_one_that_answers(dear):
 def test_a_job_that_needs_more_than_before_asks_for_a_full_plan(dear):
     dear.submit("a", max_steps=50)
     tick(dear)
-    before = dear.reconciler.look()
+    before = dear.reconciler.snapshot()
     size = before.view.jobs[0].adapter_bytes
-    for more, known in ((0, True), (-1, True), (1, False)):
+    for more, answered in ((0, True), (-1, True), (1, False)):
         changed = replace(before.view.jobs[0], adapter_bytes=size + more)
         events = replace(before, view=replace(before.view, jobs=(changed,))).events(before)
-        assert (events is not None) == known
+        assert (events is not None) == answered
     assert before.events(before).started == {}

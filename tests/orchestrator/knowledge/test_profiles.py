@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from gpu_actor.contract.description import BaseDescription, LinearShape
-from gpu_actor.contract.report import ActorReport, StepSample
+from gpu_actor.contract.report import ActorPhase, ActorReport, StepSample
 from orchestrator.cluster.cluster_config import ActorConfig
-from orchestrator.cluster.places import Slot
+from orchestrator.cluster.places import Place
 from orchestrator.knowledge.place_models import with_models
 from orchestrator.knowledge.profiles import Profile, Profiles, idle_memory, leaving_room, profile_key, token_budget
 from orchestrator.scheduler.estimate import MemoryFit, SpeedFit
@@ -29,7 +29,7 @@ def report(boot="boot", tokens=(100, 400, 200, 800)):
         for i, n in enumerate(tokens)
         for jobs in (1, 2, 3)
     )
-    return ActorReport("a", boot, "ready", memory_idle=int(IDLE), token_budget=1024, steps=steps)
+    return ActorReport("a", boot, ActorPhase.READY, memory_idle=int(IDLE), token_budget=1024, steps=steps)
 
 
 @pytest.fixture
@@ -39,19 +39,19 @@ def store(tmp_path):
     store.close()
 
 
-def slot(**settings):
-    return Slot("cpu:0", "n", ActorConfig(**settings), 2**30, 1)
+def a_place(**settings):
+    return Place("cpu:0", "n", ActorConfig(**settings), 2**30, 1)
 
 
 def taught(store, rounds=10, **settings):
     profiles = Profiles(store)
     for _ in range(rounds):
-        profiles.learn(slot(**settings), BASE, report())
+        profiles.learn(a_place(**settings), BASE, report())
     return profiles
 
 
 def test_measured_steps_become_a_speed_and_a_memory(store):
-    profile = taught(store).of(slot(), "tiny")
+    profile = taught(store).of(a_place(), "tiny")
     speed, memory = profile.speed.model, profile.memory.model
     assert (speed.step_seconds, speed.token_seconds, speed.adapter_seconds) == pytest.approx((A, B, C), rel=0.1)
     assert memory.fixed_bytes + 800 * memory.bytes_per_token == pytest.approx(IDLE + 800 * PER_TOKEN, rel=0.02)
@@ -59,80 +59,80 @@ def test_measured_steps_become_a_speed_and_a_memory(store):
 
 def test_what_was_learned_is_there_after_a_restart_and_for_another_actor_of_the_kind(store):
     profiles = taught(store)
-    profiles.loaded(slot(), "tiny", 7.5)
+    profiles.loaded(a_place(), "tiny", 7.5)
     profiles.save()
     again = Profiles(store)
-    other = Slot("cpu:1", "n", ActorConfig(), 2**30, 1)
-    assert again.of(other, "tiny").speed.model == profiles.of(slot(), "tiny").speed.model
+    other = Place("cpu:1", "n", ActorConfig(), 2**30, 1)
+    assert again.of(other, "tiny").speed.model == profiles.of(a_place(), "tiny").speed.model
     assert again.of(other, "tiny").load_seconds == 7.5
     assert again.of_place(other).keys() == {"tiny"}
-    assert again.of(Slot("cpu:1", "n", ActorConfig(), 2**30, 2), "tiny") is None  # other threads, other speed
-    assert again.of(Slot("cpu:1", "n", ActorConfig(dtype="bfloat16"), 2**30, 1), "tiny") is None
-    assert again.of(Slot("cpu:1", "n", ActorConfig(quantization="nf4"), 2**30, 1), "tiny") is None
+    assert again.of(Place("cpu:1", "n", ActorConfig(), 2**30, 2), "tiny") is None  # other threads, other speed
+    assert again.of(Place("cpu:1", "n", ActorConfig(dtype="bfloat16"), 2**30, 1), "tiny") is None
+    assert again.of(Place("cpu:1", "n", ActorConfig(quantization="nf4"), 2**30, 1), "tiny") is None
 
 
 def test_swaps_and_loads_are_of_the_base_model_and_outlive_a_restart(store):
     profiles = taught(store)
-    assert profiles.of(slot(), "tiny").swap_seconds is None
-    profiles.swapped(slot(), "tiny", leave=4.0)
-    assert profiles.of(slot(), "tiny").swap_seconds == 4.0 + 1.0  # its other half is guessed
-    profiles.swapped(slot(), "tiny", start=2.0)
-    profiles.swapped(slot(), "tiny", start=3.0)
-    profiles.swapped(slot(), "unheard", start=99.0)
-    profiles.loaded(slot(), "tiny", 7.5)
+    assert profiles.of(a_place(), "tiny").swap_seconds is None
+    profiles.swapped(a_place(), "tiny", leave=4.0)
+    assert profiles.of(a_place(), "tiny").swap_seconds == 4.0 + 1.0  # its other half is guessed
+    profiles.swapped(a_place(), "tiny", start=2.0)
+    profiles.swapped(a_place(), "tiny", start=3.0)
+    profiles.swapped(a_place(), "unheard", start=99.0)
+    profiles.loaded(a_place(), "tiny", 7.5)
     profiles.save()
     again = Profiles(store)
-    assert again.of(slot(), "tiny").swap_seconds == pytest.approx(4.0 + 2.2)
+    assert again.of(a_place(), "tiny").swap_seconds == pytest.approx(4.0 + 2.2)
     other = replace(BASE, ref="other", parameters=10**9)
-    empty = ActorView("cpu:0", "cpu:0", ActorState.EMPTY, slot().shape)
-    (place,) = with_models([(empty, slot(), None)], again, {"tiny": BASE, "other": other})
+    empty = ActorView("cpu:0", "cpu:0", ActorState.EMPTY, a_place().shape)
+    (place,) = with_models([(empty, a_place(), None)], again, {"tiny": BASE, "other": other})
     assert place.seconds_to_load("tiny") == 7.5
     assert place.seconds_to_load("other") == pytest.approx(8.0 + 4e9 / 5e8)
     assert place.swap_seconds == pytest.approx(6.2)
-    assert next(with_models([(empty, slot(), None)], Profiles(None), {})).swap_seconds == 2.0
+    assert next(with_models([(empty, a_place(), None)], Profiles(None), {})).swap_seconds == 2.0
 
 
 def test_a_profile_of_old_is_read(store):
-    profile = taught(store).of(slot(), "tiny").to_dict()
+    profile = taught(store).of(a_place(), "tiny").to_dict()
     del profile["leave_seconds"], profile["start_seconds"]
     assert Profile.from_dict(profile).swap_seconds is None
 
 
 def test_accelerators_of_two_names_have_two_profiles(store):
     profiles = Profiles(store)
-    h100, t4 = (Slot("cuda:0", "n", ActorConfig(num_gpus=1), device_name=name) for name in ("H100 80GB", "T4"))
+    h100, t4 = (Place("cuda:0", "n", ActorConfig(num_gpus=1), device_name=name) for name in ("H100 80GB", "T4"))
     profiles.learn(h100, BASE, report())
     assert profiles.of_place(h100).keys() == {"tiny"}
-    assert profiles.of_place(t4) == profiles.of_place(Slot("cuda:0", "n", ActorConfig(num_gpus=1))) == {}
+    assert profiles.of_place(t4) == profiles.of_place(Place("cuda:0", "n", ActorConfig(num_gpus=1))) == {}
 
 
 def test_the_idle_memory_of_an_accelerator_is_all_that_is_allocated():
     """What no allocator counts is in the limit, so it is neither taken from the idle memory nor added to it."""
-    on_cpu = idle_memory(slot(), BASE, int(IDLE))
-    on_cuda = idle_memory(Slot("cuda:0", "n", ActorConfig(num_gpus=1)), BASE, int(IDLE))
+    on_cpu = idle_memory(a_place(), BASE, int(IDLE))
+    on_cuda = idle_memory(Place("cuda:0", "n", ActorConfig(num_gpus=1)), BASE, int(IDLE))
     assert on_cuda.fixed_bytes == pytest.approx(on_cpu.fixed_bytes, rel=1e-6)
 
 
 def test_the_token_budget_is_the_saturation_point(store):
-    profile = taught(store).of(slot(), "tiny")
+    profile = taught(store).of(a_place(), "tiny")
     profile.largest = 2000
-    assert token_budget(profile, slot(), None, 400) == pytest.approx(9 * A / B, rel=0.15)
-    assert token_budget(profile, slot(), 800 * profile.memory.model.bytes_per_token, 400) == 720
+    assert token_budget(profile, a_place(), None, 400) == pytest.approx(9 * A / B, rel=0.15)
+    assert token_budget(profile, a_place(), 800 * profile.memory.model.bytes_per_token, 400) == 720
     for room in (None, 1e12):  # the cluster file's word, which only a lack of memory goes against
-        assert token_budget(profile, slot(token_budget=64), room, 64) == 64
-        assert token_budget(profile, slot(token_budget=100_000), room, 100_000) == 100_000
+        assert token_budget(profile, a_place(token_budget=64), room, 64) == 64
+        assert token_budget(profile, a_place(token_budget=100_000), room, 100_000) == 100_000
     room = 800 * profile.memory.model.bytes_per_token
-    assert token_budget(profile, slot(token_budget=1000), room, 1000) == 720
-    assert token_budget(profile, slot(token_budget=1000), 2 * room, 720) == 1000
+    assert token_budget(profile, a_place(token_budget=1000), room, 1000) == 720
+    assert token_budget(profile, a_place(token_budget=1000), 2 * room, 720) == 1000
 
 
 def test_a_budget_waits_for_enough_and_different_steps(store):
-    few = taught(store, rounds=1).of(slot(), "tiny")
-    assert token_budget(few, slot(), None, 1024) == 1024
+    few = taught(store, rounds=1).of(a_place(), "tiny")
+    assert token_budget(few, a_place(), None, 1024) == 1024
     profiles = Profiles(None)
     for _ in range(20):
-        profiles.learn(slot(), BASE, report(tokens=(100, 110)))
-    assert token_budget(profiles.of(slot(), "tiny"), slot(), None, 1024) == 1024
+        profiles.learn(a_place(), BASE, report(tokens=(100, 110)))
+    assert token_budget(profiles.of(a_place(), "tiny"), a_place(), None, 1024) == 1024
 
 
 def test_a_fit_without_a_share_for_tokens_sets_no_budget():
@@ -140,51 +140,51 @@ def test_a_fit_without_a_share_for_tokens_sets_no_budget():
     profile = Profile(
         SpeedFit(SpeedModel(1e-9, 1e-9, 0.5)), MemoryFit(MemoryModel(IDLE, PER_TOKEN)), None, 100, 100, 800
     )
-    assert token_budget(profile, slot(), None, 1024) == 1024
+    assert token_budget(profile, a_place(), None, 1024) == 1024
 
 
 def test_the_idle_memory_of_a_quantised_base_replaces_its_own_weights_in_the_guess():
     """What the guess has beyond weights and reserve, the logits of a chunk, does not depend on how weights are kept."""
-    plain, small = (idle_memory(slot(quantization=q), BASE, int(IDLE)) for q in (None, "nf4"))
+    plain, small = (idle_memory(a_place(quantization=q), BASE, int(IDLE)) for q in (None, "nf4"))
     assert small.fixed_bytes == pytest.approx(plain.fixed_bytes, rel=1e-6)
     assert small.fixed_bytes > IDLE
 
 
 def test_a_budget_grows_to_twice_the_largest_batch_that_was_measured_and_no_further(store):
     """A fit says little of batches ten times as large, and a CPU's kernel would end the process at once."""
-    profile = taught(store).of(slot(), "tiny")
+    profile = taught(store).of(a_place(), "tiny")
     profile.speed = SpeedFit(SpeedModel(0.5, B, C))  # saturated at 22,500 tokens
     assert profile.largest == 800
-    assert token_budget(profile, slot(), None, 400) == 1600
-    assert token_budget(profile, slot(), None, 4000) == 4000  # what it has stays
+    assert token_budget(profile, a_place(), None, 400) == 1600
+    assert token_budget(profile, a_place(), None, 4000) == 4000  # what it has stays
 
 
 def test_a_budget_that_does_not_fit_goes_down_at_once_and_then_stays(store):
-    profile = taught(store).of(slot(), "tiny")
+    profile = taught(store).of(a_place(), "tiny")
     room = 950 * profile.memory.model.bytes_per_token
-    assert token_budget(profile, slot(), room, 1000) == 855
+    assert token_budget(profile, a_place(), room, 1000) == 855
     for waver in (0.92, 1.0, 1.05):
-        assert token_budget(profile, slot(), waver * room, 855) == 855
+        assert token_budget(profile, a_place(), waver * room, 855) == 855
 
 
 def test_plans_count_the_tokens_of_a_new_actor_whatever_the_budget_was_when_the_profile_was_made(store):
     """The profile is older than the cluster file's budget, and the actor has been given a larger one since."""
-    profile = taught(store).of(slot(token_budget=64), "tiny")
+    profile = taught(store).of(a_place(token_budget=64), "tiny")
     assert profile is not None
     for settings, cap in (({}, 1024), ({"token_budget": 256}, 256)):
-        place = ActorView("cpu:0", "cpu:0", ActorState.READY, slot(**settings).shape, "tiny")
+        place = ActorView("cpu:0", "cpu:0", ActorState.READY, a_place(**settings).shape, "tiny")
         profiles = Profiles(store)
-        profiles._profiles = {profile_key(slot(), "tiny"): profile}
-        places = [(place, slot(**settings), report_with(8192))]
+        profiles._profiles = {profile_key(a_place(), "tiny"): profile}
+        places = [(place, a_place(**settings), report_with(8192))]
         (seen,) = with_models(places, profiles, {"tiny": BASE, "new": BASE})
         assert {ref: memory.token_cap for ref, memory in seen.memories.items()} == {"tiny": cap, "new": cap}
         assert seen.shape.token_budget == 8192  # by which the speed goes
 
 
 def test_where_memory_is_short_plans_leave_half_of_the_room_to_shared_batches(store):
-    profile = taught(store).of(slot(), "tiny")
+    profile = taught(store).of(a_place(), "tiny")
     for settings, budget in (({}, 1024), ({"token_budget": 800}, 800)):
-        model = profile.memory_model(slot(**settings))
+        model = profile.memory_model(a_place(**settings))
         room = 1000 * model.bytes_per_token
         assert leaving_room(model, int(model.fixed_bytes + room)).token_cap == pytest.approx(500, abs=2)
         assert leaving_room(model, int(model.fixed_bytes + 3 * room)).token_cap == budget
@@ -194,18 +194,18 @@ def test_where_memory_is_short_plans_leave_half_of_the_room_to_shared_batches(st
 
 def test_the_margin_of_the_residuals_stays_free_and_outlives_a_restart(store):
     profiles = taught(store)
-    profile = profiles.of(slot(), "tiny")
+    profile = profiles.of(a_place(), "tiny")
     fixed = profile.memory.model.fixed_bytes
     profile.memory.observe(800, 0, 1.3 * (fixed + 800 * profile.memory.model.bytes_per_token))
     margin = profile.memory.margin
     assert margin > 0.1 * fixed
-    assert profile.memory_model(slot()).fixed_bytes == pytest.approx(profile.memory.model.fixed_bytes + margin)
+    assert profile.memory_model(a_place()).fixed_bytes == pytest.approx(profile.memory.model.fixed_bytes + margin)
     profiles.save()
-    assert Profiles(store).of(slot(), "tiny").memory_model(slot()) == profile.memory_model(slot())
+    assert Profiles(store).of(a_place(), "tiny").memory_model(a_place()) == profile.memory_model(a_place())
 
 
 def report_with(budget):
-    return ActorReport("a", "boot", "ready", memory_idle=int(IDLE), token_budget=budget)
+    return ActorReport("a", "boot", ActorPhase.READY, memory_idle=int(IDLE), token_budget=budget)
 
 
 def feed(profile, *actors):
@@ -241,9 +241,9 @@ def test_two_actors_of_a_kind_do_not_spoil_what_one_has_shown(actors):
 def test_actors_that_are_gone_are_forgotten():
     profile = Profile(SpeedFit(SpeedModel(A, B, C)), MemoryFit(MemoryModel(IDLE, PER_TOKEN)))
     profiles = Profiles(None)
-    profiles._profiles = {profile_key(slot(), "tiny"): profile}
+    profiles._profiles = {profile_key(a_place(), "tiny"): profile}
     for number in range(3):
-        profiles.learn(slot(), BASE, report(f"boot{number}"))
+        profiles.learn(a_place(), BASE, report(f"boot{number}"))
     assert set(profile.boots) == {"boot0", "boot1", "boot2"}
     profiles.forget_actors({"boot2", "other"})
     assert set(profile.boots) == {"boot2"}
@@ -269,10 +269,10 @@ def test_an_idle_cluster_writes_no_profile(store, monkeypatch):
     """Every tick tells again how long the base model took to load."""
     profiles, calls = taught(store), written(store, monkeypatch)
     for _ in range(5):
-        profiles.loaded(slot(), "tiny", 7.5)
+        profiles.loaded(a_place(), "tiny", 7.5)
         profiles.save()
     assert len(calls) == 1
-    profiles.loaded(slot(), "tiny", 8.0)
+    profiles.loaded(a_place(), "tiny", 8.0)
     profiles.save()
     assert len(calls) == 2
 
@@ -280,11 +280,11 @@ def test_an_idle_cluster_writes_no_profile(store, monkeypatch):
 def test_a_busy_cluster_writes_its_profiles_now_and_then(store, monkeypatch):
     profiles, calls = Profiles(store), written(store, monkeypatch)
     for _ in range(20):
-        profiles.learn(slot(), BASE, report())
+        profiles.learn(a_place(), BASE, report())
         profiles.save_now_and_then()
     assert len(calls) == 1
     monkeypatch.setattr("orchestrator.knowledge.profiles._SAVE_SECONDS", 0.0)
     profiles.save_now_and_then()
     profiles.save_now_and_then()
     assert len(calls) == 2
-    assert Profiles(store).of(slot(), "tiny").samples == 20 * 12
+    assert Profiles(store).of(a_place(), "tiny").samples == 20 * 12

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from gpu_actor.contract.config import DatasetConfig
 from gpu_actor.contract.errors import LorayError
-from gpu_actor.contract.report import ActorReport
+from gpu_actor.contract.report import ActorPhase, ActorReport
 from orchestrator.cli import jobs
 from orchestrator.cli.app import app
 from orchestrator.cli.chart import draw, write_chart
@@ -55,18 +55,18 @@ def test_every_assignment_is_a_stay_that_ends_when_the_job_leaves(store):
         (one, SECOND, False),
     ]
     assert before <= stays[0].since <= stays[0].until <= stays[2].since <= stays[2].until <= time.time()
-    told = Timeline(store).tell([one])
-    assert [stay["place"] for stay in told["stays"]] == ["cpu:0", "3f9a12/cuda:1"]
+    view = Timeline(store).view([one])
+    assert [stay["place"] for stay in view["stays"]] == ["cpu:0", "3f9a12/cuda:1"]
 
 
 def test_the_memory_of_a_place_is_the_share_of_its_limit(store):
     timeline = Timeline(store)
-    report = ActorReport("a", "boot", "ready", memory_limit=1000, memory_used=250)
-    timeline.note([("cpu:0", report), ("cpu:1", ActorReport("b", "boot", "loading"))])
+    report = ActorReport("a", "boot", ActorPhase.READY, memory_limit=1000, memory_used=250)
+    timeline.note([("cpu:0", report), ("cpu:1", ActorReport("b", "boot", ActorPhase.LOADING))])
     timeline.note([("cpu:0", report)])
-    ((name, points),) = timeline.tell([])["memory"].items()
+    ((name, points),) = timeline.view([])["memory"].items()
     assert (name, [share for _, share in points]) == ("cpu:0", [0.25])
-    json.dumps(timeline.tell(ids(store)))  # plain values
+    json.dumps(timeline.view(ids(store)))  # plain values
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=50), st.integers(1, 200))
@@ -80,7 +80,7 @@ def test_a_memory_line_stays_small_in_order_and_keeps_its_peak(shares, times):
 
 
 def test_the_picture_has_each_stay_and_the_memory_of_its_place():
-    told = {
+    view = {
         "now": 130.0,
         "stays": [
             {"job_id": "1", "place": "cpu:0", "since": 100.0, "until": 110.0},
@@ -88,13 +88,13 @@ def test_the_picture_has_each_stay_and_the_memory_of_its_place():
         ],
         "memory": {"cpu:0": [(50.0, 0.9), (90.0, 0.2), (105.0, 0.5), (500.0, 0.7)], "gone": [(100.0, 1.0)]},
     }
-    text = draw(told, {"1": "one"}, "Loray")
+    text = draw(view, {"1": "one"}, "Loray")
     assert re.findall(r"<title>(one: [^<]*)", text) == ["one: 0s to 10s", "one: 12s to 30s"]
     assert "memory in use" in text
     assert "gone" not in text
     low, *_ = re.findall(r'<polyline class="memory" points="110.0,(\S+) 110.0,(\S+) ', text)
     assert float(low[0]) - float(low[1]) == pytest.approx(0.2 * 22, abs=0.1)  # what was in use when the picture begins
-    assert "memory" not in draw({**told, "memory": {}}, {"1": "one"}, "").partition("</style>")[2]
+    assert "memory" not in draw({**view, "memory": {}}, {"1": "one"}, "").partition("</style>")[2]
     assert draw({"now": 0.0, "stays": [], "memory": {}}, {}, "none").startswith("<svg")
 
 

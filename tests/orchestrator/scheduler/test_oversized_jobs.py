@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from gpu_actor.contract.report import StepSample, TenantReport, TenantState
-from orchestrator.control.reconcile import SETTLE_SECONDS
+from orchestrator.control.live_progress import SETTLE_SECONDS
 from orchestrator.jobs.job import JobState
 from orchestrator.scheduler.estimate import MemoryFit
 from orchestrator.scheduler.oversized_jobs import fit_oversized_jobs
@@ -62,8 +62,8 @@ def pressed_house(folder, **actor):
     steps = (StepSample(400, 0, 1, 1.0, IDLE + PER_TOKEN * 400, 0),)
     training = TenantReport(house.job, 1, TenantState.TRAINING, step=3, total_steps=90, longest=512)
     house.report(X, training, memory_limit=LIMIT, memory_idle=IDLE, token_budget=300, pressed=1, steps=steps)
-    house.reconciler._learn()
-    house.profiles.of(house.fleet.members[X].slot, TINY).memory = MemoryFit(MemoryModel(IDLE, PER_TOKEN, 1024))
+    house.learn()
+    house.profiles.of(house.fleet.members[X].place, TINY).memory = MemoryFit(MemoryModel(IDLE, PER_TOKEN, 1024))
     return house
 
 
@@ -74,15 +74,16 @@ def house(tmp_path):
 
 def settle(house):
     """It has trained for long enough to be movable."""
-    for key in house.reconciler._training:
-        house.reconciler._training[key] -= SETTLE_SECONDS
+    since = house.reconciler.progress._training_since
+    for key in since:
+        since[key] -= SETTLE_SECONDS
 
 
 def test_a_running_job_that_turns_out_too_large_for_every_place_stays(house):
     settle(house)
-    look = house.reconciler.look()
-    assert look.view.jobs[0].movable
-    assert look.view.jobs[0].worst_tokens < 1024
+    (job,) = house.reconciler.snapshot().view.jobs
+    assert job.movable
+    assert job.worst_tokens < 1024
     plan = house.plan()
     assert (plan.preemptions, plan.moves, plan.waiting) == ({}, {}, {})
 
@@ -96,7 +97,7 @@ def test_a_new_job_of_the_same_size_is_refused_and_one_of_small_micro_batches_is
     """Where memory is short, half of the room is for shared batches; the actor's budget is lowered to what is left."""
     large = house.submit("large", cutoff_len=512, per_device_train_batch_size=2)
     small = house.submit("small", cutoff_len=100, per_device_train_batch_size=2)
-    view = house.reconciler.look().view
+    view = house.reconciler.snapshot().view
     assert view.actors[0].memories[TINY].token_cap == pytest.approx(256, rel=0.1)
     plan = house.plan()
     assert set(plan.rejections) == {large}
@@ -107,6 +108,7 @@ def test_a_new_job_of_the_same_size_is_refused_and_one_of_small_micro_batches_is
 def test_an_actor_is_not_told_again_what_it_cannot_keep_to(tmp_path):
     """The cluster file wants 1024 tokens, the fit has room for 460, and the actor allows itself 300 once pressed."""
     house = pressed_house(tmp_path, token_budget=1024)
-    told = [house.reconciler._budgets() for _ in range(3)]
-    assert [len(calls) for calls in told] == [1, 0, 0]
-    assert 300 < told[0][0][2] < 512
+    first, *later = [house.token_budgets() for _ in range(3)]
+    assert later == [[], []]
+    (instruction,) = first
+    assert 300 < instruction.order.tokens < 512

@@ -12,7 +12,7 @@ from gpu_actor.contract.config import DatasetConfig
 from gpu_actor.contract.errors import IllegalTransitionError, JobNotFoundError
 from orchestrator.jobs.job import JobSpec, JobState
 from orchestrator.store.database import StoreError
-from orchestrator.store.records import ActorRecord
+from orchestrator.store.records import ActorRecord, Wish
 from orchestrator.store.store import LiveJobError, Store
 
 
@@ -150,7 +150,7 @@ def test_leaving_a_state_ends_its_wish_and_waiting_reason(store):
     job = store.add([spec("a")], "r1")[0]
     store.set_waiting({job.id: "memory"})
     store.assign(job.id, "x", "boot")
-    assert store.wish(job.id, "pause", "asked to pause").wish == "pause"
+    assert store.wish(job.id, Wish.PAUSE, "asked to pause").wish is Wish.PAUSE
     paused = store.move(job.id, JobState.PAUSED, "paused")
     assert (paused.wish, paused.waiting_for, paused.finished_at) == (None, None, None)
     assert store.move(job.id, JobState.CANCELLED, "cancelled").finished_at is not None
@@ -196,7 +196,7 @@ def test_live_jobs_at_hand_are_those_of_the_table_after_every_change(store, url)
     store.set_progress({jobs[0].id: {"step": 1}, jobs[1].id: {"step": 0}})
     agree()
     store.set_waiting({job.id: f"waits {job.name}" for job in jobs[1:]})
-    store.wish(jobs[0].id, "yield", "asked")
+    store.wish(jobs[0].id, Wish.YIELD, "asked")
     agree()
     store.move(jobs[1].id, JobState.CANCELLED, "cancelled")
     store.move(jobs[2].id, JobState.PAUSED, "paused")

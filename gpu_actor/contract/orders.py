@@ -1,0 +1,70 @@
+"""What the orchestrator can order an actor to do: plain values, so that they travel through Ray without torch.
+
+Any order may come twice, and one about a job that is not on the actor changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gpu_actor.contract.config import AdapterSpec
+
+
+@dataclass(frozen=True)
+class Attach:
+    """Train an adapter, from the newest checkpoint in its output folder if there is one.
+
+    Attributes:
+        attempt: Number of this assignment; an actor that has seen it, or a later one, does nothing.
+    """
+
+    spec: AdapterSpec
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Detach:
+    """Drop an adapter at the next step boundary.
+
+    Attributes:
+        keep: Write a checkpoint first, so that the job can go on elsewhere; False gives the job up.
+    """
+
+    job_id: str
+    keep: bool
+
+
+@dataclass(frozen=True)
+class Finish:
+    """End an adapter at the next step boundary, and export what it has learned.
+
+    Attributes:
+        reason: Why it ends before its last step, for people.
+    """
+
+    job_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Forget:
+    """Stop reporting an adapter whose end the orchestrator has recorded."""
+
+    job_id: str
+
+
+@dataclass(frozen=True)
+class SetBatchOrder:
+    """Which adapters come first into a shared batch: the earlier in `job_ids`, the sooner."""
+
+    job_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SetTokenBudget:
+    """Most tokens of a shared batch from now on."""
+
+    tokens: int
+
+
+Order = Attach | Detach | Finish | Forget | SetBatchOrder | SetTokenBudget

@@ -1,0 +1,129 @@
+"""The working actor: one base model, one training thread, and orders that return at once.
+
+An order only leaves a task for the training thread, which does its tasks between two shared batches.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from concurrent.futures import Future
+from dataclasses import replace
+
+from gpu_actor.contract.config import ActorOptions
+from gpu_actor.contract.orders import Attach, Detach, Finish, Forget, Order, SetBatchOrder, SetTokenBudget
+from gpu_actor.contract.report import ActorPhase, ActorReport
+from gpu_actor.device.memory import MemoryMeter, memory_limit
+from gpu_actor.hosting.hosted_base import HostedBase, end_if_device_lost
+from gpu_actor.hosting.preparer import Preparer, Task
+from gpu_actor.training.trainer import reason_of
+
+logger = logging.getLogger(__name__)
+
+_IDLE_WAIT_S = 0.2
+
+
+class Host:
+    """Hosts one frozen base model and co-trains every adapter attached to it."""
+
+    def __init__(self, options: ActorOptions, blank: ActorReport) -> None:
+        """Start loading the base model in the training thread and return.
+
+        Args:
+            options: What to host, and how.
+            blank: The actor's report until now, with its name and its identity.
+        """
+        self._options = options
+        self._memory = MemoryMeter(options.device)
+        limit = options.memory_limit or memory_limit(options.device, options.memory_share)
+        self._published = replace(blank, memory_limit=limit)  # as of the latest shared batch
+        self._loading: Future[HostedBase] = Future()
+        self._tasks: queue.Queue[Task] = queue.Queue()
+        self._preparer = Preparer(self._loading, self._tasks.put, self._publish)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="loray-train", daemon=True)
+        self._thread.start()
+
+    def report(self) -> ActorReport:
+        """The state of the actor and of every adapter on it, as of the latest shared batch."""
+        preparing = self._preparer.reports()  # first: a job that begins to train now is in both, never in neither
+        published = self._published
+        trained = [tenant for tenant in published.tenants if tenant.job_id not in preparing]
+        used = self._memory.used()
+        ready = published.state is ActorPhase.READY
+        return replace(
+            published,
+            memory_used=used,
+            memory_reserved=self._memory.reserved(),
+            memory_free=self._memory.free(published.memory_limit),
+            memory_peak=max(used, published.memory_peak),
+            steps=self._loading.result().trainer.meter.take() if ready else (),
+            tenants=(*trained, *preparing.values()),
+        )
+
+    def carry_out(self, order: Order) -> None:
+        """Do what the orchestrator wants, at the next step boundary where it concerns the training."""
+        match order:
+            case Attach(spec, attempt):
+                self._preparer.attach(spec, attempt)
+            case Detach(job_id, keep):
+                self._preparer.detach(job_id, keep)
+                self._tasks.put(lambda hosted: hosted.trainer.detach(job_id, keep=keep))
+            case Finish(job_id, reason):
+                self._tasks.put(lambda hosted: hosted.trainer.finish(job_id, reason))
+            case Forget(job_id):
+                self._preparer.forget(job_id)
+                self._tasks.put(lambda hosted: hosted.trainer.forget(job_id))
+            case SetBatchOrder(job_ids):
+                self._tasks.put(lambda hosted: hosted.trainer.set_order(job_ids))
+            case SetTokenBudget(tokens):
+                self._tasks.put(lambda hosted: hosted.trainer.set_budget(tokens))
+
+    def stop(self) -> None:
+        """End the training thread after it has written a checkpoint of every adapter. Waits for that."""
+        self._stopping.set()
+        self._preparer.stop()
+        self._thread.join()
+
+    # -- the training thread -------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            hosted = HostedBase.load(self._options, self._memory, self._published)
+        except Exception as error:
+            logger.exception("the base model cannot be served")
+            self._published = replace(self._published, state=ActorPhase.FAILED, reason=reason_of(error))
+            self._loading.set_exception(error)
+            return
+        self._loading.set_result(hosted)
+        self._publish(hosted)
+        while not self._stopping.is_set():
+            self._do_tasks(hosted)
+            try:
+                hosted.trainer.step()
+            except Exception as error:  # the trainer ends a bad job by itself; nothing else must end the others
+                end_if_device_lost(error)
+                logger.exception("a shared batch failed outside any job")
+                self._stopping.wait(_IDLE_WAIT_S)
+            self._publish(hosted)
+        for job_id in hosted.trainer.tenant_ids():
+            hosted.trainer.detach(job_id, keep=True)
+        self._publish(hosted)
+
+    def _do_tasks(self, hosted: HostedBase) -> None:
+        """Do what was ordered since the last shared batch; wait a little when there is nothing to train."""
+        try:
+            task = self._tasks.get(timeout=_IDLE_WAIT_S) if hosted.trainer.idle else self._tasks.get_nowait()
+            while True:
+                try:
+                    task(hosted)
+                except Exception as error:
+                    end_if_device_lost(error)
+                    logger.exception("an order could not be carried out")
+                task = self._tasks.get_nowait()
+        except queue.Empty:
+            return
+
+    def _publish(self, hosted: HostedBase) -> None:
+        self._published = hosted.report()

@@ -1,0 +1,106 @@
+"""A base model that is loaded, and what trains on it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any
+
+import torch
+
+from gpu_actor.contract.config import ActorOptions
+from gpu_actor.contract.footprint import weight_bytes
+from gpu_actor.contract.report import ActorPhase, ActorReport
+from gpu_actor.device.failures import is_device_lost
+from gpu_actor.device.memory import MemoryMeter, device_name
+from gpu_actor.loading.tokenizer import load_tokenizer
+from gpu_actor.model.base_model import BaseModel
+from gpu_actor.training.trainer import CoTrainer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class HostedBase:
+    """All that there is once the base model is loaded.
+
+    Attributes:
+        base: The frozen base model.
+        trainer: Trains the adapters on it; the training thread alone may use it.
+        tokenizer: Gives the base model's tokenizer; loads it at the first call.
+        ready: The report of an actor that hosts it, before any adapter came.
+    """
+
+    base: BaseModel
+    trainer: CoTrainer
+    tokenizer: Callable[[], Any]
+    ready: ActorReport
+
+    @classmethod
+    def load(cls, options: ActorOptions, memory: MemoryMeter, loading: ActorReport) -> HostedBase:
+        """Load the base model, which takes from seconds to minutes.
+
+        Args:
+            options: What to load, and how.
+            memory: Of the actor's device.
+            loading: The actor's report until now; `memory_limit` is what the trainer keeps to.
+
+        Raises:
+            LorayError: The base model cannot be served; other errors come from the libraries that load it.
+        """
+        if options.device == "cpu":
+            # Ray sets OMP_NUM_THREADS=1 for actors without a CPU share of their own
+            torch.set_num_threads(options.cpu_threads or os.cpu_count() or 1)
+        base = BaseModel.load(
+            options.base_model,
+            options.device,
+            options.dtype,
+            gradient_checkpointing=options.gradient_checkpointing,
+            quantization=options.quantization,
+            trust_remote_code=options.trust_remote_code,
+            allow_pickle=options.allow_pickle,
+        )
+        for remark in base.remarks:
+            logger.warning(remark)
+        memory.release()
+        ready = replace(
+            loading,
+            state=ActorPhase.READY,
+            reason="; ".join(base.remarks) or None,
+            device_name=device_name(options.device),
+            memory_idle=memory.used(),
+            base_bytes=weight_bytes(base.description, base.dtype.itemsize, options.quantization),
+        )
+        tokenizer = partial(
+            load_tokenizer,
+            options.base_model,
+            trust_remote_code=options.trust_remote_code,
+            vocab_size=base.description.vocab_size,
+        )
+        return cls(base, CoTrainer(base, options.token_budget, loading.memory_limit), cache(tokenizer), ready)
+
+    def report(self) -> ActorReport:
+        """The state of the actor and of its adapters between two shared batches."""
+        trainer = self.trainer
+        return replace(
+            self.ready,
+            memory_peak=trainer.meter.highest,
+            token_budget=trainer.token_budget,
+            micro_batch_cap=trainer.micro_batch_cap,
+            pressed=trainer.pressed,
+            step_seconds=trainer.step_seconds,
+            tokens_per_s=trainer.tokens_per_s,
+            batch_tokens=trainer.batch_tokens,
+            batch_adapters=trainer.batch_adapters,
+            tenants=tuple(trainer.reports()),
+        )
+
+
+def end_if_device_lost(error: Exception) -> None:
+    """End the process if nothing runs on its device any more; it is started anew, and the jobs go on."""
+    if is_device_lost(error):
+        logger.critical("the device is lost, so this process ends: jobs go on from checkpoints", exc_info=error)
+        os._exit(1)

@@ -1,0 +1,176 @@
+"""Jobs on their way into training: their data and start weights are made in a second thread.
+
+So a large data set holds up nobody. A finished tenant is handed to the training thread, between two shared batches.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from gpu_actor.adapters.start_check import check_adapter_fits
+from gpu_actor.contract.config import AdapterSpec
+from gpu_actor.contract.report import TenantReport, TenantState
+from gpu_actor.data.dataset import LoadedDataset, load_dataset
+from gpu_actor.device.failures import is_out_of_memory
+from gpu_actor.hosting.hosted_base import HostedBase, end_if_device_lost
+from gpu_actor.model.base_model import BaseModel
+from gpu_actor.training.references import read_reference
+from gpu_actor.training.tenant import Tenant
+from gpu_actor.training.trainer import reason_of
+
+logger = logging.getLogger(__name__)
+
+Task = Callable[[HostedBase], None]
+"""What the training thread does between two shared batches."""
+
+
+class Preparer:
+    """Makes tenants of the jobs that come to one actor, one after the other."""
+
+    def __init__(
+        self, loading: Future[HostedBase], post: Callable[[Task], None], publish: Callable[[HostedBase], None]
+    ) -> None:
+        """Nothing is prepared before the base model is loaded.
+
+        Args:
+            loading: Has the base model as soon as it is loaded.
+            post: Lets the training thread do something between two shared batches.
+            publish: Makes what is so now the actor's report.
+        """
+        self._loading, self._post, self._publish = loading, post, publish
+        self._lock = threading.Lock()
+        self._attempts: dict[str, int] = {}  # newest attempt seen, by job
+        self._reports: dict[str, TenantReport] = {}  # of jobs that are being prepared, or have failed in it
+        self._detached: dict[str, bool] = {}  # jobs that were detached while they were prepared -> keep
+        self._stopped = False
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="loray-prepare")
+
+    # -- orders: return at once ----------------------------------------------------------------------------------
+
+    def attach(self, spec: AdapterSpec, attempt: int) -> None:
+        """Prepare a job; an attempt that was seen already changes nothing."""
+        with self._lock:
+            if attempt <= self._attempts.get(spec.job_id, 0):
+                return
+            self._attempts[spec.job_id] = attempt
+            self._detached.pop(spec.job_id, None)
+            self._reports[spec.job_id] = TenantReport(spec.job_id, attempt, TenantState.PREPARING)
+        self._executor.submit(self._prepare, spec, attempt)
+
+    def detach(self, job_id: str, keep: bool) -> None:
+        """A job that is being prepared leaves the trainer as soon as it has come there."""
+        with self._lock:
+            report = self._reports.get(job_id)
+            if report is not None and report.state is TenantState.PREPARING:
+                self._detached[job_id] = keep
+
+    def forget(self, job_id: str) -> None:
+        """Stop reporting a job that could not be prepared."""
+        with self._lock:
+            report = self._reports.get(job_id)
+            if report is not None and report.state is not TenantState.PREPARING:
+                del self._reports[job_id]
+
+    def reports(self) -> dict[str, TenantReport]:
+        """By id, the jobs that are being prepared, and those that could not be."""
+        with self._lock:
+            return dict(self._reports)
+
+    def stop(self) -> None:
+        """Begin with no further job."""
+        self._stopped = True
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    # -- in the second thread ------------------------------------------------------------------------------------
+
+    def _prepare(self, spec: AdapterSpec, attempt: int) -> None:
+        try:
+            hosted = self._loading.result()
+        except Exception as error:
+            self._report_failure(spec, attempt, error)
+            return
+        if not self._stopped:
+            with hosted.trainer.meter.disturbed():
+                self._make(hosted, spec, attempt)
+
+    def _make(self, hosted: HostedBase, spec: AdapterSpec, attempt: int) -> None:
+        try:
+            dataset = load_data(hosted.base, spec, hosted.tokenizer)
+        except Exception as error:
+            self._cannot_start(spec, attempt, error)
+            return
+        make = partial(_make_tenant, hosted.base, spec, attempt, dataset)
+        try:
+            tenant = make()
+        except Exception as error:
+            if is_out_of_memory(error):  # a shared batch has the memory: once more, between two of them
+                self._post(partial(self._make_between_batches, spec, attempt, make))
+            else:
+                self._cannot_start(spec, attempt, error)
+            return
+        self._post(partial(self._hand_over, tenant))
+
+    def _cannot_start(self, spec: AdapterSpec, attempt: int, error: Exception) -> None:
+        end_if_device_lost(error)
+        self._report_failure(spec, attempt, error)
+
+    def _report_failure(self, spec: AdapterSpec, attempt: int, error: Exception) -> None:
+        logger.info("job %s cannot start", spec.name, exc_info=error)
+        with self._lock:
+            self._reports[spec.job_id] = TenantReport(spec.job_id, attempt, TenantState.FAILED, reason=reason_of(error))
+
+    # -- in the training thread ----------------------------------------------------------------------------------
+
+    def _make_between_batches(
+        self, spec: AdapterSpec, attempt: int, make: Callable[[], Tenant], hosted: HostedBase
+    ) -> None:
+        hosted.trainer.meter.memory.release()
+        try:
+            tenant = make()
+        except Exception as error:
+            self._cannot_start(spec, attempt, error)
+        else:
+            self._hand_over(tenant, hosted)
+
+    def _hand_over(self, tenant: Tenant, hosted: HostedBase) -> None:
+        """Let a tenant train. It is in the actor's report all the time: what it was is dropped at the very last."""
+        job_id = tenant.spec.job_id
+        with self._lock:
+            if self._attempts.get(job_id) != tenant.attempt:
+                return  # an order that came since is about the newer attempt
+            keep = self._detached.pop(job_id, None)
+        hosted.trainer.attach(tenant)
+        if keep is not None:
+            hosted.trainer.detach(job_id, keep=keep)
+        self._publish(hosted)
+        with self._lock:
+            self._reports.pop(job_id, None)
+
+
+def load_data(base: BaseModel, spec: AdapterSpec, tokenizer: Callable[[], Any]) -> LoadedDataset:
+    """The data of a job, checked against its base model.
+
+    Args:
+        base: The base model.
+        spec: The job.
+        tokenizer: Gives the base model's tokenizer, if the data need one.
+
+    Raises:
+        LorayError: The adapter or the data do not go with the base model, or the data cannot be read.
+    """
+    description = base.description
+    check_adapter_fits(description, spec.lora)
+    dataset = load_dataset(spec.dataset, spec.training, tokenizer, description.vocab_size, description.longest_sequence)
+    if description.positions is not None and dataset.longest > description.positions:
+        remark = "job %s: a sample has %d tokens; the base model was made for %d positions"
+        logger.warning(remark, spec.name, dataset.longest, description.positions)
+    return dataset
+
+
+def _make_tenant(base: BaseModel, spec: AdapterSpec, attempt: int, dataset: LoadedDataset) -> Tenant:
+    return Tenant(spec, attempt, base.new_adapter(spec.lora), dataset, read_reference(base, spec))
