@@ -13,6 +13,7 @@ from gpu_actor.contract.config import ActorOptions
 from gpu_actor.contract.errors import BaseModelError
 from gpu_actor.contract.footprint import base_bytes, weight_bytes
 from gpu_actor.contract.lora_config import LoraConfig
+from gpu_actor.loading import quantization as quantization_module
 from gpu_actor.loading.layers import adaptable_linears
 from gpu_actor.loading.load_model import load_model
 from gpu_actor.loading.quantization import dequantised, quantization_of, quantization_settings
@@ -157,7 +158,7 @@ def test_a_layer_is_made_dense_once_a_batch_and_one_at_a_time(tmp_path, folders,
         most[0] = max(most[0], len(living))
         return dense
 
-    monkeypatch.setattr(multi_adapter_linear, "dequantised", counted)
+    monkeypatch.setattr(quantization_module, "dequantised", counted)
     training = {**TRAINING, "max_steps": 1}
     run_all(base, [make_tenant(base, make_spec(tmp_path, n, token_rows(3), None, training)) for n in ("a", "b", "c")])
     linears = len(base.description.linears)
