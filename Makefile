@@ -33,7 +33,7 @@ demo: model  ## Co-train the demo's adapters, then ask each of them the same que
 	@$(BIN)/python -m gpu_actor.ask --base-model $(DEMO_BASE) --question "What is the sun?" \
 		$$(find out/demo -name adapter_model.safetensors -printf '%h\n' | sort)
 
-check: $(READY)  ## Check style and types, and run the quick tests (two minutes): what to run before each commit
+check: $(READY)  ## Check style and types, and run the quick tests: what to run before each commit
 	@$(MAKE) --no-print-directory --output-sync -j 2 lint quick
 
 test: $(READY)  ## Run all tests, two files at a time; those of tests/integration start real Ray clusters
