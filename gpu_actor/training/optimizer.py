@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
-from transformers import get_scheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 from gpu_actor.adapters.weights import AdapterWeights
 from gpu_actor.contract.config import TrainingConfig
+from gpu_actor.training.schedules import make_schedule
 
 
 def make_optimizer(weights: AdapterWeights, training: TrainingConfig) -> torch.optim.Optimizer:
@@ -27,10 +27,9 @@ def make_optimizer(weights: AdapterWeights, training: TrainingConfig) -> torch.o
     )
 
 
-def make_scheduler(optimizer: torch.optim.Optimizer, training: TrainingConfig, total_steps: int) -> Any:
-    """The learning-rate schedule of transformers with that name, warm-up counted as `Trainer` does."""
-    warmup = warmup_steps(training, total_steps)
-    return get_scheduler(training.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps)
+def make_scheduler(optimizer: torch.optim.Optimizer, training: TrainingConfig, total_steps: int) -> LambdaLR:
+    """The learning-rate schedule of a job, warm-up counted as `Trainer` does."""
+    return make_schedule(training.lr_scheduler_type, optimizer, warmup_steps(training, total_steps), total_steps)
 
 
 def warmup_steps(training: TrainingConfig, total_steps: int) -> int:
