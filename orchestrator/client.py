@@ -19,10 +19,11 @@ from gpu_actor.contract.errors import (
 )
 from orchestrator import formatting
 from orchestrator.cluster import connection
-from orchestrator.jobs.job import TERMINAL, JobFileError, JobSpec, JobState, Problem
+from orchestrator.jobs.job import TERMINAL, JobFileError, JobSpec, JobState
 from orchestrator.jobs.job_file import jobs_from_mapping, load_jobs
 from orchestrator.jobs.preflight import check_files
 from orchestrator.jobs.staging import stage_jobs
+from orchestrator.validation.problems import Problem
 
 if TYPE_CHECKING:
     import ray

@@ -41,7 +41,7 @@ app.command()(simulate.simulate)
 @app.command()
 def schema() -> None:
     """Print the JSON schema of a job file."""
-    from orchestrator.jobs.job_file import job_schema
+    from orchestrator.jobs.schema import job_schema
 
     progress.print_json(job_schema())
 

@@ -35,9 +35,9 @@ def draw(timeline: Mapping[str, Any], names: Mapping[str, str], title: str) -> s
         Segment(names[stay["job_id"]], stay["place"], stay["since"], stay["until"] or timeline["now"])
         for stay in timeline["stays"]
     ]
-    start = min((one.start for one in segments), default=0.0)
-    end = max((one.end for one in segments), default=0.0)
-    lanes = sorted({one.lane for one in segments})
+    start = min((segment.start for segment in segments), default=0.0)
+    end = max((segment.end for segment in segments), default=0.0)
+    lanes = sorted({segment.lane for segment in segments})
     memory = {lane: _between(timeline["memory"].get(lane, ()), start, end) for lane in lanes}
     return render(lanes, segments, memory if any(memory.values()) else None, title)
 

@@ -11,10 +11,8 @@ from gpu_actor.contract.errors import IllegalTransitionError, InvalidJobError
 from gpu_actor.contract.locations import is_hub_id, looks_like_path
 from gpu_actor.contract.lora_config import LoraConfig
 from gpu_actor.contract.strict import Strict
-from orchestrator.validation.problems import Problem, ProblemsError
+from orchestrator.validation.problems import ProblemsError
 from orchestrator.validation.yaml_file import write_document
-
-__all__ = ["TERMINAL", "JobFileError", "JobSpec", "JobState", "Problem", "QueueConfig", "check_transition"]
 
 MAX_NAME = 128
 ACCEPTED = "accepted"

@@ -19,12 +19,9 @@ from gpu_actor.contract.locations import is_local_model, looks_like_path
 from gpu_actor.data.readers.read_records import is_hub_dataset
 from orchestrator.jobs.grid import Axis, Settings, combinations, read_axes, size
 from orchestrator.jobs.job import MAX_NAME, JobFileError, JobSpec
-from orchestrator.jobs.schema import job_schema
 from orchestrator.validation.field_index import FieldPath, dotted, field_index
 from orchestrator.validation.problems import Problem, ProblemsError, explain, show
 from orchestrator.validation.yaml_file import read_document
-
-__all__ = ["MAX_JOBS", "job_schema", "jobs_from_mapping", "load_jobs"]
 
 MAX_JOBS = 10_000
 """Most jobs that one file may make."""

@@ -37,8 +37,8 @@ def profiles_of_earlier_runs(url: str) -> dict[str, dict[str, Any]]:
         engine = sa.create_engine(url)
         try:
             with engine.connect() as connection:
-                known = tables.PROFILES_SINCE <= tables.schema_version(connection) <= tables.SCHEMA_VERSION
-                return read_profiles(connection) if known else {}
+                readable = tables.PROFILES_SINCE <= tables.schema_version(connection) <= tables.SCHEMA_VERSION
+                return read_profiles(connection) if readable else {}
         finally:
             engine.dispose()
     except (ImportError, OSError, sa.exc.SQLAlchemyError):

@@ -300,11 +300,6 @@ class Store:
         with self._engine.begin() as connection:
             connection.execute(change, [{"job": job_id, "new": value} for job_id, value in values.items()])
 
-    def log(self, job_id: str, message: str) -> None:
-        """Add an event."""
-        with self._engine.begin() as connection:
-            self._log(connection, job_id, message)
-
     # -- actors --------------------------------------------------------------------------------------------------
 
     def actors(self) -> list[ActorRecord]:

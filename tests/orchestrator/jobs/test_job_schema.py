@@ -10,7 +10,8 @@ import jsonschema
 import pytest
 
 from orchestrator.jobs.job import JobFileError
-from orchestrator.jobs.job_file import job_schema, jobs_from_mapping, load_jobs
+from orchestrator.jobs.job_file import jobs_from_mapping, load_jobs
+from orchestrator.jobs.schema import job_schema
 from orchestrator.validation.yaml_file import read_document
 from support.repository import ROOT
 
