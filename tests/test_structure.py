@@ -59,6 +59,7 @@ def module_name(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+TOPS = ("orchestrator", "gpu_actor", "tests", "docs")
 PRIVATE = re.compile(r"_(?!_)")
 FILES = {
     module_name(path): path for package in ("orchestrator", "gpu_actor") for path in (ROOT / package).rglob("*.py")
@@ -137,3 +138,11 @@ def test_nothing_that_the_orchestrator_imports_loads_torch():
     script = f"import importlib, sys\nfor m in {modules}: importlib.import_module(m)\nprint('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_the_files_that_the_architecture_names_exist():
+    named = re.findall(r"`([\w/]+(?:\.py|/))[`: ]", (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"))
+    paths = [path for top in TOPS for path in (ROOT / top, *(ROOT / top).rglob("*"))]
+    tree = [f"/{path.relative_to(ROOT)}" + "/" * path.is_dir() for path in paths]
+    assert len(named) > 40
+    assert [name for name in named if not any(path.endswith(f"/{name}") for path in tree)] == []
