@@ -41,21 +41,21 @@ def answers(
     Returns:
         Token ids of each answer, the stop token left out.
     """
-    found: list[list[int]] = [[] for _ in adapters]
+    replies: list[list[int]] = [[] for _ in adapters]
     talking = list(range(len(adapters)))
     for _ in range(limit):
-        rows = [np.concatenate([prompt, np.array(found[i], dtype=np.int32)]) for i in talking]
+        rows = [np.concatenate([prompt, np.array(replies[i], dtype=np.int32)]) for i in talking]
         parts = [MicroBatch(adapters[i], [row], [row]) for i, row in zip(talking, rows, strict=True)]
         batch = pack(parts, base.device)
         with torch.no_grad():
             last = torch.tensor([segment.end - 1 for segment in batch.segments], device=base.device)
             chosen = base.head(base.hidden(batch)[0].index_select(0, last)).argmax(-1).tolist()
         for i, token in zip(talking, chosen, strict=True):
-            found[i].append(token)
-        talking = [i for i in talking if found[i][-1] not in stop]
+            replies[i].append(token)
+        talking = [i for i in talking if replies[i][-1] not in stop]
         if not talking:
             break
-    return [[token for token in answer if token not in stop] for answer in found]
+    return [[token for token in answer if token not in stop] for answer in replies]
 
 
 def _prompt(tokenizer: Any, question: str) -> Tokens:
@@ -103,11 +103,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for question in options.question:
-        found = answers(base, adapters, _prompt(tokenizer, question), _stop_tokens(base, tokenizer), options.max_tokens)
+        replies = answers(
+            base, adapters, _prompt(tokenizer, question), _stop_tokens(base, tokenizer), options.max_tokens
+        )
         table = Table(title=f"Question: {escape(question)}", title_justify="left", show_lines=True)
         table.add_column("who", no_wrap=True)
         table.add_column("answer")
-        for name, tokens in zip(["base model", *_labels(options.adapters)], found, strict=True):
+        for name, tokens in zip(["base model", *_labels(options.adapters)], replies, strict=True):
             table.add_row(escape(name), escape(tokenizer.decode(tokens, skip_special_tokens=True).strip()))
         console.print(table)
     return 0

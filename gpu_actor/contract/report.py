@@ -80,7 +80,7 @@ class ActorReport:
     memory_idle: int = 0  # bytes in use when the base model was loaded and no adapter was there
     token_budget: int = 0  # most tokens of a shared batch now
     micro_batch_cap: int = 0  # most tokens of a micro-batch (a single larger sample excepted)
-    pressed: int = 0  # times that the memory limit was passed, or memory ran out, and batches became smaller
+    memory_shortages: int = 0  # times that the memory limit was passed, or memory ran out, and batches became smaller
     steps: tuple[StepSample, ...] = ()  # shared steps since the last report
     base_bytes: int = 0  # the base model's weights
     step_seconds: float = 0.0  # mean duration of the latest shared steps

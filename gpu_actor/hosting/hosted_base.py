@@ -90,7 +90,7 @@ class HostedBase:
             memory_peak=trainer.meter.highest,
             token_budget=trainer.token_budget,
             micro_batch_cap=trainer.micro_batch_cap,
-            pressed=trainer.pressed,
+            memory_shortages=trainer.memory_shortages,
             step_seconds=trainer.step_seconds,
             tokens_per_s=trainer.tokens_per_s,
             batch_tokens=trainer.batch_tokens,

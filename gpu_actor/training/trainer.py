@@ -40,7 +40,7 @@ class CoTrainer:
             it, so it is the same on all actors of a kind, and is lowered only where memory runs out.
         memory_limit: Bytes that may be in use; None: no more than the device has.
         meter: What the steps cost.
-        pressed: Times that memory ran out or the limit was passed.
+        memory_shortages: Times that memory ran out or the limit was passed.
     """
 
     def __init__(self, base: BaseModel, token_budget: int | None = None, memory_limit: int | None = None) -> None:
@@ -49,7 +49,7 @@ class CoTrainer:
         self.micro_batch_cap = MICRO_BATCH_CAP[base.device.type]
         self.memory_limit = memory_limit
         self.meter = StepMeter(base.device)
-        self.pressed = 0
+        self.memory_shortages = 0
         self._fitted = self.budget.fits  # before the shared batch that is being made
         self.batch_tokens = 0
         self.batch_adapters = 0
@@ -208,7 +208,7 @@ class CoTrainer:
         if not is_out_of_memory(error):
             self._fail(tenant, error)
             return []
-        self.pressed += 1
+        self.memory_shortages += 1
         self.meter.memory.release()
         if max(micro_batch.samples for micro_batch in tenant.pending) > 1:
             tenant.rewind_step(split=tenant.split * 2)
@@ -220,14 +220,14 @@ class CoTrainer:
     def _lower_budget(self, chosen: list[tuple[Tenant, int]]) -> None:
         """This many tokens were too many: compose smaller shared batches from now on."""
         tokens = sum(micro_batch.tokens for tenant, count in chosen for micro_batch in tenant.pending[:count])
-        self.pressed += 1
+        self.memory_shortages += 1
         self.budget.ran_out(tokens)
         logger.warning("out of memory at %d tokens; shared batches now hold at most %d", tokens, self.token_budget)
         self.meter.memory.release()
 
     def _shrink(self, tokens: int, why: str) -> None:
         """Shared batches and micro-batches hold at most so many tokens from now on."""
-        self.pressed += 1
+        self.memory_shortages += 1
         self.budget.passed_limit(tokens)
         self.micro_batch_cap = min(self.micro_batch_cap, tokens)
         for tenant in self._tenants.values():

@@ -89,7 +89,7 @@ def actor_view(place: ActorView, member: Member | None, jobs: Sequence[str]) -> 
         "memory_peak": report.memory_peak if report else 0,
         "memory_free": report.memory_free if report else 0,
         "token_budget": report.token_budget if report else 0,
-        "pressed": report.pressed if report else 0,
+        "pressed": report.memory_shortages if report else 0,
         "base_bytes": report.base_bytes if report else 0,
         "tokens_per_s": report.tokens_per_s if report else 0.0,
         "step_seconds": report.step_seconds if report else 0.0,

@@ -1,6 +1,6 @@
 """What plans count of jobs that by what was measured are too large for every place, and train all the same.
 
-An actor whose memory is pressed makes its batches smaller and goes on. To count such a job in full would be to take
+An actor whose memory is short makes its batches smaller and goes on. To count such a job in full would be to take
 it off, and never to find a place for it again.
 """
 

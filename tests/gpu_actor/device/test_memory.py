@@ -219,7 +219,7 @@ def test_an_actor_pressed_to_its_limit_makes_smaller_batches_and_loses_no_job(tm
         trainer.step()
         peaks.append(trainer.meter.peak)
     assert {r.state for r in trainer.reports() if r.job_id != "free"} == {TenantState.SUCCEEDED}
-    assert trainer.pressed >= 1
+    assert trainer.memory_shortages >= 1
     assert trainer.token_budget < 8192
     # the resident set wavers by a few MiB; unheeded, every batch would be 0.3 x taken above the limit
     assert peaks[0] > trainer.memory_limit > max(peaks[len(peaks) // 2 :]) - 0.1 * taken
@@ -251,7 +251,7 @@ def test_a_limit_that_is_kept_changes_no_bit(tmp_path):
     trainer.attach(limited)
     while not trainer.idle:
         trainer.step()
-    assert trainer.pressed == 0
+    assert trainer.memory_shortages == 0
     assert same_bytes(flat(free), flat(limited))
 
 
@@ -297,7 +297,7 @@ def test_what_others_load_meanwhile_is_no_sample_and_makes_nobodys_batches_small
     with trainer.meter.disturbed():
         for _ in range(3):
             trainer.step()
-    assert (trainer.pressed, trainer.micro_batch_cap, trainer.meter.take()) == (0, cap, ())
+    assert (trainer.memory_shortages, trainer.micro_batch_cap, trainer.meter.take()) == (0, cap, ())
     trainer.step()
-    assert trainer.pressed == 1
+    assert trainer.memory_shortages == 1
     assert len(trainer.meter.take()) == 1

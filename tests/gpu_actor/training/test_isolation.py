@@ -242,7 +242,7 @@ def test_a_job_that_fits_into_no_memory_leaves_the_others_the_token_budget_that_
     (report,) = (report for report in trainer.reports() if report.state is TenantState.FAILED)
     assert report.job_id == "bad"
     assert "tried to allocate 7 GiB" in report.reason
-    assert trainer.pressed > 1
+    assert trainer.memory_shortages > 1
     assert trainer.token_budget == 1024
     trainer.step()
     assert trainer.batch_adapters == 3

@@ -61,7 +61,7 @@ def pressed_house(folder, **actor):
     house.store.assign(house.job, X, "boot")
     steps = (StepSample(400, 0, 1, 1.0, IDLE + PER_TOKEN * 400, 0),)
     training = TenantReport(house.job, 1, TenantState.TRAINING, step=3, total_steps=90, longest=512)
-    house.report(X, training, memory_limit=LIMIT, memory_idle=IDLE, token_budget=300, pressed=1, steps=steps)
+    house.report(X, training, memory_limit=LIMIT, memory_idle=IDLE, token_budget=300, memory_shortages=1, steps=steps)
     house.learn()
     house.profiles.of(house.fleet.members[X].place, TINY).memory = MemoryFit(MemoryModel(IDLE, PER_TOKEN, 1024))
     return house
@@ -106,7 +106,7 @@ def test_a_new_job_of_the_same_size_is_refused_and_one_of_small_micro_batches_is
 
 
 def test_an_actor_is_not_told_again_what_it_cannot_keep_to(tmp_path):
-    """The cluster file wants 1024 tokens, the fit has room for 460, and the actor allows itself 300 once pressed."""
+    """The cluster file wants 1024 tokens, the fit has room for 460, the actor takes 300 after a shortage."""
     house = pressed_house(tmp_path, token_budget=1024)
     first, *later = [house.token_budgets() for _ in range(3)]
     assert later == [[], []]
