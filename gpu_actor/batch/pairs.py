@@ -44,13 +44,14 @@ class PreferenceLoss:
     loss_type: str = "sigmoid"
     label_smoothing: float = 0.0
     cpo_alpha: float = 1.0
+    gamma: float = 0.5
 
     @classmethod
     def of(cls, training: TrainingConfig) -> PreferenceLoss | None:
         """The settings of a job; None where its objective is supervised."""
         if training.objective == "sft":
             return None
-        fields = ("beta", "loss_type", "label_smoothing", "cpo_alpha")
+        fields = ("beta", "loss_type", "label_smoothing", "cpo_alpha", "gamma")
         given = {name: getattr(training, name) for name in fields if getattr(training, name) is not None}
         return cls(training.objective, **given)
 
@@ -65,9 +66,14 @@ class PreferenceLoss:
         return self.objective == "orpo"
 
     @property
+    def learns_likelihood(self) -> bool:
+        """Whether the objective has a likelihood term."""
+        return self.objective in ("cpo", "orpo")
+
+    @property
     def nll_weight(self) -> float:
         """Factor on the mean token loss of the chosen sides."""
-        return {"dpo": 0.0, "cpo": self.cpo_alpha, "orpo": 1.0}[self.objective]
+        return {"cpo": self.cpo_alpha, "orpo": 1.0}.get(self.objective, 0.0)
 
 
 class ReferenceLogProbs:

@@ -98,23 +98,30 @@ def is_template_path(chat_template: str) -> bool:
 class TrainingConfig(Strict):
     """How one adapter is trained, in the words of `transformers.TrainingArguments`."""
 
-    objective: Literal["sft", "dpo", "cpo", "orpo"] = Field(
-        "sft", description="What is learned: `sft` from samples; `dpo`, `cpo` and `orpo` from preference pairs."
+    objective: Literal["sft", "dpo", "cpo", "orpo", "simpo"] = Field(
+        "sft",
+        description="What is learned: `sft` from samples; `dpo`, `cpo`, `orpo` and `simpo` from preference pairs.",
     )
     beta: float | None = Field(
         None,
         gt=0,
         le=1000,
-        description="Strength of the preference term (dpo, cpo, orpo; null: 0.1); of the loss ipo it is tau.",
+        description="Strength of the preference term (dpo, cpo, orpo, simpo; null: 0.1); of the loss ipo it is tau.",
     )
     loss_type: Literal["sigmoid", "hinge", "ipo"] | None = Field(
         None, description="How a pair is compared (dpo, cpo; null: sigmoid)."
     )
     label_smoothing: float | None = Field(
-        None, ge=0, lt=0.5, description="Probability that a pair's label is wrong (sigmoid loss of dpo, cpo; null: 0)."
+        None,
+        ge=0,
+        lt=0.5,
+        description="Probability that a pair's label is wrong (sigmoid loss of dpo, cpo; simpo; null: 0).",
     )
     cpo_alpha: float | None = Field(
         None, ge=0, le=1000, description="Weight of the likelihood of the chosen answers (cpo; null: 1)."
+    )
+    gamma: float | None = Field(
+        None, ge=0, le=1000, description="Margin that the chosen answer's reward is to have (simpo; null: 0.5)."
     )
     reference_adapter: str | None = Field(
         None,

@@ -11,6 +11,7 @@ OBJECTIVE_FIELDS: Mapping[str, Mapping[str, Any]] = {
     "dpo": {"beta": 0.1, "loss_type": "sigmoid", "label_smoothing": 0.0, "reference_adapter": None},
     "cpo": {"beta": 0.1, "loss_type": "sigmoid", "label_smoothing": 0.0, "cpo_alpha": 1.0},
     "orpo": {"beta": 0.1},
+    "simpo": {"beta": 0.1, "gamma": 0.5, "label_smoothing": 0.0},
 }
 
 
@@ -40,7 +41,7 @@ def stray_objective_field(objective: str, values: Mapping[str, Any]) -> str | No
             f"{name} ({value!r}) belongs to the objective {owners}, and this job's objective is {objective}; "
             f"remove {name} or set training.objective"
         )
-    if values.get("label_smoothing") and values.get("loss_type") != "sigmoid":
+    if values.get("label_smoothing") and values.get("loss_type") not in (None, "sigmoid"):
         return (
             f"label_smoothing ({values['label_smoothing']}) belongs to loss_type sigmoid, and this job's loss_type is "
             f"{values['loss_type']}; remove label_smoothing or set loss_type to sigmoid"

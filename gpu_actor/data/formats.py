@@ -60,7 +60,7 @@ class SampleReader:
         if pairs and self._objective == "sft":
             raise UnfitDataError(
                 "holds preference pairs, but training.objective is sft, which learns from samples; set the "
-                "objective to dpo, cpo or orpo, or give samples"
+                "objective to dpo, cpo, orpo or simpo, or give samples"
             )
         if not pairs and self._objective != "sft":
             raise UnfitDataError(

@@ -59,7 +59,7 @@ def _preference(hidden: torch.Tensor, segment: Segment, task: PairTask, head: He
     pairs = pair_losses(task.loss, sums)
     loss = pairs.losses.sum() * segment.loss_scale
     figures = {name: values.sum() * segment.loss_scale for name, values in pairs.figures.items()}
-    if task.loss.objective != "dpo":
+    if task.loss.learns_likelihood:
         nll = -(sums.chosen + sums.prompt).sum() * task.nll_scale
         loss = loss + task.loss.nll_weight * nll
         figures["nll_loss"] = nll.detach()

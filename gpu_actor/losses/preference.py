@@ -1,7 +1,8 @@
 """Preference losses: small functions of the log-probabilities of a chosen and a rejected answer.
 
 DPO (arXiv 2305.18290), with the losses of IPO (arXiv 2310.12036, averaged over tokens as its authors do) and of
-SLiC's hinge (arXiv 2305.10425); CPO (arXiv 2401.08417); ORPO (arXiv 2403.07691). Names and conventions are TRL's.
+SLiC's hinge (arXiv 2305.10425); CPO (arXiv 2401.08417); ORPO (arXiv 2403.07691); SimPO (arXiv 2405.14734). Names and
+conventions are TRL's.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class PairLosses:
 
 def pair_losses(loss: PreferenceLoss, sums: PairSums) -> PairLosses:
     """The preference term of every pair; the likelihood term of CPO and ORPO is not in it."""
-    return {"dpo": _dpo, "cpo": _cpo, "orpo": _orpo}[loss.objective](loss, sums)
+    return {"dpo": _dpo, "cpo": _cpo, "orpo": _orpo, "simpo": _simpo}[loss.objective](loss, sums)
 
 
 def _dpo(loss: PreferenceLoss, sums: PairSums) -> PairLosses:
@@ -85,6 +86,15 @@ def _orpo(loss: PreferenceLoss, sums: PairSums) -> PairLosses:
     figures = _figures(loss.beta * chosen, loss.beta * rejected, chosen, rejected)
     return PairLosses(
         -loss.beta * ratio, {**figures, "log_odds_ratio": ratio.detach(), "log_odds_chosen": log_odds.detach()}
+    )
+
+
+def _simpo(loss: PreferenceLoss, sums: PairSums) -> PairLosses:
+    """The mean log-probability of a token is the reward; the chosen answer's is to be larger by gamma (equation 6)."""
+    chosen, rejected = sums.chosen / sums.chosen_tokens, sums.rejected / sums.rejected_tokens
+    return PairLosses(
+        _compared(loss, chosen - rejected - loss.gamma / loss.beta),
+        _figures(loss.beta * chosen, loss.beta * rejected, chosen, rejected),
     )
 
 

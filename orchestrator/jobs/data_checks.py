@@ -53,7 +53,7 @@ def objective_problem(data: DatasetConfig, training: TrainingConfig) -> str:
     if data.format == "auto" or pairs == (objective != "sft"):
         return ""
     if pairs:
-        return "preference: training.objective is sft, which learns from samples; set it to dpo, cpo or orpo"
+        return "preference: training.objective is sft, which learns from samples; set it to dpo, cpo, orpo or simpo"
     return f"{data.format}: training.objective is {objective}, which learns from pairs; the format is preference"
 
 

@@ -54,6 +54,11 @@ def step_loss(model, reference, rows, settings):
             total = total - beta * logsigmoid(odds[0] - odds[1])
             nll, nll_tokens = nll - chosen - prompt, nll_tokens + n_chosen + n_prompt
             continue
+        if settings.objective == "simpo":
+            margin = beta * (chosen / n_chosen - rejected / n_rejected) - settings.gamma
+            flipped = settings.label_smoothing
+            total = total - (1 - flipped) * logsigmoid(margin) - flipped * logsigmoid(-margin)
+            continue
         if settings.objective == "dpo":
             ref_chosen, ref_rejected = reference(row)
             chosen, rejected = chosen - ref_chosen, rejected - ref_rejected
@@ -104,6 +109,37 @@ def formula_loop(model, spec, rows, start, reference=None):
     return {key: peft_tensor(wrapped, *key).detach().clone() for key in start}, losses
 
 
+def trl_arguments(training, samples, folder):
+    """What TRL's configurations take from transformers' TrainingArguments."""
+    return {
+        "output_dir": folder,
+        "learning_rate": training.learning_rate,
+        "max_steps": training.total_steps(samples),
+        "per_device_train_batch_size": training.per_device_train_batch_size,
+        "gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "lr_scheduler_type": training.lr_scheduler_type,
+        "warmup_steps": training.warmup_steps,
+        "weight_decay": training.weight_decay,
+        "max_grad_norm": training.max_grad_norm,
+        "seed": training.seed,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "dataloader_pin_memory": False,
+    }
+
+
+def trl_trained(trainer, wrapped, start):
+    """Run a trainer of TRL's: its adapter and its log."""
+    trainer.train()
+    log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return {key: peft_tensor(wrapped, *key).detach().clone() for key in start}, log
+
+
 def trl_dpo(model, spec, rows, start, tokenizer):
     """The same job by TRL's DPOTrainer: its adapter and its log."""
     from datasets import Dataset
@@ -129,41 +165,52 @@ def trl_dpo(model, spec, rows, start, tokenizer):
         )
     with tempfile.TemporaryDirectory() as folder:
         arguments = DPOConfig(
-            output_dir=folder,
-            beta=training.beta,
-            loss_type=training.loss_type,
-            learning_rate=training.learning_rate,
-            max_steps=training.total_steps(len(rows)),
-            per_device_train_batch_size=training.per_device_train_batch_size,
-            gradient_accumulation_steps=training.gradient_accumulation_steps,
-            lr_scheduler_type=training.lr_scheduler_type,
-            warmup_steps=training.warmup_steps,
-            weight_decay=training.weight_decay,
-            max_grad_norm=training.max_grad_norm,
-            seed=training.seed,
-            logging_steps=1,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            dataloader_pin_memory=False,
+            beta=training.beta, loss_type=training.loss_type, **trl_arguments(training, len(rows), folder)
         )
         trainer = Tokenised(
             model=wrapped, args=arguments, train_dataset=Dataset.from_list(columns), processing_class=tokenizer
         )
-        trainer.train()
-    log = [entry for entry in trainer.state.log_history if "loss" in entry]
-    return {key: peft_tensor(wrapped, *key).detach().clone() for key in start}, log
+        return trl_trained(trainer, wrapped, start)
+
+
+def trl_simpo(model, spec, rows, start, tokenizer):
+    """The same job by TRL's CPOTrainer with its loss simpo: its adapter and its log."""
+    from datasets import Dataset
+    from trl.experimental.cpo import CPOConfig, CPOTrainer
+
+    class Tokenised(CPOTrainer):
+        """The samples are token ids already."""
+
+        def tokenize_row(self, feature, model=None):
+            prompt = feature["chosen_input_ids"][: feature["chosen_labels"].count(-100)]
+            sides = {"chosen": feature["chosen_input_ids"], "rejected": feature["rejected_input_ids"], "prompt": prompt}
+            masks = {f"{name}_attention_mask": [1] * len(ids) for name, ids in sides.items()}
+            return {**feature, **masks, "prompt_input_ids": prompt}
+
+    wrapped = peft_model(model, spec.lora, start)
+    training = spec.training
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = CPOConfig(
+            beta=training.beta,
+            loss_type="simpo",
+            cpo_alpha=0.0,
+            simpo_gamma=training.gamma,
+            label_smoothing=training.label_smoothing,
+            **trl_arguments(training, len(rows), folder),
+        )
+        columns = [{**row, "prompt": "", "chosen": "", "rejected": ""} for row in rows]
+        trainer = Tokenised(
+            model=wrapped, args=arguments, train_dataset=Dataset.from_list(columns), processing_class=tokenizer
+        )
+        return trl_trained(trainer, wrapped, start)
 
 
 def trl_one_batch(model, rows, settings):
     """Loss and metrics of one batch by TRL's CPOTrainer or ORPOTrainer, without their set-up."""
-    if settings.objective == "cpo":
-        from trl.experimental.cpo import CPOTrainer as Trainer
-    else:
+    if settings.objective == "orpo":
         from trl.experimental.orpo import ORPOTrainer as Trainer
+    else:
+        from trl.experimental.cpo import CPOTrainer as Trainer
     batch = {}
     for side in ("chosen", "rejected"):
         padded = Padded()([{"input_ids": r[f"{side}_input_ids"], "labels": r[f"{side}_labels"]} for r in rows])
@@ -175,9 +222,10 @@ def trl_one_batch(model, rows, settings):
         pad_token_id=0,
         padding_value=0,
         beta=settings.beta,
-        loss_type=settings.loss_type,
+        loss_type="simpo" if settings.objective == "simpo" else settings.loss_type,
         label_smoothing=settings.label_smoothing,
-        cpo_alpha=settings.cpo_alpha,
+        cpo_alpha=settings.cpo_alpha or 0.0,
+        simpo_gamma=settings.gamma,
         accelerator=SimpleNamespace(device=torch.device("cpu"), gather_for_metrics=lambda value: value),
     )
     for name in ("concatenated_inputs", "get_batch_logps"):

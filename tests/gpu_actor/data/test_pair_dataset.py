@@ -65,7 +65,7 @@ def test_pairs_for_a_supervised_job(tmp_path, data_format):
         load(path, data_format=data_format)
     assert str(caught.value) == (
         f"{path}:1: holds preference pairs, but training.objective is sft, which learns from samples; set the "
-        "objective to dpo, cpo or orpo, or give samples"
+        "objective to dpo, cpo, orpo or simpo, or give samples"
     )
 
 

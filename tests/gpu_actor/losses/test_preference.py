@@ -14,7 +14,7 @@ from gpu_actor.training.micro_batches import MicroBatches
 from gpu_actor.training.references import fill_references
 from support.engine import make_tenant, run_all, tiny_hooked
 from support.oracle import adapter_tensors, largest_difference, metric_rows, peft_model, peft_tensor
-from support.pairs import formula_loop, pair_rows, pair_spec, step_loss, sums_of, trl_dpo, trl_one_batch
+from support.pairs import formula_loop, pair_rows, pair_spec, step_loss, sums_of, trl_dpo, trl_one_batch, trl_simpo
 from support.sample_tokenizers import byte_level_tokenizer
 from support.tiny import tiny_model
 
@@ -28,6 +28,8 @@ OBJECTIVES = {
     "cpo-ipo": {"objective": "cpo", "loss_type": "ipo"},
     "cpo-hinge": {"objective": "cpo", "loss_type": "hinge"},
     "orpo": {"objective": "orpo", "beta": 0.4},
+    "simpo": {"objective": "simpo", "beta": 2.0, "gamma": 0.7},
+    "simpo-smooth": {"objective": "simpo", "beta": 0.8, "label_smoothing": 0.2},
 }
 RUN = {"learning_rate": 2e-3, "num_train_epochs": 3, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
 ROWS = pair_rows(8, seed=3)
@@ -96,7 +98,7 @@ def test_loss_and_gradient_equal_the_papers_formula_in_fp64(name):
     assert float((gradient - theirs).norm() / theirs.norm()) < 1e-11
 
 
-@pytest.mark.parametrize("name", ["cpo", "cpo-ipo", "cpo-hinge", "orpo"])
+@pytest.mark.parametrize("name", ["cpo", "cpo-ipo", "cpo-hinge", "orpo", "simpo", "simpo-smooth"])
 def test_loss_and_figures_equal_trl(name):
     """ORPO's odds are computed in fp32 by TRL, whatever the model is; CPO agrees to fp64."""
     training = TrainingConfig(per_device_train_batch_size=100, **OBJECTIVES[name])
@@ -108,7 +110,8 @@ def test_loss_and_figures_equal_trl(name):
     expected.backward()
     tolerance = 1e-6 if name == "orpo" else 1e-12
     assert loss == pytest.approx(float(expected.detach()), rel=tolerance)
-    assert figures.keys() == {key for key in metrics if not key.startswith("logits/")}
+    without = ("logits/", "nll_loss") if training.objective == "simpo" else ("logits/",)  # TRL logs 0 for no such term
+    assert figures.keys() == {key for key in metrics if not key.startswith(without)}
     for key, value in figures.items():
         assert value == pytest.approx(metrics[key], rel=tolerance), key
     theirs = peft_gradient(wrapped, weights)
@@ -153,7 +156,7 @@ def test_a_full_run_equals_peft_and_the_formula_in_fp64(tmp_path, name):
     assert [row["loss"] for row in metric_rows(spec.output_dir)] == pytest.approx(losses, rel=1e-9)
 
 
-@pytest.mark.parametrize("name", ["dpo", "dpo-ipo", "dpo-hinge"])
+@pytest.mark.parametrize("name", ["dpo", "dpo-ipo", "dpo-hinge", "simpo", "simpo-smooth"])
 def test_a_full_run_equals_trls_trainer(tmp_path, name):
     base = tiny_hooked()
     rows = pair_rows(8, seed=6)
@@ -163,7 +166,8 @@ def test_a_full_run_equals_trls_trainer(tmp_path, name):
     run_all(base, [tenant])
     tokenizer = byte_level_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token
-    theirs, log = trl_dpo(tiny_model(), spec, rows, start, tokenizer)
+    oracle = trl_dpo if spec.training.objective == "dpo" else trl_simpo
+    theirs, log = oracle(tiny_model(), spec, rows, start, tokenizer)
     assert largest_difference(start, theirs) > 1e-3, "the oracle did not train"
     assert largest_difference(adapter_tensors(tenant.weights), theirs) < 1e-4
     ours = metric_rows(spec.output_dir)

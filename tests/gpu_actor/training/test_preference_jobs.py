@@ -59,7 +59,7 @@ def start_adapter(base, folder, seed=7):
     return trained(base, make_spec(folder, "start", token_rows(8, seed=seed), lora, training)).output_dir
 
 
-@pytest.mark.parametrize("objective", [{}, {"objective": "cpo", "beta": 0.1}, {"objective": "orpo", "beta": 0.1}])
+@pytest.mark.parametrize("objective", [{}, *({"objective": name, "beta": 0.1} for name in ("cpo", "orpo", "simpo"))])
 def test_pairs_and_samples_share_batches_and_each_is_bit_identical_to_alone(tmp_path, objective):
     base = tiny_hooked()
     makers = {
@@ -98,17 +98,17 @@ def test_a_killed_preference_job_equals_an_uninterrupted_one(tmp_path, killed_af
 
 def test_the_reference_of_a_pair_is_computed_once(tmp_path, monkeypatch):
     base = tiny_hooked()
-    learned = []
-    learn = references.ReferenceLogProbs.learn
+    kept = []
+    put = references.ReferenceLogProbs.put
 
     def recorded(self, number, *values):
-        learned.append((id(self), number))
-        learn(self, number, *values)
+        kept.append((id(self), number))
+        put(self, number, *values)
 
-    monkeypatch.setattr(references.ReferenceLogProbs, "learn", recorded)
+    monkeypatch.setattr(references.ReferenceLogProbs, "put", recorded)
     tenant = trained(base, dpo_spec(tmp_path, dataset={"val_size": 2}))
     assert tenant.progress.step == 9
-    assert len(learned) == len(set(learned)) == 13
+    assert len(kept) == len(set(kept)) == 13
 
 
 @pytest.mark.parametrize("how", ["base", "reference_adapter", "init_adapter"])
@@ -264,16 +264,21 @@ def test_evaluation_of_one_sample_that_does_not_fit_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"beta": 0.1}, r"beta \(0.1\) belongs to the objective dpo or cpo or orpo, and this job's objective is sft"),
+        (
+            {"beta": 0.1},
+            r"beta \(0.1\) belongs to the objective dpo or cpo or orpo or simpo, and this job's objective is sft",
+        ),
         ({"objective": "orpo", "loss_type": "ipo"}, "loss_type .*belongs to the objective dpo or cpo"),
         ({"objective": "dpo", "cpo_alpha": 1.0}, "cpo_alpha .*belongs to the objective cpo"),
         ({"objective": "cpo", "reference_adapter": "/a"}, "reference_adapter .*belongs to the objective dpo"),
         ({"objective": "dpo", "train_on_inputs": True}, "train_on_inputs .*belongs to the objective sft"),
         ({"objective": "dpo", "loss_type": "ipo", "label_smoothing": 0.1}, "label_smoothing .*loss_type sigmoid"),
+        ({"objective": "cpo", "gamma": 0.5}, r"gamma \(0.5\) belongs to the objective simpo, and this job's .* is cpo"),
+        ({"objective": "simpo", "loss_type": "sigmoid"}, "loss_type .*belongs to the objective dpo or cpo"),
         ({"objective": "dpo", "label_smoothing": 0.5}, "less than 0.5"),
         ({"objective": "dpo", "beta": 0.0}, "greater than 0"),
-        ({"objective": "ppo"}, "'sft', 'dpo', 'cpo' or 'orpo'"),
-        ({"objective": ["dpo"]}, "'sft', 'dpo', 'cpo' or 'orpo'"),
+        ({"objective": "ppo"}, "'sft', 'dpo', 'cpo', 'orpo' or 'simpo'"),
+        ({"objective": ["dpo"]}, "'sft', 'dpo', 'cpo', 'orpo' or 'simpo'"),
     ],
 )
 def test_a_field_of_another_objective_is_refused_by_name(fields, message):
@@ -286,12 +291,12 @@ def test_defaults_are_trls_and_survive_a_round_trip():
     from trl.experimental.cpo import CPOConfig
     from trl.experimental.orpo import ORPOConfig
 
-    for objective, config in (("dpo", DPOConfig), ("cpo", CPOConfig), ("orpo", ORPOConfig)):
+    for objective, config in (("dpo", DPOConfig), ("cpo", CPOConfig), ("orpo", ORPOConfig), ("simpo", CPOConfig)):
         training = TrainingConfig(objective=objective)
         defaults = {name: field.default for name, field in config.__dataclass_fields__.items()}
-        for name in ("beta", "label_smoothing", "cpo_alpha"):
+        for name in ("beta", "label_smoothing", "cpo_alpha", "gamma"):
             if getattr(training, name) is not None:
-                assert getattr(training, name) == defaults[name]
-        assert training.loss_type == (None if objective == "orpo" else "sigmoid")
+                assert getattr(training, name) == defaults["simpo_gamma" if name == "gamma" else name]
+        assert training.loss_type == ("sigmoid" if objective in ("dpo", "cpo") else None)
         assert TrainingConfig(**training.model_dump()) == training
     assert TrainingConfig().beta is None
