@@ -57,6 +57,15 @@ def read_peft_config(folder: Path) -> LoraConfig:
         raise AdapterError(f"{path}: {where}{': ' if where else ''}{first['msg']}; export the adapter again") from None
 
 
+def lack_of_weights(folder: Path) -> str | None:
+    """What an adapter's folder lacks, in words that end with the way out; None if its weights lie there."""
+    if (folder / file_names.ADAPTER_WEIGHTS).is_file():
+        return None
+    pickled = (folder / file_names.PICKLED_ADAPTER).is_file()
+    why = f"; {file_names.PICKLED_ADAPTER} is a pickle, which can run code when read" if pickled else ""
+    return f"lacks {file_names.ADAPTER_WEIGHTS}{why}; save the adapter again with PEFT"
+
+
 def unsupported(saved: Mapping[str, Any]) -> str | None:
     """What of an adapter's configuration Loray does not have or cannot use, in words; None when it has all."""
     peft_type = saved.get("peft_type")

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from gpu_actor.adapters.kinds.base import Shape
-from gpu_actor.adapters.peft_config import peft_config, read_peft_config
+from gpu_actor.adapters.peft_config import lack_of_weights, peft_config, read_peft_config
 from gpu_actor.adapters.shapes import shared_name, tensor_name
 from gpu_actor.adapters.weights import AdapterWeights
 from gpu_actor.adapters.whole_files import read_tensors, write_json, write_tensors
@@ -80,6 +80,8 @@ def read_adapter(folder: Path, new_adapter: Callable[[LoraConfig], AdapterWeight
         raise AdapterError(
             f"{folder}: no finished adapter there ({file_names.ADAPTER_CONFIG} is missing); give a job's output folder"
         )
+    if lack := lack_of_weights(folder):
+        raise AdapterError(f"{folder}: {lack}")
     weights = new_adapter(read_peft_config(folder))
     load_adapter(folder, weights)
     return weights

@@ -10,7 +10,7 @@ from typing import Any
 from gpu_actor.adapters.kinds import kind_of
 from gpu_actor.adapters.kinds.base import Shape
 from gpu_actor.adapters.layer_plan import LayerPlan
-from gpu_actor.adapters.peft_config import read_peft_config
+from gpu_actor.adapters.peft_config import lack_of_weights, read_peft_config
 from gpu_actor.adapters.shapes import file_shapes
 from gpu_actor.adapters.targets import plan_layers
 from gpu_actor.contract import file_names
@@ -25,14 +25,16 @@ def check_adapter_fits(base: BaseDescription, lora: LoraConfig) -> None:
     """Check that `lora.init_adapter` has exactly the tensors and the scale that this base and this job call for.
 
     Raises:
-        AdapterError: It is of another kind, or a tensor is missing, superfluous or of another shape; the message
-            names the first of them.
+        AdapterError: Its weights are not there, it is of another kind, or a tensor is missing, superfluous or of
+            another shape; the message names the first of them.
     """
     if lora.init_adapter is None:
         return
     saved = read_peft_config(Path(lora.init_adapter))
     layers = plan_layers(base, lora)
     _check_same_function(lora, saved, layers)
+    if lack := lack_of_weights(Path(lora.init_adapter)):
+        raise AdapterError(f"lora.init_adapter: {lora.init_adapter} {lack}")
     path = Path(lora.init_adapter) / file_names.ADAPTER_WEIGHTS
     shapes = read_shapes(path)
     wanted = file_shapes(lora, layers, shared=kind_of(saved).saves_shared)

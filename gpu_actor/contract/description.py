@@ -28,9 +28,11 @@ class Activations:
 class BaseDescription:
     """What must be known of a base model to check and size a job.
 
-    `linears` leaves out the output head. `experts` names weights of three dimensions, which mixtures of experts have:
-    they are no linear layers, and no adapter can change them. `positions` is how many the base was made for; with
-    `position_table` it looks them up (gpt2, opt, gptj), so that it cannot run a longer sequence at all.
+    `linears` run on every token of a text, and an adapter can change them. `head_linears` belong to the output head,
+    `tower_linears` to the parts of a multimodal model that read images or sound. `experts` names weights of three
+    dimensions, which mixtures of experts have: they are no linear layers, and no adapter can change them;
+    `expert_endings` are names of layers that PEFT takes for experts. `positions` is how many the base was made for;
+    with `position_table` it looks them up (gpt2, opt, gptj), so that it cannot run a longer sequence at all.
     """
 
     ref: str
@@ -40,7 +42,10 @@ class BaseDescription:
     num_layers: int
     vocab_size: int
     parameters: int
+    head_linears: tuple[str, ...] = ()
+    tower_linears: tuple[str, ...] = ()
     experts: tuple[str, ...] = ()
+    expert_endings: tuple[str, ...] = ()
     activations: Activations | None = None  # None: nobody has counted
     positions: int | None = None  # None: any number, or nobody says
     position_table: bool = False
@@ -57,13 +62,13 @@ class BaseDescription:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> BaseDescription:
         """The inverse of `to_dict`."""
-        linears = tuple(LinearShape(**linear) for linear in data["linears"])
         counted = data.get("activations")
+        lists = ("head_linears", "tower_linears", "experts", "expert_endings")
         return cls(
             **{
                 **data,
-                "linears": linears,
-                "experts": tuple(data.get("experts", ())),
+                **{name: tuple(data.get(name, ())) for name in lists},
+                "linears": tuple(LinearShape(**linear) for linear in data["linears"]),
                 "activations": Activations(**counted) if counted else None,
             }
         )

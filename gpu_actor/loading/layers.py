@@ -10,6 +10,8 @@ from typing import Any
 
 from gpu_actor.contract.description import BaseDescription, LinearShape
 
+# By the family whose way of fusing experts transformers applies; PEFT knows these two.
+_EXPERT_ENDINGS = {"mixtral": ("gate", "w1", "w2", "w3"), "qwen2_moe": ("gate", "gate_proj", "up_proj", "down_proj")}
 _POSITIONS = re.compile(r"wpe|pos")  # in the name of a table of positions
 
 
@@ -17,6 +19,8 @@ def describe_model(ref: str, model: Any) -> BaseDescription:
     """The description of a model that is already built (on any device)."""
     linears = tuple(LinearShape(name, *linear_sizes(module)) for name, module in adaptable_linears(model).items())
     text = model.config.get_text_config()
+    adaptable, in_body = {linear.name for linear in linears}, _linears_in(model, model.get_submodule(body_name(model)))
+    others = [name for name in _linears_in(model, model) if name not in adaptable]
     return BaseDescription(
         ref=ref,
         model_type=model.config.model_type,
@@ -25,7 +29,10 @@ def describe_model(ref: str, model: Any) -> BaseDescription:
         num_layers=text.num_hidden_layers,
         vocab_size=text.vocab_size,
         parameters=_count_parameters(model),
+        head_linears=tuple(name for name in others if name not in in_body),
+        tower_linears=tuple(name for name in others if name in in_body),
         experts=tuple(expert_weights(model)),
+        expert_endings=_expert_endings(model.config.model_type),
         positions=(positions := getattr(text, "max_position_embeddings", None)),
         position_table=positions is not None and _has_position_table(model, positions),
     )
@@ -43,7 +50,7 @@ def _has_position_table(model: Any, positions: int) -> bool:
 
 def _count_parameters(model: Any) -> int:
     """Values of a model. A quantised weight counts as many as it stands for, not as many as its packed form has."""
-    packed = {id(module.weight): module for module in adaptable_linears(model).values() if _is_packed(module)}
+    packed = {id(module.weight): module for module in _linears_in(model, model).values() if _is_packed(module)}
     plain: int = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in packed)
     return plain + sum(int(module.in_features) * int(module.out_features) for module in packed.values())
 
@@ -52,14 +59,43 @@ def _is_packed(module: Any) -> bool:
     return not module.weight.dtype.is_floating_point
 
 
+def body_name(model: Any) -> str:
+    """The name of the child of a causal language model that makes hidden states of tokens; "" if it has none.
+
+    It is `base_model_prefix`, but Llama 4's causal model has its body elsewhere.
+    """
+    from transformers import PreTrainedModel
+
+    if model.base_model_prefix in dict(model.named_children()):
+        return str(model.base_model_prefix)
+    bodies = [name for name, child in model.named_children() if isinstance(child, PreTrainedModel)]
+    return bodies[0] if len(bodies) == 1 else ""
+
+
+def text_body(model: Any) -> Any:
+    """The part of a causal language model that runs on every token of a text.
+
+    The output head with what belongs to it, and in a multimodal model the towers that read images and sound and their
+    projections, lie outside.
+    """
+    body = model.get_submodule(body_name(model))
+    is_multimodal = model.config.get_text_config() is not model.config
+    return body.get_decoder() if is_multimodal else body
+
+
 def adaptable_linears(model: Any) -> dict[str, Any]:
-    """Every linear layer of a model but its output head, by module name, in the model's order.
+    """Every linear layer of a model's text body, by module name, in the model's order.
 
     GPT-2's Conv1D is a linear layer with its weight transposed, and counts. A router that derives from `nn.Linear`
     and does more than its product is none.
     """
-    head = model.get_output_embeddings()
-    return {name: module for name, module in model.named_modules() if _is_linear(module) and module is not head}
+    return _linears_in(model, text_body(model))
+
+
+def _linears_in(model: Any, part: Any) -> dict[str, Any]:
+    """The linear layers of a part of a model by their names in the model, without the output embedding."""
+    inside = {id(module) for module in part.modules()} - {id(model.get_output_embeddings())}
+    return {name: module for name, module in model.named_modules() if id(module) in inside and _is_linear(module)}
 
 
 def _is_linear(module: Any) -> bool:
@@ -78,12 +114,22 @@ def _is_linear(module: Any) -> bool:
 
 def expert_weights(model: Any) -> list[str]:
     """Names of the weights of three dimensions that a mixture of experts keeps its experts in."""
+    inside = {id(module) for module in text_body(model).modules()}
     return [
         f"{owner}.{name}"
         for owner, module in model.named_modules()
+        if id(module) in inside and not type(module).__name__.startswith("Conv")
         for name, weight in module.named_parameters(recurse=False)
-        if weight.dim() == 3 and not type(module).__name__.startswith("Conv")
+        if weight.dim() == 3
     ]
+
+
+def _expert_endings(model_type: str) -> tuple[str, ...]:
+    """The names of layers that PEFT, on a base of this type, takes for those that each expert once had."""
+    from transformers import conversion_mapping
+
+    families = {"mixtral": "mixtral", **getattr(conversion_mapping, "_MODEL_TO_CONVERSION_PATTERN", {})}
+    return _EXPERT_ENDINGS.get(families.get(model_type, ""), ())
 
 
 def linear_sizes(module: Any) -> tuple[int, int]:

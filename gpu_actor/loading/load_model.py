@@ -15,6 +15,7 @@ from gpu_actor.contract.messages import one_line
 from gpu_actor.loading.chatglm import glm_tensors, is_chatglm
 from gpu_actor.loading.config_files import load_config, read_config
 from gpu_actor.loading.layers import adaptable_linears
+from gpu_actor.loading.model_class import auto_class
 from gpu_actor.loading.quantization import quantization_of, quantization_settings
 from gpu_actor.loading.weight_files import PICKLES_REFUSED, check_safetensors, tensors_of
 
@@ -80,7 +81,7 @@ def _from_files(
             raise BaseModelError(f"base_model: {files.place} {PICKLES_REFUSED}")
 
     def load(use_safetensors: bool) -> tuple[Any, dict[str, Any]]:
-        return AutoModelForCausalLM.from_pretrained(  # type: ignore[no-any-return]
+        return auto_class(config).from_pretrained(  # type: ignore[no-any-return]
             files.place,
             config=config,
             use_safetensors=use_safetensors,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gpu_actor.adapters.targets import plan_layers
+from gpu_actor.adapters.targets import as_peft_reads, plan_layers
 from gpu_actor.adapters.weights import AdapterWeights, gradient_scale
 from gpu_actor.batch.shared_batch import SharedBatch
 from gpu_actor.contract.config import Quantization
@@ -107,10 +107,12 @@ class BaseModel:
         Raises:
             InvalidJobError: `target_modules`, or another field that names modules, matches nothing or means experts.
         """
-        hooked = {plan: self.body.layers[plan.name] for plan in plan_layers(self.description, lora)}
+        plans = plan_layers(self.description, lora)
+        hooked = {plan: self.body.layers[plan.name] for plan in plans}
         layers = {layer.index: (plan, layer.base) for plan, layer in hooked.items()}
         wide = dtype or torch.promote_types(self.dtype, torch.float32)
-        return AdapterWeights(lora, layers, self.device, wide, gradient_scale(self.dtype))
+        exact = as_peft_reads(self.description, lora, plans)
+        return AdapterWeights(exact, layers, self.device, wide, gradient_scale(self.dtype))
 
     def hidden(self, batch: SharedBatch) -> torch.Tensor:
         """Last hidden states [1, T, hidden] of a shared batch."""

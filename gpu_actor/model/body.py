@@ -11,7 +11,7 @@ from torch import nn
 
 from gpu_actor.batch.body_inputs import BodyInput, packed_by_segment, padded_by_segment, whole
 from gpu_actor.batch.shared_batch import SharedBatch
-from gpu_actor.loading.layers import adaptable_linears
+from gpu_actor.loading.layers import adaptable_linears, body_name
 from gpu_actor.model.attention import WindowsSeen, register_packed_attention
 from gpu_actor.model.rotary import hook_rotary
 from gpu_actor.operators.multi_adapter_linear import MultiAdapterLinear
@@ -37,6 +37,7 @@ class HookedBody:
         self.layers = _hook(model, self._routing)
         self.packed = False
         self._inputs_of: Callable[[SharedBatch], list[BodyInput]] = padded_by_segment
+        self._body = model.get_submodule(body_name(model))
         self._stock_attention = model.config._attn_implementation
 
     def pack(self) -> WindowsSeen:
@@ -76,7 +77,7 @@ class HookedBody:
         """One forward: [1, real tokens, hidden]."""
         self._routing.begin(given.segments, given.lengths, given.attention_mask is not None)
         optional = {"position_ids": given.position_ids, "attention_mask": given.attention_mask}
-        output = self.model.base_model(
+        output = self._body(
             input_ids=given.input_ids,
             use_cache=False,
             **{name: value for name, value in optional.items() if value is not None},

@@ -13,9 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from gpu_actor.adapters.layer_plan import LayerPlan
+from gpu_actor.adapters.weights import AdapterWeights
 from gpu_actor.batch.shared_batch import MicroBatch, pack
 from gpu_actor.contract.description import Activations
 from gpu_actor.contract.lora_config import LoraConfig
+from gpu_actor.contract.messages import one_line
+from gpu_actor.loading.model_class import auto_class
 from gpu_actor.model.base_model import BaseModel
 from gpu_actor.model.freeze import freeze
 
@@ -33,18 +37,21 @@ def count_activations(config: Any, *, trust_remote_code: bool = False) -> Activa
         trust_remote_code: Let the model's own Python code run.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
-    from transformers import AutoModelForCausalLM
 
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+            model = auto_class(config).from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
             freeze(model)
             base = BaseModel("fake", model)
             base.body.pack().close()  # unchecked: without values packed and padded cannot be compared
             short, long = (_kept(base, lengths) for lengths in ((_LENGTH, _LENGTH), (2 * _LENGTH,)))
             head = _kept_by_head(base)
-    except Exception:  # whatever a model does that needs values: sizes are then estimated from its layers' shapes
-        logger.info("activations of %s cannot be counted", config.model_type, exc_info=True)
+    except Exception as error:  # whatever a model does that needs values
+        logger.info(
+            "activations of a %s model cannot be counted (%s); they are estimated from its layers' sizes",
+            config.model_type,
+            one_line(error),
+        )
         return None
     square = max(0.0, (long - short) / (2 * _LENGTH**2))  # equal tokens, twice the sum of squared lengths
     return Activations((short - square * 2 * _LENGTH**2) / (2 * _LENGTH), square, head)
@@ -52,8 +59,14 @@ def count_activations(config: Any, *, trust_remote_code: bool = False) -> Activa
 
 def _kept(base: BaseModel, lengths: tuple[int, ...]) -> int:
     """Bytes that autograd keeps of a forward over sequences of these lengths."""
-    every = [linear.name for linear in base.description.linears]  # their inputs are kept for the adapter's gradient
-    adapter = base.new_adapter(LoraConfig(r=_RANK, target_modules=every))
+    layers = {  # every linear layer, those that no job may name too: its input is kept for an adapter's gradient
+        (layer := base.body.layers[shape.name]).index: (
+            LayerPlan(shape.name, shape.in_features, shape.out_features, _RANK, scaling=1.0),
+            layer.base,
+        )
+        for shape in base.description.linears
+    }
+    adapter = AdapterWeights(LoraConfig(r=_RANK), layers, base.device)
     ids = [np.ones(length, dtype=np.int32) for length in lengths]
     batch = pack([MicroBatch(weights=adapter, sequences=ids, labels=ids)], base.device)
     with _Keeper(base, adapter.flat, adapter.gradient) as keeper:

@@ -9,6 +9,7 @@ from gpu_actor.contract.errors import BaseModelError
 from gpu_actor.contract.messages import one_line
 from gpu_actor.loading.config_files import load_config
 from gpu_actor.loading.layers import describe_model
+from gpu_actor.loading.model_class import auto_class
 
 
 def describe_base(ref: str, trust_remote_code: bool = False) -> BaseDescription:
@@ -22,14 +23,13 @@ def describe_base(ref: str, trust_remote_code: bool = False) -> BaseDescription:
         BaseModelError: The reference is no causal language model that transformers can build.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     from gpu_actor.model.count_activations import count_activations
 
     config = load_config(ref, trust_remote_code)
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            model = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise BaseModelError(f"base_model: {ref}: transformers cannot build this model ({one_line(error)})") from None
     counted = count_activations(config, trust_remote_code=trust_remote_code)

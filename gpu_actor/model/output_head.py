@@ -10,21 +10,32 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
+from gpu_actor.loading.layers import body_name
+
 
 @dataclass
 class BodyOutput(ModelOutput):  # type: ignore[misc]
-    """What the causal models of transformers read of their bodies' outputs."""
+    """What a body gives its causal model: the last hidden states, and None for whatever else it may be asked for.
+
+    Caches, router logits, image features, ... concern no logits, and the probe compares the logits.
+    """
 
     last_hidden_state: torch.Tensor | None = None
-    past_key_values: None = None
-    hidden_states: None = None
-    attentions: None = None
-    cross_attentions: None = None
-    router_logits: None = None
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
 
 
 class GivenHiddenStates(nn.Module):
-    """Stands in for a model's body: hands on the hidden states that it is given."""
+    """Stands in for a model's body: hands on the hidden states that it is given.
+
+    Its other attributes are those of the body (falcon_h1 keeps the scale of its logits there).
+    """
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["_body"] = body  # no child: its parameters are the model's
 
     def forward(self, *_: Any, inputs_embeds: torch.Tensor, **__: Any) -> BodyOutput:
         """inputs_embeds [1, n, hidden] -> the same as last hidden state."""
@@ -35,12 +46,16 @@ class GivenHiddenStates(nn.Module):
         """OPT's causal model calls the decoder of its body."""
         return self
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_body"], name)
+
 
 def head_only(model: Any) -> Any:
     """A view of a causal language model, sharing its parameters, whose body is skipped.
 
     So the model's own code after the body (head, soft-cap, logit scale) runs on any chunk of hidden states.
     """
+    name = body_name(model)
     head = copy.copy(model)
-    head._modules = {**model._modules, model.base_model_prefix: GivenHiddenStates()}
+    head._modules = {**model._modules, name: GivenHiddenStates(model.get_submodule(name))}
     return head

@@ -14,6 +14,7 @@ import torch
 from gpu_actor.batch.shared_batch import MicroBatch, SharedBatch, pack
 from gpu_actor.contract.errors import BaseModelError
 from gpu_actor.contract.messages import one_line
+from gpu_actor.loading.layers import body_name
 
 Forward = Callable[[SharedBatch], torch.Tensor]  # shared batch -> hidden states [1, T, hidden]
 
@@ -101,8 +102,9 @@ class Probe:
 
     def _alone(self, model: Any, ids: Any) -> torch.Tensor:
         """The stock model's last hidden states [length, hidden] of one sequence."""
+        body = model.get_submodule(body_name(model))
         with torch.no_grad():
-            return model.base_model(input_ids=self._on_device(ids), use_cache=False).last_hidden_state[0]  # type: ignore[no-any-return]
+            return body(input_ids=self._on_device(ids), use_cache=False).last_hidden_state[0]  # type: ignore[no-any-return]
 
     def _on_device(self, ids: Any) -> torch.Tensor:
         return torch.from_numpy(ids.astype(np.int64))[None].to(self._device)

@@ -9,7 +9,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from gpu_actor.adapters.peft_config import unsupported
+from gpu_actor.adapters.peft_config import lack_of_weights, unsupported
 from gpu_actor.contract import file_names
 from gpu_actor.contract.config import is_template_path
 from gpu_actor.contract.errors import BaseModelError
@@ -235,10 +235,8 @@ def _read_adapter(value: str) -> tuple[dict[str, Any], str]:
             return f"{shown} {state}; give the folder of a PEFT adapter"
         if not (folder / file_names.ADAPTER_CONFIG).is_file():
             return f"{shown} is no PEFT adapter: it lacks {file_names.ADAPTER_CONFIG}; give a folder that PEFT wrote"
-        if not (folder / file_names.ADAPTER_WEIGHTS).is_file():
-            pickled = (folder / file_names.PICKLED_ADAPTER).is_file()
-            why = f"; {file_names.PICKLED_ADAPTER} is a pickle, which can run code when read" if pickled else ""
-            return f"{shown} lacks {file_names.ADAPTER_WEIGHTS}{why}; save the adapter again with PEFT"
+        if lack := lack_of_weights(folder):
+            return f"{shown} {lack}"
         settings, unreadable = _read_mapping(folder / file_names.ADAPTER_CONFIG)
         config.update(settings)
         if unreadable or not (reason := unsupported(settings)):

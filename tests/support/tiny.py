@@ -138,10 +138,11 @@ def family_model(family, seed=0, dtype=None, **changes):
 def random_model(config, seed=0, dtype=None):
     """A causal language model with random weights of a spread at which tokens differ."""
     import torch
-    from transformers import AutoModelForCausalLM
+
+    from gpu_actor.loading.model_class import auto_class
 
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config)
+    model = auto_class(config).from_config(config)
     with torch.no_grad():  # the default spread is so small that every token would look alike
         for name, parameter in model.named_parameters():
             if parameter.dim() >= 2:

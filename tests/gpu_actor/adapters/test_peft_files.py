@@ -3,6 +3,7 @@
 import json
 import struct
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from peft import PeftModel, get_peft_model
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
+from gpu_actor.adapters.peft_files import read_adapter
 from gpu_actor.adapters.shapes import adapter_bytes, adapter_parameters
 from gpu_actor.adapters.start_check import check_adapter_fits
 from gpu_actor.adapters.targets import plan_layers
@@ -127,6 +129,16 @@ def test_a_start_adapter_that_is_damaged_is_named(tmp_path, tiny_base):
         spec = make_spec(tmp_path, "job", token_rows(3), {"r": 4, "init_adapter": folder})
         with pytest.raises(AdapterError, match=r"adapter_model\.safetensors: not a readable safetensors file"):
             check_adapter_fits(describe_base(tiny_base), spec.lora)
+
+
+def test_an_adapter_that_is_only_a_pickle_is_named(base, tmp_path, tiny_base):
+    folder = Path(peft_adapter(tiny_base, tmp_path / "start", r=4, target_modules="all-linear"))
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    way_out = "adapter_model.bin is a pickle, which can run code when read; save the adapter again with PEFT"
+    with pytest.raises(AdapterError, match=rf"lora\.init_adapter: .*{way_out}"):
+        check_adapter_fits(describe_base(tiny_base), LoraConfig(r=4, init_adapter=str(folder)))
+    with pytest.raises(AdapterError, match=way_out):
+        read_adapter(folder, base.new_adapter)
 
 
 def test_a_base_is_described_without_its_weights(tiny_base, base):

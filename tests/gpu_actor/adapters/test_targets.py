@@ -7,9 +7,10 @@ import pytest
 from peft import get_peft_model
 from pydantic import ValidationError
 
+from gpu_actor.adapters.forbidden_targets import check_no_experts
 from gpu_actor.adapters.shapes import adapter_bytes, adapter_parameters, frozen_values
 from gpu_actor.adapters.start_check import check_adapter_fits
-from gpu_actor.adapters.targets import check_no_experts, plan_layers
+from gpu_actor.adapters.targets import plan_layers
 from gpu_actor.contract import expressions
 from gpu_actor.contract.description import BaseDescription, LinearShape
 from gpu_actor.contract.errors import InvalidJobError
