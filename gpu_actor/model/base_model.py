@@ -92,7 +92,7 @@ class BaseModel:
         probe = Probe(ref, model)
         base = cls(ref, model)
         probe.check_head(base.head)
-        unpacked = choose_serving(ref, base.body, probe)
+        unpacked = choose_serving(ref, base.body, probe, base.description)
         base.remarks = [f"{ref}: {remark}" for remark in (*remarks, unpacked) if remark is not None]
         return base
 

@@ -26,6 +26,7 @@ class HookedBody:
     At first every sequence has a row of its own and the model's attention stays as it is, which any model can do.
 
     Attributes:
+        device: Where its weights are.
         layers: Module name -> hooked linear layer, in the model's order.
         packed: Whether all sequences of a batch share one row; else each has a row of its own.
     """
@@ -33,7 +34,8 @@ class HookedBody:
     def __init__(self, model: Any) -> None:
         """Hook a frozen model. It is changed in place."""
         self.model = model
-        self._routing = Routing(next(model.parameters()).device)
+        self.device = next(model.parameters()).device
+        self._routing = Routing(self.device)
         self.layers = _hook(model, self._routing)
         self.packed = False
         self._inputs_of: Callable[[SharedBatch], list[BodyInput]] = padded_by_segment
@@ -62,11 +64,17 @@ class HookedBody:
         self.packed = False
         self.model.set_attn_implementation(self._stock_attention)
 
-    def hidden(self, batch: SharedBatch) -> torch.Tensor:
-        """Last hidden states [1, T, hidden] of a shared batch, packed, however the model was run."""
+    def hidden(self, batch: SharedBatch, change: Callable[[BodyInput], BodyInput] | None = None) -> torch.Tensor:
+        """Last hidden states [1, T, hidden] of a shared batch, packed, however the model was run.
+
+        Args:
+            batch: What is computed.
+            change: Applied to the input of each forward of the model: a test of the padding fills it.
+        """
         # Autograd works off the latest forward first. Run from the back, an adapter's micro-batches add to its gradient
         # in their own order, as they do in one packed row and in separate batches: the sums agree to the bit.
-        parts = [self._run(given) for given in reversed(self._inputs_of(batch))]
+        inputs = self._inputs_of(batch) if change is None else map(change, self._inputs_of(batch))
+        parts = [self._run(given) for given in reversed(list(inputs))]
         return parts[0] if len(parts) == 1 else torch.cat(parts[::-1], dim=1)
 
     def rest(self) -> None:
