@@ -49,7 +49,7 @@ search: $(READY)  ## Try the property tests on new random examples, ten times ov
 
 families: $(READY)  ## Test every causal architecture of transformers and write docs/families.md
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "" --families-table docs/families.md \
-		tests/gpu_actor/model/test_architectures.py tests/gpu_actor/model/test_families.py
+		tests/gpu_actor/model/test_every_architecture.py tests/gpu_actor/model/test_families.py
 
 lint: $(READY)  ## Check style and types
 	$(BIN)/ruff check .

@@ -70,7 +70,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     path = config.getoption("--families-table")
     if path and not hasattr(config, "workerinput"):
-        from support.architectures import NOT_BUILT
+        from support.every_architecture import NOT_BUILT
         from support.family_table import FamilyTable
 
         config.pluginmanager.register(FamilyTable(path, NOT_BUILT))

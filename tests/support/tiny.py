@@ -142,18 +142,11 @@ def random_model(config, seed=0, dtype=None):
 
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config)
-    spread_weights(model)
-    return model.to(dtype or torch.float32).eval()
-
-
-def spread_weights(model):
-    """Make a model's weights so different that tokens differ: by their default spread all would look alike."""
-    import torch
-
-    with torch.no_grad():
+    with torch.no_grad():  # the default spread is so small that every token would look alike
         for name, parameter in model.named_parameters():
             if parameter.dim() >= 2:
                 parameter.normal_(0, 0.2 if "embed" in name or "lm_head" in name else 0.12)
+    return model.to(dtype or torch.float32).eval()
 
 
 def token_rows(count, seed=0, low=5, high=40, prompt=True):

@@ -1,7 +1,7 @@
 """Families of base models, each on a tiny random model of its own architecture with its peculiarities on.
 
 A dozen run with all other tests; `make families` runs the rest too and writes docs/families.md. One family alone:
-`-m "" -k gemma2`. Every architecture that transformers knows: `test_architectures.py`.
+`-m "" -k gemma2`. Every architecture that transformers knows: `test_every_architecture.py`.
 """
 
 import pytest

@@ -4,16 +4,15 @@ Configurations are shrunk mechanically: every size that a configuration has by o
 in its parts too. `OVERRIDES` holds what some architectures want beside that, `NOT_BUILT` those that stay out.
 """
 
-import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from support.tiny import FAMILIES, VOCABULARY, spread_weights
+from support.tiny import FAMILIES, VOCABULARY, random_model
 
 _VALUES = {
     32: """hidden_size n_embd d_model emb_dim embedding_size embedding_dim input_embedding_size output_embedding_size
         word_embed_proj_dim lru_width mamba_d_ssm cross_attention_hidden_size out_hidden_size
-        backbone_hidden_size projector_output_dim vision_output_dim""",
+        backbone_hidden_size hidden_size_global projector_output_dim vision_output_dim""",
     52: """intermediate_size ffn_dim encoder_ffn_dim decoder_ffn_dim ffn_hidden_size dff n_inner d_inner dim_ff
         feed_forward_size intermediate_size_mlp dense_intermediate_size prefix_dense_intermediate_size""",
     4: """num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers num_encoder_layers
@@ -45,20 +44,36 @@ _MAMBA = {"mamba_d_head": 16, "mamba_n_heads": 4, "mamba_expand": 2}
 _QWEN4 = {
     "hc_lowrank": 8,
     "indexer_n_heads": 4,
-    "indexer_kv_heads": 2,
+    "indexer_kv_heads": 1,
     "indexer_head_dim": 8,
     "indexer_budget": 16,
     "indexer_compress_ratio": 4,
+}
+_DOTS3 = {
+    f"swa_{name}": size
+    for size, names in {
+        4: ("num_attention_heads", "num_key_value_heads"),
+        8: ("qk_nope_head_dim", "v_head_dim"),
+        16: ("head_dim", "q_lora_rank", "kv_lora_rank"),
+    }.items()
+    for name in names
 }
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 
 # What an architecture wants beside the small sizes, mostly so that a tiny model has all of its kinds of layers.
 OVERRIDES = {
     "bamba": {**_MAMBA, "attn_layer_indices": [1, 3]},
-    "blt": {"encoder_hash_byte_group_vocab": 64, "global_config": {"encoder_cross_output_size": 64}},
+    "blt": {"encoder_hash_byte_group_vocab": 64},
     "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE}},
     "dbrx": {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10000.0}},
+    "deepseek_v2": {"num_experts_per_tok": 2},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
+    "dots3_note": {
+        "text_config": _DOTS3,
+        "vision_config": {"pyramid_num_routed": [-1, 4, 4, 4], "adapter_in_dim": 32, "adapter_out_dim": 32},
+        "audio_config": {"adapter_out_dim": 32, "adapter_input_size": 32},
+    },
+    "dots3_note_text": _DOTS3,
     "gemma3n_text": {"layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "granitemoehybrid": {**_MAMBA, "layer_types": ["linear_attention", "full_attention"] * 2},
@@ -81,6 +96,7 @@ OVERRIDES = {
         "attn_layer_offset": 2,
         "use_mamba_kernels": False,
     },
+    "zamba2": {"num_key_value_heads": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2},
     "zaya": {"num_experts_per_tok": 1},
 }
 
@@ -130,7 +146,4 @@ def architecture_config(kind):
 
 def save_architecture(kind, folder):
     """Write a tiny random model with its configuration to a folder, as a user's base model lies there."""
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(architecture_config(kind), dtype=torch.float32)
-    spread_weights(model)
-    model.save_pretrained(folder)
+    random_model(architecture_config(kind)).save_pretrained(folder)
