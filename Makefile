@@ -40,15 +40,16 @@ test: $(READY)  ## Run all tests, two files at a time; those of tests/integratio
 	$(BIN)/python -m pytest $(TWO_WORKERS)
 
 quick: $(READY)  ## Run the tests that need neither Ray nor long training
-	$(BIN)/python -m pytest $(TWO_WORKERS) -m "not cluster and not slow"
+	$(BIN)/python -m pytest $(TWO_WORKERS) -m "not cluster and not slow and not every_architecture"
 
 search: $(READY)  ## Try the property tests on new random examples, ten times over
 	for round in 1 2 3 4 5 6 7 8 9 10; do \
 		LORAY_SEARCH=1 $(BIN)/python -m pytest -q -m hypothesis --ignore tests/integration $(TWO_WORKERS) || exit 1; \
 	done
 
-families: $(READY)  ## Test every model family and write docs/families.md
-	$(BIN)/python -m pytest tests/gpu_actor/model/test_families.py --families-table docs/families.md
+families: $(READY)  ## Test every causal architecture of transformers and write docs/families.md
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "" --families-table docs/families.md \
+		tests/gpu_actor/model/test_every_architecture.py tests/gpu_actor/model/test_families.py
 
 lint: $(READY)  ## Check style and types
 	$(BIN)/ruff check .

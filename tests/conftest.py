@@ -67,9 +67,19 @@ def pytest_addoption(parser):
     parser.addoption("--families-table", metavar="FILE", help="write the table of model families that the tests fill")
 
 
-def pytest_sessionfinish(session):
-    path = session.config.getoption("--families-table")
-    if path:
-        from support.family_table import write_table
+def pytest_configure(config):
+    path = config.getoption("--families-table")
+    if path and not hasattr(config, "workerinput"):
+        from support.every_architecture import NOT_BUILT
+        from support.family_table import FamilyTable
 
-        write_table(path)
+        config.pluginmanager.register(FamilyTable(path, NOT_BUILT))
+
+
+@pytest.fixture
+def record(request):
+    """Notes for the table of model families: `record(column, value)`, of the test's own family or architecture."""
+    from support.family_table import recorder
+
+    parameters = request.node.callspec.params
+    return recorder(request.node, parameters.get("family") or parameters["kind"])

@@ -1,6 +1,7 @@
-"""Every family of base models, each on a tiny random model of its own architecture with its peculiarities on.
+"""Families of base models, each on a tiny random model of its own architecture with its peculiarities on.
 
-`-k gemma2` runs one family; `make families` runs all and writes docs/families.md.
+A dozen run with all other tests; `make families` runs the rest too and writes docs/families.md. One family alone:
+`-m "" -k gemma2`. Every architecture that transformers knows: `test_every_architecture.py`.
 """
 
 import pytest
@@ -17,11 +18,14 @@ from gpu_actor.loading.load_model import load_model
 from gpu_actor.loading.quantization import quantization_of
 from gpu_actor.model.base_model import BaseModel
 from support.engine import family_hooked, flat, make_spec, make_tenant, micro_batch, run_all
-from support.family_table import record
 from support.oracle import adapter_tensors, largest_difference, same_bytes, train_alone
 from support.pairs import formula_loop, pair_rows, pair_spec
 from support.tiny import FAMILIES, family_model, token_rows
 
+# The most used and the most different ones; `make families` runs all.
+ALWAYS = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "glm4", "gpt2", "opt", "qwen3_moe")
+ALWAYS += ("falcon", "bloom")
+ALL = [f if f in ALWAYS else pytest.param(f, marks=pytest.mark.every_architecture) for f in FAMILIES]
 IN_ROWS = {"falcon", "bloom", "gptj"}  # their attention does not go through transformers' attention interface
 WITH_EXPERTS = ["qwen3_moe"]
 # transformers quantises nn.Linear itself and Conv1D, but no class that is derived from them
@@ -94,12 +98,11 @@ def train(base, folder, jobs, budget=150):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_family_equals_solo_peft_and_trainer(tmp_path, family):
+@pytest.mark.parametrize("family", ALL)
+def test_a_family_equals_solo_peft_and_trainer(tmp_path, family, record):
     """Several adapters co-batched, in fp32; and the probe chose the way of serving that is known to be right."""
     base = family_hooked(family)
     assert base.packed == (family not in IN_ROWS)
-    record(family, "served", "packed" if base.packed else "one sequence per row")
     jobs = family_jobs(base)
     specs, starts, tenants = train(base, tmp_path, jobs)
     differences = []
@@ -108,7 +111,7 @@ def test_a_family_equals_solo_peft_and_trainer(tmp_path, family):
         assert largest_difference(starts[name], theirs) > 1e-3, "the oracle did not train"
         differences.append(largest_difference(adapter_tensors(tenants[name].weights), theirs))
     assert max(differences) < 1e-4
-    record(family, "equal to PEFT", max(differences))
+    record("three adapters", max(differences))
 
 
 def difference_of(base, spec, oracle):
@@ -127,8 +130,8 @@ def difference_of(base, spec, oracle):
     return largest_difference(adapter_tensors(tenant.weights), theirs)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_family_on_an_nf4_base_equals_pefts_qlora(tmp_path, family):
+@pytest.mark.parametrize("family", ALL)
+def test_a_family_on_an_nf4_base_equals_pefts_qlora(tmp_path, family, record):
     folder = str(tmp_path / "base")
     family_model(family).save_pretrained(folder)
     if family in NOT_QUANTISED:
@@ -136,7 +139,7 @@ def test_a_family_on_an_nf4_base_equals_pefts_qlora(tmp_path, family):
         assert {type(module).__name__ for module in adaptable_linears(family_model(family)).values()} == {own}
         with pytest.raises(BaseModelError, match=f"8 linear layers of a {family} model cannot be quantised to nf4"):
             load_model(folder, quantization="nf4")
-        record(family, "nf4", f"refused: transformers does not quantise `{own}`")
+        record("nf4", f"refused: transformers does not quantise `{own}`")
         return
     base = BaseModel.load(folder, quantization="nf4")
     assert base.packed == (family not in IN_ROWS), "quantising must not change how the family is served"
@@ -146,30 +149,30 @@ def test_a_family_on_an_nf4_base_equals_pefts_qlora(tmp_path, family):
     spec = make_spec(tmp_path, "nf4", rows, {"r": 4, "target_modules": all_targets(base)}, SHORT)
     difference = difference_of(base, spec, lambda start: train_alone(stock, spec, rows, start))
     assert difference < 1e-4
-    record(family, "nf4", difference)
+    record("nf4", difference)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_familys_dora_adapter_equals_pefts(tmp_path, family):
+@pytest.mark.parametrize("family", ALL)
+def test_a_familys_dora_adapter_equals_pefts(tmp_path, family, record):
     base, rows = family_hooked(family), token_rows(9, seed=5)
     lora = {"r": 4, "lora_alpha": 7, "use_dora": True, "target_modules": all_targets(base)}
     spec = make_spec(tmp_path, "dora", rows, lora, SHORT)
     difference = difference_of(base, spec, lambda start: train_alone(family_model(family), spec, rows, start))
     assert difference < 1e-4
-    record(family, "DoRA", difference)
+    record("DoRA", difference)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_familys_dpo_adapter_equals_peft_and_the_papers_formula(tmp_path, family):
+@pytest.mark.parametrize("family", ALL)
+def test_a_familys_dpo_adapter_equals_peft_and_the_papers_formula(tmp_path, family, record):
     base, rows = family_hooked(family), pair_rows(7, seed=6)
     training = {**SHORT, "objective": "dpo", "beta": 0.3}
     spec = pair_spec(tmp_path, "dpo", rows, {"r": 4, "target_modules": all_targets(base)}, training)
     difference = difference_of(base, spec, lambda start: formula_loop(family_model(family), spec, rows, start))
     assert difference < 1e-4
-    record(family, "DPO", difference)
+    record("DPO", difference)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_a_familys_bytes_are_the_same_alone_and_in_company(tmp_path, family):
     base = family_hooked(family)
     jobs = {name: {**job, "training": {**job["training"], "max_steps": 4}} for name, job in family_jobs(base).items()}
@@ -180,7 +183,7 @@ def test_a_familys_bytes_are_the_same_alone_and_in_company(tmp_path, family):
         assert same_bytes(flat(alone), flat(together[name]))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_all_linear_takes_the_layers_that_peft_takes(family):
     """PEFT takes a mixture's router and experts along; Loray cannot, and refuses rather than train less in silence."""
     theirs = get_peft_model(family_model(family), PeftLoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
