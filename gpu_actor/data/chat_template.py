@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ MAX_STEPS = 1_000_000
 
 _LARGEST_FILE = 1 << 20
 _DAY = datetime.date(2024, 7, 26)  # that of Llama 3.2's template where it has no clock
+_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _COMPILED = "<template>"  # the file name that jinja2 gives to a compiled template
 
 
@@ -62,24 +64,56 @@ class ChatTemplate:
             UnfitDataError: It does not come to an end.
         """
         source = self.source(tools)
-        try:
-            _stop_clock(source)
-            with _step_limit():
-                text = self._tokenizer.apply_chat_template(
+        with _guarded(source):
+            return str(
+                self._tokenizer.apply_chat_template(
                     list(messages),
                     tools=list(tools) if tools else None,
                     chat_template=source,
                     tokenize=False,
                     add_generation_prompt=add_generation_prompt,
                 )
-        except _StepsError:
-            raise UnfitDataError(
-                f"the chat template made more than {MAX_STEPS:,} steps for one conversation; it may never end"
-            ) from None
-        except Exception as error:  # a template raises what it likes
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise DataError(f"the chat template refuses the conversation: {reason}") from None
-        return str(text)
+            )
+
+    def has_marks(self, tools: Tools = None) -> bool:
+        """Whether the template itself says, by `{% generation %}`, what the model writes."""
+        return _MARK.search(self.source(tools) or "") is not None
+
+    def render_marked(self, messages: Sequence[Message], tools: Tools) -> tuple[str, list[tuple[int, int]]]:
+        """The text of a conversation, and the bounds of the parts that the template marks by `{% generation %}`.
+
+        Raises:
+            DataError: The template refuses the conversation.
+            UnfitDataError: It does not come to an end.
+        """
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        source = self.source(tools)
+        with _guarded(source):
+            (text,), (marks,) = render_jinja_template(
+                [list(messages)],
+                tools=list(tools) if tools else None,
+                chat_template=source,
+                return_assistant_tokens_mask=True,
+                **self._tokenizer.special_tokens_map,
+            )
+        return str(text), [(int(start), int(end)) for start, end in marks]
+
+
+@contextmanager
+def _guarded(source: str | None) -> Iterator[None]:
+    """Run a template on a fixed day, for a limited number of steps, and explain what goes wrong in it."""
+    try:
+        _stop_clock(source)
+        with _step_limit():
+            yield
+    except _StepsError:
+        raise UnfitDataError(
+            f"the chat template made more than {MAX_STEPS:,} steps for one conversation; it may never end"
+        ) from None
+    except Exception as error:  # a template raises what it likes
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise DataError(f"the chat template refuses the conversation: {reason}") from None
 
 
 def _stop_clock(source: str | None) -> None:

@@ -95,6 +95,13 @@ def load_dataset(
             f"{path}: a sample has {collected.longest} tokens, but the base model has a table of {positions} positions "
             f"and cannot run more; lower training.cutoff_len ({training.cutoff_len}) to {positions}"
         )
+    if encoder.shortened:
+        logger.warning(
+            "%s: in %d conversations the chat template left out a part of an answer (the thoughts of earlier turns, "
+            "say), which is not learned",
+            path,
+            encoder.shortened,
+        )
     return _finish(path, collected, records, config, training)
 
 

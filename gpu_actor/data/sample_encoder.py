@@ -41,6 +41,11 @@ class SampleEncoder:
         self._vocab_size = vocab_size
         self._text_encoder: TextEncoder | None = None
 
+    @property
+    def shortened(self) -> int:
+        """Conversations so far in which the chat template left out a part of an answer (earlier turns' thoughts)."""
+        return 0 if self._text_encoder is None else self._text_encoder.shortened
+
     def encode(self, sample: Sample) -> tuple[Labelled, ...]:
         """Token ids and labels of a sample, or of both sides of a pair.
 

@@ -6,20 +6,26 @@ characters are learned; a token across the start of an answer belongs to the ans
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gpu_actor.contract.errors import DataError
+from gpu_actor.contract.messages import shorten
 from gpu_actor.data.chat_template import ChatTemplate
 from gpu_actor.data.records import IGNORE_INDEX, Chat, Plain
 from gpu_actor.data.samples import IdArray, Labelled
-from gpu_actor.data.turns import Conversation, Span, common_length
+from gpu_actor.data.turns import Conversation, Span, common_length, marked_spans
 
 
 class TextEncoder:
-    """Turns texts and conversations into token ids and labels with one tokenizer."""
+    """Turns texts and conversations into token ids and labels with one tokenizer.
+
+    Attributes:
+        shortened: Samples so far in which the chat template left out a part of an answer: thoughts of an earlier turn.
+    """
 
     def __init__(self, tokenizer: Any, train_on_inputs: bool, chat_template: str | None = None) -> None:
         """Keep the tokenizer and find the chat template.
@@ -36,6 +42,8 @@ class TextEncoder:
         self._train_on_inputs = train_on_inputs
         self._eos = tokenizer.eos_token_id
         self._template = ChatTemplate(tokenizer, chat_template)
+        self.shortened = 0
+        self._special = _special_tokens(tokenizer)
 
     def encode(self, sample: Plain | Chat) -> Labelled:
         """Token ids and unshifted labels of one sample, -100 where no loss is taken.
@@ -69,21 +77,50 @@ class TextEncoder:
             raise DataError(
                 "weight: training.train_on_inputs is true, but a message has the weight 0; remove one of the two"
             )
-        conversation = Conversation(
+        content_end = None
+        if self._template.has_marks(sample.tools):
+            text, marks = self._template.render_marked(sample.messages, sample.tools)
+            conversation = self._conversation(sample, source, text)
+            spans = marked_spans(conversation, sample.learned, marks)
+        else:
+            conversation = self._conversation(sample, source)
+            spans = [span for index in sample.learned for span in conversation.find_turn(index)]
+            content_end = spans[-1].content_end
+        self._check_written(sample, conversation.text, spans)
+        # A template that writes nothing behind the last answer would never teach the model to stop.
+        close = sample.learned[-1] == len(sample.messages) - 1 and conversation.leaves_open(content_end)
+        return self._tokenise(conversation.text, spans, add_special_tokens=False, learn_all=False, close=close)
+
+    def _conversation(self, sample: Chat, source: str, text: str | None = None) -> Conversation:
+        return Conversation(
             sample.messages,
             lambda messages, prompt: self._template.render(messages, sample.tools, prompt),
             has_generation_prompt="add_generation_prompt" in source,
+            special=self._special,
+            text=text,
         )
+
+    def _check_written(self, sample: Chat, text: str, spans: list[Span]) -> None:
+        """Refuse thoughts and calls that the template never writes; count samples whose answers it shortens.
+
+        Templates leave out the thoughts of earlier turns, as they do when the model is asked.
+        """
         reasoning = [message["reasoning_content"] for message in sample.messages if "reasoning_content" in message]
-        if reasoning and not any(thought.strip() in conversation.text for thought in reasoning):
+        if reasoning and not any(thought.strip() in text for thought in reasoning):
             raise DataError(
                 "reasoning_content: the chat template writes none; remove it, or give dataset.chat_template"
             )
-        text, spans = conversation.text, [conversation.find_turn(index) for index in sample.learned]
-        # A template that writes nothing behind the last answer would never teach the model to stop.
-        last = len(sample.messages) - 1
-        close = sample.learned[-1] == last and conversation.leaves_open(last, spans[-1])
-        return self._tokenise(text, spans, add_special_tokens=False, learn_all=False, close=close)
+        learned = "".join(text[span.start : span.end] for span in spans)
+        turns = [sample.messages[index] for index in sample.learned]
+        names = [call["function"]["name"] for turn in turns for call in turn.get("tool_calls", ())]
+        for name in dict.fromkeys(names):
+            if learned.count(name) < names.count(name):
+                raise DataError(
+                    f"tool_calls: the chat template writes {learned.count(name)} of {names.count(name)} calls of "
+                    f"{shorten(name)} where they would be learned; remove them, or give dataset.chat_template"
+                )
+        parts = [turn.get(field, "").strip() for turn in turns for field in ("reasoning_content", "content")]
+        self.shortened += any(part not in learned for part in parts)
 
     def _tokenise(
         self, text: str, spans: list[Span], *, add_special_tokens: bool, learn_all: bool, close: bool
@@ -138,3 +175,10 @@ class TextEncoder:
             ends[:count] = np.minimum(ends[:count], bound)
             starts[count:] = np.maximum(starts[count:], bound)
         return starts, ends
+
+
+def _special_tokens(tokenizer: Any) -> re.Pattern[str]:
+    """Matches the tokens by which a turn may end: special ones, and not the one that begins a text."""
+    names = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    ending = sorted({name for name in names if name.strip() and name != tokenizer.bos_token}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, ending)) or "(?!)")
