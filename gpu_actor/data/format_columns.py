@@ -34,15 +34,18 @@ _OPTIONAL: dict[DatasetFormat, tuple[str, ...]] = {
     "prompt_completion": ("system", "tools"),
 }
 # A text and token ids are whole as they are: what stands beside them says where they come from.
-_SOURCES: tuple[Kind, ...] = ("template arguments", "tools", "system", "history", "context", "question", "thought")
+_SOURCES: tuple[Kind, ...] = (
+    *("template arguments", "tools", "system", "history", "context", "question", "prompt", "thought"),
+)
 # Kinds of columns that change a sample of the other formats only.
 _IRRELEVANT: Mapping[DatasetFormat, tuple[Kind, ...]] = {
     "tokens": _SOURCES,
     "text": ("attention mask", "packing", *_SOURCES),
-    **dict.fromkeys(("messages", "sharegpt", "alpaca", "prompt_completion"), ("attention mask", "packing")),
+    "alpaca": ("attention mask", "packing", "prompt"),  # what the instruction was made into
+    **dict.fromkeys(("messages", "sharegpt", "prompt_completion"), ("attention mask", "packing")),
 }
 # What other columns may say already: a prompt was made of the question, an answer has its thoughts in it.
-_OFTEN_SAID: tuple[Kind, ...] = ("context", "question", "thought")
+_OFTEN_SAID: tuple[Kind, ...] = ("context", "question", "prompt", "thought")
 # Which field of a format may be what a column is for.
 _FIELDS: Mapping[Kind, tuple[str, ...]] = {
     "tools": ("tools",),
@@ -77,7 +80,10 @@ def detect_format(record: Record, pairs: bool = False) -> DatasetFormat:
         return "preference"
     formats = "; ".join(f"{name}: {', '.join(required)}" for name, required in _REQUIRED.items())
     formats += f"; preference: {' or '.join(', '.join(names) for names in PAIR_COLUMNS)}"
-    raise DataError(f"the fields {shorten(list(record))} belong to no known format ({formats})")
+    raise DataError(
+        f"the fields {shorten(list(record))} belong to no known format ({formats}); say in dataset.columns which "
+        "column is which field, such as {instruction: question, output: response}"
+    )
 
 
 def columns_read(record: Record, data_format: DatasetFormat) -> frozenset[str]:
@@ -193,5 +199,6 @@ _REMEDIES: Mapping[Kind, str] = {
     "history": f"map the question to instruction, {_AS_MESSAGES}",
     "context": "write it into the question",
     "question": "write it into the question",
+    "prompt": "write it into the conversation",
     "thought": "write the conversation as messages, with the thoughts as reasoning_content of the answer",
 }

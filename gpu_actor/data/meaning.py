@@ -26,6 +26,7 @@ Kind = Literal[
     "history",
     "context",
     "question",
+    "prompt",
     "thought",
 ]
 """What a column is for."""
@@ -63,9 +64,10 @@ _NAMES: Mapping[Kind, tuple[str, ...]] = {
     "history": ("history", "chat_history", "conversation_history", "dialogue_history", "previous_messages"),
     "context": ("context", "contexts", "documents", "document", "passage", "passages"),
     "question": ("question", "query", "problem"),
+    "prompt": ("prompt",),
     "thought": (
         *("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "rationale", "chain_of_thought"),
-        *("cot", "reasoning_trace", "complex_cot", "scratchpad"),
+        *("cot", "reasoning_trace", "complex_cot", "scratchpad", "thinking_trajectory", "thinking_trajectories"),
     ),
 }
 _KINDS = {name: kind for kind, names in _NAMES.items() for name in names}
@@ -102,6 +104,11 @@ def _changes(kind: Kind, value: Any) -> bool:
 def is_blank(value: Any) -> bool:
     """Whether a column says nothing: it is missing, null or empty, also where a CSV file has that as text."""
     return value.strip() in ("", "[]", "null") if isinstance(value, str) else not value
+
+
+def holds_something(value: Any) -> bool:
+    """Whether a column has a value at all: 0 and false are values, null and what is empty are none."""
+    return isinstance(value, bool | int | float) or not is_blank(value)
 
 
 def _items(value: Any) -> list[Any]:

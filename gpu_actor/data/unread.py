@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from gpu_actor.data.meaning import is_blank
+from gpu_actor.data.meaning import holds_something
 from gpu_actor.data.readers.record import Record
 
 _NAMED = 8  # columns, in words
@@ -26,7 +26,7 @@ class UnreadColumns:
             read: The columns that its format reads.
         """
         for name, value in record.items():
-            if name in read or name in self._names or is_blank(value):
+            if name in read or name in self._names or not holds_something(value):
                 continue
             if len(self._names) < _REMEMBERED:
                 self._names[name] = None

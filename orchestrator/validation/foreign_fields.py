@@ -58,6 +58,7 @@ _QUANTIZED = ForeignField(cluster="actors[].quantization", note="nf4 for 4 bits,
 _DTYPE = ForeignField(cluster="actors[].dtype", note="bfloat16, float16 or float32")
 _LENGTH = ForeignField("training.cutoff_len")
 _BATCH = ForeignField("training.per_device_train_batch_size")
+_EVAL_BATCH = ForeignField(note="evaluations use training.per_device_train_batch_size, which changes no loss")
 _TARGETS = ForeignField("lora.target_modules")
 _OBJECTIVE = ForeignField("training.objective")
 _BETA = ForeignField("training.beta")
@@ -142,8 +143,8 @@ FOREIGN_FIELDS: Mapping[str, ForeignField] = {
     "steps": ForeignField("training.max_steps"),
     "batch_size": _BATCH,
     "micro_batch_size": _BATCH,
-    "per_device_eval_batch_size": ForeignField(note="evaluations use batches of the size that fits into memory"),
-    "eval_batch_size": ForeignField(note="evaluations use batches of the size that fits into memory"),
+    "per_device_eval_batch_size": _EVAL_BATCH,
+    "eval_batch_size": _EVAL_BATCH,
     "auto_find_batch_size": ForeignField(note="the actor makes its batches smaller by itself where memory is short"),
     "optim": _ADAMW,
     "optimizer": _ADAMW,

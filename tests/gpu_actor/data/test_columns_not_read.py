@@ -46,6 +46,7 @@ CONVERSATIONS = ("messages", "alpaca", "prompt_completion", "sharegpt", "prefere
         (("messages", "sharegpt"), "functions", [{"name": "f"}], r"set dataset.columns: \{tools: functions\}"),
         (("messages", "sharegpt"), "tool_defs", '[{"name": "f"}]', r"\{tools: tool_defs\}"),
         (("alpaca", "messages"), "System Prompt", "Be brief.", r"set dataset.columns: \{system: System Prompt\}"),
+        (("messages", "sharegpt"), "prompt", "Where is the Colosseum?", "write it into the conversation"),
         (("alpaca",), "context", "It lies on the Tiber.", r"set dataset.columns: \{input: context\}"),
     ],
 )
@@ -65,6 +66,8 @@ def test_what_changes_a_sample_is_refused_by_name(formats, column, value, remedy
         ("alpaca", "images", []),
         ("prompt_completion", "question", "Which city is it?"),  # the prompt was made of it
         ("sharegpt", "problem", "Which city is it?"),
+        ("messages", "prompt", " Which city is it?"),
+        ("alpaca", "prompt", "Below is an instruction."),
         ("alpaca", "score", 0.0),
         ("tokens", "token_type_ids", [0, 0]),
         ("text", "reasoning", "a text is whole as it is"),
@@ -83,9 +86,20 @@ def test_a_turn_loses_nothing_either(field):
 
 
 def test_all_other_columns_are_named_once(tmp_path):
-    records = [{**ALPACA, "id": 1, "topic": None}, {**ALPACA, "id": 2, "source": "x", "score": 0.9, "input": ""}]
-    assert load(write(tmp_path, *records)).unread == "id, source, score"
+    records = [
+        {**ALPACA, "id": 1, "topic": None},
+        {**ALPACA, "id": 2, "source": "x", "score": 0, "deleted": False, "input": ""},
+    ]
+    assert load(write(tmp_path, *records)).unread == "id, source, score, deleted"
     assert load(write(tmp_path, ALPACA)).unread == ""
+
+
+def test_a_prompt_beside_two_conversations_is_their_beginning():
+    user, answer = MESSAGES["messages"]
+    sides = {"chosen": [user, answer], "rejected": [user, {**answer, "content": "Oslo"}]}
+    read_sample({"prompt": user["content"], **sides}, "preference", VOCAB)
+    with pytest.raises(DataError, match="prompt: the conversations chosen and rejected do not hold it"):
+        read_sample({"prompt": "Where is the Colosseum?", **sides}, "preference", VOCAB)
 
 
 def test_a_file_of_many_columns_makes_a_short_remark(tmp_path):
