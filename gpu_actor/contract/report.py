@@ -46,6 +46,7 @@ class TenantReport:
     tokens_per_step: float = 0.0  # mean real tokens of an optimizer step
     truncated: int = 0  # samples cut at cutoff_len
     dropped: int = 0  # samples without any token to learn after the cut
+    unread_columns: str = ""  # of the data file, in words of bounded length
     reason: str | None = None  # of FAILED: what went wrong and what to do; of SUCCEEDED: why it stopped early
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from gpu_actor.contract.errors import DataError, NoAnswerError
 from gpu_actor.contract.messages import shorten
+from gpu_actor.data.meaning import Kind, kind_of
 from gpu_actor.data.readers.record import Record
 from gpu_actor.data.records import Message, read_answer, read_any_text, read_optional_text, read_text
 
@@ -24,8 +25,9 @@ _TAGS = {
     "tool": "tool",
 }
 
-# What would change a sample, and has no place in a turn.
-_NOT_IN_TURNS = ("tool_calls", "tool_call_id", "loss", "mask", "image", "images", "video", "videos", "audio", "audios")
+# What would change a sample, and has no place in a turn: fields by name, and kinds of fields.
+_NOT_IN_TURNS = ("tool_calls", "tool_call_id", "function_call", "loss")
+_KINDS_NOT_IN_TURNS: tuple[Kind, ...] = ("label", "loss mask", "media", "thought", "tools", "template arguments")
 
 WEIGHTS = ("weight", "train")
 
@@ -121,8 +123,9 @@ def read_turn(turn: Any, field: str) -> Message:
             hint = "; these are messages: set dataset.format: messages, dataset.columns: {messages: conversations}"
             hint = hint if "role" in turn else ""
             raise DataError(f"{field}.{name}: missing; the turn has {shorten(list(turn))}{hint}")
-    for name in _NOT_IN_TURNS:
-        if turn.get(name) not in (None, [], "", {}):
+    for name, given in turn.items():
+        misplaced = name in _NOT_IN_TURNS and given not in (None, [], "", {})
+        if misplaced or kind_of(name, given) in _KINDS_NOT_IN_TURNS:
             raise DataError(
                 f"{field}: the field {shorten(name)} is not supported in a turn; write messages, or remove it"
             )

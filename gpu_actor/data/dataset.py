@@ -37,6 +37,7 @@ class LoadedDataset:
             carries loss (not counting the first one, which nothing predicts), and pairs of which a side has none,
             or whose sides are the same.
         longest: Tokens of the longest sequence (of a pair, the longer side).
+        unread: The columns that were not read, in words of bounded length; empty where there are none.
     """
 
     train: SampleSet | PairSet
@@ -44,6 +45,7 @@ class LoadedDataset:
     truncated: int
     dropped: int
     longest: int
+    unread: str = ""
 
 
 def load_dataset(
@@ -102,7 +104,7 @@ def load_dataset(
             path,
             encoder.shortened,
         )
-    return _finish(path, collected, records, config, training)
+    return _finish(path, collected, records, reader.unread.in_words(), config, training)
 
 
 def _list_problems(path: str, problems: Sequence[str], bad: int, records: int) -> str:
@@ -113,7 +115,7 @@ def _list_problems(path: str, problems: Sequence[str], bad: int, records: int) -
 
 
 def _finish(
-    path: str, collected: Collector, records: int, config: DatasetConfig, training: TrainingConfig
+    path: str, collected: Collector, records: int, unread: str, config: DatasetConfig, training: TrainingConfig
 ) -> LoadedDataset:
     samples = collected.collected()
     if samples is None:
@@ -122,7 +124,9 @@ def _finish(
     dropped = collected.dropped.total()
     if dropped:
         logger.info("%s: %d of %d records were dropped (%s)", path, dropped, records, _reasons(collected))
-    return LoadedDataset(train, val, collected.truncated, dropped, collected.longest)
+    if unread:
+        logger.info("%s: columns not read: %s", path, unread)
+    return LoadedDataset(train, val, collected.truncated, dropped, collected.longest, unread)
 
 
 def _nothing_left(path: str, collected: Collector, records: int, cutoff_len: int) -> str:

@@ -1,17 +1,19 @@
 """The columns of each data format: which format a record is of, and which columns it may not have.
 
-Columns that no format has (an `id`, a `source`) are allowed, as data sets have them. A column that would change the
-meaning of a sample, and is not supported, is refused. Free of torch and tokenizers.
+Columns that no format has (an `id`, a `source`) are allowed, as data sets have them, and reported. A column that would
+change the meaning of a sample, and is not read, is refused. Free of torch and tokenizers.
 """
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import Any
 
 from gpu_actor.contract.config import DatasetFormat
 from gpu_actor.contract.errors import DataError
 from gpu_actor.contract.messages import shorten
+from gpu_actor.data.meaning import Kind, is_blank, is_said, kind_of, texts
 from gpu_actor.data.preferences import PAIR_COLUMNS, pair_fields
 from gpu_actor.data.readers.record import Record
 
@@ -31,18 +33,26 @@ _OPTIONAL: dict[DatasetFormat, tuple[str, ...]] = {
     "alpaca": ("input", "system", "history"),
     "prompt_completion": ("system", "tools"),
 }
-# What changes a conversation wherever it stands: a format or layout without a place for it refuses it. A text and
-# token ids are whole as they are; such columns beside them say where they come from.
-_CONTEXT = ("system", "tools", "history", "image", "images", "video", "videos", "audio", "audios")
-_WITHOUT_CONTEXT: tuple[DatasetFormat, ...] = ("text", "tokens")
-_TEMPLATE_ARGUMENTS = {"chat_template_kwargs": "put what they change into dataset.chat_template and remove the field"}
-_UNSUPPORTED: dict[DatasetFormat, dict[str, str]] = {
-    "tokens": {
-        "attention_mask": "give input_ids without padding and remove the field",
-        "position_ids": "positions count from 0 in each sample; remove the field",
-        "loss_mask": "write labels instead, with -100 where no loss is taken",
-    },
-    **dict.fromkeys(("messages", "sharegpt", "prompt_completion", "preference"), _TEMPLATE_ARGUMENTS),
+# A text and token ids are whole as they are: what stands beside them says where they come from.
+_SOURCES: tuple[Kind, ...] = (
+    *("template arguments", "tools", "system", "history", "context", "question", "prompt", "thought"),
+)
+# Kinds of columns that change a sample of the other formats only.
+_IRRELEVANT: Mapping[DatasetFormat, tuple[Kind, ...]] = {
+    "tokens": _SOURCES,
+    "text": ("attention mask", "packing", *_SOURCES),
+    "alpaca": ("attention mask", "packing", "prompt"),  # what the instruction was made into
+    **dict.fromkeys(("messages", "sharegpt", "prompt_completion"), ("attention mask", "packing")),
+}
+# What other columns may say already: a prompt was made of the question, an answer has its thoughts in it.
+_OFTEN_SAID: tuple[Kind, ...] = ("context", "question", "prompt", "thought")
+# Which field of a format may be what a column is for.
+_FIELDS: Mapping[Kind, tuple[str, ...]] = {
+    "tools": ("tools",),
+    "system": ("system",),
+    "history": ("history",),
+    "context": ("input",),
+    "question": ("input", "prompt"),
 }
 _MISSPELT = 0.85  # least likeness of two names: "story" is no misspelt "history", "inputs" and "label" are misspelt
 
@@ -70,7 +80,10 @@ def detect_format(record: Record, pairs: bool = False) -> DatasetFormat:
         return "preference"
     formats = "; ".join(f"{name}: {', '.join(required)}" for name, required in _REQUIRED.items())
     formats += f"; preference: {' or '.join(', '.join(names) for names in PAIR_COLUMNS)}"
-    raise DataError(f"the fields {shorten(list(record))} belong to no known format ({formats})")
+    raise DataError(
+        f"the fields {shorten(list(record))} belong to no known format ({formats}); say in dataset.columns which "
+        "column is which field, such as {instruction: question, output: response}"
+    )
 
 
 def columns_read(record: Record, data_format: DatasetFormat) -> frozenset[str]:
@@ -87,14 +100,8 @@ def check_columns(record: Record, data_format: DatasetFormat) -> None:
         DataError: A column is missing, misspelt or not supported; its name comes first.
     """
     _check_required(record, data_format)
-    _check_supported(record, data_format)
+    _check_meaning(record, data_format)
     _check_spelling(record, data_format)
-    _check_context(record, data_format)
-
-
-def is_blank(value: Any) -> bool:
-    """Whether a column says nothing: it is missing, null or empty, also where a CSV file has that as text."""
-    return value.strip() in ("", "[]", "null") if isinstance(value, str) else not value
 
 
 def _check_required(record: Record, data_format: DatasetFormat) -> None:
@@ -109,19 +116,6 @@ def _check_required(record: Record, data_format: DatasetFormat) -> None:
             )
 
 
-def _check_supported(record: Record, data_format: DatasetFormat) -> None:
-    for field, remedy in _UNSUPPORTED.get(data_format, {}).items():
-        if field == "attention_mask" and _hides_nothing(record.get(field)):
-            continue
-        if record.get(field):
-            raise DataError(f"{field}: not supported in the format {data_format}; {remedy}")
-
-
-def _hides_nothing(mask: Any) -> bool:
-    """Whether an attention mask is all ones, as every tokenizer writes it for a sample without padding."""
-    return isinstance(mask, list) and all(value == 1 for value in mask)
-
-
 def _check_spelling(record: Record, data_format: DatasetFormat) -> None:
     optional = _OPTIONAL.get(data_format, ())
     others = set(record) - {*_REQUIRED.get(data_format, ()), *optional}
@@ -131,22 +125,80 @@ def _check_spelling(record: Record, data_format: DatasetFormat) -> None:
             raise DataError(f"{shorten(close[0])}: unknown field; the format {data_format} calls it {field}")
 
 
-def _check_context(record: Record, data_format: DatasetFormat) -> None:
-    if data_format in _WITHOUT_CONTEXT or "chosen_input_ids" in record:
-        return
+def _check_meaning(record: Record, data_format: DatasetFormat) -> None:
+    """Refuse columns that are not read and without which another sample would be learned."""
     columns = columns_read(record, data_format)
-    for field in _CONTEXT:
-        if field not in columns and not is_blank(record.get(field)):
-            place = "these pairs have" if data_format == "preference" else f"the format {data_format} has"
-            raise DataError(
-                f"{field}: {place} no place for it ({shorten(record[field])}), and without it another sample would be "
-                f"learned; {_remedy(field)}"
-            )
+    irrelevant = _SOURCES if "chosen_input_ids" in record else _IRRELEVANT.get(data_format, ())
+    for column, value in record.items():
+        kind = None if column in columns else kind_of(column, value)
+        if kind is None or kind in irrelevant:
+            continue
+        if kind in ("context", "question") and _lacks_prompt(record, columns):
+            continue  # its reader names the column that may be the prompt
+        if kind in _OFTEN_SAID and is_said(value, "\n".join(texts([record.get(name) for name in columns]))):
+            continue
+        raise DataError(f"{column}: {_refusal(column, value, kind, record, data_format)}")
 
 
-def _remedy(field: str) -> str:
-    if field in ("system", "history"):
-        return "map the question to instruction, write the conversation as messages, or take the column out of the file"
-    if field == "tools":
-        return "write the conversation as messages, or take the column out of the file"
-    return "Loray trains on text alone; take the column out of the file"
+def _lacks_prompt(record: Record, columns: frozenset[str]) -> bool:
+    """Whether a record is a pair of two texts, and the prompt is not there."""
+    return columns == {"prompt", "chosen", "rejected"} and record.get("prompt") is None
+
+
+def _refusal(column: str, value: Any, kind: Kind, record: Record, data_format: DatasetFormat) -> str:
+    """Why a column is refused, and what to do about it."""
+    take_out = "take the column out of the file"
+    if kind == "label":
+        return (
+            f"says whether an answer is wanted ({shorten(value)}); without it every answer is learned as a "
+            f"good one; set training.objective: kto, or drop the records with {column} false and {take_out}"
+        )
+    if kind == "verdict":
+        return (
+            f"marks a record that is not to be learned ({shorten(value)}); drop the records with {column} false, or "
+            f"{take_out}"
+        )
+    if kind == "weight":
+        return (
+            f"every record weighs the same, and this one asks for {shorten(value)}; repeat or drop records, write "
+            f"`weight: 0` into messages that are not to be learned, or {take_out}"
+        )
+    if kind in _UNSUPPORTED:
+        return f"not supported in the format {data_format}; {_UNSUPPORTED[kind]}"
+    place = "these pairs have" if data_format == "preference" else f"the format {data_format} has"
+    remedy = _rename(column, value, kind, record, data_format) or _REMEDIES[kind]
+    return (
+        f"{place} no place for it ({shorten(value)}), and without it another sample would be learned; {remedy}, or "
+        f"{take_out}"
+    )
+
+
+def _rename(column: str, value: Any, kind: Kind, record: Record, data_format: DatasetFormat) -> str | None:
+    """How the format reads a column under the name of one of its fields, if it has one to spare."""
+    columns = columns_read(record, data_format)
+    for field in _FIELDS.get(kind, ()):
+        fits = isinstance(value, str) or field in ("tools", "history")
+        if fits and field in columns and is_blank(record.get(field)):
+            return f"set dataset.columns: {{{field}: {column}}}"
+    return None
+
+
+_UNSUPPORTED: Mapping[Kind, str] = {
+    "loss mask": "write token ids with labels, -100 where no loss is taken, or take the column out of the file",
+    "attention mask": "give input_ids without padding and remove the field",
+    "packing": "positions count from 0 in each sample, and Loray packs by itself; give one sequence in each record "
+    "and remove the field",
+    "template arguments": "put what they change into dataset.chat_template and remove the field",
+    "reference": "the reference is computed while training; remove the field",
+}
+_AS_MESSAGES = "write the conversation as messages"
+_REMEDIES: Mapping[Kind, str] = {
+    "media": "Loray trains on text alone; leave such records out",
+    "tools": _AS_MESSAGES,
+    "system": f"map the question to instruction, {_AS_MESSAGES}",
+    "history": f"map the question to instruction, {_AS_MESSAGES}",
+    "context": "write it into the question",
+    "question": "write it into the question",
+    "prompt": "write it into the conversation",
+    "thought": "write the conversation as messages, with the thoughts as reasoning_content of the answer",
+}

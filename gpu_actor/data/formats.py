@@ -11,16 +11,22 @@ from gpu_actor.contract.errors import DataError, UnfitDataError
 from gpu_actor.contract.messages import shorten
 from gpu_actor.data.alpaca import read_alpaca
 from gpu_actor.data.conversations import assistant_turns, read_messages, read_sharegpt, read_tools, with_system
-from gpu_actor.data.format_columns import check_columns, columns_read, detect_format, is_blank
+from gpu_actor.data.format_columns import check_columns, columns_read, detect_format
+from gpu_actor.data.meaning import is_blank
 from gpu_actor.data.preferences import read_pair
 from gpu_actor.data.readers.record import Record
 from gpu_actor.data.records import Chat, Plain, Sample, read_answer, read_any_text, read_tokens
+from gpu_actor.data.unread import UnreadColumns
 
 _LISTS = ("messages", "conversations", "history", "input_ids", "labels", "attention_mask")
 
 
 class SampleReader:
-    """Reads the records of one data set as samples."""
+    """Reads the records of one data set as samples.
+
+    Attributes:
+        unread: The columns that none of them was read from.
+    """
 
     def __init__(self, config: DatasetConfig, training: TrainingConfig, vocab_size: int) -> None:
         """Nothing is settled before the first record.
@@ -34,6 +40,7 @@ class SampleReader:
         self._objective = training.objective
         self._vocab_size = vocab_size
         self._format: DatasetFormat | None = None
+        self.unread = UnreadColumns()
 
     def read(self, record: Record) -> Sample:
         """Read one record.
@@ -45,6 +52,7 @@ class SampleReader:
         """
         if self._format is None:
             self._format = self._settle_format(record)
+        self.unread.add(record, columns_read(record, self._format))
         return read_sample(record, self._format, self._vocab_size)
 
     def _settle_format(self, record: Record) -> DatasetFormat:

@@ -21,6 +21,7 @@ from gpu_actor.data.conversations import (
     read_turn,
     with_system,
 )
+from gpu_actor.data.meaning import is_said, texts
 from gpu_actor.data.readers.record import Record
 from gpu_actor.data.records import Chat, Message, Pair, Plain, read_answer, read_optional_text, read_text, read_tokens
 from gpu_actor.data.turns import common_length
@@ -141,6 +142,11 @@ def _read_conversations(record: Record) -> Pair:
     if prompt is not None and all(message["role"] == "assistant" for side in sides for message in side):
         question: Message = {"role": "user", "content": prompt}
         return _pair_of_chats(record, with_system((question,), "prompt", record.get("system")), *sides)
+    if prompt is not None and not is_said(prompt, "\n".join(texts([record[side] for side in SIDES]))):
+        raise DataError(
+            f"prompt: the conversations chosen and rejected do not hold it ({shorten(prompt)}), and it would be lost; "
+            "write it into both, give it as a list of messages before answers alone, or remove it"
+        )
     sides = [with_system(side, name, record.get("system")) for side, name in zip(sides, SIDES, strict=True)]
     shared = common_length(*sides)
     if not shared:

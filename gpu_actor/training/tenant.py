@@ -359,5 +359,6 @@ class Tenant:
             tokens_per_step=self._mean_step_tokens,
             truncated=self.data.truncated,
             dropped=self.data.dropped,
+            unread_columns=self.data.unread,
             reason=reason,
         )

@@ -225,6 +225,7 @@ def job_details(view: View) -> Table:
         ("speed", speed if view["state"] == "RUNNING" else ""),
         ("tokens", amount(view["tokens"])),
         ("samples", samples if view["samples"] else ""),
+        ("columns not read", view["unread_columns"]),
         ("priority", str(view["priority"])),
         ("attempt", f"{view['attempt']}, retries {view['retries']}"),
         ("submitted", clock(view["submitted_at"])),

@@ -24,7 +24,6 @@ _UNITS = {"": 1, "B": 1} | {
     for power, unit in enumerate((f"{prefix}{infix}B" for prefix in "kMGT"), start=1)
 }
 _UNITS |= {"KB": 1000, "KiB": 1024}
-_OTHER_NAMES = {"gpus": "actors[].num_gpus", "memory": "actors[].memory_limit", "db": "database"}
 
 
 def parse_size(value: Any) -> Any:
@@ -202,7 +201,7 @@ def load_cluster_config(path: Path | None) -> ClusterConfig:
     try:
         config = ClusterConfig.model_validate(data)
     except ValidationError as error:
-        explained = explain(error, data, ClusterConfig, _OTHER_NAMES)
+        explained = explain(error, data, ClusterConfig, "cluster")
         problems += [Problem(source, dotted(field), message) for field, message in explained]
     if problems:
         raise ClusterFileError(problems)

@@ -96,7 +96,7 @@ def _read(jobs: Sequence[Mapping[str, Any]]) -> tuple[list[JobSpec], list[Proble
         except ValidationError as error:
             source = f"job {data.get('name') or number}" if isinstance(data, Mapping) else f"job {number}"
             explained = (
-                explain(error, data, JobSpec, {}) if isinstance(data, Mapping) else [((), "is no mapping of fields")]
+                explain(error, data, JobSpec, "job") if isinstance(data, Mapping) else [((), "is no mapping of fields")]
             )
             problems += [Problem(source, dotted(path), message) for path, message in explained]
     return specs, problems

@@ -13,6 +13,7 @@ from gpu_actor.contract.errors import LorayError
 from orchestrator.cluster.cluster_config import ClusterConfig
 from orchestrator.cluster.node_gpus import places_on_this_machine
 from orchestrator.control.job_needs import micro_batch_cap, scheduling_view
+from orchestrator.jobs.data_checks import first_records_remark
 from orchestrator.jobs.job import JobSpec
 from orchestrator.knowledge.data_size import guess_sizes
 from orchestrator.knowledge.description_files import recall_or_describe
@@ -53,7 +54,21 @@ def plan_jobs(
     forecasts = forecast(whole, policy, {job.id for job in new})
     names = {**(names or {}), **{job.id: spec.name for job, spec in zip(new, specs, strict=True)}}
     places = {actor.id: actor.name for actor in view.actors}
-    return [_row(spec, forecasts[job.id], names, places, view.now) for job, spec in zip(new, specs, strict=True)]
+    remarks = _data_remarks(specs)
+    return [
+        _row(spec, forecasts[job.id], names, places, view.now, remark)
+        for job, spec, remark in zip(new, specs, remarks, strict=True)
+    ]
+
+
+def _data_remarks(specs: Sequence[JobSpec]) -> list[str]:
+    """What the first records of each job's data tell; the jobs of a grid share theirs, which are read once."""
+    remarks: dict[tuple[str, str], str] = {}
+    keys = [(spec.dataset.model_dump_json(), spec.training.objective) for spec in specs]
+    for key, spec in zip(keys, specs, strict=True):
+        if key not in remarks:
+            remarks[key] = first_records_remark(spec.dataset, spec.training)
+    return [remarks[key] for key in keys]
 
 
 async def plan_apart(*arguments: Any) -> list[dict[str, Any]]:
@@ -75,12 +90,13 @@ async def plan_apart(*arguments: Any) -> list[dict[str, Any]]:
 
 
 def _row(
-    spec: JobSpec, expected: Forecast, names: Mapping[str, str], places: Mapping[str, str], now: float
+    spec: JobSpec, expected: Forecast, names: Mapping[str, str], places: Mapping[str, str], now: float, remark: str
 ) -> dict[str, Any]:
     reason = expected.rejected
     beyond = expected.beyond and reason is None
     if reason is None and not beyond and not math.isfinite(expected.finish):
         reason = "no actor would ever start it"
+    not_forecast = "its end was not forecast: too much comes before it" if beyond else ""
     return {
         "job": spec.name,
         "base_model": spec.base_model,
@@ -94,7 +110,7 @@ def _row(
         "finish_s": expected.finish - now if math.isfinite(expected.finish) else None,
         "with": sorted(names.get(job_id, job_id) for job_id in expected.company),
         "reason": reason,
-        "remark": "its end was not forecast: too much comes before it" if beyond else None,
+        "remark": "; ".join(filter(None, (not_forecast, remark))) or None,
     }
 
 

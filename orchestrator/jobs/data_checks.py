@@ -1,17 +1,24 @@
-"""Looks at the data set that a job names before anything starts. An empty answer means that all is well."""
+"""Checks of the data set that a job names before anything starts. An empty answer means that all is well."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 from importlib.util import find_spec
 from pathlib import Path
 
 from gpu_actor.contract.config import DatasetConfig, TrainingConfig
+from gpu_actor.contract.errors import DataError, NoAnswerError
+from gpu_actor.data.formats import SampleReader
 from gpu_actor.data.readers.parquet_and_hub import is_saved_dataset
-from gpu_actor.data.readers.read_records import DATA_SUFFIXES, is_hub_dataset
+from gpu_actor.data.readers.read_records import DATA_SUFFIXES, is_hub_dataset, read_records
+from gpu_actor.data.readers.record import Record
 from orchestrator.validation.problems import show
 
 _INSTALL = "pip install loray[data]"
+_PEEKED = 20  # records that are read before anything starts
+_ANY_TOKEN = 2**31  # tokens that a base model may have, as far as is known here
 
 
 def dataset_problem(value: str) -> str:
@@ -55,6 +62,37 @@ def objective_problem(data: DatasetConfig, training: TrainingConfig) -> str:
     if pairs:
         return "preference: training.objective is sft, which learns from samples; set it to dpo, cpo, orpo or simpo"
     return f"{data.format}: training.objective is {objective}, which learns from pairs; the format is preference"
+
+
+def first_records_remark(data: DatasetConfig, training: TrainingConfig) -> str:
+    """What the first records of a text file tell a person: why they cannot be used, or which columns are not read.
+
+    Tables and data sets of the hub are not opened: that would take long.
+    """
+    path = Path(data.path)
+    text_file = path.suffix.lower() in (".jsonl", ".json", ".csv") and path.is_file()
+    if not text_file or is_hub_dataset(data.path):
+        return ""
+    reader = SampleReader(data, training, _ANY_TOKEN)
+    try:
+        for place, record in itertools.islice(read_records(data), _PEEKED):
+            if problem := _record_problem(reader, record):
+                return f"its data cannot be used: {place}: {problem}"
+    except DataError as error:  # of the file as a whole
+        return f"its data cannot be used: {error}"
+    unread = reader.unread.in_words()
+    return f"columns not read: {unread}" if unread else ""
+
+
+def _record_problem(reader: SampleReader, record: Record | DataError) -> str:
+    if isinstance(record, DataError):
+        return str(record)
+    try:
+        with contextlib.suppress(NoAnswerError):
+            reader.read(record)
+    except DataError as error:
+        return str(error)
+    return ""
 
 
 def _file_problem(path: Path) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.validation.field_index import FieldIndex, dotted
-from orchestrator.validation.problems import show
+from orchestrator.validation.problems import show, unknown_field_hint
 
 Settings = Sequence[tuple[tuple[str, ...], Any]]
 """Fields and the values that they take in one combination."""
@@ -60,15 +60,12 @@ class Axis:
         return [f"{short}{label}" if re.match(r"-?\d", label) else f"{short}_{label}" for label in labels]
 
 
-def read_axes(
-    grid: Any, index: FieldIndex, other_names: Mapping[str, str]
-) -> tuple[list[Axis], list[tuple[tuple[str, ...], str]]]:
+def read_axes(grid: Any, index: FieldIndex) -> tuple[list[Axis], list[tuple[tuple[str, ...], str]]]:
     """The axes of a grid, and what is wrong with the rest of it as the path below `grid` and words.
 
     Args:
         grid: The value of a job file's `grid`.
         index: The fields of a job.
-        other_names: Names that other tools give to a field, and its dotted name here.
     """
     if not isinstance(grid, Mapping) or not grid:
         problem = f"{show(grid)} is not a grid; give at least one field with its values, such as lora.r: [8, 16]"
@@ -76,7 +73,7 @@ def read_axes(
     axes: list[Axis] = []
     problems: list[tuple[tuple[str, ...], str]] = []
     for key, values in grid.items():
-        problem = _axis_problem(key, values, index, other_names)
+        problem = _axis_problem(key, values, index)
         if problem:
             problems.append(((str(key),), problem))
         else:
@@ -84,14 +81,13 @@ def read_axes(
     return axes, problems
 
 
-def _axis_problem(key: Any, values: Any, index: FieldIndex, other_names: Mapping[str, str]) -> str:
+def _axis_problem(key: Any, values: Any, index: FieldIndex) -> str:
     path = tuple(str(key).split("."))
     if path not in index.leaves:
         if fields := index.nodes.get(path, {}).get("properties"):
             return f"is a section; name its fields with a dot, such as {key}.{next(iter(fields))}: [...]"
-        near = index.nearest(path if path[:-1] in index.nodes else (str(key),), other_names)
-        hint = f"; did you mean {near}?" if near else "; give the dotted name of a field, such as lora.r"
-        return f"is not a field of a job{hint}"
+        hint = unknown_field_hint(path if path[:-1] in index.nodes else (str(key),), index, "job")
+        return f"is not a field of a job; {hint or 'give the dotted name of a field, such as lora.r'}"
     if key in NOT_IN_A_GRID:
         return "cannot vary in a grid; each combination gets its own from the one given outside the grid"
     if not isinstance(values, list) or not values:

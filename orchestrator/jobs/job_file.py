@@ -19,39 +19,13 @@ from gpu_actor.contract.locations import is_local_model, looks_like_path
 from gpu_actor.data.readers.read_records import is_hub_dataset
 from orchestrator.jobs.grid import Axis, Settings, combinations, read_axes, size
 from orchestrator.jobs.job import MAX_NAME, JobFileError, JobSpec
-from orchestrator.validation.field_index import FieldPath, dotted, field_index
-from orchestrator.validation.problems import Problem, ProblemsError, explain, show
+from orchestrator.validation.field_index import FieldIndex, FieldPath, dotted, field_index
+from orchestrator.validation.problems import Problem, ProblemsError, explain, show, unknown_field_hint
 from orchestrator.validation.yaml_file import read_document
 
 MAX_JOBS = 10_000
 """Most jobs that one file may make."""
 
-# How other tools call what is called otherwise here; only ever used to suggest the name.
-_OTHER_NAMES = {
-    "model": "base_model",
-    "model_name_or_path": "base_model",
-    "data": "dataset.path",
-    "datasets": "dataset.path",
-    "dataset_path": "dataset.path",
-    "output": "output_dir",
-    "rank": "lora.r",
-    "lora_r": "lora.r",
-    "alpha": "lora.lora_alpha",
-    "dropout": "lora.lora_dropout",
-    "lora_target_modules": "lora.target_modules",
-    "lora_target": "lora.target_modules",
-    "lr": "training.learning_rate",
-    "epochs": "training.num_train_epochs",
-    "num_epochs": "training.num_train_epochs",
-    "steps": "training.max_steps",
-    "batch_size": "training.per_device_train_batch_size",
-    "micro_batch_size": "training.per_device_train_batch_size",
-    "max_length": "training.cutoff_len",
-    "max_seq_length": "training.cutoff_len",
-    "sequence_len": "training.cutoff_len",
-    "lr_scheduler": "training.lr_scheduler_type",
-    "retries": "queue.max_retries",
-}
 _PATHS = (
     ("dataset", "path"),
     ("dataset", "chat_template"),
@@ -154,9 +128,7 @@ def _entries(data: Mapping[str, Any]) -> tuple[list[_Entry], list[tuple[str, str
     for key in data:
         if key not in ("jobs", "defaults"):
             frame = difflib.get_close_matches(str(key)[:20], ("defaults", "jobs"), n=1)
-            near = frame[0] if frame else index.nearest((str(key),), _OTHER_NAMES)
-            inner = near if frame else f"defaults.{near}"
-            hint = f"did you mean {inner}?" if near else "the fields here are defaults, jobs"
+            hint = f"did you mean {frame[0]}?" if frame else _hint_for_defaults((str(key),), index)
             problems.append((dotted((str(key),)), f"is not a field beside `jobs` and `defaults`; {hint}"))
     defaults, jobs = data.get("defaults", {}), data.get("jobs")
     if not isinstance(defaults, Mapping):
@@ -175,6 +147,14 @@ def _entries(data: Mapping[str, Any]) -> tuple[list[_Entry], list[tuple[str, str
     return entries, problems
 
 
+def _hint_for_defaults(path: FieldPath, index: FieldIndex) -> str:
+    """What to do about a field of a job that stands beside `jobs` and `defaults`."""
+    hint = unknown_field_hint(path, index, "job")
+    if hint is None:
+        return "the fields here are defaults, jobs"
+    return hint.replace("did you mean ", "did you mean defaults.", 1)
+
+
 class _Plan:
     """One entry on its way to jobs: first checked value by value, then combined."""
 
@@ -186,7 +166,7 @@ class _Plan:
         self._fields = entry.merged()
         grid = self._fields.pop("grid", None)
         if grid is not None:
-            self.axes, problems = read_axes(grid, field_index(JobSpec), _OTHER_NAMES)
+            self.axes, problems = read_axes(grid, field_index(JobSpec))
             self.problems = [(("grid", *path), message) for path, message in problems]
 
     def check(self) -> None:
@@ -237,7 +217,7 @@ class _Plan:
         try:
             return JobSpec.model_validate(fields), []
         except ValidationError as error:
-            return None, explain(error, fields, _JobFields, _OTHER_NAMES)
+            return None, explain(error, fields, _JobFields, "job")
 
 
 def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ _NO_PROGRESS: dict[str, Any] = {
     "samples": 0,
     "truncated": 0,
     "dropped": 0,
+    "unread_columns": "",
     "longest": 0,
     "tokens_per_step": 0.0,
 }

@@ -136,7 +136,7 @@ def read_trace(path: Path) -> list[TraceJob]:
             )
         except ValidationError as error:
             where = f"{source}:{number}"
-            problems += [Problem(where, dotted(field), text) for field, text in explain(error, row, TraceJob, {})]
+            problems += [Problem(where, dotted(field), text) for field, text in explain(error, row, TraceJob)]
     names = [job.job for job in jobs]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -168,5 +168,5 @@ def read_profile(path: Path) -> Profile:
         try:
             return Profile.model_validate(data)
         except ValidationError as error:
-            problems = [Problem(str(path), dotted(field), text) for field, text in explain(error, data, Profile, {})]
+            problems = [Problem(str(path), dotted(field), text) for field, text in explain(error, data, Profile)]
     raise TraceError(problems or [Problem(str(path), "", "is no profile; give a mapping of fields")])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -70,30 +70,33 @@ class FieldIndex:
         names = self.node(path).get("required", [])
         return [field for name in names for field in self.required((*path, name))] or [path]
 
-    def nearest(self, path: FieldPath, other_names: Mapping[str, str]) -> str | None:
-        """The dotted name of the field that an unknown one probably means, or None.
+    def in_another_section(self, path: FieldPath) -> str | None:
+        """The dotted name of the field that has the name of an unknown one, wherever it is; None where none has it."""
+        name = _plain(path)
+        fields = [*self.leaves, *self.nodes]
+        exact = next((field for field in fields if field and name in (field[-1], dotted(field))), None)
+        return dotted(exact) if exact else None
 
-        A known name in the wrong section goes first, then other tools' names, then a slip of the pen.
+    def similar(self, path: FieldPath) -> str | None:
+        """The dotted name of the field that is spelt much like an unknown one, or None.
 
         Args:
             path: The unknown field; its section is known.
-            other_names: Names that other tools give to a field, and its dotted name here.
         """
-        name = str(path[-1]).lower().replace("-", "_")
+        name = _plain(path)
         if len(name) > _LONGEST_NAME:  # difflib's time is quadratic
             return None
-        fields = [*self.leaves, *self.nodes]
-        exact = next((field for field in fields if field and name in (field[-1], dotted(field))), None)
-        if exact:
-            return dotted(exact)
-        if name in other_names:
-            return other_names[name]
         close = difflib.get_close_matches(name, self.names(path[:-1]), n=1)
         if close and "." not in name:
             return dotted((*path[:-1], close[0]))
         elsewhere = {leaf[-1]: leaf for leaf in self.leaves} | {dotted(leaf): leaf for leaf in self.leaves}
         close = difflib.get_close_matches(name, elsewhere, n=1, cutoff=0.75)
         return dotted(elsewhere[close[0]]) if close else None
+
+
+def _plain(path: FieldPath) -> str:
+    """The last name of a path as fields are written."""
+    return str(path[-1]).lower().replace("-", "_")
 
 
 @lru_cache

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from gpu_actor.contract.errors import LorayError
 from gpu_actor.contract.peft_fields import unsupported_message
 from orchestrator.validation.field_index import FieldIndex, FieldPath, dotted, field_index
+from orchestrator.validation.foreign_fields import Document, foreign_field
 
 _KINDS = {
     "integer": "a whole number",
@@ -78,7 +79,7 @@ def show(value: Any) -> str:
 
 
 def explain(
-    error: ValidationError, data: Mapping[str, Any], model: type[BaseModel], other_names: Mapping[str, str]
+    error: ValidationError, data: Mapping[str, Any], model: type[BaseModel], document: Document | None = None
 ) -> list[tuple[FieldPath, str]]:
     """Every problem of a refused document as its path and its words, one for each field.
 
@@ -86,7 +87,7 @@ def explain(
         error: What pydantic raised.
         data: The document that it refused.
         model: The model that the document should fit.
-        other_names: Names that other tools give to a field, and its dotted name here.
+        document: Whether it is a job file or a cluster file; other documents know nothing of other trainers.
     """
     groups: dict[FieldPath, list[Any]] = {}
     for item in error.errors(include_url=False):
@@ -98,7 +99,7 @@ def explain(
         problem
         for path, items in groups.items()
         if path not in inner
-        for problem in _explain_field(path, items, index, other_names)
+        for problem in _explain_field(path, items, index, document)
     ]
 
 
@@ -116,7 +117,7 @@ def _field_path(location: tuple[int | str, ...], data: Any, kind: str) -> FieldP
 
 
 def _explain_field(
-    path: FieldPath, items: Sequence[Any], index: FieldIndex, other_names: Mapping[str, str]
+    path: FieldPath, items: Sequence[Any], index: FieldIndex, document: Document | None
 ) -> list[tuple[FieldPath, str]]:
     item = next((item for item in items if item["type"] == "value_error"), items[0])
     kind, value = item["type"], item["input"]
@@ -125,11 +126,7 @@ def _explain_field(
     if kind in ("extra_forbidden", "invalid_key"):
         if path[:-1] == ("lora",) and (reason := unsupported_message(str(path[-1]))):
             return [(path, reason)]
-        near = index.nearest(path, other_names)
-        hint = f"did you mean {near}?" if near else f"the fields here are {', '.join(index.names(path[:-1]))}"
-        if near == dotted(path):
-            section, _, name = near.rpartition(".")
-            hint = f"write `{name}` inside the mapping `{section}`"
+        hint = unknown_field_hint(path, index, document) or f"the fields here are {', '.join(index.names(path[:-1]))}"
         return [(path, f"is not a field here; {hint}")]
     if kind == "value_error":
         message = str(item["ctx"]["error"])
@@ -137,6 +134,26 @@ def _explain_field(
     if kind == "string_unicode":
         return [(path, f"{show(value)} is not valid Unicode text; write it anew")]
     return [(path, _misfit_message(value, index.node(path)))]
+
+
+def unknown_field_hint(path: FieldPath, index: FieldIndex, document: Document | None) -> str | None:
+    """What to write instead of an unknown field, or None where nothing comes near it.
+
+    A name that is right in another section goes first, then what other trainers call so, then a slip of the pen.
+
+    Args:
+        path: The unknown field; its section is known.
+        index: The fields of the document.
+        document: Whether it is a job file or a cluster file; other documents know nothing of other trainers.
+    """
+    elsewhere = index.in_another_section(path)
+    if elsewhere is not None and elsewhere == dotted(path):
+        section, _, name = elsewhere.rpartition(".")
+        return f"write `{name}` inside the mapping `{section}`"
+    if document and elsewhere is None and (foreign := foreign_field(str(path[-1]))):
+        return foreign.advice(document)
+    near = elsewhere or index.similar(path)
+    return f"did you mean {near}?" if near else None
 
 
 def _missing_message(node: Mapping[str, Any]) -> str:

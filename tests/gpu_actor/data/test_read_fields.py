@@ -64,7 +64,7 @@ def test_what_a_layout_has_no_place_for_is_refused(data_format, record, field):
 
 def test_a_text_is_whole_as_it_is():
     """A column of the rendered text stands beside those it was made of."""
-    record = {"text": "t", "system": "s", "tools": TOOLS, "history": [["x", "y"]], "images": ["a"]}
+    record = {"text": "t", "system": "s", "tools": TOOLS, "history": [["x", "y"]], "reasoning": "r", "question": "q"}
     assert read_sample(record, "text", VOCAB).answer == "t"
     assert read_sample({"input_ids": [1], "system": "s"}, "tokens", VOCAB).input_ids == [1]
 

@@ -49,6 +49,7 @@ def view(**changes):
         "samples": 40,
         "truncated": 0,
         "dropped": 0,
+        "unread_columns": "",
         "output_dir": "/out/alpaca-r8",
         "spec": spec,
     }
@@ -150,6 +151,12 @@ def test_a_finished_job_names_its_folder_and_its_time():
 
 def test_samples_left_out_are_not_silent():
     assert formatting.remark(view(truncated=1, dropped=2)) == "1 sample cut, 2 samples dropped"
+
+
+def test_columns_that_are_not_read_are_named():
+    job = view(unread_columns="id, source")
+    assert formatting.remark(job) == "columns not read: id, source"
+    assert "columns not read  id, source" in printed(display.job_details({**job, "state": "SUCCEEDED"}))
 
 
 def test_steps_before_the_data_are_loaded():

@@ -124,3 +124,13 @@ def test_a_job_that_fits_nowhere_is_told_with_both_numbers(tmp_path, make):
     assert f"({700 * 2**20} bytes)" in rows["big"]["reason"]
     assert rows["big"]["actor"] is None
     assert rows["small"]["reason"] is None
+
+
+def test_the_first_records_tell_which_columns_are_not_read_and_what_cannot_be_used(tmp_path, make):
+    specs = [make("one"), make("named"), make("broken")]
+    write_rows(tmp_path / "named.jsonl", [{**row, "source": "x"} for row in token_rows(24, seed=1)])
+    write_rows(tmp_path / "broken.jsonl", [{**row, "label": False} for row in token_rows(24, seed=1)])
+    rows = plan(tmp_path, specs, [{}])
+    assert rows["one"]["remark"] is None
+    assert rows["named"]["remark"] == "columns not read: source"
+    assert rows["broken"]["remark"].startswith(f"its data cannot be used: {tmp_path / 'broken.jsonl'}:1: label: says")
