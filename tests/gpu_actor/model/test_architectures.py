@@ -75,10 +75,12 @@ def test_what_is_saved_is_what_peft_loads(kind, folder, base, tmp_path):
     choices = [accepted, *([] if kind in NOT_ALL_LINEAR else ["all-linear"])]
     for number, targets in enumerate(choices):
         weights = random_adapter(base, targets)
-        save_adapter(tmp_path / str(number), weights, folder)
+        adapter = tmp_path / str(number)
+        adapter.mkdir()
+        save_adapter(adapter, weights, folder)
         batch = pack([micro_batch(weights, [17], 3)], CPU)
         bare = pack([micro_batch(None, [17], 3)], CPU)
-        loaded = PeftModel.from_pretrained(load_model(folder), tmp_path / str(number)).eval()
+        loaded = PeftModel.from_pretrained(load_model(folder), adapter).eval()
         wrapped = {
             name.removeprefix("base_model.model.")
             for name, module in loaded.named_modules()
