@@ -24,6 +24,7 @@ from gpu_actor.model.freeze import freeze
 from gpu_actor.model.output_head import head_only
 from gpu_actor.model.probe import Probe
 from gpu_actor.model.serving import choose_serving
+from gpu_actor.model.training_mode import follow_training_mode
 
 
 class BaseModel:
@@ -89,11 +90,12 @@ class BaseModel:
             BaseModelError: It has no linear layers, is no causal language model, or can be served in no way.
         """
         remarks = freeze(model, gradient_checkpointing=gradient_checkpointing)
+        training_path = follow_training_mode(model)
         probe = Probe(ref, model)
         base = cls(ref, model)
         probe.check_head(base.head)
         unpacked = choose_serving(ref, base.body, probe, base.description)
-        base.remarks = [f"{ref}: {remark}" for remark in (*remarks, unpacked) if remark is not None]
+        base.remarks = [f"{ref}: {remark}" for remark in (*remarks, training_path, unpacked) if remark is not None]
         return base
 
     @property

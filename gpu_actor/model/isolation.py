@@ -89,10 +89,11 @@ class Isolation:
         with torch.enable_grad(), self._embedded_through(keep):
             watched, _ = self._run(_SHORT_LAYOUT, 1)
             leaves = [leaf for _, leaf in embedded]
-            gradients = torch.autograd.grad(watched.float().square().sum(), leaves, allow_unused=True)
+            gradients = torch.autograd.grad(watched.float().square().mean(), leaves, allow_unused=True)
         self._body.rest()
         for (neighbours, _), gradient in zip(embedded, gradients, strict=True):
-            if gradient is not None and gradient[neighbours].any():
+            # not a number comes of an overflow in half precision, times an exact 0
+            if gradient is not None and gradient[neighbours].nan_to_num(nan=0.0).any():
                 return f"{self._seen()}: the gradient of one reaches another"
         return None
 
