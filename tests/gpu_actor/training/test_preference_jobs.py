@@ -99,13 +99,13 @@ def test_a_killed_preference_job_equals_an_uninterrupted_one(tmp_path, killed_af
 def test_the_reference_of_a_pair_is_computed_once(tmp_path, monkeypatch):
     base = tiny_hooked()
     learned = []
-    learn = references.ReferenceLogProbs.learn
+    put = references.ReferenceLogProbs.put
 
     def recorded(self, number, *values):
         learned.append((id(self), number))
-        learn(self, number, *values)
+        put(self, number, *values)
 
-    monkeypatch.setattr(references.ReferenceLogProbs, "learn", recorded)
+    monkeypatch.setattr(references.ReferenceLogProbs, "put", recorded)
     tenant = trained(base, dpo_spec(tmp_path, dataset={"val_size": 2}))
     assert tenant.progress.step == 9
     assert len(learned) == len(set(learned)) == 13
