@@ -5,7 +5,6 @@ import torch
 
 from gpu_actor.batch.shared_batch import pack
 from gpu_actor.contract.lora_config import LoraConfig
-from gpu_actor.losses import token_losses
 from gpu_actor.model.base_model import BaseModel
 from support.engine import losses_of, make_spec, make_tenant, micro_batch, run_all
 from support.oracle import metric_rows
@@ -43,7 +42,7 @@ def test_gradients_are_those_of_fp32(dtype, most):
 
 def test_without_the_scale_float16_loses_gradient(monkeypatch):
     kept = error(torch.float16)
-    monkeypatch.setattr(token_losses, "HALF_SCALE", 1.0)
+    monkeypatch.setattr("gpu_actor.adapters.weights.HALF_SCALE", 1.0)
     assert error(torch.float16) > 3 * kept
 
 
