@@ -80,8 +80,9 @@ def read_adapter(folder: Path, new_adapter: Callable[[LoraConfig], AdapterWeight
         raise AdapterError(
             f"{folder}: no finished adapter there ({file_names.ADAPTER_CONFIG} is missing); give a job's output folder"
         )
+    lora = read_peft_config(folder)
     if lack := lack_of_weights(folder):
         raise AdapterError(f"{folder}: {lack}")
-    weights = new_adapter(read_peft_config(folder))
+    weights = new_adapter(lora)
     load_adapter(folder, weights)
     return weights

@@ -62,13 +62,14 @@ class BaseDescription:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> BaseDescription:
         """The inverse of `to_dict`."""
+        linears = tuple(LinearShape(**linear) for linear in data["linears"])
         counted = data.get("activations")
         lists = ("head_linears", "tower_linears", "experts", "expert_endings")
         return cls(
             **{
                 **data,
                 **{name: tuple(data.get(name, ())) for name in lists},
-                "linears": tuple(LinearShape(**linear) for linear in data["linears"]),
+                "linears": linears,
                 "activations": Activations(**counted) if counted else None,
             }
         )

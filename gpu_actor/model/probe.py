@@ -55,7 +55,9 @@ class Probe:
             with torch.no_grad():
                 self._logits = model(input_ids=self._on_device(self._ids[0]), use_cache=False).logits[0]
         except Exception as error:
-            raise BaseModelError(f"{self._name} does not run ({one_line(error)})") from error
+            raise BaseModelError(
+                f"{self._name} does not run ({one_line(error)}); use another dtype or another base model"
+            ) from error
         if not self._relative(prefix, self._expected[0][:_PREFIX]) <= self._tolerance:
             raise BaseModelError(f"{self._name} sees tokens that come later; Loray trains causal language models")
 

@@ -107,6 +107,7 @@ ARCHITECTURES = {
         **_PLAIN,
         **_SHARED_EXPERT,
         **_LATENT,
+        "head_dim": 4,  # of the rotary part alone
         "q_lora_rank": 16,
         "num_key_value_heads": 4,
         "first_k_dense_replace": 1,
