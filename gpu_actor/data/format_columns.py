@@ -151,7 +151,7 @@ def _refusal(column: str, value: Any, kind: Kind, record: Record, data_format: D
     if kind == "label":
         return (
             f"says whether an answer is wanted ({shorten(value)}); without it every answer is learned as a "
-            f"good one; set training.objective: kto, or drop the records with {column} false and {take_out}"
+            f"good one; drop the records with {column} false and {take_out}"
         )
     if kind == "verdict":
         return (

@@ -27,9 +27,9 @@ CONVERSATIONS = ("messages", "alpaca", "prompt_completion", "sharegpt", "prefere
 @pytest.mark.parametrize(
     ("formats", "column", "value", "remedy"),
     [
-        (FORMATS, "label", False, "training.objective: kto, or drop the records with label false"),
-        (FORMATS, "kto_tag", True, "training.objective: kto"),
-        (FORMATS, "Label", "False", "training.objective: kto"),
+        (FORMATS, "label", False, "drop the records with label false"),
+        (FORMATS, "kto_tag", True, "drop the records with kto_tag false"),
+        (FORMATS, "Label", "False", "drop the records with Label false"),
         (FORMATS, "is_correct", False, "drop the records with is_correct false"),
         (FORMATS, "sample_weight", 0.5, "every record weighs the same"),
         (FORMATS, "weight", 0, "every record weighs the same"),
