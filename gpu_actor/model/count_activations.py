@@ -8,6 +8,8 @@ norms included.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -39,7 +41,7 @@ def count_activations(config: Any, *, trust_remote_code: bool = False) -> Activa
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
+        with _quiet_kernels(), FakeTensorMode(allow_non_fake_inputs=True):
             model = auto_class(config).from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
             freeze(model)
             base = BaseModel("fake", model)
@@ -55,6 +57,17 @@ def count_activations(config: Any, *, trust_remote_code: bool = False) -> Activa
         return None
     square = max(0.0, (long - short) / (2 * _LENGTH**2))  # equal tokens, twice the sum of squared lengths
     return Activations((short - square * 2 * _LENGTH**2) / (2 * _LENGTH), square, head)
+
+
+@contextmanager
+def _quiet_kernels() -> Iterator[None]:
+    """Keep torch from printing the trace of a kernel that cannot run on fake tensors; the error is raised as well."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def _kept(base: BaseModel, lengths: tuple[int, ...]) -> int:

@@ -104,10 +104,16 @@ def test_what_peft_would_not_load_is_refused_with_the_names_that_work(kind, base
         assert usable in str(caught.value)
 
 
-def test_a_base_is_described_as_it_is_served(folder, base, caplog):
+def test_a_base_is_described_as_it_is_served(folder, base, caplog, monkeypatch):
     """The orchestrator decides by the one, the actor by the other; what cannot be counted is no stack trace."""
-    with caplog.at_level(logging.INFO):
-        described = describe_base(folder)
+    torchs_own, traces = logging.getLogger("torch._subclasses.fake_tensor"), logging.Handler()
+    monkeypatch.setattr(traces, "emit", lambda record: pytest.fail(f"torch prints {record.getMessage()}"))
+    torchs_own.addHandler(traces)  # what it logs goes to stderr by a way of its own
+    try:
+        with caplog.at_level(logging.INFO):
+            described = describe_base(folder)
+    finally:
+        torchs_own.removeHandler(traces)
     assert described.from_dict(described.to_dict()) == described
     assert {**described.to_dict(), "activations": None} == base.description.to_dict()
     said = [record for record in caplog.records if record.name.startswith("gpu_actor")]
