@@ -10,8 +10,8 @@ Ray promises none of these names. They were looked up in Ray 2.50 to 2.53 and in
   whatever listens at the address passes for a cluster that lets everybody in, and `ray.init` finds out what it is.
 - `ray._raylet.AuthenticationTokenLoader.get_raw_token(ignore_auth_mode=True)`: since 2.53. In 2.52 it has no such
   argument; Ray 2.50 and 2.51 have no tokens. Without it the token is read where Ray's documentation puts it.
-- `ray._raylet.Config.initialize`: in all of them. Without it Ray goes on with the `RAY_AUTH_MODE` that it read when it
-  was imported, and `ray.init` says that it is refused.
+- `ray._raylet.Config.initialize`: seen in 2.50, 2.52 and 2.60. Without it Ray goes on with the `RAY_AUTH_MODE` that it
+  read when it was imported, and `ray.init` says that it is refused.
 """
 
 from __future__ import annotations
