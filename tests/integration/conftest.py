@@ -23,7 +23,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 FIFO = {"policy": "fifo-memory", "tick_seconds": 0.1}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def ray_cluster():
     """One node with two CPUs, in this machine's shortest temporary folder (sockets have short names).
 
@@ -51,7 +51,7 @@ def ray_cluster():
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def bases(tmp_path_factory):
     """Two tiny base models."""
     folder = tmp_path_factory.mktemp("bases")
@@ -60,7 +60,7 @@ def bases(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shared_storage(tmp_path_factory):
     return tmp_path_factory.mktemp("shared")
 
@@ -103,7 +103,7 @@ def make(tmp_path, bases):
     return make
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def served():
     """The home of a `loray serve` that tests share whose programs come to a cluster that is there already."""
     with Home() as home:
