@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import secrets
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,12 +29,12 @@ def make_folders(specs: Sequence[JobSpec]) -> list[Problem]:
 
 
 def write_job_file(spec: JobSpec) -> None:
-    """Write `job.yaml` whole, unless it is there."""
+    """Write `job.yaml` whole, unless it is there; a submission and a placement may do so at once."""
     path = Path(spec.output_dir) / file_names.JOB
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{file_names.JOB}.{os.getpid()}.tmp")
+    draft = path.with_name(f".{file_names.JOB}.{secrets.token_hex(4)}.tmp")
     draft.write_text(spec.to_yaml(), encoding="utf-8")
     draft.replace(path)
 

@@ -1,7 +1,9 @@
 """A real Ray cluster that all tests of a worker share, orchestrators on it, jobs, and a `loray serve`."""
 
+import contextlib
 import os
 import shutil
+import socket
 import tempfile
 
 import pytest
@@ -19,6 +21,7 @@ os.environ["RAY_AUTH_MODE"] = "disabled"  # only ever in tests
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["OMP_NUM_THREADS"] = "1"
 
+AGENT_PORT = 52365
 # Under a policy that takes nobody off: what is tested is the machinery. test_scheduling.py has the default one.
 FIFO = {"policy": "fifo-memory", "tick_seconds": 0.1}
 
@@ -105,8 +108,19 @@ def make(tmp_path, bases):
 
 @pytest.fixture(scope="package")
 def served():
-    """The home of a `loray serve` that tests share whose programs come to a cluster that is there already."""
-    with Home() as home:
-        process = home.start(*LORAY, "serve", log="serve")
-        home.wait_for("Ctrl-C stops it", process, log="serve")
+    """The home of a `loray serve` that tests share whose programs come to a cluster that is there already.
+
+    Ray's one port for the agent that takes jobs is in use when it starts, as it is where somebody else runs Ray. Its
+    actor leaves a core to the commands, which would else wait for a job that never ends.
+    """
+    with Home() as home, socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a connection of just now is no listener
+        with contextlib.suppress(OSError):  # then a Ray does run here
+            taken.bind(("", AGENT_PORT))
+            taken.listen()
+        cluster = home.path / "cluster.yaml"
+        cluster.write_text("actors: [{cpu_threads: 1}]\n")
+        home.serving = home.start(*LORAY, "serve", "--cluster", cluster, log="serve")
+        home.wait_for("Ctrl-C stops it", home.serving, log="serve")
+        taken.close()
         yield home

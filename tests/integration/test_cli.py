@@ -1,4 +1,4 @@
-"""The command line with real training on a real cluster: `serve` and its verbs, then `run` on its own."""
+"""The command line with real training on a real cluster: the verbs, and `run` that joins."""
 
 import json
 import os
@@ -8,18 +8,17 @@ import sys
 
 import pytest
 
-from support.command import LORAY, ROOT, Home, JobFiles
+from support.command import LORAY, ROOT, JobFiles
 from support.tiny import token_rows
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.xdist_group("served")]
 
 LONG = 1_000_000  # steps that no test lives to see
 
 
 @pytest.fixture(scope="module")
-def home():
-    with Home() as home:
-        yield home
+def home(served):
+    return served
 
 
 @pytest.fixture(scope="module")
@@ -28,35 +27,19 @@ def files(tmp_path_factory, tiny_base):
 
 
 @pytest.fixture(scope="module")
-def served(home):
-    """`loray serve`; its actor leaves a core to the commands, which would else wait for a job that never ends."""
-    cluster = home.path / "cluster.yaml"
-    cluster.write_text("actors: [{cpu_threads: 1}]\n")
-    process = home.start(*LORAY, "serve", "--cluster", cluster, log="serve")
-    home.wait_for("Ctrl-C stops it", process, log="serve")
-    return process
-
-
-@pytest.fixture(scope="module")
-def trained(home, served, files):
+def trained(home, files):
     """`loray submit --wait` of a job named `first`, at its end."""
     return home.run("submit", "--wait", files.write("first", max_steps=12, logging_steps=1))
 
 
 @pytest.fixture(scope="module")
-def abandoned(home, served, files):
+def abandoned(home, files):
     """Exit code and output of a `loray run` that joined and was left with Ctrl-C; its job `joined` goes on."""
     process = home.start(*LORAY, "run", files.write("joined", max_steps=LONG), log="joined")
     home.wait_for("joined  RUNNING", process, log="joined")
     os.killpg(process.pid, signal.SIGINT)
-    return process.wait(120), (home.path / "joined").read_text()
-
-
-@pytest.fixture(scope="module")
-def stopped(home, served, abandoned):
-    """Exit code of a `loray serve` that was asked to end; no test of a running one may follow."""
-    served.send_signal(signal.SIGTERM)
-    return served.wait(120)
+    yield process.wait(120), (home.path / "joined").read_text()
+    home.run("cancel", "joined")
 
 
 def state(home, ref):
@@ -80,17 +63,17 @@ print(json.dumps(view))
     return json.loads(home.python(script))
 
 
-def test_serve_says_how_to_go_on(home, served):
-    said = home.wait_for("Ctrl-C stops it", served, log="serve")
+def test_serve_says_how_to_go_on(home):
+    said = (home.path / "serve").read_text()
     known = json.loads((home.storage / "cluster.json").read_text())
-    assert known["pid"] == served.pid
+    assert known["pid"] == home.serving.pid
     assert known["address"] in said
     assert known["dashboard"] in said
     assert "loray submit JOB.yaml" in said
     assert (home.path / ".ray" / "auth_token").exists()  # the token mode is on unless the environment says otherwise
 
 
-def test_a_second_one_is_refused(home, served):
+def test_a_second_one_is_refused(home):
     done = home.run("serve")
     assert done.returncode == 2
     assert "runs already" in done.stderr
@@ -115,7 +98,7 @@ def test_logs_hold_events_and_metrics_in_order(home, trained):
     assert any("message" in entry for entry in entries)
 
 
-def test_a_job_is_steered_by_name_and_by_id(home, served, files):
+def test_a_job_is_steered_by_name_and_by_id(home, files):
     (job,) = home.json("submit", files.write("steered", max_steps=LONG))
     assert job["name"] == "steered"
     wait_until(home, job["id"], "view['step'] > 0")
@@ -153,7 +136,7 @@ def test_refusals_name_the_job_and_what_is_wrong(home, trained, files):
     assert "odd" not in [view["name"] for view in home.json("list", "--all")]
 
 
-def test_several_at_once_and_one_that_is_unknown(home, served, files):
+def test_several_at_once_and_one_that_is_unknown(home, files):
     assert home.run("submit", *(files.write(name, max_steps=LONG) for name in ("one", "two"))).returncode == 0
     done = home.run("cancel", "one", "nobody", "two")
     assert done.returncode == 2
@@ -218,7 +201,7 @@ def test_the_same_run_again_goes_on_with_its_jobs(home, abandoned, files):
     assert "name of a live job" in refused.stderr
 
 
-def test_a_terminal_gets_a_live_picture(home, served, files):
+def test_a_terminal_gets_a_live_picture(home, files):
     path = files.write("live", max_steps=20)
     pid, terminal = pty.fork()
     if pid == 0:
@@ -237,49 +220,3 @@ def test_a_terminal_gets_a_live_picture(home, served, files):
     assert "tokens/s in all" in text
     assert "memory" in text
     assert "SUCCEEDED" in text.rpartition("\x1b[2K")[2]
-
-
-def test_sigterm_ends_serve_in_order_and_keeps_the_queue(home, stopped, files):
-    assert stopped == 0
-    assert "Traceback" not in (home.path / "serve").read_text()
-    assert not (home.storage / "cluster.json").exists()
-    assert list((files.folder / "out" / "joined").glob("checkpoint-*"))
-    assert home.run("list").returncode == 3
-
-
-def test_run_starts_its_own_and_fails_with_a_job(home, stopped, files):
-    """Goes on with what is in the queue of the cluster before, and ends when its own jobs are over."""
-    rows = token_rows(3)
-    broken = files.folder / "broken.jsonl"
-    broken.write_text("\n".join([json.dumps(rows[0]), "{oops", json.dumps(rows[1])]) + "\n")
-    good, bad = files.write("good", max_steps=15), files.write("bad", data="broken.jsonl")
-    process = home.start(*LORAY, "run", good, bad, log="run")
-    home.wait_for("submitted 2 jobs", process, log="run")
-    assert home.run("submit", files.write("guest", max_steps=40)).returncode == 0
-    assert process.wait(200) == 1
-    first, *lines, last = (home.path / "run").read_text().splitlines()
-    assert first == "starting Ray on this machine ..."  # none of Ray's own noise
-    assert any("1 job in the queue already" in line for line in lines)
-    assert last == "1 job left in the queue; `loray serve` goes on with them"
-    good_row, bad_row = [line for line in lines if line.startswith(("good ", "bad "))]
-    assert good_row.split()[:2] == ["good", "SUCCEEDED"]
-    assert bad_row.split()[:2] == ["bad", "FAILED"]
-    assert "broken.jsonl:2:" in bad_row
-    for name in ("good", "guest"):
-        assert (files.folder / "out" / name / "adapter_model.safetensors").exists()
-    assert not (home.storage / "cluster.json").exists()
-
-
-def test_ctrl_c_cancels_in_a_cluster_of_our_own(files):
-    with Home() as home:
-        process = home.start(*LORAY, "run", "--json", files.write("stopped", max_steps=LONG), log="own")
-        home.wait_for('"state": "RUNNING"', process, log="own")
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to Ray's processes as well
-        assert process.wait(120) == 130
-        *lines, last = [
-            line for line in (home.path / "own").read_text().splitlines() if not line.startswith("cancelling")
-        ]
-        events = [json.loads(line) for line in lines]
-        assert {event["event"] for event in events} <= {"state", "progress"}
-        assert [job["state"] for job in json.loads(last)["jobs"]] == ["CANCELLED"]
-        assert not list((files.folder / "out" / "stopped").glob("checkpoint-*"))

@@ -9,7 +9,7 @@ from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 
 from support.cluster import wait_until
-from support.command import LORAY, Home
+from support.command import LORAY
 from support.engine import make_spec, tiny_hooked
 from support.jobs import JOBS
 from support.oracle import adapter_tensors, largest_difference, metric_rows, train_alone
@@ -132,8 +132,7 @@ def test_jobs_that_fail_end_alone_and_the_others_are_bit_identical(tmp_path, tin
         assert not (tmp_path / "out" / name / "adapter_model.safetensors").exists()
 
     (tmp_path / "out").rename(tmp_path / "out-in-company")
-    with Home() as fresh:
-        assert fresh.run("run", write_jobs(tmp_path, good)).returncode == 0
+    assert served.run("run", write_jobs(tmp_path, good)).returncode == 0
     for name in ("one", "two"):
         alone, company = (
             tmp_path / folder / name / "adapter_model.safetensors" for folder in ("out", "out-in-company")

@@ -1,6 +1,5 @@
 """`ray job submit`: to a `ray start --head` that nobody prepared for Loray, with and without a token, and to ours."""
 
-import contextlib
 import json
 import os
 import re
@@ -13,13 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from support.command import LORAY, ROOT, Home, JobFiles
+from support.command import ROOT, Home, JobFiles
 from support.tiny import tiny_model, token_rows
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.xdist_group("served")]
 
 RAY = Path(sys.executable).with_name("ray")
-AGENT_PORT = 52365
 
 
 def free_port():
@@ -118,16 +116,10 @@ def test_a_head_without_a_token(home, tmp_path, tiny_base):
     assert "plain  SUCCEEDED" in done.stdout
 
 
-def test_ray_job_submit_to_loray_serve_beside_another_ray(home, tmp_path):
-    """Ray's one port for the agent that takes jobs is in use, as it is where somebody else runs Ray."""
-    with socket.socket() as taken:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a connection of just now is no listener
-        with contextlib.suppress(OSError):  # then a Ray does run here
-            taken.bind(("", AGENT_PORT))
-            taken.listen()
-        process = home.start(*LORAY, "serve", log="serve")
-        said = home.wait_for("Ctrl-C stops it", process, log="serve")
-        env = home.env | {"RAY_API_SERVER_ADDRESS": re.search(r"http://[0-9.:]+", said)[0]}
-        code, said = ray_job_submit(tmp_path, env, sys.executable, "-c", "print(6 * 7)")
+def test_ray_job_submit_to_loray_serve_beside_another_ray(served, tmp_path):
+    """Ray's one port for the agent that takes jobs was in use when it started."""
+    dashboard = json.loads((served.storage / "cluster.json").read_text())["dashboard"]
+    env = served.env | {"RAY_API_SERVER_ADDRESS": dashboard}
+    code, said = ray_job_submit(tmp_path, env, sys.executable, "-c", "print(6 * 7)")
     assert code == 0, said
     assert "\n42\n" in said

@@ -10,6 +10,7 @@ from gpu_actor.contract.config import DatasetConfig, EarlyStopConfig, LoraConfig
 from gpu_actor.model.describe import describe_base
 from orchestrator.control.live_progress import SETTLE_SECONDS
 from orchestrator.jobs.job import JobSpec, QueueConfig
+from orchestrator.store.store import Store
 from support.cluster import LONG, PATIENCE, own_orchestrators, stop_orchestrator, wait_until
 from support.tiny import token_rows, write_rows
 
@@ -72,6 +73,9 @@ def test_a_job_that_was_taken_off_and_went_on_elsewhere_equals_the_uninterrupted
     place = {"cpu_threads": 1, "base_model": str(bases / "tiny-a")}  # so both are there from the start
     orchestrator = orchestrate(actors=[place, place], scheduler={"policy": "srpt", "tick_seconds": 0.1})
     wait_until(lambda: [actor["state"] for actor in orchestrator.actors()] == ["ready"] * 2)
+    (problem,) = orchestrator.call("check", [make("other", base="tiny-b").model_dump(mode="json")])
+    assert problem["field"] == "base_model"
+    assert "gives every one to another base model" in problem["message"]
     orchestrator.submit(make("pace", steps=200))
     orchestrator.wait("pace", "SUCCEEDED")
     times = [row["time"] for row in orchestrator.call("metrics", "pace", 10)]
@@ -109,57 +113,46 @@ def test_the_default_policy_changes_a_base_model_for_an_urgent_job_and_the_other
     wait_until(lambda: not orchestrator.live())
 
 
+def the_profile(folder):
+    """All that the store of an orchestrator that was stopped holds of its one place and base model."""
+    store = Store(f"sqlite:///{folder}/storage/loray.db")
+    ((key, profile),) = store.profiles().items()
+    store.close()
+    assert key.endswith("tiny-a")
+    return profile
+
+
 @pytest.mark.timeout(600)
-def test_a_job_too_large_for_now_waits_with_its_reason_and_starts_when_room_appears(orchestrate, make, bases):
-    probe = orchestrate(actors=[{}])
-    probe.submit(make("probe", steps=3))
-    probe.wait("probe", "SUCCEEDED")
-    idle = probe.actors()[0]["memory_peak"]
+def test_what_was_learned_survives_a_restart_and_a_job_too_large_for_now_waits_until_room_appears(
+    orchestrate, make, tmp_path, bases
+):
+    orchestrator = orchestrate(actors=[{}])
+    orchestrator.submit(make("probe", steps=60))
+    orchestrator.wait("probe", "SUCCEEDED")
+    idle = orchestrator.actors()[0]["memory_peak"]
     stop_orchestrator()
-    base = describe_base(str(bases / "tiny-a"))
-    own = adapter_bytes(base, LoraConfig(r=4096))
+    learned = the_profile(tmp_path)
+    assert learned["samples"] > 10
+    assert learned["speed"]["step_seconds"] > 0
+    assert learned["memory"]["fixed_bytes"] > 2**27
+    own = adapter_bytes(describe_base(str(bases / "tiny-a")), LoraConfig(r=4096))
     limit = idle + int(1.6 * own)
     orchestrator = orchestrate(actors=[{"memory_limit": limit}], scheduler={"policy": "fifo-memory"})
     large = {"r": 4096}
     orchestrator.submit(make("first", steps=LONG, lora=large), make("second", steps=3, lora=large))
     orchestrator.submit(make("urgent", steps=LONG, lora=large, priority=5))
-    waiting = orchestrator.wait(
-        "second", "QUEUED", until=lambda job: "needs" in (job["waiting_for"] or ""), timeout=PATIENCE
-    )
+    waiting = orchestrator.wait("second", "QUEUED", until=lambda job: "needs" in (job["waiting_for"] or ""))
     assert "GiB" in waiting["waiting_for"] or "MiB" in waiting["waiting_for"]
-    (problem,) = orchestrator.call(
-        "check", [make("giant", lora={"r": 4096}, cutoff_len=1_000_000).model_dump(mode="json")]
-    )
+    giant = make("giant", lora=large, cutoff_len=1_000_000)
+    (problem,) = orchestrator.call("check", [giant.model_dump(mode="json")])
     assert f"({limit} bytes)" in problem["message"]
     orchestrator.call("cancel", "first")
     orchestrator.wait("urgent", "RUNNING")  # it came last, and goes first
     assert orchestrator.call("get_job", "second")["state"] == "QUEUED"
     orchestrator.call("cancel", "urgent")
     orchestrator.wait("second", "SUCCEEDED")
-
-
-@pytest.mark.timeout(600)
-def test_what_was_learned_survives_a_restart(orchestrate, make, tmp_path):
-    from orchestrator.store.store import Store
-
-    orchestrator = orchestrate(actors=[{}])
-    orchestrator.submit(make("one", steps=60))
-    orchestrator.wait("one", "SUCCEEDED")
     stop_orchestrator()
-    store = Store(f"sqlite:///{tmp_path}/storage/loray.db")
-    ((key, values),) = store.profiles().items()
-    store.close()
-    assert key.endswith("tiny-a")
-    assert values["samples"] > 10
-    assert values["speed"]["step_seconds"] > 0
-    assert values["memory"]["fixed_bytes"] > 2**27
-    again = orchestrate(actors=[{}])
-    again.submit(make("two", steps=60))
-    again.wait("two", "SUCCEEDED")
-    stop_orchestrator()
-    store = Store(f"sqlite:///{tmp_path}/storage/loray.db")
-    assert next(iter(store.profiles().values()))["samples"] > values["samples"]
-    store.close()
+    assert the_profile(tmp_path)["samples"] > learned["samples"]
 
 
 @pytest.mark.timeout(600)
