@@ -60,6 +60,7 @@ class StepSample:
     seconds: float  # forward, backward and optimizer; evaluations and files left out
     peak_bytes: int  # highest use of the device during the step
     adapter_bytes: int  # weights, gradients and moments of all adapters on the device
+    ahead: int = 0  # further tokens that were only run forward: references, and the KL of kto
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,7 @@ def _refusal(column: str, value: Any, kind: Kind, record: Record, data_format: D
     if kind == "label":
         return (
             f"says whether an answer is wanted ({shorten(value)}); without it every answer is learned as a "
-            f"good one; drop the records with {column} false and {take_out}"
+            f"good one; {_label_remedy(column, data_format)}"
         )
     if kind == "verdict":
         return (
@@ -171,6 +171,15 @@ def _refusal(column: str, value: Any, kind: Kind, record: Record, data_format: D
         f"{place} no place for it ({shorten(value)}), and without it another sample would be learned; {remedy}, or "
         f"{take_out}"
     )
+
+
+def _label_remedy(column: str, data_format: DatasetFormat) -> str:
+    """What to do about a label; texts have no prompt, and pairs say already which answer is better."""
+    drop = f"drop the records with {column} false and take the column out of the file"
+    if data_format in ("text", "preference"):
+        return drop
+    renamed = "" if column == "label" else f" with dataset.columns: {{label: {column}}}"
+    return f"set training.objective: kto{renamed}, which learns from both kinds, or {drop}"
 
 
 def _rename(column: str, value: Any, kind: Kind, record: Record, data_format: DatasetFormat) -> str | None:
