@@ -1,11 +1,13 @@
 """KTO against TRL's trainer and the paper's formula; its KL whatever the split, company, restarts, memory, settings."""
 
 import json
+import math
 
 import pytest
 import torch
 from pydantic import ValidationError
 
+from gpu_actor.batch.unpaired import KlEstimate
 from gpu_actor.contract import file_names
 from gpu_actor.contract.config import TrainingConfig
 from gpu_actor.contract.errors import AdapterError, DataError
@@ -258,3 +260,13 @@ def test_defaults_are_trls():
     for name in ("beta", "desirable_weight", "undesirable_weight"):
         assert getattr(training, name) == defaults[name]
     assert TrainingConfig(**training.model_dump()) == training
+
+
+def test_a_policy_that_moved_the_other_way_has_no_kl():
+    """TRL's clamp; a value that is no number is not taken for none."""
+    for log_p, expected in (((-3.0, -4.0, -1.0, -1.0), 0.0), ((-1.0, -2.0, -3.0, -3.0), 1.5)):
+        estimate = KlEstimate([None, None])
+        estimate.settle(*log_p)
+        assert estimate.value == expected
+    estimate.settle(math.nan, 0.0, 0.0, 0.0)
+    assert math.isnan(estimate.value)
