@@ -47,6 +47,7 @@ class TenantReport:
     truncated: int = 0  # samples cut at cutoff_len
     dropped: int = 0  # samples without any token to learn after the cut
     unread_columns: str = ""  # of the data file, in words of bounded length
+    shortened: int = 0  # conversations of which the chat template left out a part of an answer
     reason: str | None = None  # of FAILED: what went wrong and what to do; of SUCCEEDED: why it stopped early
 
 

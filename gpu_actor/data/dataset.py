@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,6 +39,8 @@ class LoadedDataset:
             or whose sides are the same.
         longest: Tokens of the longest sequence that is ever run (of a pair, the longer side).
         unread: The columns that were not read, in words of bounded length; empty where there are none.
+        shortened: Conversations of the whole file in which the chat template left out a part of an answer that is to
+            be learned (the thoughts of earlier turns, say).
     """
 
     train: AnySet
@@ -47,6 +49,7 @@ class LoadedDataset:
     dropped: int
     longest: int
     unread: str = ""
+    shortened: int = 0
 
 
 def load_dataset(
@@ -102,14 +105,8 @@ def load_dataset(
             f"{path}: {what} has {collected.longest} tokens, but the base model has a table of {positions} positions "
             f"and cannot run more; lower training.cutoff_len ({training.cutoff_len}) to {positions}"
         )
-    if encoder.shortened:
-        logger.warning(
-            "%s: in %d conversations the chat template left out a part of an answer (the thoughts of earlier turns, "
-            "say), which is not learned",
-            path,
-            encoder.shortened,
-        )
-    return _finish(path, collected, records, reader.unread.in_words(), config, training)
+    dataset = _finish(path, collected, records, reader.unread.in_words(), config, training)
+    return replace(dataset, shortened=encoder.shortened)
 
 
 def _list_problems(path: str, problems: Sequence[str], bad: int, records: int) -> str:

@@ -13,6 +13,7 @@ from gpu_actor.data.records import Chat, Plain, Tokens, Unpaired
 
 LABEL = "label"
 _VALUES = {"true": True, "false": False, "1": True, "0": False}
+_KINDS = ("label", "0-1 label")
 _WHOLE_CONVERSATIONS: tuple[DatasetFormat, ...] = ("messages", "sharegpt", "alpaca")
 
 
@@ -24,7 +25,7 @@ def read_label(record: Record) -> bool:
     """
     value = record.get(LABEL)
     if value is None:
-        other = next((name for name, held in record.items() if name != LABEL and kind_of(name, held) == "label"), None)
+        other = next((name for name, held in record.items() if name != LABEL and kind_of(name, held) in _KINDS), None)
         remedy = f"set dataset.columns: {{label: {other}}}" if other else "true for a good answer, false for a bad one"
         raise DataError(f"label: missing; training.objective kto has to know whether the answer is wanted: {remedy}")
     named = _VALUES.get(str(value).strip().lower()) if isinstance(value, bool | int | str) else None

@@ -363,6 +363,7 @@ class Tenant:
             truncated=self.data.truncated,
             dropped=self.data.dropped,
             unread_columns=self.data.unread,
+            shortened=self.data.shortened,
             reason=reason,
         )
 

@@ -146,3 +146,10 @@ def test_answers_of_kto_are_as_long_as_samples_and_take_twice_the_work(tmp_path,
     }
     assert {name: view.worst_tokens for name, view in views.items()} == {"sft": 128, "dpo": 256, "kto": 128}
     assert {name: view.tokens for name, view in views.items()} == {"sft": 60, "dpo": 60, "kto": 120}
+
+
+def test_a_base_that_computes_otherwise_in_training_mode_is_said_beside_what_the_data_tell(tmp_path, make, monkeypatch):
+    described = replace(describe_base(make("one").base_model), training_mode="its training mode computes other logits")
+    monkeypatch.setattr("orchestrator.control.preview.recall_or_describe", lambda *_: described)
+    (row,) = plan(tmp_path, [make("one")], [{}]).values()
+    assert row["remark"] == "its training mode computes other logits"
