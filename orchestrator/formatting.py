@@ -106,6 +106,8 @@ def remark(view: View) -> str:
         notes.append(f"{plural(view['truncated'], 'sample')} cut")
     if view["dropped"]:
         notes.append(f"{plural(view['dropped'], 'sample')} dropped")
+    if view["shortened"]:
+        notes.append(f"{plural(view['shortened'], 'conversation')} shortened by the chat template")
     if view["unread_columns"]:
         notes.append(f"columns not read: {view['unread_columns']}")
     return ", ".join(notes)

@@ -11,7 +11,7 @@ from gpu_actor.adapters.kinds import kind_of
 from gpu_actor.adapters.kinds.base import Shape
 from gpu_actor.adapters.layer_plan import LayerPlan
 from gpu_actor.adapters.peft_config import lack_of_weights, read_peft_config
-from gpu_actor.adapters.shapes import file_shapes
+from gpu_actor.adapters.shapes import file_shapes, tensor_name
 from gpu_actor.adapters.targets import plan_layers
 from gpu_actor.contract import file_names
 from gpu_actor.contract.description import BaseDescription
@@ -47,6 +47,13 @@ def check_adapter_fits(base: BaseDescription, lora: LoraConfig) -> None:
                 f"the adapter was trained with"
             )
     extra = sorted(set(shapes) - set(wanted))
+    in_towers = [name for name in base.tower_linears if any(key.startswith(tensor_name(name, "")) for key in extra)]
+    if in_towers:
+        raise AdapterError(
+            f"lora.init_adapter: {lora.init_adapter} also changes {len(in_towers)} layers that read images or sound, "
+            f"such as {in_towers[0]}; no text runs through them, so this job would neither train nor keep what it "
+            f"learned there; start from an adapter of the language model's layers alone"
+        )
     if extra:
         raise AdapterError(
             f"lora.init_adapter: {lora.init_adapter} has {len(extra)} tensors that this job would not train, such as "

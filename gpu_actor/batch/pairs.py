@@ -1,15 +1,12 @@
-"""Preference pairs on their way through a shared batch: the task, its loss, and what the reference says of them."""
+"""Preference pairs on their way through a shared batch: the task and its loss."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
-import numpy.typing as npt
-
-from gpu_actor.adapters.weights import AdapterWeights
+from gpu_actor.batch.reference_log_probs import ReferenceLogProbs
 from gpu_actor.contract.config import TrainingConfig
+from gpu_actor.contract.objective_fields import PAIR_OBJECTIVES, REFERENCE_OBJECTIVES
 
 
 @dataclass(frozen=True)
@@ -30,6 +27,15 @@ class PairTask:
     references: ReferenceLogProbs | None = None
 
     @property
+    def width(self) -> int:
+        """Sequences that belong together."""
+        return 2
+
+    def part(self, start: int, end: int) -> PairTask:
+        """The pairs [start, end) alone."""
+        return replace(self, numbers=self.numbers[start:end])
+
+    @property
     def groups(self) -> int:
         """Sums of log-probabilities for each pair: chosen, rejected, and maybe the chosen side's prompt."""
         return 3 if self.loss.learns_prompt else 2
@@ -48,8 +54,8 @@ class PreferenceLoss:
 
     @classmethod
     def of(cls, training: TrainingConfig) -> PreferenceLoss | None:
-        """The settings of a job; None where its objective is supervised."""
-        if training.objective == "sft":
+        """The settings of a job; None where its objective has no pairs."""
+        if training.objective not in PAIR_OBJECTIVES:
             return None
         fields = ("beta", "loss_type", "label_smoothing", "cpo_alpha", "gamma")
         given = {name: getattr(training, name) for name in fields if getattr(training, name) is not None}
@@ -58,7 +64,7 @@ class PreferenceLoss:
     @property
     def has_reference(self) -> bool:
         """Whether the loss compares with a reference model."""
-        return self.objective == "dpo"
+        return self.objective in REFERENCE_OBJECTIVES
 
     @property
     def learns_prompt(self) -> bool:
@@ -74,36 +80,3 @@ class PreferenceLoss:
     def nll_weight(self) -> float:
         """Factor on the mean token loss of the chosen sides."""
         return {"cpo": self.cpo_alpha, "orpo": 1.0}.get(self.objective, 0.0)
-
-
-class ReferenceLogProbs:
-    """Log-probabilities of the answers of one data set's pairs under the reference; filled as they are needed.
-
-    Attributes:
-        weights: The reference adapter; None is the base model itself.
-    """
-
-    def __init__(self, weights: AdapterWeights | None, pairs: int) -> None:
-        self.weights = weights
-        self._values = np.zeros((pairs, 2), dtype=np.float64)
-        self._filled = np.zeros(pairs, dtype=bool)
-
-    def has(self, number: int) -> bool:
-        """Whether a pair has been computed."""
-        return bool(self._filled[number])
-
-    def of(self, numbers: Sequence[int]) -> npt.NDArray[np.float64]:
-        """The values of some pairs, [n, 2] for chosen and rejected.
-
-        Raises:
-            KeyError: One of them has not been computed.
-        """
-        wanted = list(numbers)
-        if not self._filled[wanted].all():
-            raise KeyError(f"no reference for some of the pairs {wanted}")
-        return self._values[wanted]
-
-    def put(self, number: int, chosen: float, rejected: float) -> None:
-        """Keep the values of one pair."""
-        self._values[number] = chosen, rejected
-        self._filled[number] = True

@@ -12,6 +12,7 @@ import torch
 
 from gpu_actor.adapters.weights import AdapterWeights
 from gpu_actor.batch.pairs import PairTask
+from gpu_actor.batch.unpaired import UnpairedTask
 from gpu_actor.data.records import IGNORE_INDEX
 
 Tokens = npt.NDArray[np.int32]
@@ -26,11 +27,11 @@ class MicroBatch:
         weights: The adapter; None runs the bare base model.
         sequences: Token ids, one array [length] per sample, two per preference pair.
         labels: Labels of the same lengths, unshifted, -100 where no loss is taken.
-        loss_scale: What each token loss is multiplied by: one over the loss tokens of the whole optimizer step. Of
-            pairs, what each pair's loss is multiplied by: one over the pairs of the step.
+        loss_scale: What each token loss is multiplied by: one over the loss tokens of the whole optimizer step. With
+            a task, what the loss of each pair or sample is multiplied by: one over those of the step.
         dropout_seeds: Decide the dropout masks, one for each sequence, so that no split of the samples changes a mask;
             None switches dropout off (evaluation).
-        pairs: Set where the samples are preference pairs.
+        task: Set where they are more than samples to imitate: preference pairs, or answers wanted and unwanted.
     """
 
     weights: AdapterWeights | None
@@ -38,7 +39,7 @@ class MicroBatch:
     labels: Sequence[Tokens]
     loss_scale: float = 1.0
     dropout_seeds: tuple[int, ...] | None = None
-    pairs: PairTask | None = None
+    task: PairTask | UnpairedTask | None = None
 
     @property
     def tokens(self) -> int:
@@ -48,7 +49,11 @@ class MicroBatch:
     @property
     def samples(self) -> int:
         """Samples, or pairs: what cannot be split."""
-        return len(self.sequences) if self.pairs is None else len(self.sequences) // 2
+        return len(self.sequences) // self._width
+
+    @property
+    def _width(self) -> int:
+        return 1 if self.task is None else self.task.width
 
     def parts(self, count: int, most: int | None = None) -> list[MicroBatch]:
         """The same samples in up to `count` smaller micro-batches or more, whose losses add up to that of the whole.
@@ -57,22 +62,20 @@ class MicroBatch:
             count: How many parts there are at least, where there are as many samples.
             most: Most tokens of a part (a single sample that is longer excepted); None: any number.
         """
-        width = 1 if self.pairs is None else 2
+        width = self._width
         lengths = [len(sequence) for sequence in self.sequences]
         tokens = [sum(lengths[start : start + width]) for start in range(0, len(lengths), width)]
         runs = split_samples(tokens, count, most)
         return [self] if len(runs) == 1 else [self._part(run.start, run.stop) for run in runs]
 
     def _part(self, start: int, end: int) -> MicroBatch:
-        pairs = self.pairs and replace(self.pairs, numbers=self.pairs.numbers[start:end])
-        width = 1 if self.pairs is None else 2
-        places = slice(width * start, width * end)
+        places = slice(self._width * start, self._width * end)
         return replace(
             self,
             sequences=self.sequences[places],
             labels=self.labels[places],
             dropout_seeds=None if self.dropout_seeds is None else self.dropout_seeds[places],
-            pairs=pairs,
+            task=self.task and self.task.part(start, end),
         )
 
 
@@ -86,13 +89,14 @@ class Segment:
         weights: The adapter.
         loss_rows: int64 [n], the rows whose next token carries loss.
         targets: int64 [n], those tokens.
-        loss_lengths: How many of them belong together, in order: all of them, or for pairs each pair's chosen and
-            rejected answer (and the chosen side's prompt, where that is learned).
+        loss_lengths: How many of them belong together, in order: all of them, or with a task each answer's, of pairs
+            the chosen and the rejected one's (and the chosen side's prompt, where that is learned).
         loss_scale: As in `MicroBatch`.
         dropout: Of each sequence, in order, its length, its rows (padding included where there is some), and the seed
             of its mask; None: no dropout.
-        pairs: As in `MicroBatch`.
-        references: fp64 [pairs, 2], log-probabilities of chosen and rejected under the reference, if there is one.
+        task: As in `MicroBatch`.
+        references: fp64 [samples, answers], log-probabilities under the reference, if there is one: of pairs of the
+            chosen and the rejected answer.
     """
 
     start: int
@@ -103,7 +107,7 @@ class Segment:
     loss_lengths: tuple[int, ...]
     loss_scale: float
     dropout: tuple[tuple[int, int, int], ...] | None
-    pairs: PairTask | None = None
+    task: PairTask | UnpairedTask | None = None
     references: torch.Tensor | None = None
 
 
@@ -149,24 +153,24 @@ def pack(micro_batches: Sequence[MicroBatch], device: torch.device) -> SharedBat
 
 
 def _segment(micro_batch: MicroBatch, start: int, device: torch.device) -> Segment:
-    pairs = micro_batch.pairs
+    task = micro_batch.task
     positions = _loss_positions(micro_batch, start)
     rows = np.concatenate([rows for rows, _ in positions])
     targets = np.concatenate([targets for _, targets in positions]).astype(np.int64)
     references, seeds = None, micro_batch.dropout_seeds
     lengths = [len(sequence) for sequence in micro_batch.sequences]
-    if pairs is not None and pairs.references is not None:
-        references = torch.from_numpy(pairs.references.of(pairs.numbers)).to(device)
+    if task is not None and task.references is not None:
+        references = torch.from_numpy(task.references.of(task.numbers)).to(device)
     return Segment(
         start=start,
         end=start + micro_batch.tokens,
         weights=micro_batch.weights,
         loss_rows=torch.from_numpy(rows).to(device),
         targets=torch.from_numpy(targets).to(device),
-        loss_lengths=(len(rows),) if pairs is None else tuple(len(rows) for rows, _ in positions),
+        loss_lengths=(len(rows),) if task is None else tuple(len(rows) for rows, _ in positions),
         loss_scale=micro_batch.loss_scale,
         dropout=None if seeds is None else tuple(zip(lengths, lengths, seeds, strict=True)),
-        pairs=pairs,
+        task=task,
         references=references,
     )
 
@@ -176,13 +180,13 @@ def _loss_positions(micro_batch: MicroBatch, start: int) -> list[_Positions]:
 
     One entry per sequence; behind each pair another one where the chosen side's prompt is learned.
     """
-    task = micro_batch.pairs
+    task = micro_batch.task
     positions: list[_Positions] = []
     prompt: _Positions | None = None
     for place, (ids, labels) in enumerate(zip(micro_batch.sequences, micro_batch.labels, strict=True)):
         answer = labels[1:] != IGNORE_INDEX
         positions.append((np.flatnonzero(answer) + start, labels[1:][answer]))
-        if task is not None and task.loss.learns_prompt:
+        if isinstance(task, PairTask) and task.loss.learns_prompt:
             if place % 2 == 0:
                 prompt = (np.flatnonzero(~answer) + start, ids[1:][~answer])
             elif prompt is not None:

@@ -24,7 +24,7 @@ Quantization = Literal["nf4", "int8"]
 
 DATA_FIELDS = (
     *("instruction", "input", "output", "system", "history"),
-    *("messages", "conversations", "tools", "prompt", "completion", "text", "input_ids", "labels"),
+    *("messages", "conversations", "tools", "prompt", "completion", "text", "input_ids", "labels", "label"),
     *("chosen", "rejected", "chosen_input_ids", "chosen_labels", "rejected_input_ids", "rejected_labels"),
 )
 """The columns that data formats know, and that `dataset.columns` can rename."""
@@ -98,15 +98,16 @@ def is_template_path(chat_template: str) -> bool:
 class TrainingConfig(Strict):
     """How one adapter is trained, in the words of `transformers.TrainingArguments`."""
 
-    objective: Literal["sft", "dpo", "cpo", "orpo", "simpo"] = Field(
+    objective: Literal["sft", "dpo", "cpo", "orpo", "simpo", "kto"] = Field(
         "sft",
-        description="What is learned: `sft` from samples; `dpo`, `cpo`, `orpo` and `simpo` from preference pairs.",
+        description="What is learned: `sft` from samples; `dpo`, `cpo`, `orpo` and `simpo` from preference pairs; "
+        "`kto` from samples whose `label` says whether the answer is wanted.",
     )
     beta: float | None = Field(
         None,
         gt=0,
         le=1000,
-        description="Strength of the preference term (dpo, cpo, orpo, simpo; null: 0.1); of the loss ipo it is tau.",
+        description="Strength of the preference term (all but sft; null: 0.1); of the loss ipo it is tau.",
     )
     loss_type: Literal["sigmoid", "hinge", "ipo"] | None = Field(
         None, description="How a pair is compared (dpo, cpo; null: sigmoid)."
@@ -123,11 +124,17 @@ class TrainingConfig(Strict):
     gamma: float | None = Field(
         None, ge=0, le=1000, description="Margin that the chosen answer's reward is to have (simpo; null: 0.5)."
     )
+    desirable_weight: float | None = Field(
+        None, ge=0, le=1000, description="Weight of the loss of wanted answers (kto; null: 1)."
+    )
+    undesirable_weight: float | None = Field(
+        None, ge=0, le=1000, description="Weight of the loss of unwanted answers (kto; null: 1)."
+    )
     reference_adapter: str | None = Field(
         None,
         min_length=1,
-        description="Folder of the PEFT adapter that is the reference (dpo); null: what the job starts from, which is "
-        "lora.init_adapter, or else the base model itself.",
+        description="Folder of the PEFT adapter that is the reference (dpo, kto); null: what the job starts from, "
+        "which is lora.init_adapter, or else the base model itself.",
     )
     learning_rate: float = Field(5e-5, gt=0, le=10, description="Peak learning rate of AdamW.")
     loraplus_lr_ratio: float | None = Field(
@@ -179,6 +186,16 @@ class TrainingConfig(Strict):
         wrong = stray_objective_field(self.objective, self.model_dump())
         if wrong:
             raise ValueError(wrong)
+        return self
+
+    @model_validator(mode="after")
+    def _has_mismatched_pairs(self) -> TrainingConfig:
+        if self.objective == "kto" and self.per_device_train_batch_size < 2:
+            raise ValueError(
+                "per_device_train_batch_size (1) must be at least 2 with the objective kto, which estimates from the "
+                "answers of other samples of the micro-batch how far the model has moved; raise it, and lower "
+                "gradient_accumulation_steps to keep an optimizer step as large as it is"
+            )
         return self
 
     @model_validator(mode="after")

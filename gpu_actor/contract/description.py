@@ -33,6 +33,7 @@ class BaseDescription:
     dimensions, which mixtures of experts have: they are no linear layers, and no adapter can change them;
     `expert_endings` are names of layers that PEFT takes for experts. `positions` is how many the base was made for;
     with `position_table` it looks them up (gpt2, opt, gptj), so that it cannot run a longer sequence at all.
+    `training_mode` is a remark where the training mode, in which Trainer runs the base, computes something else.
     """
 
     ref: str
@@ -49,6 +50,7 @@ class BaseDescription:
     activations: Activations | None = None  # None: nobody has counted
     positions: int | None = None  # None: any number, or nobody says
     position_table: bool = False
+    training_mode: str | None = None
 
     @property
     def longest_sequence(self) -> int | None:

@@ -9,6 +9,7 @@ import math
 
 from gpu_actor.contract.config import Quantization, TrainingConfig
 from gpu_actor.contract.description import BaseDescription
+from gpu_actor.contract.objective_fields import PAIR_OBJECTIVES
 
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 ADAPTER_DTYPE_BYTES = 4  # adapters, their gradients and moments are fp32 whatever the base is
@@ -18,6 +19,7 @@ DEFAULT_TOKEN_BUDGET = {"cpu": 1024, "cuda": 8192}
 # and not from batch size times the longest sample. An adapter's rounding depends on it: it is no setting.
 MICRO_BATCH_CAP = {"cpu": 1024, "cuda": 8192}
 LOSS_CHUNK = 256  # positions whose logits exist at one time
+FORWARD_WORK = 0.5  # of a token that is only run forward, in trained tokens: a frozen weight costs as much backward
 
 
 def base_bytes(base: BaseDescription, dtype_bytes: int = 4, quantization: Quantization | None = None) -> int:
@@ -99,6 +101,14 @@ def worst_micro_batch_tokens(training: TrainingConfig, cap: int, longest: int | 
         longest: Tokens of the job's longest sample, both sides of a pair together; None: not known yet, so what
             cutoff_len allows.
     """
-    most = training.cutoff_len * (1 if training.objective == "sft" else 2)
+    most = training.cutoff_len * (2 if training.objective in PAIR_OBJECTIVES else 1)
     sample = min(longest or most, most)
     return min(training.per_device_train_batch_size * sample, max(cap, sample))
+
+
+def token_work(training: TrainingConfig) -> float:
+    """What a real token of an optimizer step costs with all that is run beside it, in trained tokens.
+
+    KTO runs about as many tokens again, of its mismatched pairs, forward under the policy and under the reference.
+    """
+    return 1 + (2 * FORWARD_WORK if training.objective == "kto" else 0)

@@ -12,7 +12,10 @@ OBJECTIVE_FIELDS: Mapping[str, Mapping[str, Any]] = {
     "cpo": {"beta": 0.1, "loss_type": "sigmoid", "label_smoothing": 0.0, "cpo_alpha": 1.0},
     "orpo": {"beta": 0.1},
     "simpo": {"beta": 0.1, "gamma": 0.5, "label_smoothing": 0.0},
+    "kto": {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0, "reference_adapter": None},
 }
+PAIR_OBJECTIVES = ("dpo", "cpo", "orpo", "simpo")
+REFERENCE_OBJECTIVES = ("dpo", "kto")
 
 
 def with_objective_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -47,6 +47,7 @@ class TenantReport:
     truncated: int = 0  # samples cut at cutoff_len
     dropped: int = 0  # samples without any token to learn after the cut
     unread_columns: str = ""  # of the data file, in words of bounded length
+    shortened: int = 0  # conversations of which the chat template left out a part of an answer
     reason: str | None = None  # of FAILED: what went wrong and what to do; of SUCCEEDED: why it stopped early
 
 
@@ -60,6 +61,7 @@ class StepSample:
     seconds: float  # forward, backward and optimizer; evaluations and files left out
     peak_bytes: int  # highest use of the device during the step
     adapter_bytes: int  # weights, gradients and moments of all adapters on the device
+    ahead: int = 0  # further tokens that were only run forward: references, and the KL of kto
 
 
 @dataclass(frozen=True)

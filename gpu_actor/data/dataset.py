@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,8 +13,9 @@ from gpu_actor.contract.config import DatasetConfig, TrainingConfig
 from gpu_actor.contract.errors import DataError, NoAnswerError, UnfitDataError
 from gpu_actor.data.formats import SampleReader
 from gpu_actor.data.readers.read_records import read_records
+from gpu_actor.data.records import Unpaired
 from gpu_actor.data.sample_encoder import SampleEncoder
-from gpu_actor.data.samples import EMPTY_ANSWER, NO_ANSWER, Collector, PairSet, SampleSet
+from gpu_actor.data.samples import EMPTY_ANSWER, NO_ANSWER, AnySet, Collector, UnpairedSet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,16 +37,19 @@ class LoadedDataset:
         dropped: Samples of the whole file that were left out, because their answer is blank or no token in them
             carries loss (not counting the first one, which nothing predicts), and pairs of which a side has none,
             or whose sides are the same.
-        longest: Tokens of the longest sequence (of a pair, the longer side).
+        longest: Tokens of the longest sequence that is ever run (of a pair, the longer side).
         unread: The columns that were not read, in words of bounded length; empty where there are none.
+        shortened: Conversations of the whole file in which the chat template left out a part of an answer that is to
+            be learned (the thoughts of earlier turns, say).
     """
 
-    train: SampleSet | PairSet
-    val: SampleSet | PairSet
+    train: AnySet
+    val: AnySet
     truncated: int
     dropped: int
     longest: int
     unread: str = ""
+    shortened: int = 0
 
 
 def load_dataset(
@@ -79,7 +83,9 @@ def load_dataset(
         try:
             if isinstance(record, DataError):
                 raise record
-            collected.add(*encoder.encode(reader.read(record)))
+            sample = reader.read(record)
+            desirable = sample.desirable if isinstance(sample, Unpaired) else None
+            collected.add(*encoder.encode(sample), desirable=desirable)
         except NoAnswerError:
             collected.dropped[EMPTY_ANSWER] += 1
         except UnfitDataError as error:
@@ -93,18 +99,14 @@ def load_dataset(
     if not records:
         raise DataError(f"{path}: holds no record; a data set needs at least one")
     if positions is not None and collected.longest > positions:
+        # KTO also runs prompts with other samples' answers, and a text of that kind may be the longest
+        what = "a sample, or a prompt with another sample's answer," if training.objective == "kto" else "a sample"
         raise DataError(
-            f"{path}: a sample has {collected.longest} tokens, but the base model has a table of {positions} positions "
+            f"{path}: {what} has {collected.longest} tokens, but the base model has a table of {positions} positions "
             f"and cannot run more; lower training.cutoff_len ({training.cutoff_len}) to {positions}"
         )
-    if encoder.shortened:
-        logger.warning(
-            "%s: in %d conversations the chat template left out a part of an answer (the thoughts of earlier turns, "
-            "say), which is not learned",
-            path,
-            encoder.shortened,
-        )
-    return _finish(path, collected, records, reader.unread.in_words(), config, training)
+    dataset = _finish(path, collected, records, reader.unread.in_words(), config, training)
+    return replace(dataset, shortened=encoder.shortened)
 
 
 def _list_problems(path: str, problems: Sequence[str], bad: int, records: int) -> str:
@@ -121,6 +123,11 @@ def _finish(
     if samples is None:
         raise DataError(_nothing_left(path, collected, records, training.cutoff_len))
     train, val = _split(path, samples, config.val_size, training.seed)
+    if isinstance(train, UnpairedSet) and len(train) < 2:
+        raise DataError(
+            f"{path}: one sample is left to train on; training.objective kto compares each answer with those of other "
+            "samples, and needs two or more"
+        )
     dropped = collected.dropped.total()
     if dropped:
         logger.info("%s: %d of %d records were dropped (%s)", path, dropped, records, _reasons(collected))
@@ -142,9 +149,7 @@ def _reasons(collected: Collector) -> str:
     return ", ".join(f"{count}: {reason}" for reason, count in collected.dropped.items())
 
 
-def _split(
-    path: str, samples: SampleSet | PairSet, val_size: float, seed: int
-) -> tuple[SampleSet | PairSet, SampleSet | PairSet]:
+def _split(path: str, samples: AnySet, val_size: float, seed: int) -> tuple[AnySet, AnySet]:
     """Hold out a seeded choice of samples; both parts keep the order of the file."""
     total = len(samples)
     held = int(val_size) if val_size >= 1 else round(val_size * total)

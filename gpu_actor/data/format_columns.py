@@ -39,8 +39,10 @@ _SOURCES: tuple[Kind, ...] = (
 )
 # Kinds of columns that change a sample of the other formats only.
 _IRRELEVANT: Mapping[DatasetFormat, tuple[Kind, ...]] = {
-    "tokens": _SOURCES,
-    "text": ("attention mask", "packing", *_SOURCES),
+    "tokens": ("0-1 label", *_SOURCES),
+    # beside a text it is the class that a classification gives it
+    "text": ("0-1 label", "attention mask", "packing", *_SOURCES),
+    "preference": ("0-1 label",),  # the pair says already which answer is better
     "alpaca": ("attention mask", "packing", "prompt"),  # what the instruction was made into
     **dict.fromkeys(("messages", "sharegpt", "prompt_completion"), ("attention mask", "packing")),
 }
@@ -128,7 +130,7 @@ def _check_spelling(record: Record, data_format: DatasetFormat) -> None:
 def _check_meaning(record: Record, data_format: DatasetFormat) -> None:
     """Refuse columns that are not read and without which another sample would be learned."""
     columns = columns_read(record, data_format)
-    irrelevant = _SOURCES if "chosen_input_ids" in record else _IRRELEVANT.get(data_format, ())
+    irrelevant = _IRRELEVANT.get("tokens" if "chosen_input_ids" in record else data_format, ())
     for column, value in record.items():
         kind = None if column in columns else kind_of(column, value)
         if kind is None or kind in irrelevant:
@@ -148,10 +150,10 @@ def _lacks_prompt(record: Record, columns: frozenset[str]) -> bool:
 def _refusal(column: str, value: Any, kind: Kind, record: Record, data_format: DatasetFormat) -> str:
     """Why a column is refused, and what to do about it."""
     take_out = "take the column out of the file"
-    if kind == "label":
+    if kind in ("label", "0-1 label"):
         return (
             f"says whether an answer is wanted ({shorten(value)}); without it every answer is learned as a "
-            f"good one; drop the records with {column} false and {take_out}"
+            f"good one; {_label_remedy(column, value, data_format)}"
         )
     if kind == "verdict":
         return (
@@ -171,6 +173,16 @@ def _refusal(column: str, value: Any, kind: Kind, record: Record, data_format: D
         f"{place} no place for it ({shorten(value)}), and without it another sample would be learned; {remedy}, or "
         f"{take_out}"
     )
+
+
+def _label_remedy(column: str, value: Any, data_format: DatasetFormat) -> str:
+    """What to do about a label; texts have no prompt, and pairs say already which answer is better."""
+    unwanted = "0" if str(value).strip() in ("0", "1") else "false"
+    drop = f"drop the records with {column} {unwanted} and take the column out of the file"
+    if data_format in ("text", "preference"):
+        return drop
+    renamed = "" if column == "label" else f" with dataset.columns: {{label: {column}}}"
+    return f"set training.objective: kto{renamed}, which learns from both kinds, or {drop}"
 
 
 def _rename(column: str, value: Any, kind: Kind, record: Record, data_format: DatasetFormat) -> str | None:

@@ -9,15 +9,22 @@ from collections.abc import Callable, Mapping
 from gpu_actor.contract.config import DatasetConfig, DatasetFormat, TrainingConfig
 from gpu_actor.contract.errors import DataError, UnfitDataError
 from gpu_actor.contract.messages import shorten
+from gpu_actor.contract.objective_fields import PAIR_OBJECTIVES
 from gpu_actor.data.alpaca import read_alpaca
 from gpu_actor.data.conversations import assistant_turns, read_messages, read_sharegpt, read_tools, with_system
 from gpu_actor.data.format_columns import check_columns, columns_read, detect_format
 from gpu_actor.data.meaning import is_blank
 from gpu_actor.data.preferences import read_pair
 from gpu_actor.data.readers.record import Record
-from gpu_actor.data.records import Chat, Plain, Sample, read_answer, read_any_text, read_tokens
+from gpu_actor.data.records import Chat, Pair, Plain, Sample, Single, read_answer, read_any_text, read_tokens
+from gpu_actor.data.unpaired import LABEL, read_label, unpaired
 from gpu_actor.data.unread import UnreadColumns
 
+# What the objectives without pairs learn from, and how pairs may be written for them.
+_LEARNS_FROM = {
+    "sft": ("samples", "give samples"),
+    "kto": ("single answers", "write each answer as a record of its own with a label"),
+}
 _LISTS = ("messages", "conversations", "history", "input_ids", "labels", "attention_mask")
 
 
@@ -33,7 +40,7 @@ class SampleReader:
 
         Args:
             config: `format` and `columns` are used.
-            training: `objective` is used: whether samples or preference pairs are wanted.
+            training: `objective` is used: whether samples, preference pairs or labelled answers are wanted.
             vocab_size: Number of tokens that the base model has.
         """
         self._config = config
@@ -52,25 +59,39 @@ class SampleReader:
         """
         if self._format is None:
             self._format = self._settle_format(record)
-        self.unread.add(record, columns_read(record, self._format))
-        return read_sample(record, self._format, self._vocab_size)
+        self.unread.add(record, self._columns(record, self._format))
+        if self._objective != "kto":
+            return read_sample(record, self._format, self._vocab_size)
+        desirable = read_label(record)
+        rest = {name: value for name, value in record.items() if name != LABEL}
+        return unpaired(read_single(rest, self._format, self._vocab_size), desirable, self._format)
+
+    def _columns(self, record: Record, data_format: DatasetFormat) -> frozenset[str]:
+        columns = columns_read(record, data_format)
+        return columns | {LABEL} if self._objective == "kto" else columns
 
     def _settle_format(self, record: Record) -> DatasetFormat:
         data_format = self._config.format
         if data_format == "auto":
-            data_format = detect_format(record, pairs=self._objective != "sft")
+            data_format = detect_format(record, pairs=self._objective in PAIR_OBJECTIVES)
         self._check_objective(data_format)
         self._check_renamed(record, data_format)
         return data_format
 
     def _check_objective(self, data_format: DatasetFormat) -> None:
-        pairs = data_format == "preference"
-        if pairs and self._objective == "sft":
+        pairs, wanted = data_format == "preference", self._objective in PAIR_OBJECTIVES
+        if pairs and not wanted:
+            learns, or_give = _LEARNS_FROM[self._objective]
             raise UnfitDataError(
-                "holds preference pairs, but training.objective is sft, which learns from samples; set the "
-                "objective to dpo, cpo, orpo or simpo, or give samples"
+                f"holds preference pairs, but training.objective is {self._objective}, which learns from {learns}; set "
+                f"the objective to dpo, cpo, orpo or simpo, or {or_give}"
             )
-        if not pairs and self._objective != "sft":
+        if data_format == "text" and self._objective == "kto":
+            raise UnfitDataError(
+                "holds samples of the format text, but training.objective is kto, which learns from answers to "
+                "prompts; give prompt and completion, or set the objective to sft"
+            )
+        if wanted and not pairs:
             raise UnfitDataError(
                 f"holds samples of the format {data_format}, but training.objective is {self._objective}, which "
                 "learns from preference pairs; give pairs (chosen and rejected), or set the objective to sft"
@@ -80,7 +101,7 @@ class SampleReader:
         """Refuse a renamed column that the format does not read: it was asked for, and would be dropped."""
         if not self._config.columns:
             return
-        columns = columns_read(record, data_format)
+        columns = self._columns(record, data_format)
         for field, column in self._config.columns.items():
             if field not in columns:
                 raise UnfitDataError(
@@ -89,18 +110,29 @@ class SampleReader:
                 )
 
 
-def read_sample(record: Record, data_format: DatasetFormat, vocab_size: int) -> Sample:
+def read_sample(record: Record, data_format: DatasetFormat, vocab_size: int) -> Single | Pair:
     """Read one record in a format that is not `auto`.
 
     Raises:
         DataError: A field is missing, empty, of the wrong type or not supported; its name comes first.
     """
+    if data_format != "preference":
+        return read_single(record, data_format, vocab_size)
+    record = {**record, **_lists_in_text(record)}
+    check_columns(record, data_format)
+    return read_pair(record, vocab_size)
+
+
+def read_single(record: Record, data_format: DatasetFormat, vocab_size: int) -> Single:
+    """Read one record in a format that is neither `auto` nor `preference`.
+
+    Raises:
+        DataError: As `read_sample`.
+    """
     record = {**record, **_lists_in_text(record)}
     check_columns(record, data_format)
     if data_format == "tokens":
         return read_tokens(record, vocab_size)
-    if data_format == "preference":
-        return read_pair(record, vocab_size)
     return _READERS[data_format](record)
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 Kind = Literal[
     "label",
+    "0-1 label",
     "verdict",
     "weight",
     "loss mask",
@@ -82,13 +83,15 @@ def kind_of(column: str, value: Any) -> Kind | None:
         value: What a record has there.
     """
     kind = _KINDS.get(_plain_name(column))
+    if kind == "label" and str(value).strip() in ("0", "1"):
+        return "0-1 label"
     return kind if kind is not None and _changes(kind, value) else None
 
 
 def _changes(kind: Kind, value: Any) -> bool:
     if value is None or (isinstance(value, str) and not value.strip()):
         return False
-    if kind == "label":  # whole numbers are the classes of a classification
+    if kind == "label":  # other numbers and names are the classes of a classification
         return isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in _BOOLEANS)
     if kind == "verdict":
         return value is False or (isinstance(value, str) and value.strip().lower() == "false")

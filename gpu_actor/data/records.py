@@ -60,7 +60,15 @@ class Pair:
     rejected: Single
 
 
-Sample = Single | Pair
+@dataclass(frozen=True)
+class Unpaired:
+    """One answer to a prompt, and whether it is wanted."""
+
+    answer: Single
+    desirable: bool
+
+
+Sample = Single | Pair | Unpaired
 
 
 def read_text(value: Any, field: str) -> str:

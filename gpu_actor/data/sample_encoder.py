@@ -9,7 +9,7 @@ import numpy as np
 
 from gpu_actor.contract.config import DatasetConfig, TrainingConfig
 from gpu_actor.contract.errors import DataError, UnfitDataError
-from gpu_actor.data.records import Chat, Pair, Sample, Single, Tokens
+from gpu_actor.data.records import Chat, Pair, Sample, Single, Tokens, Unpaired
 from gpu_actor.data.samples import Labelled
 from gpu_actor.data.tokenize import TextEncoder
 
@@ -53,6 +53,8 @@ class SampleEncoder:
             UnfitDataError: A chat template is given, and the sample is no conversation; or the template cannot be used.
             DataError: The sample cannot be encoded.
         """
+        if isinstance(sample, Unpaired):
+            return (self._encode(sample.answer),)
         sides = (sample.chosen, sample.rejected) if isinstance(sample, Pair) else (sample,)
         return tuple(map(self._encode, sides))
 

@@ -83,12 +83,50 @@ class PairSet:
         return PairSet(self.chosen.select(indices), self.rejected.select(indices))
 
 
-def digest(*sets: SampleSet | PairSet) -> str:
+@dataclass(frozen=True, eq=False)
+class UnpairedSet:
+    """Answers, each wanted or not: sample i is (answers[i], desirable[i]).
+
+    An answer includes its prompt, and the labels are -100 on it.
+    """
+
+    answers: SampleSet
+    desirable: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+    def __getitem__(self, index: int) -> tuple[Labelled, bool]:
+        return self.answers[index], bool(self.desirable[index])
+
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each sample, int64 [n]."""
+        return self.answers.lengths()
+
+    def select(self, indices: npt.NDArray[np.int64]) -> UnpairedSet:
+        """Some samples in the given order; no token is copied."""
+        return UnpairedSet(self.answers.select(indices), self.desirable[indices])
+
+
+AnySet = SampleSet | PairSet | UnpairedSet
+"""The samples of one data set, whatever its objective."""
+
+
+def answer_start(labels: IdArray) -> int:
+    """Where the answer of a sample starts: at its first label; all before it is the prompt."""
+    return int(np.argmax(labels != IGNORE_INDEX))
+
+
+def digest(*sets: AnySet) -> str:
     """What tells data sets apart: their tokens, labels, order and parts, as 32 hexadecimal digits."""
+    hashed = hashlib.blake2b(digest_size=16)
     sides: list[SampleSet] = []
     for part in sets:
-        sides += [part] if isinstance(part, SampleSet) else [part.chosen, part.rejected]
-    hashed = hashlib.blake2b(digest_size=16)
+        if isinstance(part, UnpairedSet):
+            hashed.update(part.desirable.tobytes())
+            sides.append(part.answers)
+        else:
+            sides += [part] if isinstance(part, SampleSet) else [part.chosen, part.rejected]
     for side in sides:
         order = np.arange(len(side)) if side.order is None else side.order
         for values in (side.input_ids, side.labels, side.offsets, order):
@@ -103,18 +141,26 @@ class Collector:
     Attributes:
         truncated: Samples (or pairs) that were cut.
         dropped: Samples (or pairs) that were left out, by reason.
-        longest: Tokens of the longest sequence that was kept.
+        longest: Tokens of the longest sequence that was kept, or that a prompt makes with another sample's answer
+            where answers are wanted or not.
     """
 
     def __init__(self, cutoff_len: int) -> None:
         self._cutoff_len = cutoff_len
         self._sides: list[_Growing] = []
+        self._desirable: list[bool] = []
+        self._longest_prompt = self._longest_answer = 0
         self.truncated = 0
         self.dropped: Counter[str] = Counter()
         self.longest = 0
 
-    def add(self, *sides: Labelled) -> None:
-        """Keep a sample (one side) or a pair (two), unless nothing can be learned from it."""
+    def add(self, *sides: Labelled, desirable: bool | None = None) -> None:
+        """Keep a sample (one side) or a pair (two), unless nothing can be learned from it.
+
+        Args:
+            sides: Token ids and labels.
+            desirable: Whether the answer is wanted; None where the samples do not say so.
+        """
         cut = [(ids[: self._cutoff_len], labels[: self._cutoff_len]) for ids, labels in sides]
         self.truncated += any(len(ids) > self._cutoff_len for ids, _ in sides)
         # Nothing predicts the first token, so its label is worth nothing.
@@ -127,12 +173,23 @@ class Collector:
             for side, (ids, labels) in zip(self._sides, cut, strict=True):
                 side.add(ids, labels)
                 self.longest = max(self.longest, len(ids))
+            if desirable is not None:
+                self._desirable.append(desirable)
+                self._count_mismatched(*cut[0])
 
-    def collected(self) -> SampleSet | PairSet | None:
+    def _count_mismatched(self, ids: IdArray, labels: IdArray) -> None:
+        start = answer_start(labels)
+        self._longest_prompt = max(self._longest_prompt, start)
+        self._longest_answer = max(self._longest_answer, len(ids) - start)
+        self.longest = min(self._cutoff_len, self._longest_prompt + self._longest_answer)
+
+    def collected(self) -> AnySet | None:
         """All that was kept, or None where that is nothing."""
         sets = [side.samples() for side in self._sides]
         if not sets:
             return None
+        if self._desirable:
+            return UnpairedSet(sets[0], np.array(self._desirable))
         return sets[0] if len(sets) == 1 else PairSet(*sets)
 
 

@@ -73,13 +73,16 @@ class StepMeter:
         finally:
             self._guests -= 1
 
-    def end(self, job_ids: Iterable[str], lengths: Iterable[int], adapter_bytes: int, *, whole: bool) -> None:
+    def end(
+        self, job_ids: Iterable[str], lengths: Iterable[int], adapter_bytes: int, *, ahead: int = 0, whole: bool
+    ) -> None:
         """The shared step is over.
 
         Args:
             job_ids: Whose micro-batches it held.
             lengths: Tokens of each of its sequences.
             adapter_bytes: Weights, gradients and moments of all adapters on the device, in the step or not.
+            ahead: Tokens that were run forward only, without gradients.
             whole: Whether it ran as composed; one that had to be repeated in parts gives no sample.
         """
         if self.memory.on_cuda:
@@ -90,7 +93,8 @@ class StepMeter:
         jobs, lengths = set(job_ids), list(lengths)
         if whole and self.alone and jobs <= self._warm:
             squares = sum(length * length for length in lengths)
-            self._samples.append(StepSample(sum(lengths), squares, len(jobs), seconds, self.peak, adapter_bytes))
+            taken = (sum(lengths), squares, len(jobs), seconds, self.peak, adapter_bytes, ahead)
+            self._samples.append(StepSample(*taken))
         self._warm |= jobs - self._left
 
     def forget(self, job_id: str) -> None:

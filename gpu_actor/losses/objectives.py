@@ -9,6 +9,8 @@ import torch
 
 from gpu_actor.batch.pairs import PairTask
 from gpu_actor.batch.shared_batch import Segment, SharedBatch
+from gpu_actor.batch.unpaired import UnpairedTask
+from gpu_actor.losses.kto import unpaired_losses
 from gpu_actor.losses.preference import PairSums, pair_losses
 from gpu_actor.losses.token_losses import Head, summed_token_losses
 
@@ -39,12 +41,15 @@ def segment_losses(hidden: torch.Tensor, batch: SharedBatch, head: Head) -> list
     """
     rows = torch.cat([segment.loss_rows for segment in batch.segments])
     chosen = hidden[0].index_select(0, rows).split([len(segment.loss_rows) for segment in batch.segments])
-    return [
-        _supervised(states, segment, head)
-        if segment.pairs is None
-        else _preference(states, segment, segment.pairs, head)
-        for states, segment in zip(chosen, batch.segments, strict=True)
-    ]
+    return [_loss(states, segment, head) for states, segment in zip(chosen, batch.segments, strict=True)]
+
+
+def _loss(hidden: torch.Tensor, segment: Segment, head: Head) -> SegmentLoss:
+    if isinstance(segment.task, PairTask):
+        return _preference(hidden, segment, segment.task, head)
+    if isinstance(segment.task, UnpairedTask):
+        return _unpaired(hidden, segment, segment.task, head)
+    return _supervised(hidden, segment, head)
 
 
 def _supervised(hidden: torch.Tensor, segment: Segment, head: Head) -> SegmentLoss:
@@ -64,6 +69,17 @@ def _preference(hidden: torch.Tensor, segment: Segment, task: PairTask, head: He
         loss = loss + task.loss.nll_weight * nll
         figures["nll_loss"] = nll.detach()
     return SegmentLoss(loss, figures)
+
+
+def _unpaired(hidden: torch.Tensor, segment: Segment, task: UnpairedTask, head: Head) -> SegmentLoss:
+    """loss_scale * sum of the answers' losses."""
+    log_p = -summed_token_losses(hidden, segment.targets, segment.loss_lengths, head)
+    if segment.references is None:
+        raise RuntimeError("a segment of KTO has no reference")
+    found = unpaired_losses(task, log_p, segment.references[:, 0].to(log_p.dtype))
+    share = len(task.numbers) * segment.loss_scale
+    kl = torch.tensor(task.kl.value * share, dtype=log_p.dtype, device=log_p.device)
+    return SegmentLoss(found.losses.sum() * segment.loss_scale, {**found.figures, "kl": kl})
 
 
 def _pair_sums(hidden: torch.Tensor, segment: Segment, task: PairTask, head: Head) -> PairSums:

@@ -25,6 +25,7 @@ def describe_base(ref: str, trust_remote_code: bool = False) -> BaseDescription:
     import torch
 
     from gpu_actor.model.count_activations import count_activations
+    from gpu_actor.model.training_mode import foresee_training_mode
 
     config = load_config(ref, trust_remote_code)
     try:
@@ -33,4 +34,5 @@ def describe_base(ref: str, trust_remote_code: bool = False) -> BaseDescription:
     except Exception as error:
         raise BaseModelError(f"base_model: {ref}: transformers cannot build this model ({one_line(error)})") from None
     counted = count_activations(config, trust_remote_code=trust_remote_code)
-    return replace(describe_model(ref, model), activations=counted)
+    description = describe_model(ref, model)
+    return replace(description, activations=counted, training_mode=foresee_training_mode(model))

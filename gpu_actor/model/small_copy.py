@@ -17,13 +17,18 @@ _WIDTH = re.compile(r"^(hidden_size|n_embd|d_model|n_inner)$|intermediate|ffn")
 _VOCABULARY = 1024
 
 
-def small_copy(model: Any) -> Any:
+def small_copy(model: Any, most: int | None = None) -> Any:
     """A random model of the same class and the same kinds of layers, narrower and shallower, in fp64 on the CPU.
 
     Every number of heads and every width is divided by one power of two, so that head sizes stay; as few layers stay
     as have every class of module that `model` has.
 
+    Args:
+        model: Of its weights nothing is read; they may be on the meta device.
+        most: Parameters that the copy may have; None: any number.
+
     Raises:
+        ValueError: It would have more.
         Exception: Whatever the family's code raises of sizes that it does not allow.
     """
     settings = model.config.to_dict()
@@ -35,10 +40,14 @@ def small_copy(model: Any) -> Any:
         config = type(model.config).from_dict(_narrowed(_cut(settings, depth, min(layers, depth))))
         config._experts_implementation = "eager"  # the fused product of experts has no fp64
         with torch.device("meta"):
-            complete = wanted <= _families_classes(type(model)(config))
+            empty = type(model)(config)
+        complete = wanted <= _families_classes(empty)
         if complete or layers >= depth:
             break
         layers *= 2
+    count = sum(parameter.numel() for parameter in empty.parameters())
+    if most is not None and count > most:
+        raise ValueError(f"the smallest copy of this model has {count} parameters")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         small = type(model)(config).double()

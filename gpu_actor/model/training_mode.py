@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
 import torch
 
 from gpu_actor.contract.messages import one_line
+from gpu_actor.model.freeze import freeze
+from gpu_actor.model.small_copy import small_copy
 
+logger = logging.getLogger(__name__)
+
+_MOST_PARAMETERS = 50_000_000  # of a small copy: 400 MB in fp64
 _LENGTH = 19
 
 
@@ -54,6 +60,26 @@ def follow_training_mode(model: Any) -> str | None:
         f"its training mode, in which Trainer runs it, {why} and computes other logits (by "
         f"{_share(trained, expected)} of the largest); it is served in evaluation mode, where adapters differ"
     )
+
+
+def foresee_training_mode(model: Any) -> str | None:
+    """What `follow_training_mode` will say of a model, by a small random copy: before anybody has its weights.
+
+    Args:
+        model: As its configuration makes it, on the meta device.
+
+    Returns:
+        The remark, with the copy's figures; None where both modes compute the same, or the family has no small copy:
+        then the actor that loads the model is the first to know.
+    """
+    try:
+        small = small_copy(model, most=_MOST_PARAMETERS)
+        freeze(small)
+        remark = follow_training_mode(small)
+    except Exception as error:
+        logger.debug("no small copy was asked for its training mode: %s", one_line(error))
+        return None
+    return remark and f"by a small random copy: {remark}"
 
 
 def _logits(model: Any) -> torch.Tensor:

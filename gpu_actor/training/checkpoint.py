@@ -37,6 +37,7 @@ class Progress:
     logged_loss: float = 0.0  # sum of the losses since the last logged row
     logged_steps: int = 0  # and how many steps it holds
     logged_figures: dict[str, float] = field(default_factory=dict)  # the same sums of what else is logged
+    figure_steps: dict[str, int] = field(default_factory=dict)  # how many of the steps have each figure
     loss: float | None = None
     eval_loss: float | None = None
     watch: Watch = field(default_factory=Watch)
@@ -44,7 +45,8 @@ class Progress:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Progress:
         """The inverse of `dataclasses.asdict`."""
-        return cls(**{**data, "watch": Watch(**data.get("watch", {}))})
+        steps = dict.fromkeys(data.get("logged_figures", {}), data.get("logged_steps", 0))  # as older files mean it
+        return cls(**{"figure_steps": steps, **data, "watch": Watch(**data.get("watch", {}))})
 
 
 def save_checkpoint(

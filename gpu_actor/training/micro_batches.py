@@ -12,9 +12,12 @@ from typing import Any
 
 from gpu_actor.adapters.dropout import mix_seed
 from gpu_actor.adapters.weights import AdapterWeights
-from gpu_actor.batch.pairs import PairTask, PreferenceLoss, ReferenceLogProbs
+from gpu_actor.batch.pairs import PairTask, PreferenceLoss
+from gpu_actor.batch.reference_log_probs import ReferenceLogProbs
 from gpu_actor.batch.shared_batch import MicroBatch, count_loss_tokens
+from gpu_actor.batch.unpaired import KlEstimate, KtoLoss, UnpairedTask, mismatched
 from gpu_actor.contract.config import TrainingConfig
+from gpu_actor.contract.objective_fields import PAIR_OBJECTIVES, REFERENCE_OBJECTIVES
 from gpu_actor.data.dataset import LoadedDataset
 from gpu_actor.training.sample_order import StepPlan
 
@@ -23,9 +26,9 @@ _DROPOUT_STREAM = 0x10_0000  # keeps dropout seeds apart from the other uses of 
 
 @dataclass(frozen=True)
 class _Source:
-    """Samples or pairs, and the reference of the pairs."""
+    """The samples, and what the reference says of them."""
 
-    samples: Any  # SampleSet or PairSet
+    samples: Any  # one of AnySet
     references: ReferenceLogProbs | None
 
 
@@ -40,15 +43,16 @@ class MicroBatches:
         Args:
             training: Objective, batch size and seed.
             weights: The adapter in training.
-            data: Its samples, or preference pairs.
+            data: Its samples, by its objective.
             reference: The reference adapter; None is the base model itself.
         """
         self._training = training
         self._weights = weights
-        self._loss = PreferenceLoss.of(training)
-        needed = self._loss is not None and self._loss.has_reference
+        self._loss = PreferenceLoss.of(training) or KtoLoss.of(training)
+        needed = training.objective in REFERENCE_OBJECTIVES
+        answers = 2 if training.objective in PAIR_OBJECTIVES else 1
         self._train, self._val = (
-            _Source(samples, ReferenceLogProbs(reference, len(samples)) if needed else None)
+            _Source(samples, ReferenceLogProbs(reference, len(samples), answers) if needed else None)
             for samples in (data.train, data.val)
         )
 
@@ -71,9 +75,11 @@ class MicroBatches:
     def _make(
         self, source: _Source, groups: Sequence[tuple[int, ...]], seeds: Sequence[int | None]
     ) -> list[MicroBatch]:
-        if self._loss is None:
-            return self._supervised(source, groups, seeds)
-        return self._pairs(self._loss, source, groups, seeds)
+        if isinstance(self._loss, PreferenceLoss):
+            return self._pairs(self._loss, source, groups, seeds)
+        if isinstance(self._loss, KtoLoss):
+            return self._unpaired(self._loss, source, groups, seeds)
+        return self._supervised(source, groups, seeds)
 
     def _supervised(
         self, source: _Source, groups: Sequence[tuple[int, ...]], seeds: Sequence[int | None]
@@ -107,10 +113,42 @@ class MicroBatches:
                 labels=[labels for pair in group for _, labels in pair],
                 loss_scale=1.0 / len(chosen),
                 dropout_seeds=_each(seed, 2 * len(group)),
-                pairs=PairTask(loss, tuple(numbers), 1.0 / nll_tokens, source.references),
+                task=PairTask(loss, tuple(numbers), 1.0 / nll_tokens, source.references),
             )
             for group, numbers, seed in zip(samples, groups, seeds, strict=True)
         ]
+
+    def _unpaired(
+        self, loss: KtoLoss, source: _Source, groups: Sequence[tuple[int, ...]], seeds: Sequence[int | None]
+    ) -> list[MicroBatch]:
+        if source.references is None:
+            raise RuntimeError("KTO has no reference")
+        samples = [[source.samples[i] for i in numbers] for numbers in groups]
+        wanted = [[desirable for _, desirable in group] for group in samples]
+        count, good = sum(map(len, wanted)), sum(map(sum, wanted))
+        made = []
+        for group, numbers, seed, desirable in zip(samples, groups, seeds, wanted, strict=True):
+            answers = [answer for answer, _ in group]
+            task = UnpairedTask(
+                loss=loss,
+                numbers=tuple(numbers),
+                desirable=tuple(desirable),
+                references=source.references,
+                kl=KlEstimate(mismatched(answers, self._training.cutoff_len)),
+                desirable_scale=1.0 / good if good else 0.0,
+                undesirable_scale=1.0 / (count - good) if count > good else 0.0,
+            )
+            made.append(
+                MicroBatch(
+                    weights=self._weights,
+                    sequences=[ids for ids, _ in answers],
+                    labels=[labels for _, labels in answers],
+                    loss_scale=1.0 / count,
+                    dropout_seeds=_each(seed, len(group)),
+                    task=task,
+                )
+            )
+        return made
 
 
 def _each(seed: int | None, sequences: int) -> tuple[int, ...] | None:

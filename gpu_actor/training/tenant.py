@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -35,6 +36,7 @@ from gpu_actor.training.sample_order import DataCursor
 
 logger = logging.getLogger(__name__)
 
+_Number = TypeVar("_Number", int, float)
 _RATE_WINDOW = 20  # optimizer steps over which tokens/s and the time left are averaged
 
 
@@ -68,7 +70,7 @@ class Tenant:
             spec: What to train.
             attempt: Which assignment of the job this is.
             weights: The adapter; its values are set here.
-            data: Samples, or preference pairs.
+            data: Its samples.
             reference: What `read_reference` gives for `spec`.
 
         Raises:
@@ -205,7 +207,8 @@ class Tenant:
             loss=loss,
             logged_loss=before.logged_loss + loss,
             logged_steps=before.logged_steps + 1,
-            logged_figures={name: before.logged_figures.get(name, 0.0) + value for name, value in figures.items()},
+            logged_figures=_added(before.logged_figures, figures),
+            figure_steps=_added(before.figure_steps, dict.fromkeys(figures, 1)),
         )
         if step % self.spec.training.logging_steps == 0 or step == self.cursor.total_steps:
             append_metrics(
@@ -213,13 +216,13 @@ class Tenant:
                 step=step,
                 epoch=self.cursor.epoch_after(step),
                 loss=after.logged_loss / after.logged_steps,
-                **{name: value / after.logged_steps for name, value in after.logged_figures.items()},
+                **{name: value / after.figure_steps[name] for name, value in after.logged_figures.items()},
                 learning_rate=rate,
                 grad_norm=norm,
                 tokens=self._step_tokens,
                 time=time.time(),
             )
-            after = dataclasses.replace(after, logged_loss=0.0, logged_steps=0, logged_figures={})
+            after = dataclasses.replace(after, logged_loss=0.0, logged_steps=0, logged_figures={}, figure_steps={})
         self.progress = after
         self._times.append((time.monotonic(), after.tokens))
 
@@ -360,5 +363,11 @@ class Tenant:
             truncated=self.data.truncated,
             dropped=self.data.dropped,
             unread_columns=self.data.unread,
+            shortened=self.data.shortened,
             reason=reason,
         )
+
+
+def _added(sums: Mapping[str, _Number], more: Mapping[str, _Number]) -> dict[str, _Number]:
+    """Sums by name, with what is new; a step need not have every figure."""
+    return {**sums, **{name: sums.get(name, 0) + value for name, value in more.items()}}

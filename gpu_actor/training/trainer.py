@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 
 from gpu_actor.batch.composer import Candidate, TokenBudget, compose
+from gpu_actor.batch.pairs import PairTask
 from gpu_actor.batch.shared_batch import MicroBatch, pack
 from gpu_actor.contract.errors import LorayError, OutOfMemoryError
 from gpu_actor.contract.footprint import DEFAULT_TOKEN_BUDGET, MICRO_BATCH_CAP
@@ -21,7 +22,7 @@ from gpu_actor.device.failures import is_device_lost, is_out_of_memory
 from gpu_actor.device.step_meter import StepMeter
 from gpu_actor.losses.objectives import SegmentLoss, StepSums, segment_losses
 from gpu_actor.model.base_model import BaseModel
-from gpu_actor.training.references import fill_references
+from gpu_actor.training.references import run_ahead
 from gpu_actor.training.tenant import Tenant
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class CoTrainer:
         self._fitted = self.budget.fits  # before the shared batch that is being made
         self.batch_tokens = 0
         self.batch_adapters = 0
+        self._ahead = 0  # tokens that the latest shared batch ran forward only
         self._tenants: dict[str, Tenant] = {}
         self._order: list[str] = []
         self._ended: dict[str, TenantReport] = {}
@@ -158,7 +160,8 @@ class CoTrainer:
         """Close the measurement of a shared batch, and make the next ones smaller if it took too much memory."""
         adapters = sum(tenant.weights.bytes_in_training for tenant in self._tenants.values())
         whole = self.batch_tokens == sum(lengths) and self.batch_adapters == len(chosen)
-        self.meter.end([tenant.spec.job_id for tenant, _ in chosen], lengths, adapters, whole=whole)
+        jobs = [tenant.spec.job_id for tenant, _ in chosen]
+        self.meter.end(jobs, lengths, adapters, ahead=self._ahead, whole=whole)
         if self.memory_limit is not None and self.meter.alone and self.meter.peak > self.memory_limit:
             self._heed_limit(self.memory_limit, sum(lengths))
 
@@ -237,6 +240,7 @@ class CoTrainer:
     def _run(self, chosen: list[tuple[Tenant, int]]) -> None:
         """One forward and one backward for all chosen micro-batches."""
         micro_batches = [micro_batch for tenant, count in chosen for micro_batch in tenant.pending[:count]]
+        self._ahead = run_ahead(micro_batches, self.base)
         losses = self._losses(micro_batches)
         torch.stack([share.loss for share in losses]).sum().backward()  # type: ignore[no-untyped-call]
         self.batch_tokens = sum(micro_batch.tokens for micro_batch in micro_batches)
@@ -247,8 +251,7 @@ class CoTrainer:
             place += count
 
     def _losses(self, micro_batches: Sequence[MicroBatch]) -> list[SegmentLoss]:
-        """One forward for all of them; what is missing of their references is computed first."""
-        fill_references(micro_batches, self.base)
+        """One forward for all of them."""
         batch = pack(micro_batches, self.base.device)
         return segment_losses(self.base.hidden(batch), batch, self.base.head)
 
@@ -296,6 +299,7 @@ class CoTrainer:
 
     def _evaluate_one(self, micro_batch: MicroBatch) -> tuple[float, dict[str, float]]:
         sums = StepSums()
+        run_ahead([micro_batch], self.base)
         with torch.no_grad():
             sums.add(*self._losses([micro_batch]))
         return sums.read()
@@ -349,7 +353,7 @@ def _attempt(work: Callable[[], _Result]) -> _Result | Exception:
 def _too_long(micro_batches: Sequence[MicroBatch], error: Exception) -> OutOfMemoryError:
     """The smallest possible micro-batch ran out of memory."""
     longest = max(micro_batches, key=lambda micro_batch: micro_batch.tokens)
-    what = "sample" if longest.pairs is None else "preference pair"
+    what = "sample" if not isinstance(longest.task, PairTask) else "preference pair"
     return OutOfMemoryError(
         f"one {what} of {longest.tokens} tokens does not fit into the actor's memory; lower training.cutoff_len if "
         f"that is long, else lora.r, or use an actor with more memory ({one_line(error)})"

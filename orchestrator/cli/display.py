@@ -225,6 +225,13 @@ def job_details(view: View) -> Table:
         ("speed", speed if view["state"] == "RUNNING" else ""),
         ("tokens", amount(view["tokens"])),
         ("samples", samples if view["samples"] else ""),
+        (
+            "shortened",
+            f"{plural(view['shortened'], 'conversation')}, of which the chat template leaves out a part of an answer "
+            "(thoughts of earlier turns, say); that part is not learned"
+            if view["shortened"]
+            else "",
+        ),
         ("columns not read", view["unread_columns"]),
         ("priority", str(view["priority"])),
         ("attempt", f"{view['attempt']}, retries {view['retries']}"),

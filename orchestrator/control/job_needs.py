@@ -88,7 +88,7 @@ def scheduling_view(
         worst_tokens=worst,
         steps_left=max(1, total - progress.get("step", 0)),
         steps_total=total,
-        tokens_per_step=progress.get("tokens_per_step") or samples * mean,
+        tokens_per_step=(progress.get("tokens_per_step") or samples * mean) * footprint.token_work(training),
     )
 
 

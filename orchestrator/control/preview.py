@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -54,10 +54,12 @@ def plan_jobs(
     forecasts = forecast(whole, policy, {job.id for job in new})
     names = {**(names or {}), **{job.id: spec.name for job, spec in zip(new, specs, strict=True)}}
     places = {actor.id: actor.name for actor in view.actors}
-    remarks = _data_remarks(specs)
+    remarks = [
+        (bases[spec.base_model].training_mode, remark) for spec, remark in zip(specs, _data_remarks(specs), strict=True)
+    ]
     return [
-        _row(spec, forecasts[job.id], names, places, view.now, remark)
-        for job, spec, remark in zip(new, specs, remarks, strict=True)
+        _row(spec, forecasts[job.id], names, places, view.now, own)
+        for job, spec, own in zip(new, specs, remarks, strict=True)
     ]
 
 
@@ -90,7 +92,12 @@ async def plan_apart(*arguments: Any) -> list[dict[str, Any]]:
 
 
 def _row(
-    spec: JobSpec, expected: Forecast, names: Mapping[str, str], places: Mapping[str, str], now: float, remark: str
+    spec: JobSpec,
+    expected: Forecast,
+    names: Mapping[str, str],
+    places: Mapping[str, str],
+    now: float,
+    remarks: Iterable[str | None],
 ) -> dict[str, Any]:
     reason = expected.rejected
     beyond = expected.beyond and reason is None
@@ -110,7 +117,7 @@ def _row(
         "finish_s": expected.finish - now if math.isfinite(expected.finish) else None,
         "with": sorted(names.get(job_id, job_id) for job_id in expected.company),
         "reason": reason,
-        "remark": "; ".join(filter(None, (not_forecast, remark))) or None,
+        "remark": "; ".join(filter(None, (not_forecast, *remarks))) or None,
     }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gpu_actor.contract.config import DatasetConfig, TrainingConfig
 from gpu_actor.contract.errors import DataError, NoAnswerError
+from gpu_actor.contract.objective_fields import PAIR_OBJECTIVES
 from gpu_actor.data.formats import SampleReader
 from gpu_actor.data.readers.parquet_and_hub import is_saved_dataset
 from gpu_actor.data.readers.read_records import DATA_SUFFIXES, is_hub_dataset, read_records
@@ -57,10 +58,14 @@ def split_problem(data: DatasetConfig) -> str:
 def objective_problem(data: DatasetConfig, training: TrainingConfig) -> str:
     """Whether the format of the data is one that the objective learns from."""
     pairs, objective = data.format == "preference", training.objective
-    if data.format == "auto" or pairs == (objective != "sft"):
+    if pairs and objective not in PAIR_OBJECTIVES:
+        learns = "single answers" if objective == "kto" else "samples"
+        learns = f"training.objective is {objective}, which learns from {learns}"
+        return f"preference: {learns}; set it to dpo, cpo, orpo or simpo"
+    if data.format == "text" and objective == "kto":
+        return "text: training.objective is kto, which learns from answers to prompts; use prompt_completion"
+    if data.format == "auto" or pairs or objective not in PAIR_OBJECTIVES:
         return ""
-    if pairs:
-        return "preference: training.objective is sft, which learns from samples; set it to dpo, cpo, orpo or simpo"
     return f"{data.format}: training.objective is {objective}, which learns from pairs; the format is preference"
 
 

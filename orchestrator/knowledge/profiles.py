@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from gpu_actor.contract.description import BaseDescription
-from gpu_actor.contract.footprint import base_bytes
+from gpu_actor.contract.footprint import FORWARD_WORK, base_bytes
 from gpu_actor.contract.report import ActorReport, StepSample
 from orchestrator.cluster.places import Place
 from orchestrator.scheduler.estimate import (
@@ -76,7 +76,7 @@ class Profile:
             sticky: Whether memory that was taken once stays taken, as on a CPU: then only the peak of a batch that is
                 larger than all before it in that process says something of its tokens.
         """
-        self.speed.observe(sample.tokens, sample.adapters, sample.seconds)
+        self.speed.observe(sample.tokens + FORWARD_WORK * sample.ahead, sample.adapters, sample.seconds)
         if not sticky or sample.tokens > self.boots.get(boot, 0):
             self.memory.observe(sample.tokens, sample.adapter_bytes, sample.peak_bytes)
         self.boots[boot] = max(self.boots.get(boot, 0), sample.tokens)

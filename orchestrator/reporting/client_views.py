@@ -25,6 +25,7 @@ _NO_PROGRESS: dict[str, Any] = {
     "truncated": 0,
     "dropped": 0,
     "unread_columns": "",
+    "shortened": 0,
     "longest": 0,
     "tokens_per_step": 0.0,
 }

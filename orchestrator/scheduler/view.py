@@ -120,7 +120,8 @@ class JobView:
         actor: The place where it is attached now (it may still be preparing there); None for a queued job.
         steps_left: Optimizer steps still to do, by the best guess.
         steps_total: All its optimizer steps; None: `steps_left`.
-        tokens_per_step: Mean real tokens of one optimizer step; None: `worst_tokens`.
+        tokens_per_step: Mean tokens of one optimizer step, what is run beside them included (`footprint.token_work`);
+            None: `worst_tokens`.
         submitted_at: When it was submitted, on the clock of `ClusterView.now`.
         queued_at: When it last joined the queue.
         movable: Whether it may be taken off its actor now, with a checkpoint. False while it is preparing, while it is
@@ -150,7 +151,7 @@ class JobView:
 
     @property
     def tokens(self) -> float:
-        """Mean real tokens of one optimizer step."""
+        """Mean tokens of one optimizer step, in trained tokens."""
         return self.worst_tokens if self.tokens_per_step is None else self.tokens_per_step
 
     @property

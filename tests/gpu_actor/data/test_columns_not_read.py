@@ -30,6 +30,18 @@ CONVERSATIONS = ("messages", "alpaca", "prompt_completion", "sharegpt", "prefere
         (FORMATS, "label", False, "drop the records with label false"),
         (FORMATS, "kto_tag", True, "drop the records with kto_tag false"),
         (FORMATS, "Label", "False", "drop the records with Label false"),
+        (
+            ("alpaca", "prompt_completion", "messages"),
+            "label",
+            0,
+            "objective: kto, .*the records with label 0 and take",
+        ),
+        (
+            ("prompt_completion", "sharegpt"),
+            "desirable",
+            "1",
+            r"kto with dataset\.columns: \{label: desirable\}, which",
+        ),
         (FORMATS, "is_correct", False, "drop the records with is_correct false"),
         (FORMATS, "sample_weight", 0.5, "every record weighs the same"),
         (FORMATS, "weight", 0, "every record weighs the same"),
@@ -61,6 +73,8 @@ def test_what_changes_a_sample_is_refused_by_name(formats, column, value, remedy
     [
         ("alpaca", "label", 3),  # the class of a classification
         ("text", "label", "positive"),
+        ("text", "label", 1),
+        ("preference", "label", 0),
         ("alpaca", "is_correct", True),
         ("messages", "weight", 1.0),
         ("alpaca", "images", []),

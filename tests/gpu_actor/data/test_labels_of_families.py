@@ -20,6 +20,7 @@ from gpu_actor.contract.errors import DataError
 from gpu_actor.data.chat_template import _DAY
 from gpu_actor.data.formats import read_sample
 from gpu_actor.data.tokenize import TextEncoder
+from support.sample_files import load, write
 
 FOLDER = Path(find_spec("trl").origin).parent / "chat_templates"
 FAMILIES = sorted(path.name.removesuffix("_training.jinja") for path in FOLDER.glob("*_training.jinja"))
@@ -180,12 +181,16 @@ def test_what_is_learned_without_marks_is_what_trl_learns(family, shape):
     assert set(runs(tokenizer, ids, ours & ~theirs)) <= {"<|tool_response>"}
 
 
-def test_thoughts_that_the_template_leaves_out_are_counted():
-    text_encoder = TextEncoder(encoder("qwen3_5_think", marked=False)[0], train_on_inputs=False)
+def test_thoughts_that_the_template_leaves_out_are_counted(tmp_path):
+    tokenizer = encoder("qwen3_5_think", marked=False)[0]
+    text_encoder = TextEncoder(tokenizer, train_on_inputs=False)
     text_encoder.encode(sample_of("thought"))
     assert text_encoder.shortened == 0
-    text_encoder.encode(sample_of("earlier thoughts"))
+    sample = sample_of("earlier thoughts")
+    text_encoder.encode(sample)
     assert text_encoder.shortened == 1
+    path = write(tmp_path, *[{"messages": sample.messages}] * 2)
+    assert load(path, lambda: tokenizer, vocab_size=len(tokenizer)).shortened == 2  # which the job's reports carry
 
 
 @pytest.mark.parametrize(("learned", "expected"), [((1,), ["It is blue.<|im_end|>\n"]), ((3,), ["Black.<|im_end|>\n"])])

@@ -11,7 +11,7 @@ from gpu_actor.data.samples import Collector
 from gpu_actor.losses.objectives import StepSums, segment_losses
 from gpu_actor.losses.preference import PairSums, pair_losses
 from gpu_actor.training.micro_batches import MicroBatches
-from gpu_actor.training.references import fill_references
+from gpu_actor.training.references import run_ahead
 from support.engine import make_tenant, run_all, tiny_hooked
 from support.oracle import adapter_tensors, largest_difference, metric_rows, peft_model, peft_tensor
 from support.pairs import formula_loop, pair_rows, pair_spec, step_loss, sums_of, trl_dpo, trl_one_batch, trl_simpo
@@ -59,7 +59,7 @@ def whole_batch(base, weights, rows, training, sizes=(100,)):
     made = MicroBatches(TrainingConfig(**training), weights, Pairs(rows), None).of_evaluation(1)
     sums = StepSums()
     for micro_batch in (part for whole in made for part in whole.parts(sizes[0])):
-        fill_references([micro_batch], base)
+        run_ahead([micro_batch], base)
         batch = pack([micro_batch], CPU)
         (found,) = segment_losses(base.hidden(batch), batch, base.head)
         found.loss.backward()

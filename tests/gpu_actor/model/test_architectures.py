@@ -8,8 +8,9 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 
 from gpu_actor.adapters.peft_files import save_adapter
+from gpu_actor.adapters.start_check import check_adapter_fits
 from gpu_actor.batch.shared_batch import pack
-from gpu_actor.contract.errors import InvalidJobError
+from gpu_actor.contract.errors import AdapterError, InvalidJobError
 from gpu_actor.contract.lora_config import LoraConfig
 from gpu_actor.contract.report import TenantState
 from gpu_actor.loading.load_model import load_model
@@ -133,8 +134,13 @@ def test_an_expression_that_peft_reads_as_more_is_refused_on_a_mixture(kind):
     assert len(base.new_adapter(LoraConfig(target_modules=r"model\..*\.q_proj")).names) == 2
 
 
-def test_layers_of_towers_and_of_the_head_are_no_targets():
+def test_layers_of_towers_and_of_the_head_are_no_targets(tmp_path):
     base = BaseModel.serve("tiny", architecture_model("gemma3"))
+    both = PeftLoraConfig(r=4, lora_alpha=8, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    get_peft_model(architecture_model("gemma3"), both).save_pretrained(str(tmp_path))
+    start = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj"], init_adapter=str(tmp_path))
+    with pytest.raises(AdapterError, match=r"also changes \d+ layers that read images or sound, such as model\.vision"):
+        check_adapter_fits(base.description, start)
     with pytest.raises(InvalidJobError, match=r"'fc1' means layers that read images or sound, such as model\.vision"):
         base.new_adapter(LoraConfig(target_modules=["q_proj", "fc1"]))
     language = [linear.name for linear in base.description.linears]

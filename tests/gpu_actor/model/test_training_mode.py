@@ -5,6 +5,7 @@ import torch
 
 from gpu_actor.batch.shared_batch import pack
 from gpu_actor.model.base_model import BaseModel
+from gpu_actor.model.describe import describe_base
 from support.engine import micro_batch
 from support.tiny import random_model, tiny_model
 
@@ -27,7 +28,7 @@ def test_a_training_path_that_is_always_the_same_is_what_jobs_are_trained_on():
         torch.testing.assert_close(logits, stock(ids[None]).logits[0].detach(), rtol=0, atol=1e-5)
 
 
-def test_a_training_path_that_draws_random_numbers_is_left_out_and_said():
+def test_a_training_path_that_draws_random_numbers_is_left_out_and_said(tmp_path):
     """Mixtral's router jitter; and the draws of the question leave the process's random numbers alone."""
     from transformers import MixtralConfig
 
@@ -41,6 +42,11 @@ def test_a_training_path_that_draws_random_numbers_is_left_out_and_said():
     assert torch.equal(torch.get_rng_state(), state)
     assert "draws random numbers and computes other logits" in base.remarks[0]
     assert not model.training
+    config.save_pretrained(str(tmp_path))  # `loray plan` says so before the weights are there
+    foreseen = describe_base(str(tmp_path)).training_mode
+    assert foreseen.startswith(
+        "by a small random copy: its training mode, in which Trainer runs it, draws random numbers"
+    )
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

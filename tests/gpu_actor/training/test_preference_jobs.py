@@ -7,11 +7,11 @@ import torch
 from peft import PeftModel
 from pydantic import ValidationError
 
+from gpu_actor.batch.reference_log_probs import ReferenceLogProbs
 from gpu_actor.contract import file_names
 from gpu_actor.contract.config import TrainingConfig
 from gpu_actor.contract.errors import AdapterError
 from gpu_actor.contract.report import TenantState
-from gpu_actor.training import references
 from gpu_actor.training.tenant import Tenant
 from gpu_actor.training.trainer import CoTrainer
 from support.engine import flat, make_spec, make_tenant, run_all, tiny_hooked
@@ -99,13 +99,13 @@ def test_a_killed_preference_job_equals_an_uninterrupted_one(tmp_path, killed_af
 def test_the_reference_of_a_pair_is_computed_once(tmp_path, monkeypatch):
     base = tiny_hooked()
     kept = []
-    put = references.ReferenceLogProbs.put
+    put = ReferenceLogProbs.put
 
     def recorded(self, number, *values):
         kept.append((id(self), number))
         put(self, number, *values)
 
-    monkeypatch.setattr(references.ReferenceLogProbs, "put", recorded)
+    monkeypatch.setattr(ReferenceLogProbs, "put", recorded)
     tenant = trained(base, dpo_spec(tmp_path, dataset={"val_size": 2}))
     assert tenant.progress.step == 9
     assert len(kept) == len(set(kept)) == 13
@@ -127,7 +127,7 @@ def test_the_reference_is_the_one_that_was_asked_for(tmp_path, how):
     stock = tiny_model(dtype=torch.float64)
     model = stock if how == "base" else PeftModel.from_pretrained(stock, str(folder))
     for micro_batch in pending:
-        task = micro_batch.pairs
+        task = micro_batch.task
         for number, found in zip(task.numbers, task.references.of(task.numbers), strict=True):
             for side, value in zip(("chosen", "rejected"), found, strict=True):
                 row = rows[number]
@@ -266,19 +266,19 @@ def test_evaluation_of_one_sample_that_does_not_fit_says_so(tmp_path):
     [
         (
             {"beta": 0.1},
-            r"beta \(0.1\) belongs to the objective dpo or cpo or orpo or simpo, and this job's objective is sft",
+            r"beta \(0.1\) belongs to the objective dpo or cpo or orpo or simpo or kto, and this job's .* is sft",
         ),
         ({"objective": "orpo", "loss_type": "ipo"}, "loss_type .*belongs to the objective dpo or cpo"),
         ({"objective": "dpo", "cpo_alpha": 1.0}, "cpo_alpha .*belongs to the objective cpo"),
-        ({"objective": "cpo", "reference_adapter": "/a"}, "reference_adapter .*belongs to the objective dpo"),
+        ({"objective": "cpo", "reference_adapter": "/a"}, "reference_adapter .*belongs to the objective dpo or kto"),
         ({"objective": "dpo", "train_on_inputs": True}, "train_on_inputs .*belongs to the objective sft"),
         ({"objective": "dpo", "loss_type": "ipo", "label_smoothing": 0.1}, "label_smoothing .*loss_type sigmoid"),
         ({"objective": "cpo", "gamma": 0.5}, r"gamma \(0.5\) belongs to the objective simpo, and this job's .* is cpo"),
         ({"objective": "simpo", "loss_type": "sigmoid"}, "loss_type .*belongs to the objective dpo or cpo"),
         ({"objective": "dpo", "label_smoothing": 0.5}, "less than 0.5"),
         ({"objective": "dpo", "beta": 0.0}, "greater than 0"),
-        ({"objective": "ppo"}, "'sft', 'dpo', 'cpo', 'orpo' or 'simpo'"),
-        ({"objective": ["dpo"]}, "'sft', 'dpo', 'cpo', 'orpo' or 'simpo'"),
+        ({"objective": "ppo"}, "'sft', 'dpo', 'cpo', 'orpo', 'simpo' or 'kto'"),
+        ({"objective": ["dpo"]}, "'sft', 'dpo', 'cpo', 'orpo', 'simpo' or 'kto'"),
     ],
 )
 def test_a_field_of_another_objective_is_refused_by_name(fields, message):

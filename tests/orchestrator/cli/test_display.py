@@ -50,6 +50,7 @@ def view(**changes):
         "truncated": 0,
         "dropped": 0,
         "unread_columns": "",
+        "shortened": 0,
         "output_dir": "/out/alpaca-r8",
         "spec": spec,
     }
@@ -157,6 +158,12 @@ def test_columns_that_are_not_read_are_named():
     job = view(unread_columns="id, source")
     assert formatting.remark(job) == "columns not read: id, source"
     assert "columns not read  id, source" in printed(display.job_details({**job, "state": "SUCCEEDED"}))
+
+
+def test_conversations_that_the_template_shortened_are_named():
+    job = view(shortened=3)
+    assert formatting.remark(job) == "3 conversations shortened by the chat template"
+    assert "3 conversations, of which the chat template leaves out" in printed(display.job_details(job))
 
 
 def test_steps_before_the_data_are_loaded():

@@ -13,6 +13,7 @@ from orchestrator.control.admission import _misfits
 from orchestrator.control.job_needs import micro_batch_cap, scheduling_view
 from orchestrator.control.preview import plan_jobs, plan_offline
 from orchestrator.jobs.job import JobSpec
+from orchestrator.knowledge.data_size import DataSize
 from orchestrator.knowledge.description_files import remember
 from orchestrator.knowledge.place_models import with_models
 from orchestrator.knowledge.profiles import Profile, Profiles, profile_key
@@ -134,3 +135,21 @@ def test_the_first_records_tell_which_columns_are_not_read_and_what_cannot_be_us
     assert rows["one"]["remark"] is None
     assert rows["named"]["remark"] == "columns not read: source"
     assert rows["broken"]["remark"].startswith(f"its data cannot be used: {tmp_path / 'broken.jsonl'}:1: label: says")
+
+
+def test_answers_of_kto_are_as_long_as_samples_and_take_twice_the_work(tmp_path, make, tiny_base):
+    base, size = describe_base(tiny_base), DataSize(100, 30.0)
+    settings = {"per_device_train_batch_size": 2, "cutoff_len": 64}
+    views = {
+        name: scheduling_view("", make(name, objective=name, **settings), base, size=size)
+        for name in ("sft", "dpo", "kto")
+    }
+    assert {name: view.worst_tokens for name, view in views.items()} == {"sft": 128, "dpo": 256, "kto": 128}
+    assert {name: view.tokens for name, view in views.items()} == {"sft": 60, "dpo": 60, "kto": 120}
+
+
+def test_a_base_that_computes_otherwise_in_training_mode_is_said_beside_what_the_data_tell(tmp_path, make, monkeypatch):
+    described = replace(describe_base(make("one").base_model), training_mode="its training mode computes other logits")
+    monkeypatch.setattr("orchestrator.control.preview.recall_or_describe", lambda *_: described)
+    (row,) = plan(tmp_path, [make("one")], [{}]).values()
+    assert row["remark"] == "its training mode computes other logits"

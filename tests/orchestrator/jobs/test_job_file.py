@@ -222,7 +222,7 @@ def test_a_field_like_no_other_gets_the_list(tmp_path: Path):
         ("dataset", "columns", None, "null is not a mapping from fields to columns"),
         ("dataset", "chat_template", "", "'' is not allowed; allowed: text that is not empty, or null"),
         ("dataset", "format", "sharegtp", "'sharegtp' is not allowed; allowed: one of auto, alpaca, sharegpt, "),
-        ("training", "objective", "ppo", "'ppo' is not allowed; allowed: one of sft, dpo, cpo, orpo, simpo"),
+        ("training", "objective", "ppo", "'ppo' is not allowed; allowed: one of sft, dpo, cpo, orpo, simpo, kto"),
         ("dataset", "path", None, "null is not text; allowed: text that is not empty"),
         ("", "lora", 5, "5 is not a mapping of fields; allowed: a mapping of fields (peft_type, r, "),
         ("", "training", None, "is empty; give it fields (objective, "),

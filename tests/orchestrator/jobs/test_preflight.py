@@ -98,6 +98,13 @@ def test_data_that_cannot_be_used(make: Make, tmp_path: Path, file: str, content
         ({"split": "test"}, {}, "dataset", "split: only data sets of the hub have this; remove it for a file"),
         ({"format": "preference"}, {}, "dataset.format", "training.objective is sft, which learns from samples"),
         ({"format": "text"}, {"objective": "dpo"}, "dataset.format", "objective is dpo, which learns from pairs"),
+        (
+            {"format": "preference"},
+            {"objective": "kto"},
+            "dataset.format",
+            "objective is kto, which learns from single",
+        ),
+        ({"format": "text"}, {"objective": "kto"}, "dataset.format", "objective is kto, which learns from answers to"),
         ({"chat_template": "/no.jinja"}, {}, "dataset.chat_template", "'/no.jinja' does not exist"),
     ],
 )

@@ -288,3 +288,13 @@ def test_a_busy_cluster_writes_its_profiles_now_and_then(store, monkeypatch):
     profiles.save_now_and_then()
     assert len(calls) == 2
     assert Profiles(store).of(a_place(), "tiny").samples == 20 * 12
+
+
+def test_tokens_that_are_only_run_forward_take_time_and_no_memory_for_activations():
+    """Else a device would seem slow to all jobs because KTO trains there."""
+    profile = Profile(SpeedFit(SpeedModel(A, B, C)), MemoryFit(MemoryModel(IDLE, PER_TOKEN)))
+    for n in (100, 800, 300, 500) * 10:
+        seconds = A + B * (n + n) + C  # two forwards of n tokens cost what their training costs
+        profile.learn("boot", StepSample(n, 0, 1, seconds, int(IDLE + PER_TOKEN * n), 0, 2 * n), sticky=False)
+    assert profile.speed.model.token_seconds == pytest.approx(B, rel=0.02)
+    assert profile.memory.model.bytes_per_token == pytest.approx(PER_TOKEN, rel=0.02)
