@@ -58,7 +58,7 @@ _QUANTIZED = ForeignField(cluster="actors[].quantization", note="nf4 for 4 bits,
 _DTYPE = ForeignField(cluster="actors[].dtype", note="bfloat16, float16 or float32")
 _LENGTH = ForeignField("training.cutoff_len")
 _BATCH = ForeignField("training.per_device_train_batch_size")
-_EVAL_BATCH = ForeignField(note="evaluations use training.per_device_train_batch_size, which changes no loss")
+_EVAL_BATCH = ForeignField(note="evaluations use training.per_device_train_batch_size, which changes no loss but kto's")
 _TARGETS = ForeignField("lora.target_modules")
 _OBJECTIVE = ForeignField("training.objective")
 _BETA = ForeignField("training.beta")
