@@ -37,9 +37,10 @@ class Planner:
         self._unkeepable: dict[int, _Demand] = {}  # base model -> for whom no place can be kept
         self._attach(view)
         self._rehosts: dict[int, str] = {}
+        self._policy = policy(self._jobs, self._places, view.makespan)
         if policy.rebalances:
             self._rehosts = hosting.rebalance(self._places, self._jobs, self._bases)
-        self._policy = policy(self._jobs, self._places, view.makespan)
+        self._policy.begin()
         self._order = self._policy.order()
 
     def _tabulate(self, view: ClusterView) -> None:
