@@ -11,6 +11,8 @@ import numpy as np
 from orchestrator.scheduler.columns import Jobs, Places
 from orchestrator.scheduler.room import Floats, Ints, Mask, PlaceMemory
 
+_GUESS = 10.0  # times that the seconds of a base model may be what was guessed
+
 
 class _Change(NamedTuple):
     """A place, and the number of the base model that it changes to."""
@@ -197,12 +199,15 @@ class _Classes:
         if not len(there.weight):
             return 0.0
         load = places.views[place].seconds_to_load(self._bases[change.base])
-        rates = there.weight / (load + there.seconds)
-        best = int(np.argmax(rates))
-        rate, away = float(rates[best]), load + float(there.seconds[best])
         hosts = int(places.hosts(old).sum()) if old >= 0 else 0
         here = self._backlogs[old].share(hosts, self._fitting(place, old)) if hosts else None
-        if here is None or not len(here.weight):
+        left_behind = here is not None and bool(len(here.weight))
+        guessed = places.views[place].guessed(self._bases[change.base])
+        seconds = load + there.seconds * (_GUESS if guessed and left_behind else 1.0)
+        rates = there.weight / seconds
+        best = int(np.argmax(rates))
+        rate, away = float(rates[best]), float(seconds[best])
+        if here is None or not left_behind:
             return rate
         back = float(places.load[place]) if hosts == 1 else 0.0
         wait = here.weight * (away + back) + self._crowd * back
@@ -249,7 +254,7 @@ def _possible_changes(places: Places, sources: Sequence[int], bases: Sequence[st
     for place in sorted(sources):
         view = places.views[place]
         alike = (int(places.base[place]), view.pinned, view.memory_limit, view.shape, view.load_seconds)
-        kind = (alike, *sorted(view.loads.items()), *sorted(view.barred))
+        kind = (alike, *sorted(view.loads.items()), *sorted(view.barred), *sorted(view.doubts.items()))
         if kind in counted:
             continue
         counted.add(kind)

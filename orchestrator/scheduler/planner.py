@@ -50,10 +50,12 @@ class Planner:
         self._places = Places(actors, self._bases, models, self._jobs)
 
     def _attach(self, view: ClusterView) -> None:
-        """Who is on which place now."""
-        places = self._places
-        for number in np.flatnonzero(self._jobs.at >= 0):
-            places.attached[self._jobs.at[number]].append(int(number))
+        """Who is on which place now. Where a speed is only guessed, nobody is taken off on the strength of that."""
+        jobs, places = self._jobs, self._places
+        for number in np.flatnonzero(jobs.at >= 0).tolist():
+            place = int(jobs.at[number])
+            places.attached[place].append(number)
+            jobs.movable[number] &= not places.views[place].guessed(jobs.views[number].base_model)
         index = {place.id: number for number, place in enumerate(places.views)}
         for job in view.jobs:
             if job.leaving and job.actor in index:

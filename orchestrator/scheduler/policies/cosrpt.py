@@ -13,6 +13,7 @@ from orchestrator.scheduler.room import Floats, Ints, Mask
 PATIENT = 5.0  # slowdown up to which a job is patient; beyond it its weight grows
 AGE_POWER = 2.0
 FUTURE = 2.0  # f: the overhead saved for jobs that are still to come counts twice that for those that are here
+DOUBT = 2.0  # times the doubt about the speed of a place by which a job must cost its neighbours more before it leaves
 STAY = 2.0  # a step of a job counts v + 2 a in the order: it holds a place in a group while the others' steps are done
 
 
@@ -60,7 +61,16 @@ class CoSrpt(Policy):
         self._weight_behind = np.zeros(jobs.count)  # K
         self._actors: dict[int, int] = {}  # by base model
         self._queues: dict[int, _Queue] = {}  # likewise, for jobs that come later
+        self._clearly = self._times_to_leave()
         self._elsewhere = 0.0  # weight of the jobs whose base model no place has, for each place
+
+    def _times_to_leave(self) -> Floats:
+        """Times what a job may cost its neighbours that make it leave; more where speed is in doubt."""
+        jobs, places = self.jobs, self.places.views
+        times = np.ones(jobs.count)
+        for job in np.flatnonzero(jobs.at >= 0).tolist() if any(place.doubts for place in places) else ():
+            times[job] += DOUBT * places[jobs.at[job]].doubts.get(jobs.views[job].base_model, 0.0)
+        return times
 
     def _seconds_to_load(self) -> Floats:
         """Of each base model, on the average place; 0 where there is only one."""
@@ -126,6 +136,7 @@ class CoSrpt(Policy):
             behind = queue.weight_behind[np.searchsorted(queue.ranks, rank)] + weight
             self._overhead[job], self._weight_behind[job] = queue.overhead, max(weight, behind / self._actors[base])
         self._weight_behind[jobs] += self._waits_elsewhere(jobs)
+        self._clearly = np.append(self._clearly, more + 1)
 
     def _queue_of(self, members: Ints) -> _Queue:
         """The queue of the jobs of one base model."""
@@ -143,15 +154,19 @@ class CoSrpt(Policy):
 
     def cost(self, job: int) -> Floats:
         """What the job and its neighbours lose."""
-        places = self.places
-        wanted = places.weight_on * self.jobs.added[job] <= self._most_added(job)
+        places, here = self.places, int(self.jobs.at[job])
+        seconds = places.weight_on * self.jobs.added[job]
+        wanted = seconds <= self._most_added(job)
+        if here >= 0:
+            wanted[here] = seconds[here] <= self._clearly[job] * self._most_added(job)
         return np.where((places.jobs_on == 0) | wanted, places.sharing_cost(job), np.inf)
 
     def takes(self, job: int, place: int) -> bool:
         """An empty one, or one where what the job costs the others is less than the overhead it saves."""
         places = self.places
         seconds = places.weight_on[place] * self.jobs.added[job]
-        return not places.jobs_on[place] or bool(seconds <= self._most_added(job))
+        clearly = self._clearly[job] if self.jobs.at[job] == place else 1.0
+        return not places.jobs_on[place] or bool(seconds <= clearly * self._most_added(job))
 
     def _most_added(self, jobs: int | Ints) -> Floats:
         """Most weighted seconds that jobs may add to the steps of others."""
@@ -164,5 +179,5 @@ class CoSrpt(Policy):
         if (places.jobs_on[hosts] == 0).any():
             return np.ones(len(jobs), bool)
         least = float(places.weight_on[hosts].min(initial=np.inf))
-        mask: Mask = least * self.jobs.added[jobs] <= self._most_added(jobs)
+        mask: Mask = least * self.jobs.added[jobs] <= self._clearly[jobs] * self._most_added(jobs)
         return mask
