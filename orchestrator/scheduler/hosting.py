@@ -232,11 +232,17 @@ class _Classes:
 
     def _only_here(self, place: int, base: int) -> Mask:
         """Which jobs of a base model fit on a place and on no other that hosts it."""
-        places, ref = self._places, self._bases[base]
-        others = {places.memory(other, ref) for other in np.flatnonzero(places.hosts(base)).tolist() if other != place}
-        mask = self._fitting(place, base)
-        for memory in others:
-            mask &= ~self._backlogs[base].fits(memory)
+        places, ref, backlog = self._places, self._bases[base], self._backlogs[base]
+        here, others = places.memory(place, ref), set()
+        mask = backlog.fits(here)
+        for other in np.flatnonzero(places.hosts(base)).tolist():
+            memory = places.memory(other, ref)
+            if other == place or memory in others:
+                continue
+            others.add(memory)
+            mask &= ~backlog.fits(memory)
+            if memory == here:
+                break
         return mask
 
     def _needed(self, place: int) -> bool:
