@@ -84,7 +84,7 @@ def jobs_of(drawn):
     ]
 
 
-@settings(max_examples=25, deadline=None, phases=[Phase.generate])
+@settings(max_examples=12, deadline=None, phases=[Phase.generate])
 @given(
     st.lists(st.tuples(st.integers(5, 400), st.sampled_from([50, 200, 800])), min_size=2, max_size=10),
     st.integers(1, 3),
@@ -110,3 +110,16 @@ def test_who_has_just_begun_goes_on_when_the_guess_turns_out_wrong(wrong):
     cluster = ColdCluster(jobs_of(drawn), 1, speed, prior, 0)
     cluster.play(60)
     assert all(steps >= 10 for steps in cluster.steps_when_off)
+
+
+@pytest.mark.parametrize(("doubt", "leaves"), [(0.0, True), (0.1, True), (np.inf, False)])
+def test_until_a_speed_is_measured_plans_only_add(doubt, leaves):
+    """A long job runs whose steps nobody should share, and a short one comes: of its own base model, or of another."""
+    for base in "AB":
+        long = JobView("long", "A", 0, 0, 1, 4000, "x", 10_000, movable=True)
+        short = JobView("short", base, 0, 1, 1, 4000, None, 10)
+        known = {"speeds": dict.fromkeys("AB", SpeedModel(0.01, 1e-3, 0.0)), "memories": {}, "load_seconds": 5.0}
+        known["memories"] = dict.fromkeys("AB", MemoryModel(0.0, 0.0))
+        place = ActorView("x", "x", ActorState.READY, SHAPE, "A", doubts=dict.fromkeys("AB", doubt), **known)
+        plan = decide(ClusterView((long, short), (place,), {}), "cosrpt")
+        assert set(plan.preemptions) == ({"long"} if leaves else set())
