@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from orchestrator.simulation.trace import Profile, TraceJob, load_of, read_profile, read_trace
 from orchestrator.simulation.workload import WorkloadShape, generate
 
+_MANY_BASES_ACTORS = (1, 1, 2, 2, 4, 8)
 TRACES = Path(__file__).parents[1] / "configs" / "traces"
 LOADS = (0.9, 1.2, 1.5, 2.0)
 _SINGLE = {
@@ -34,6 +38,31 @@ def scenarios(count: int, actors: int = 4) -> dict[str, Scenario]:
 def grids(count: int, actors: int = 4) -> dict[str, Scenario]:
     """12 workloads of the same devices and loads, whose jobs come in grids of a dozen."""
     return _drawn(count, actors, _GRIDS, 200)
+
+
+def many_bases(count: int) -> dict[str, Scenario]:
+    """36 workloads of 2 to 12 base models on 1 to 8 actors, with jobs of seconds to hours and 20 to 300 s to load.
+
+    Every second one comes in bursts, and in every third the jobs of a base model come in runs.
+    """
+    random = np.random.default_rng(300)
+    workloads: dict[str, Scenario] = {}
+    for number in range(36):
+        actors = _MANY_BASES_ACTORS[number % len(_MANY_BASES_ACTORS)]
+        load_seconds = round(float(np.exp(random.uniform(math.log(20), math.log(300)))))
+        shape = WorkloadShape(
+            load=round(float(random.uniform(0.8, 1.5)), 2),
+            seconds=float(np.exp(random.uniform(math.log(30), math.log(900)))),
+            spread=float(random.uniform(1.0, 1.8)),
+            shortest=2.0,
+            burstiness=(1.0, 4.0)[number // 6 % 2],
+            bases=int(random.integers(2, 13)),
+            runs=(1.0, 1.0, 8.0)[number // 6 % 3],
+        )
+        profile = devices()[number // 2 % 3].model_copy(update={"base_load_seconds": load_seconds})
+        jobs = generate(count, profile, actors, shape, 300 + number)
+        workloads[f"{number} {shape.bases} on {actors}, {load_seconds} s"] = (jobs, profile, actors)
+    return workloads
 
 
 def _drawn(count: int, actors: int, kinds: Mapping[str, WorkloadShape], seed: int) -> dict[str, Scenario]:

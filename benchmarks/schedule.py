@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from many_bases import Row, base_rows, geometric, show
 from scenarios import Scenario, devices, grids, recorded, scenarios
 
 from orchestrator.scheduler.incremental import IncrementalPlan
@@ -31,7 +32,6 @@ from orchestrator.simulation.workload import WorkloadShape, generate, small_inst
 POLICIES = ("fifo", "fifo-4", "fifo-memory", "srpt", "cosrpt")
 WIDE = 16  # actors of the seeded workloads on a larger cluster, with half as many jobs for each
 MAKESPAN = 1.5  # the knob of the cluster file, where makespan is looked at
-Row = tuple[str, str, str, float]
 RATIOS = (
     ("mean turnaround / fifo-4", "0.60", "0.50", "fifo-4"),
     ("mean turnaround / fifo-memory", "0.70", "0.60", "fifo-memory"),
@@ -56,11 +56,6 @@ def simulate(scenario: Scenario, policy: str, noise: float = 0.0, makespan: floa
 def tasks_of(jobs: Sequence[TraceJob], profile: Profile) -> list[Task]:
     """Jobs as the bounds see them."""
     return [Task(job.arrival_s, job.steps, work_of(job, profile).added) for job in jobs]
-
-
-def geometric(values: Sequence[float]) -> float:
-    """Geometric mean."""
-    return math.exp(sum(map(math.log, values)) / len(values))
 
 
 def contended(workloads: dict[str, Scenario], title: str) -> list[Row]:
@@ -307,10 +302,9 @@ def main() -> None:
     rows = contended(workloads, "seeded") + contended(scenarios(2 * count, WIDE), f"on {WIDE} actors")
     rows += contended(grids(count), "grids")
     rows += contended(given, "recorded") if given else []
+    rows += base_rows(*((12, 4) if options.quick else (120, 60)))
     rows += single_rows(workloads, options.quick, count)
-    print(f"\n{'what':74s} {'least':>6s} {'aim':>6s} {'measured':>9s}")
-    for words, least, aim, value in rows:
-        print(f"{words:74s} {least:>6s} {aim:>6s} {value:9.3f}")
+    show(rows)
     if options.json:
         table = [dict(zip(("what", "least", "aim", "measured"), row, strict=True)) for row in rows]
         options.json.write_text(json.dumps(table, indent=1))

@@ -4,13 +4,38 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.store.records import JobRecord
 from orchestrator.store.store import Store
 
 SETTLE_SECONDS = 5.0  # that a job trains at least before it may be moved
+SETTLE_STEPS = 10  # that it does at least before it is moved although nobody has come since it began
 _WRITE_SECONDS = 1.0  # between two writes to the store
+
+
+def is_settled(seconds: float, steps: float, *, somebody_came: bool) -> bool:
+    """Whether a job has trained for long enough where it is, so that moving it is no waste.
+
+    Before anybody comes, only better estimates can call for another plan than the one by which it began. They change
+    most in the first steps.
+
+    Args:
+        seconds: That it has trained there.
+        steps: That it has done there.
+        somebody_came: Whether a job has been submitted since it began there.
+    """
+    return seconds >= SETTLE_SECONDS and (steps >= SETTLE_STEPS or somebody_came)
+
+
+@dataclass(frozen=True)
+class _Begin:
+    """When a job began to train where it is."""
+
+    monotonic: float
+    time: float  # Unix
+    step: int
 
 
 class LiveProgress:
@@ -25,11 +50,12 @@ class LiveProgress:
         self.counters: dict[str, dict[str, Any]] = {}
         self._unwritten: set[str] = set()
         self._written_at = 0.0  # monotonic
-        self._training_since: dict[tuple[str, int], float] = {}  # by job and attempt (monotonic)
+        self._begun: dict[tuple[str, int], _Begin] = {}  # by job and attempt
 
     def trains(self, job: JobRecord, counters: dict[str, Any]) -> None:
         """Take in that a job is in training, and how far it is."""
-        self._training_since.setdefault((job.id, job.attempt), time.monotonic())
+        now = _Begin(time.monotonic(), time.time(), _step(counters))
+        self._begun.setdefault((job.id, job.attempt), now)
         if self.counters.get(job.id) != counters:
             self.counters[job.id] = counters
             self._unwritten.add(job.id)
@@ -39,10 +65,18 @@ class LiveProgress:
         newest: Mapping[str, Any] = self.counters.get(job.id, job.progress)
         return newest
 
-    def settled(self, job: JobRecord) -> bool:
-        """Whether a job has trained for a while where it is, so that moving it is no waste."""
-        since = self._training_since.get((job.id, job.attempt))
-        return since is not None and time.monotonic() - since >= SETTLE_SECONDS
+    def settled(self, job: JobRecord, last_arrival: float) -> bool:
+        """Whether a job has trained for long enough where it is.
+
+        Args:
+            job: The job.
+            last_arrival: When the latest job was submitted (Unix time).
+        """
+        begun = self._begun.get((job.id, job.attempt))
+        if begun is None:
+            return False
+        steps = _step(self.of(job)) - begun.step
+        return is_settled(time.monotonic() - begun.monotonic, steps, somebody_came=last_arrival >= begun.time)
 
     def write(self) -> None:
         """Bring the store up to date, if it was not a moment ago."""
@@ -55,4 +89,8 @@ class LiveProgress:
         """A job has left its actor: from now on the store has its progress."""
         self.counters.pop(job.id, None)
         self._unwritten.discard(job.id)
-        self._training_since.pop((job.id, job.attempt), None)
+        self._begun.pop((job.id, job.attempt), None)
+
+
+def _step(counters: Mapping[str, Any]) -> int:
+    return int(counters.get("step") or 0)

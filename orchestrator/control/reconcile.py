@@ -119,9 +119,9 @@ class Reconciler:
         """The cluster as the scheduler sees it now."""
         return self._snapshots.build(self.progress.counters, self._movable)
 
-    def _movable(self, job: JobRecord) -> bool:
+    def _movable(self, job: JobRecord, last_arrival: float) -> bool:
         """Whether a running job may be taken off its actor: not while it starts, nor soon after."""
-        return job.wish is None and self.progress.settled(job)
+        return job.wish is None and self.progress.settled(job, last_arrival)
 
     # -- reports -------------------------------------------------------------------------------------------------
 

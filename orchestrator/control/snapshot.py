@@ -141,12 +141,12 @@ class SnapshotBuilder:
         if new:
             self._sizes |= await asyncio.to_thread(guess_sizes, new)
 
-    def build(self, live: Mapping[str, Mapping[str, Any]], movable: Callable[[JobRecord], bool]) -> Snapshot:
+    def build(self, live: Mapping[str, Mapping[str, Any]], movable: Callable[[JobRecord, float], bool]) -> Snapshot:
         """The cluster now.
 
         Args:
             live: Progress by job, newer than what the store has.
-            movable: Whether a running job may be taken off its actor now.
+            movable: Whether a running job may be taken off its actor now, if the latest one came then (Unix time).
         """
         bases: dict[str, BaseDescription] = {}
         jobs: list[JobView] = []
@@ -154,7 +154,9 @@ class SnapshotBuilder:
         cap = self._cap()
         unsure: dict[str, str] = {}  # place -> why it is not known how much memory is free there
         described: dict[str, BaseDescription | str] = {}
-        for job in self._store.jobs([JobState.QUEUED, JobState.RUNNING]):
+        records = self._store.jobs([JobState.QUEUED, JobState.RUNNING])
+        last_arrival = max((job.submitted_at for job in records), default=0.0)
+        for job in records:
             place, ref = self._place_of(job), job.spec.base_model
             if job.state is JobState.RUNNING and place is None:
                 continue  # the next tick sees that its actor is gone
@@ -164,7 +166,7 @@ class SnapshotBuilder:
             try:
                 if isinstance(base, str):
                     raise LorayError(base)
-                can_move = place is not None and movable(job)
+                can_move = place is not None and movable(job, last_arrival)
                 jobs.append(self._job_view(job, base, live.get(job.id, job.progress), place, cap, movable=can_move))
                 bases[ref] = base
             except LorayError as error:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.report import ActorReport
 from orchestrator.cluster.places import Place
-from orchestrator.knowledge.profiles import Profiles, idle_memory, leaving_room
+from orchestrator.knowledge.profiles import Profile, Profiles, idle_memory, leaving_room
 from orchestrator.scheduler.estimate import prior_memory, prior_speed
 from orchestrator.scheduler.view import ActorView, MemoryModel, SpeedModel
 
@@ -23,6 +24,7 @@ class PlaceModels:
         bases: Those in question.
         measured: Base models whose memory was measured there.
         speeds: How fast they train there.
+        doubts: About that, as in `ActorView`.
         memories: What they take of the memory there.
         loads: Seconds to load them there.
         swaps: Seconds of a swap, where one was measured.
@@ -31,6 +33,7 @@ class PlaceModels:
     bases: Mapping[str, BaseDescription]
     measured: frozenset[str]
     speeds: Mapping[str, SpeedModel]
+    doubts: Mapping[str, float]
     memories: Mapping[str, MemoryModel]
     loads: Mapping[str, float]
     swaps: Mapping[str, float]
@@ -40,17 +43,32 @@ class PlaceModels:
         """Look it up once for all places that are like `place`."""
         measured = profiles.of_place(place)
         guessed = {ref: base for ref, base in bases.items() if ref not in measured}
-        loads = {ref: _LOAD_SECONDS + 4 * base.parameters / _LOAD_BYTES_PER_SECOND for ref, base in bases.items()}
         return cls(
             bases,
             frozenset(measured),
             {ref: prior_speed(base, place.shape) for ref, base in guessed.items()}
             | {ref: profile.speed.model for ref, profile in measured.items()},
+            dict.fromkeys(guessed, math.inf) | {ref: profile.doubt for ref, profile in measured.items()},
             {ref: prior_memory(base, place.shape) for ref, base in guessed.items()}
             | {ref: profile.memory_model(place) for ref, profile in measured.items()},
-            loads | {ref: one.load_seconds for ref, one in measured.items() if one.load_seconds is not None},
-            {ref: one.swap_seconds for ref, one in measured.items() if one.swap_seconds is not None},
+            _loads(measured, profiles, bases),
+            {ref: one.swap_seconds for ref, one in measured.items() if one.swap_seconds is not None}
+            or {ref: seconds for ref in bases if (seconds := profiles.swap_elsewhere(ref)) is not None},
         )
+
+
+def _loads(
+    measured: Mapping[str, Profile], profiles: Profiles, bases: Mapping[str, BaseDescription]
+) -> dict[str, float]:
+    """Seconds to load each base model: as measured there, or on other places, or guessed by its size and the others."""
+    guesses = {ref: _LOAD_SECONDS + 4 * base.parameters / _LOAD_BYTES_PER_SECOND for ref, base in bases.items()}
+    known = {ref: one.load_seconds for ref, one in measured.items() if one.load_seconds is not None}
+    known |= {
+        ref: seconds for ref in bases if ref not in known and (seconds := profiles.load_elsewhere(ref)) is not None
+    }
+    ratios = [known[ref] / guess for ref, guess in guesses.items() if ref in known]
+    factor = sum(ratios) / len(ratios) if ratios else 1.0
+    return {ref: factor * guess for ref, guess in guesses.items()} | known
 
 
 def with_models(
@@ -88,5 +106,6 @@ def _with_models(view: ActorView, place: Place, models: PlaceModels, report: Act
         speeds=models.speeds,
         memories=memories,
         loads=models.loads,
+        doubts=models.doubts,
         swap_seconds=models.swaps.get(view.base_model or "", max(models.swaps.values(), default=view.swap_seconds)),
     )

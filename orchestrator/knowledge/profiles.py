@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -31,7 +31,7 @@ from orchestrator.store.profile_table import profiles_of_earlier_runs
 from orchestrator.store.store import Store
 
 _SAVE_SECONDS = 10.0  # between two writes
-_BELIEVED = 20  # measured steps from which a fit is trusted to set the token budget
+_BELIEVED = 20  # measured steps from which a fit is trusted: by plans, and to set the token budget
 _SPREAD = 1.5  # largest batch over smallest, from which a fit can tell a from b
 _TOKEN_SHARE = 0.1  # of the largest step's time, from which a fit is trusted to tell tokens from the rest
 _LEAST_BUDGET, _MOST_BUDGET = 128, 65_536
@@ -92,6 +92,11 @@ class Profile:
         """
         model = self.memory.model
         return replace(model, fixed_bytes=model.fixed_bytes + self.memory.margin, token_cap=place.token_budget)
+
+    @property
+    def doubt(self) -> float:
+        """About the speed: the relative standard error of its fit, infinite before enough steps were measured."""
+        return self.speed.doubt if self.samples >= _BELIEVED else math.inf
 
     def to_dict(self) -> dict[str, Any]:
         """For the store."""
@@ -185,6 +190,17 @@ class Profiles:
         prefix = profile_key(place, "")
         return {key.removeprefix(prefix): profile for key, profile in self._profiles.items() if key.startswith(prefix)}
 
+    def load_elsewhere(self, base_model: str) -> float | None:
+        """Seconds to load a base model, the mean over the kinds of places where that was measured."""
+        return _mean([profile.load_seconds for profile in self._of_base(base_model)])
+
+    def swap_elsewhere(self, base_model: str) -> float | None:
+        """Seconds of a swap there, likewise."""
+        return _mean([profile.swap_seconds for profile in self._of_base(base_model)])
+
+    def _of_base(self, base_model: str) -> list[Profile]:
+        return [profile for key, profile in self._profiles.items() if key.endswith(f" {base_model}")]
+
     def save_now_and_then(self) -> None:
         """Write what has changed, but not at every look: each write waits for the disk."""
         if time.monotonic() - self._saved >= _SAVE_SECONDS:
@@ -200,6 +216,11 @@ class Profiles:
 
 def _from_rows(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Profile]:
     return {key: Profile.from_dict(values) for key, values in rows.items()}
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _smoothed(mean: float | None, latest: float | None) -> float | None:

@@ -214,9 +214,16 @@ class EventClock:
     # -- decisions ---------------------------------------------------------------------------------------------------
 
     def _decide(self) -> None:
-        """Ask the scheduler what to do now, and do it."""
-        if not self._live:
-            return
+        """Ask the scheduler what to do now, and do it.
+
+        A place that a plan has emptied for another base model changes by the next plan. So that one is asked for at
+        once, as a cluster does when the last job is off.
+        """
+        while self._live and self._decide_once():
+            pass
+
+    def _decide_once(self) -> bool:
+        """The same once; returns whether an actor has been emptied."""
         plan = self._ask(self._current_view())
         for job_id, reason in plan.rejections.items():
             self._on_rejected(self._live.pop(job_id), reason)
@@ -228,6 +235,7 @@ class EventClock:
             self._detach(job, actor)
             left = self._believed_steps(job)
             job.view = _with(job.view, actor=None, movable=False, queued_at=self._now, steps_left=left)
+        vacated = list(changed.values())
         for job_id, place in {**plan.placements, **plan.after}.items():
             job, actor = self._live[job_id], self._actors[place]
             changed[place] = actor
@@ -240,6 +248,7 @@ class EventClock:
         for actor in changed.values():
             actor.refresh()
         self._on_decided(changed.values())
+        return any(not actor.jobs for actor in vacated)
 
     def _current_view(self) -> ClusterView:
         """The cluster as the scheduler sees it now. A job that waits is the same value from event to event."""

@@ -80,7 +80,8 @@ class Jobs:
         left, total: Optimizer steps still to do, and all.
         added: v, the seconds that one of its steps adds to a shared step, on the average place of its base model.
         shared: a, the fixed seconds of a shared step there.
-        weight: Of its class.
+        class_weight: Of its class.
+        weight: The same, and what a policy makes of it.
     """
 
     def __init__(self, view: ClusterView, places: Sequence[ActorView], bases: Sequence[str], models: Models) -> None:
@@ -96,7 +97,8 @@ class Jobs:
         table = _table(views)
         self.bytes, self.worst, self.tokens = table["bytes"], table["worst"], table["tokens"]
         self.left, self.total = table["left"], table["total"]
-        self.priority, self.weight = table["priority"], table["weight"]
+        self.priority = table["priority"]
+        self.class_weight, self.weight = table["weight"], table["weight"].copy()
         self.movable, self.leaving = table["movable"], table["leaving"]
         self.age = view.now - table["submitted_at"]
         self.waited = np.where(self.leaving, 0.0, view.now - table["queued_at"])

@@ -104,6 +104,11 @@ class _LeastSquares:
         self._aim = _FORGET * self._aim + relative * row / _NOISE
         self._theta = _non_negative(self._measured + self._guess, self._aim + self._guess.sum(axis=1))
 
+    def relative_error(self, coefficient: int) -> float:
+        """Standard error of a coefficient over its value."""
+        covariance = np.linalg.inv(self._measured + self._guess)
+        return float(math.sqrt(covariance[coefficient, coefficient]) / self._theta[coefficient])
+
     @property
     def values(self) -> list[float]:
         """The coefficients."""
@@ -144,6 +149,11 @@ class SpeedFit:
         if seconds > 0 and tokens > 0:
             self._fit.observe((1.0, tokens, adapters), seconds)
         return self.model
+
+    @property
+    def doubt(self) -> float:
+        """Relative standard error of a, the fixed cost: large as long as all batches were alike."""
+        return self._fit.relative_error(0)
 
     @property
     def model(self) -> SpeedModel:

@@ -53,7 +53,8 @@ def forecast(view: ClusterView, policy: str = DEFAULT, wanted: Collection[str] |
         wanted: Jobs in question: with the last of them the forecast ends. None: all.
     """
     jobs = tuple(replace(job, actor=None, leaving=False) if job.leaving else job for job in view.jobs if job.returns)
-    return _ForecastClock(replace(view, jobs=jobs), policy, wanted).forecasts()
+    actors = tuple(replace(actor, doubts={}) for actor in view.actors)  # the guess is what there is to go by
+    return _ForecastClock(replace(view, jobs=jobs, actors=actors), policy, wanted).forecasts()
 
 
 class _ForecastClock(EventClock):

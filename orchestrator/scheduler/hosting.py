@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from orchestrator.scheduler.columns import Jobs, Places
-from orchestrator.scheduler.room import Ints, Mask, PlaceMemory
+from orchestrator.scheduler.room import Floats, Ints, Mask, PlaceMemory
 
-_CLEARLY = 1.5  # times its loss by which a change of base models must gain
+_GUESS = 10.0  # times that the seconds of a base model may be what was guessed
 
 
 class _Change(NamedTuple):
@@ -79,99 +79,40 @@ def change_bases(places: Places, jobs: Jobs, bases: Sequence[str], queued: Seque
 
 
 def rebalance(places: Places, jobs: Jobs, bases: Sequence[str]) -> dict[int, str]:
-    """Change the base model of places where that saves clearly more than it costs; returns place -> base model.
+    """Change the base model of places where that does more for the jobs that wait; returns place -> base model.
 
-    With F_b(M) the weighted seconds that the jobs of base model b wait for each other on M places, one place more for
-    b gains F_b(M_b) - F_b(M_b + 1); one less for c loses F_c(M_c - 1) - F_c(M_c). A place changes from c to b if the
-    gain exceeds 1.5 times the loss and the loading, which is charged to the jobs that wait for it.
+    The jobs of a base model go round its places, shortest first. What a place does there is the best weight per
+    second of any beginning of its share, and for a base model that it would have to load the loading counts among
+    the seconds. With W_b and P_b of the best beginning elsewhere, and w and p of one here, the place changes if
+
+        W_b p  >  w (L_b + P_b + L) + N L      for every beginning of its share here:
+
+    staying would cost those elsewhere more than leaving costs those here, until the place is back. L is the loading on
+    its return, which takes time from all who wait, N for each place; it is 0 where another place hosts the base model
+    as well. (On one place it is the interchange of two batches, as in Smith's rule for families of jobs with set-up
+    times.)
 
     First come places without jobs: they change at once. Then, with these counted as changed, all others that may:
     they are only closed, so that this plan empties them and the next one changes them. The next look at the cluster
     shows what the second part started from, and so it closes the same places, in the same order; and when they are
     empty, they are the first part. Nothing here depends on how many jobs are where. So a plan holds while it is
     carried out.
+
+    Args:
+        places: Without anything planned yet.
+        jobs: With the weights that their waiting has given them.
+        bases: Names of the base models.
     """
     if len(bases) < 2 and bool((places.base >= 0).all()):
         return {}
-    backlogs = [_Backlog(jobs, np.flatnonzero((jobs.base == number) & ~jobs.lost)) for number in range(len(bases))]
+    classes = _Classes(places, jobs, bases)
     sources = [place for place in range(places.count) if _may_change(places, jobs, place)]
     rehosts: dict[int, str] = {}
-    for change in _changes(places, backlogs, bases, [place for place in sources if places.empty(place)]):
+    for change in classes.changes([place for place in sources if places.empty(place)]):
         rehosts[change.place] = bases[change.base]
-    for change in _changes(places, backlogs, bases, [place for place in sources if place not in rehosts]):
+    for change in classes.changes([place for place in sources if place not in rehosts]):
         places.closed[change.place] = True
     return rehosts
-
-
-def _changes(places: Places, backlogs: Sequence[_Backlog], bases: Sequence[str], sources: list[int]) -> list[_Change]:
-    """Changes that are worth it, the best first; each is planned before the next one is looked for."""
-    changes: list[_Change] = []
-    while sources:
-        worth = {
-            change: _worth(places, backlogs, change.place, change.base, bases[change.base])
-            for change in _possible_changes(places, sources, bases)
-        }
-        gaining = sorted(
-            (change for change in worth if worth[change] > 0),
-            key=lambda change: (worth[change], -change.place, change.base),
-            reverse=True,
-        )
-        best = next((change for change in gaining if not _needed(places, backlogs, bases, change.place)), None)
-        if best is None:
-            break
-        sources.remove(best.place)
-        places.host(best.place, bases[best.base])
-        changes.append(best)
-    return changes
-
-
-class _Backlog:
-    """The jobs of one base model, shortest first."""
-
-    def __init__(self, jobs: Jobs, members: Ints) -> None:
-        seconds = jobs.left[members] * (jobs.shared[members] + jobs.added[members])
-        by = np.argsort(seconds / jobs.weight[members], kind="stable")
-        self._seconds, self._weight = seconds[by], jobs.weight[members][by]
-        self.weight = float(self._weight.sum())
-        self._age = jobs.age[members][by] * self._weight
-        self._waits_on: dict[int, float] = {}
-        self._bytes, self._worst = jobs.bytes[members][by], jobs.worst[members][by]
-
-    def fits(self, memory: PlaceMemory) -> Mask:
-        """Which of the jobs fit alone on a place."""
-        return memory.holds_alone(self._bytes, self._worst)
-
-    def waits(self, places: int, load: float) -> float:
-        """F: weighted seconds that the jobs wait for each other, if they go round the places shortest first.
-
-        Args:
-            places: How many; without any they wait for what `homeless` says.
-            load: Seconds.
-        """
-        if not places:
-            return self.waits(1, load) + self.homeless(np.ones(len(self._seconds), bool), load)
-        if places not in self._waits_on:
-            count = len(self._seconds)
-            rows = -(-count // places)
-            table = np.zeros(rows * places)
-            table[:count] = self._seconds
-            starts = np.cumsum(table.reshape(rows, places), axis=0).ravel()[:count] - self._seconds
-            self._waits_on[places] = float(np.dot(starts, self._weight))
-        return self._waits_on[places]
-
-    def homeless(self, some: Mask, load: float) -> float:
-        """Weighted seconds that jobs without any place wait: for a load there and back, and as long again as they
-        are old, so that none waits for ever for a base model whose jobs come and go.
-        """
-        return 2 * load * self.weight_of(some) + max(0.0, float(self._age[some].sum()))
-
-    def last_weight(self, places: int) -> float:
-        """Weight of the jobs that come to the last of some places, if they go round them shortest first."""
-        return float(self._weight[places - 1 :: places].sum())
-
-    def weight_of(self, some: Mask) -> float:
-        """Weight of some of the jobs."""
-        return float(self._weight[some].sum())
 
 
 def _may_change(places: Places, jobs: Jobs, place: int) -> bool:
@@ -181,21 +122,135 @@ def _may_change(places: Places, jobs: Jobs, place: int) -> bool:
     return places.stable(place) and all(jobs.movable[job] for job in places.attached[place])
 
 
-def _only_here(places: Places, backlog: _Backlog, number: int, ref: str, place: int) -> Mask:
-    """Which jobs of a base model fit on a place and on no other that hosts it."""
-    others = {places.memory(other, ref) for other in np.flatnonzero(places.hosts(number)).tolist() if other != place}
-    mask = backlog.fits(places.memory(place, ref))
-    for memory in others:
-        mask &= ~backlog.fits(memory)
-    return mask
+class _Beginnings(NamedTuple):
+    """Of some jobs in a row the first, the first two, and so on.
+
+    Attributes:
+        weight: Of each beginning.
+        seconds: Of each, one job after the other.
+    """
+
+    weight: Floats
+    seconds: Floats
 
 
-def _needed(places: Places, backlogs: Sequence[_Backlog], bases: Sequence[str], place: int) -> bool:
-    """Whether other places host its base model, and a job of it fits on none of them but here."""
-    base = int(places.base[place])
-    if base < 0 or int(places.hosts(base).sum()) < 2:
-        return False
-    return bool(_only_here(places, backlogs[base], base, bases[base], place).any())
+class _Backlog:
+    """The jobs of one base model, shortest first."""
+
+    def __init__(self, jobs: Jobs, members: Ints) -> None:
+        seconds = jobs.left[members] * (jobs.shared[members] + jobs.added[members])
+        by = np.argsort(seconds / jobs.weight[members], kind="stable")
+        self._seconds, self._weight = seconds[by], jobs.weight[members][by]
+        self._bytes, self._worst = jobs.bytes[members][by], jobs.worst[members][by]
+        self._ends = np.cumsum(self._seconds)
+
+    def fits(self, memory: PlaceMemory) -> Mask:
+        """Which of the jobs fit alone on a place."""
+        return memory.holds_alone(self._bytes, self._worst)
+
+    def of(self, some: Mask) -> _Beginnings:
+        """Of some of the jobs."""
+        return _Beginnings(np.cumsum(self._weight[some]), np.cumsum(self._seconds[some]))
+
+    def share(self, places: int, fits: Mask, done: float = 0.0) -> _Beginnings:
+        """Of the jobs that come to the last of some places, if all go round them.
+
+        Args:
+            places: How many.
+            fits: Which jobs fit there; the others are passed over.
+            done: Seconds of work that the others will have done before this place begins.
+        """
+        some = np.zeros(len(fits), bool)
+        some[int(np.searchsorted(self._ends, done, side="right")) + places - 1 :: places] = True
+        return self.of(some & fits)
+
+
+class _Classes:
+    """The jobs as classes, one for each base model, and what a place does by changing from one to another."""
+
+    def __init__(self, places: Places, jobs: Jobs, bases: Sequence[str]) -> None:
+        self._places, self._bases = places, bases
+        self._backlogs = [_Backlog(jobs, np.flatnonzero((jobs.base == n) & ~jobs.lost)) for n in range(len(bases))]
+        self._crowd = float(jobs.class_weight[~jobs.lost].sum()) / max(1, places.count)  # N
+
+    def changes(self, sources: list[int]) -> list[_Change]:
+        """Changes that are worth it, the best first; each is planned before the next one is looked for."""
+        places, changes = self._places, []
+        while sources:
+            worth = {change: self._worth(change) for change in _possible_changes(places, sources, self._bases)}
+            gaining = sorted(
+                (change for change in worth if worth[change] > 0),
+                key=lambda change: (worth[change], -change.place, change.base),
+                reverse=True,
+            )
+            best = next((change for change in gaining if not self._needed(change.place)), None)
+            if best is None:
+                break
+            sources.remove(best.place)
+            places.host(best.place, self._bases[best.base])
+            changes.append(best)
+        return changes
+
+    def _worth(self, change: _Change) -> float:
+        """Weight per second that a change gains beyond what the place does by staying."""
+        places = self._places
+        place, old = change.place, int(places.base[change.place])
+        there = self._there(change)
+        if not len(there.weight):
+            return 0.0
+        load = places.views[place].seconds_to_load(self._bases[change.base])
+        hosts = int(places.hosts(old).sum()) if old >= 0 else 0
+        here = self._backlogs[old].share(hosts, self._fitting(place, old)) if hosts else None
+        left_behind = here is not None and bool(len(here.weight))
+        guessed = places.views[place].guessed(self._bases[change.base])
+        seconds = load + there.seconds * (_GUESS if guessed and left_behind else 1.0)
+        rates = there.weight / seconds
+        best = int(np.argmax(rates))
+        rate, away = float(rates[best]), float(seconds[best])
+        if here is None or not left_behind:
+            return rate
+        back = float(places.load[place]) if hosts == 1 else 0.0
+        wait = here.weight * (away + back) + self._crowd * back
+        return rate - float((wait / here.seconds).max()) / away
+
+    def _there(self, change: _Change) -> _Beginnings:
+        """What a place would do of another base model: jobs that fit nowhere else, or its share of those that are left
+        when it has been loaded.
+        """
+        place, base, places = change.place, change.base, self._places
+        backlog, hosts = self._backlogs[base], places.hosts(base)
+        homeless = self._only_here(place, base)
+        if homeless.any():
+            return backlog.of(homeless)
+        load = places.views[place].seconds_to_load(self._bases[base])
+        working = int((hosts & places.ready).sum())
+        return backlog.share(int(hosts.sum()) + 1, self._fitting(place, base), load * working)
+
+    def _fitting(self, place: int, base: int) -> Mask:
+        """Which jobs of a base model fit alone on a place."""
+        return self._backlogs[base].fits(self._places.memory(place, self._bases[base]))
+
+    def _only_here(self, place: int, base: int) -> Mask:
+        """Which jobs of a base model fit on a place and on no other that hosts it."""
+        places, ref, backlog = self._places, self._bases[base], self._backlogs[base]
+        here, others = places.memory(place, ref), set()
+        mask = backlog.fits(here)
+        for other in np.flatnonzero(places.hosts(base)).tolist():
+            memory = places.memory(other, ref)
+            if other == place or memory in others:
+                continue
+            others.add(memory)
+            mask &= ~backlog.fits(memory)
+            if memory == here:
+                break
+        return mask
+
+    def _needed(self, place: int) -> bool:
+        """Whether other places host its base model, and a job of it fits on none of them but here."""
+        base = int(self._places.base[place])
+        if base < 0 or int(self._places.hosts(base).sum()) < 2:
+            return False
+        return bool(self._only_here(place, base).any())
 
 
 def _possible_changes(places: Places, sources: Sequence[int], bases: Sequence[str]) -> list[_Change]:
@@ -205,7 +260,7 @@ def _possible_changes(places: Places, sources: Sequence[int], bases: Sequence[st
     for place in sorted(sources):
         view = places.views[place]
         alike = (int(places.base[place]), view.pinned, view.memory_limit, view.shape, view.load_seconds)
-        kind = (alike, *sorted(view.loads.items()), *sorted(view.barred))
+        kind = (alike, *sorted(view.loads.items()), *sorted(view.barred), *sorted(view.doubts.items()))
         if kind in counted:
             continue
         counted.add(kind)
@@ -215,22 +270,3 @@ def _possible_changes(places: Places, sources: Sequence[int], bases: Sequence[st
             if base != places.base[place] and places.can_load(place, ref)
         ]
     return changes
-
-
-def _worth(places: Places, backlogs: Sequence[_Backlog], place: int, base: int, ref: str) -> float:
-    """Weighted seconds that a change gains, beyond what it must."""
-    load, old, backlog = places.views[place].seconds_to_load(ref), int(places.base[place]), backlogs[base]
-    if not backlog.fits(places.memory(place, ref)).any():
-        return 0.0
-    hosts = int(places.hosts(base).sum())
-    gain = 0.0
-    if hosts:
-        gain = backlog.waits(hosts, load) - backlog.waits(hosts + 1, load) - load * backlog.last_weight(hosts + 1)
-    homeless = _only_here(places, backlog, base, ref, place)
-    if homeless.any():
-        gain = max(gain, backlog.homeless(homeless, load) - load * backlog.weight_of(homeless))
-    loss = 0.0
-    if old >= 0 and backlogs[old].weight:
-        rest, back = int(places.hosts(old).sum()), float(places.load[place])
-        loss = backlogs[old].waits(rest - 1, back) - backlogs[old].waits(rest, back)
-    return gain - _CLEARLY * loss

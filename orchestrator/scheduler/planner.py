@@ -37,9 +37,10 @@ class Planner:
         self._unkeepable: dict[int, _Demand] = {}  # base model -> for whom no place can be kept
         self._attach(view)
         self._rehosts: dict[int, str] = {}
+        self._policy = policy(self._jobs, self._places, view.makespan)
         if policy.rebalances:
             self._rehosts = hosting.rebalance(self._places, self._jobs, self._bases)
-        self._policy = policy(self._jobs, self._places, view.makespan)
+        self._policy.begin()
         self._order = self._policy.order()
 
     def _tabulate(self, view: ClusterView) -> None:
@@ -49,10 +50,12 @@ class Planner:
         self._places = Places(actors, self._bases, models, self._jobs)
 
     def _attach(self, view: ClusterView) -> None:
-        """Who is on which place now."""
-        places = self._places
-        for number in np.flatnonzero(self._jobs.at >= 0):
-            places.attached[self._jobs.at[number]].append(int(number))
+        """Who is on which place now. Where a speed is only guessed, nobody is taken off on the strength of that."""
+        jobs, places = self._jobs, self._places
+        for number in np.flatnonzero(jobs.at >= 0).tolist():
+            place = int(jobs.at[number])
+            places.attached[place].append(number)
+            jobs.movable[number] &= not places.views[place].guessed(jobs.views[number].base_model)
         index = {place.id: number for number, place in enumerate(places.views)}
         for job in view.jobs:
             if job.leaving and job.actor in index:

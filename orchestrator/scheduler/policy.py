@@ -9,8 +9,8 @@ What is the same under every policy:
    nobody hosts, so that no base model starves. One actor at a time is kept for a base model.
 3. An actor without an active job, whose base model no waiting job can use there, changes to another: first to base
    models that nobody hosts, in the order of the jobs that wait for them, then to those with more waiting jobs than
-   actors that are loading for them. An actor that the cluster file gives to one base model never changes; nor does
-   one with active jobs.
+   actors that are loading for them; a policy that `rebalances` goes by `hosting.rebalance` instead. An actor that the
+   cluster file gives to one base model never changes; nor does one with active jobs.
 4. A job that would not fit even alone on any actor that may host its base model is rejected, if the guess of the
    memory says so as well; one that has started waits, with the same reason.
 5. Only a job that is `movable` is taken off its actor, and only under a policy that pre-empts.

@@ -6,6 +6,7 @@ time in the simulator), so that the view of a job that waits stays the same valu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -196,6 +197,9 @@ class ActorView:
         swap_seconds: To take an adapter off an actor, or to go on with one from its checkpoint.
         loads: Base model -> seconds to load it here.
         barred: Base model -> why it is not loaded here for the time being: it could not be a short while ago.
+        doubts: Base model -> relative standard error of a shared step's fixed cost here, where speeds are measured.
+            Infinite: too few steps were measured. Then nobody who trains on it is taken off here, and to load it over
+            the jobs of another it must be worth it at its slowest.
     """
 
     id: str
@@ -212,6 +216,11 @@ class ActorView:
     swap_seconds: float = 2.0
     loads: Mapping[str, float] = field(default_factory=dict)
     barred: Mapping[str, str] = field(default_factory=dict)
+    doubts: Mapping[str, float] = field(default_factory=dict)
+
+    def guessed(self, base: str) -> bool:
+        """Whether the speed of a base model here is little more than a guess."""
+        return math.isinf(self.doubts.get(base, 0.0))
 
     def seconds_to_load(self, base: str | None) -> float:
         """To load a base model here."""

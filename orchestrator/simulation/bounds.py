@@ -7,10 +7,12 @@ the job itself adds to a shared step (v_j), as if the fixed cost of a step were 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+
+from orchestrator.simulation.trace import Profile, TraceJob, work_of
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,14 @@ class Task:
     weight: float = 1.0
 
 
+def lower_bound(jobs: Sequence[TraceJob], profile: Profile, actors: int) -> float:
+    """The lower bound of the mean turnaround of a trace, on actors that begin with the first of its base models."""
+    bases = [job.base_model for job in jobs]
+    loaded = list(dict.fromkeys(bases))[:actors]
+    tasks = [Task(job.arrival_s, job.steps, work_of(job, profile).added) for job in jobs]
+    return loading_bound(tasks, bases, loaded, profile.base_load_seconds, profile.step_seconds, actors)
+
+
 def relaxed_bound(tasks: Sequence[Task], shared: float, actors: int) -> float:
     """A lower bound of the mean turnaround for every scheduler, shared steps included.
 
@@ -39,6 +49,39 @@ def relaxed_bound(tasks: Sequence[Task], shared: float, actors: int) -> float:
         actors: Number of actors.
     """
     return _bound(tasks, [task.steps * task.added / actors for task in tasks], shared)
+
+
+def loading_bound(
+    tasks: Sequence[Task], bases: Sequence[str], loaded: Collection[str], load: float, shared: float, actors: int
+) -> float:
+    """A lower bound of the mean turnaround where each further base model must be loaded at least once.
+
+    The larger of two. No job of such a base model begins before it can have been loaded, or: the loading is work of
+    the relaxed machine, for those jobs of the base model that come first. Nobody loads what no job has named yet.
+
+    Args:
+        tasks: All jobs.
+        bases: The base model of each.
+        loaded: Those that actors have at the start.
+        load: Seconds to load one.
+        shared: a, the fixed seconds of a step.
+        actors: Number of actors.
+    """
+    first: dict[str, float] = {}
+    for task, base in zip(tasks, bases, strict=True):
+        first[base] = min(first.get(base, task.release), task.release)
+    firsts = [(base, task.release) for task, base in zip(tasks, bases, strict=True)]
+    later, work = [], []
+    for task, base in zip(tasks, bases, strict=True):
+        ready = task.release if base in loaded else max(task.release, first[base] + load)
+        later.append(replace(task, release=ready))
+        comes_first = base not in loaded and task.release == first[base]
+        loading = load / firsts.count((base, task.release)) if comes_first else 0.0
+        work.append((task.steps * task.added + loading) / actors)
+    delay = float(np.mean([after.release - task.release for task, after in zip(tasks, later, strict=True)]))
+    release = [task.release for task in tasks]
+    ends, _ = _one_machine(release, work, remaining=True)
+    return max(relaxed_bound(later, shared, actors) + delay, float(np.mean(np.array(ends) - release)))
 
 
 def unshared_bound(tasks: Sequence[Task], shared: float, actors: int) -> float:

@@ -25,6 +25,7 @@ class WorkloadShape:
         load: Work that comes in, in seconds alone, per second of all actors together.
         seconds: Median of the time that a job takes alone.
         spread: Sigma of its logarithm.
+        shortest: Seconds that no job is shorter than.
         burstiness: Coefficient of variation of the gaps between arrivals; 1: a Poisson stream.
         grid: Mean number of jobs that are submitted at once; such jobs share a base model, and their times alone
             differ little (`_WITHIN_A_GRID`).
@@ -36,6 +37,7 @@ class WorkloadShape:
     load: float = 1.0
     seconds: float = 900.0
     spread: float = 1.6
+    shortest: float = 20.0
     burstiness: float = 3.0
     grid: float = 1.0
     bases: int = 1
@@ -57,13 +59,13 @@ def generate(count: int, profile: Profile, actors: int, shape: WorkloadShape, se
     random = np.random.default_rng(seed)
     tokens = random.choice(_BATCHES, count) * np.exp(random.normal(math.log(180), 0.8, count)).clip(16, 2048)
     size = random.choice(_RANKS, count) * random.choice(_BYTES_PER_RANK, count)
-    wanted = np.exp(random.normal(math.log(shape.seconds), shape.spread, count)).clip(20, 2 * 86400)
+    wanted = np.exp(random.normal(math.log(shape.seconds), shape.spread, count)).clip(shape.shortest, 2 * 86400)
     bases = _bases(count, shape, random)
     urgent = random.random(count) < shape.urgent
     gaps = _gaps(count, shape.burstiness, random)
     if shape.grid > 1:
         first = _first_of_grid(count, shape.grid, random)
-        wanted = (wanted[first] * np.exp(random.normal(0.0, _WITHIN_A_GRID, count))).clip(20, 2 * 86400)
+        wanted = (wanted[first] * np.exp(random.normal(0.0, _WITHIN_A_GRID, count))).clip(shape.shortest, 2 * 86400)
         bases = [bases[one] for one in first]
         gaps[first < np.arange(count)] = 0.0
     jobs = []
@@ -85,6 +87,30 @@ def generate(count: int, profile: Profile, actors: int, shape: WorkloadShape, se
     arrival = np.concatenate([[0.0], np.cumsum(gaps[1:])])
     arrival *= span / max(float(arrival[-1]), 1e-9)
     return [job.model_copy(update={"arrival_s": round(float(at), 1)}) for job, at in zip(jobs, arrival, strict=True)]
+
+
+def small_instance_of_bases(seed: int, gap: float = 0.0) -> tuple[list[TraceJob], Profile, int]:
+    """Three to five jobs of two or three base models on one actor; to load one takes from 10 to 300 s.
+
+    Args:
+        seed: Of all random numbers.
+        gap: Between arrivals, in minutes on average; 0: all at once.
+    """
+    random = np.random.default_rng([seed, 1])
+    jobs, profile, _ = small_instance(seed)
+    bases, now, few = int(random.integers(2, 4)), 0.0, []
+    for number in range(int(random.integers(3, 6))):
+        drawn = {
+            "job": f"j{number}",
+            "arrival_s": round(now, 3),
+            "steps": int(math.exp(random.uniform(math.log(20), math.log(1000)))),
+            "tokens_per_step": 1000 * math.exp(random.uniform(math.log(0.03), math.log(5))),
+            "base_model": f"base-{int(random.integers(bases)) if number else 0}",
+        }
+        few.append(jobs[0].model_copy(update=drawn))
+        now += gap * float(random.exponential(60))
+    load = round(math.exp(random.uniform(math.log(10), math.log(300))), 1)
+    return few, profile.model_copy(update={"base_load_seconds": load}), 1
 
 
 def small_instance(seed: int) -> tuple[list[TraceJob], Profile, int]:

@@ -27,7 +27,7 @@ class Policy:
     turn: ClassVar[str] = "every actor that hosts {base} has its share of jobs"
 
     def __init__(self, jobs: Jobs, places: Places, makespan: float = 0.0) -> None:
-        """Look at the cluster once.
+        """Weigh the jobs; which place hosts which base model is still open.
 
         Args:
             jobs: All jobs; a policy may raise `jobs.weight`.
@@ -35,6 +35,9 @@ class Policy:
             makespan: `ClusterView.makespan`.
         """
         self.jobs, self.places, self.makespan = jobs, places, makespan
+
+    def begin(self) -> None:
+        """Look at the places once: from here on it is decided which of them hosts what."""
 
     def enter(self, jobs: Ints) -> None:
         """Take in jobs whose rows were added since; by what was known then, until the next full plan."""

@@ -13,6 +13,7 @@ from orchestrator.scheduler.room import Floats, Ints, Mask
 PATIENT = 5.0  # slowdown up to which a job is patient; beyond it its weight grows
 AGE_POWER = 2.0
 FUTURE = 2.0  # f: the overhead saved for jobs that are still to come counts twice that for those that are here
+DOUBT = 2.0  # times the doubt about the speed of a place by which a job must cost its neighbours more before it leaves
 STAY = 2.0  # a step of a job counts v + 2 a in the order: it holds a place in a group while the others' steps are done
 
 
@@ -37,6 +38,9 @@ class CoSrpt(Policy):
     w_k v_j < w_j a. For many: lambda = a / g is the overhead that a step charges a job in a group of g, and a job
     shares a step where weight there * v <= lambda (1 + f) K, with K the weight behind it on an actor.
 
+    Where base models take turns, a place is left for another one when what is short against a loading is done
+    (`hosting.rebalance`): who waits for a base model that no place has waits for such a job, and counts as behind it.
+
     A job that takes longer alone than all the work takes at the least decides when everything is done. With
     `makespan` its weight grows by that power of the ratio: such jobs begin sooner, at the expense of the mean.
     """
@@ -47,17 +51,44 @@ class CoSrpt(Policy):
     turn: ClassVar[str] = "jobs with less work left for their weight go first on {base}"
 
     def __init__(self, jobs: Jobs, places: Places, makespan: float = 0.0) -> None:
-        """Weigh the jobs by their age, and find the group sizes."""
+        """Weigh the jobs by their age; where base models take turns, nobody is done before his is loaded."""
         super().__init__(jobs, places, makespan)
         alone = np.maximum(jobs.total * (jobs.shared + jobs.added), 1e-9)
-        slow = jobs.age / alone
-        jobs.weight = jobs.weight * np.maximum(1.0, slow / PATIENT) ** AGE_POWER
+        self._loading = self._seconds_to_load()
+        alone += self._loading[jobs.base]
+        jobs.weight = jobs.weight * np.maximum(1.0, jobs.age / alone / PATIENT) ** AGE_POWER
         self._overhead = np.zeros(jobs.count)  # lambda
         self._weight_behind = np.zeros(jobs.count)  # K
         self._actors: dict[int, int] = {}  # by base model
         self._queues: dict[int, _Queue] = {}  # likewise, for jobs that come later
-        for base in np.unique(jobs.base):
-            members, actors = np.flatnonzero(jobs.base == base), max(1, int(places.hosts(int(base)).sum()))
+        self._clearly = self._times_to_leave()
+        self._elsewhere = 0.0  # weight of the jobs whose base model no place has, for each place
+
+    def _times_to_leave(self) -> Floats:
+        """Times what a job may cost its neighbours that make it leave; more where speed is in doubt."""
+        jobs, places = self.jobs, self.places.views
+        times = np.ones(jobs.count)
+        for job in np.flatnonzero(jobs.at >= 0).tolist() if any(place.doubts for place in places) else ():
+            times[job] += DOUBT * places[jobs.at[job]].doubts.get(jobs.views[job].base_model, 0.0)
+        return times
+
+    def _seconds_to_load(self) -> Floats:
+        """Of each base model, on the average place; 0 where there is only one."""
+        jobs, numbers = self.jobs, np.unique(self.jobs.base).tolist()
+        loading = np.zeros(max(numbers, default=-1) + 1)
+        for base in numbers if self.places.count and len(numbers) > 1 else ():
+            ref = jobs.views[int(np.argmax(jobs.base == base))].base_model
+            loading[base] = np.mean([place.seconds_to_load(ref) for place in self.places.views])
+        return loading
+
+    def begin(self) -> None:
+        """Find the group sizes."""
+        hosted = np.array([bool(self.places.hosts(base).any()) for base in range(len(self._loading))], bool)
+        homeless = ~hosted[self.jobs.base] & ~self.jobs.lost
+        self._elsewhere = float(self.jobs.weight[homeless].sum()) / max(1, self.places.count)
+        for base in np.unique(self.jobs.base):
+            members = np.flatnonzero(self.jobs.base == base)
+            actors = max(1, int(self.places.hosts(int(base)).sum()))
             self._actors[int(base)] = actors
             self._weigh_long_jobs(members, actors)
             self._size_groups(members, actors)
@@ -80,12 +111,18 @@ class CoSrpt(Policy):
             weight = jobs.weight[members][by]
             after = np.cumsum(weight[::-1])[::-1]
             ahead = (after[0] - after) / actors
-            behind_each[by] = np.maximum(weight, after / actors)
+            behind_each[by] = np.maximum(weight, after / actors) + self._waits_elsewhere(members[by])
             limit = (a * (1 + FUTURE) * behind_each)[by] / np.maximum(jobs.added[members][by] * ahead, 1e-12)
             ranked = np.sort(limit)[::-1]
             group = np.minimum(ranked, np.arange(1, len(members) + 1) / actors).max(initial=1.0)
             overhead = a / max(1.0, group)
         self._overhead[members], self._weight_behind[members] = overhead, behind_each
+
+    def _waits_elsewhere(self, jobs: Ints) -> Floats:
+        """Weight of those who wait until each of some jobs is done and its place is left for their base model."""
+        columns = self.jobs
+        alone = columns.left[jobs] * (columns.shared[jobs] + columns.added[jobs])
+        return np.where(alone <= self._loading[columns.base[jobs]], self._elsewhere, 0.0)
 
     def enter(self, jobs: Ints) -> None:
         """With the overhead that a step charges now, and the weight that was behind each at the full plan."""
@@ -98,6 +135,8 @@ class CoSrpt(Policy):
             queue, weight = self._queues[base], columns.weight[job]
             behind = queue.weight_behind[np.searchsorted(queue.ranks, rank)] + weight
             self._overhead[job], self._weight_behind[job] = queue.overhead, max(weight, behind / self._actors[base])
+        self._weight_behind[jobs] += self._waits_elsewhere(jobs)
+        self._clearly = np.append(self._clearly, more + 1)
 
     def _queue_of(self, members: Ints) -> _Queue:
         """The queue of the jobs of one base model."""
@@ -115,15 +154,19 @@ class CoSrpt(Policy):
 
     def cost(self, job: int) -> Floats:
         """What the job and its neighbours lose."""
-        places = self.places
-        wanted = places.weight_on * self.jobs.added[job] <= self._most_added(job)
+        places, here = self.places, int(self.jobs.at[job])
+        seconds = places.weight_on * self.jobs.added[job]
+        wanted = seconds <= self._most_added(job)
+        if here >= 0:
+            wanted[here] = seconds[here] <= self._clearly[job] * self._most_added(job)
         return np.where((places.jobs_on == 0) | wanted, places.sharing_cost(job), np.inf)
 
     def takes(self, job: int, place: int) -> bool:
         """An empty one, or one where what the job costs the others is less than the overhead it saves."""
         places = self.places
         seconds = places.weight_on[place] * self.jobs.added[job]
-        return not places.jobs_on[place] or bool(seconds <= self._most_added(job))
+        clearly = self._clearly[job] if self.jobs.at[job] == place else 1.0
+        return not places.jobs_on[place] or bool(seconds <= clearly * self._most_added(job))
 
     def _most_added(self, jobs: int | Ints) -> Floats:
         """Most weighted seconds that jobs may add to the steps of others."""
@@ -136,5 +179,5 @@ class CoSrpt(Policy):
         if (places.jobs_on[hosts] == 0).any():
             return np.ones(len(jobs), bool)
         least = float(places.weight_on[hosts].min(initial=np.inf))
-        mask: Mask = least * self.jobs.added[jobs] <= self._most_added(jobs)
+        mask: Mask = least * self.jobs.added[jobs] <= self._clearly[jobs] * self._most_added(jobs)
         return mask

@@ -87,7 +87,7 @@ def test_swaps_and_loads_are_of_the_base_model_and_outlive_a_restart(store):
     empty = ActorView("cpu:0", "cpu:0", ActorState.EMPTY, a_place().shape)
     (place,) = with_models([(empty, a_place(), None)], again, {"tiny": BASE, "other": other})
     assert place.seconds_to_load("tiny") == 7.5
-    assert place.seconds_to_load("other") == pytest.approx(8.0 + 4e9 / 5e8)
+    assert place.seconds_to_load("other") == pytest.approx((8.0 + 4e9 / 5e8) * 7.5 / (8.0 + 4e5 / 5e8))
     assert place.swap_seconds == pytest.approx(6.2)
     assert next(with_models([(empty, a_place(), None)], Profiles(None), {})).swap_seconds == 2.0
 
@@ -298,3 +298,36 @@ def test_tokens_that_are_only_run_forward_take_time_and_no_memory_for_activation
         profile.learn("boot", StepSample(n, 0, 1, seconds, int(IDLE + PER_TOKEN * n), 0, 2 * n), sticky=False)
     assert profile.speed.model.token_seconds == pytest.approx(B, rel=0.02)
     assert profile.memory.model.bytes_per_token == pytest.approx(PER_TOKEN, rel=0.02)
+
+
+def test_what_was_never_loaded_or_swapped_on_a_place_is_taken_from_what_was(store):
+    """On the same kind of place another base model takes as many times its guess; elsewhere the same one as long."""
+    larger = replace(BASE, ref="larger", parameters=10**9)
+    other = replace(a_place(), settings=ActorConfig(dtype="bfloat16"))
+    profiles = taught(store)
+
+    def view(place):
+        seen = ActorView("x", "x", ActorState.READY, place.shape, "tiny")
+        (found,) = with_models([(seen, place, None)], profiles, {"tiny": BASE, "larger": larger})
+        return found
+
+    guess = view(a_place())
+    profiles.loaded(a_place(), "tiny", 3 * guess.loads["tiny"])
+    profiles.swapped(a_place(), "tiny", leave=4.0, start=5.0)
+    assert view(a_place()).loads["larger"] == pytest.approx(3 * guess.loads["larger"])
+    assert view(other).loads["tiny"] == pytest.approx(3 * guess.loads["tiny"])
+    assert view(other).swap_seconds == 9.0
+
+
+def test_a_speed_is_a_guess_until_enough_steps_were_measured_and_in_doubt_until_they_differ(store):
+    def doubt(profiles):
+        seen = ActorView("x", "x", ActorState.READY, a_place().shape, "tiny")
+        (found,) = with_models([(seen, a_place(), None)], profiles, {"tiny": BASE})
+        assert found.guessed("tiny") == np.isinf(found.doubts["tiny"])
+        return found.doubts["tiny"]
+
+    assert doubt(Profiles(None)) == doubt(taught(store, rounds=1)) == np.inf
+    alike = Profiles(None)
+    for _ in range(10):
+        alike.learn(a_place(), BASE, report(tokens=(400,)))
+    assert 5 * doubt(taught(store)) < doubt(alike) < np.inf

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from gpu_actor.contract.report import StepSample, TenantReport, TenantState
-from orchestrator.control.live_progress import SETTLE_SECONDS
+from orchestrator.control.live_progress import SETTLE_SECONDS, SETTLE_STEPS
 from orchestrator.jobs.job import JobState
 from orchestrator.scheduler.estimate import MemoryFit
 from orchestrator.scheduler.oversized_jobs import fit_oversized_jobs
@@ -74,9 +74,9 @@ def house(tmp_path):
 
 def settle(house):
     """It has trained for long enough to be movable."""
-    since = house.reconciler.progress._training_since
-    for key in since:
-        since[key] -= SETTLE_SECONDS
+    begun = house.reconciler.progress._begun
+    for key, begin in begun.items():
+        begun[key] = replace(begin, monotonic=begin.monotonic - SETTLE_SECONDS, step=begin.step - SETTLE_STEPS)
 
 
 def test_a_running_job_that_turns_out_too_large_for_every_place_stays(house):

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from orchestrator.simulation.bounds import Task
-from orchestrator.simulation.optimum import optimum
+from orchestrator.simulation.bounds import Task, lower_bound
+from orchestrator.simulation.optimum import optimum, optimum_of_bases
 from orchestrator.simulation.simulator import Simulation
 from orchestrator.simulation.trace import work_of
-from orchestrator.simulation.workload import small_instance
+from orchestrator.simulation.workload import small_instance, small_instance_of_bases
 
 
 @pytest.mark.parametrize(("added", "mean"), [(0.05, (100 * 0.2 + 100 * 0.2 + 100 * 0.15) / 2), (0.5, (60 + 180) / 2)])
@@ -32,3 +32,28 @@ def test_small_instances_are_close_to_the_optimum():
     assert min(ratios) >= 1 - 1e-6
     assert np.mean(ratios) <= 1.05
     assert max(ratios) <= 1.15
+
+
+def test_a_base_model_is_left_for_a_batch_that_is_worth_its_loading():
+    """100 s of A against three times 1 s of B behind a loading of 10 s: B goes first, and A comes back for 10 s."""
+    tasks = [Task(0.0, 100, 1.0), *[Task(0.0, 1, 1.0)] * 3]
+    bases = ["A", "B", "B", "B"]
+    assert optimum_of_bases(tasks, bases, 10.0, 1e-9) == pytest.approx((11 + 12 + 13 + 123) / 4)
+    assert optimum_of_bases(tasks, bases, 400.0, 1e-9) == pytest.approx((100 + 501 + 502 + 503) / 4)
+
+
+def test_small_instances_of_several_base_models_are_close_to_the_optimum_and_it_to_no_bound_too_high():
+    ratios = []
+    for seed in range(25):
+        for gap in (0.0, 0.5):
+            jobs, profile, actors = small_instance_of_bases(seed, gap)
+            mean = float(Simulation(jobs, profile, actors, "cosrpt").run().turnaround.mean())
+            tasks = [Task(job.arrival_s, job.steps, work_of(job, profile).added) for job in jobs]
+            bases = [job.base_model for job in jobs]
+            best = optimum_of_bases(tasks, bases, profile.base_load_seconds, profile.step_seconds, 1.2 * mean)
+            assert lower_bound(jobs, profile, actors) <= best * (1 + 1e-9)
+            assert mean >= best * (1 - 1e-6)
+            if not gap:
+                ratios.append(mean / best)
+    assert np.mean(ratios) <= 1.10
+    assert max(ratios) <= 1.25
