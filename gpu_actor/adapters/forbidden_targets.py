@@ -114,14 +114,18 @@ def check_peft_loads(base: BaseDescription, lora: LoraConfig, targeted: Sequence
         return
     all_names = [linear.name for linear in base.linears]
     refused = {*base.expert_endings, *(_PEFT_REFUSES if base.model_type in _MAMBA_FAMILIES else ())}
-    if lost := [name for name in selected if _ending(name) in refused]:
-        usable = endings(name for name in all_names if _ending(name) not in refused)
-        why = (
-            f"on a {base.model_type} base PEFT takes this name for the parameters of the experts, which it trains by "
-            f"target_parameters and Loray does not"
-            if _ending(lost[0]) in base.expert_endings
-            else f"PEFT refuses this layer on a {base.model_type} base"
-        )
+    renamed = set(base.renamed_linears)
+    if lost := [name for name in selected if _ending(name) in refused or name in renamed]:
+        usable = endings(name for name in all_names if _ending(name) not in refused | set(map(_ending, renamed)))
+        if _ending(lost[0]) in base.expert_endings:
+            why = (
+                f"on a {base.model_type} base PEFT takes this name for the parameters of the experts, which it trains "
+                f"by target_parameters and Loray does not"
+            )
+        elif lost[0] in renamed:
+            why = f"on a {base.model_type} base it takes the layer's name in an adapter file for another one"
+        else:
+            why = f"PEFT refuses this layer on a {base.model_type} base"
         raise InvalidJobError(
             f"lora.target_modules: {lora.target_modules!r} means {lost[0]}, and PEFT would not load the result: {why}; "
             f"the names that work are {usable}"

@@ -31,7 +31,8 @@ class BaseDescription:
     `linears` run on every token of a text, and an adapter can change them. `head_linears` belong to the output head,
     `tower_linears` to the parts of a multimodal model that read images or sound. `experts` names weights of three
     dimensions, which mixtures of experts have: they are no linear layers, and no adapter can change them;
-    `expert_endings` are names of layers that PEFT takes for experts. `positions` is how many the base was made for;
+    `expert_endings` are names of layers that PEFT takes for experts, `renamed_linears` those of `linears` that it takes
+    for others when it reads an adapter. `positions` is how many the base was made for;
     with `position_table` it looks them up (gpt2, opt, gptj), so that it cannot run a longer sequence at all.
     `training_mode` is a remark where the training mode, in which Trainer runs the base, computes something else.
     """
@@ -47,6 +48,7 @@ class BaseDescription:
     tower_linears: tuple[str, ...] = ()
     experts: tuple[str, ...] = ()
     expert_endings: tuple[str, ...] = ()
+    renamed_linears: tuple[str, ...] = ()
     activations: Activations | None = None  # None: nobody has counted
     positions: int | None = None  # None: any number, or nobody says
     position_table: bool = False
@@ -66,7 +68,7 @@ class BaseDescription:
         """The inverse of `to_dict`."""
         linears = tuple(LinearShape(**linear) for linear in data["linears"])
         counted = data.get("activations")
-        lists = ("head_linears", "tower_linears", "experts", "expert_endings")
+        lists = ("head_linears", "tower_linears", "experts", "expert_endings", "renamed_linears")
         return cls(
             **{
                 **data,

@@ -6,9 +6,11 @@ Only names and shapes are read, so a model on torch's meta device, without its w
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from gpu_actor.contract.description import BaseDescription, LinearShape
+from gpu_actor.contract.errors import BaseModelError
 
 # By the family whose way of fusing experts transformers applies; PEFT knows these two.
 _EXPERT_ENDINGS = {"mixtral": ("gate", "w1", "w2", "w3"), "qwen2_moe": ("gate", "gate_proj", "up_proj", "down_proj")}
@@ -16,9 +18,19 @@ _POSITIONS = re.compile(r"wpe|pos")  # in the name of a table of positions
 
 
 def describe_model(ref: str, model: Any) -> BaseDescription:
-    """The description of a model that is already built (on any device)."""
-    linears = tuple(LinearShape(name, *linear_sizes(module)) for name, module in adaptable_linears(model).items())
+    """The description of a model that is already built (on any device).
+
+    Raises:
+        BaseModelError: Its configuration does not tell its sizes.
+    """
     text = model.config.get_text_config()
+    for size in ("hidden_size", "num_hidden_layers", "vocab_size"):
+        if not hasattr(text, size):
+            raise BaseModelError(
+                f"base_model: {ref}: the configuration of a {model.config.model_type} model has no {size}, by which "
+                f"Loray reckons its memory; use another base model"
+            )
+    linears = tuple(LinearShape(name, *linear_sizes(module)) for name, module in adaptable_linears(model).items())
     adaptable, in_body = {linear.name for linear in linears}, _linears_in(model, model.get_submodule(body_name(model)))
     others = [name for name in _linears_in(model, model) if name not in adaptable]
     return BaseDescription(
@@ -33,6 +45,7 @@ def describe_model(ref: str, model: Any) -> BaseDescription:
         tower_linears=tuple(name for name in others if name in in_body),
         experts=tuple(expert_weights(model)),
         expert_endings=_expert_endings(model.config.model_type),
+        renamed_linears=_renamed(model.config.model_type, adaptable),
         positions=(positions := getattr(text, "max_position_embeddings", None)),
         position_table=positions is not None and _has_position_table(model, positions),
     )
@@ -130,6 +143,22 @@ def _expert_endings(model_type: str) -> tuple[str, ...]:
 
     families = {"mixtral": "mixtral", **getattr(conversion_mapping, "_MODEL_TO_CONVERSION_PATTERN", {})}
     return _EXPERT_ENDINGS.get(families.get(model_type, ""), ())
+
+
+def _renamed(model_type: str, names: Iterable[str]) -> tuple[str, ...]:
+    """The layers that PEFT, on a base of this type, does not find again by their own names.
+
+    It reads an adapter by the rules by which transformers renames the weights of old checkpoints, and one of them may
+    meet a new name as well (laguna: `shared_expert.`, read as an expression, is in `shared_experts`).
+    """
+    try:
+        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming, rename_source_key
+    except ImportError:  # a transformers before these rules: then PEFT has none either
+        return ()
+    rules = [rule for rule in get_checkpoint_conversion_mapping(model_type) or () if isinstance(rule, WeightRenaming)]
+    weights = {name: f"{name}.weight" for name in sorted(names)}
+    return tuple(name for name, weight in weights.items() if rename_source_key(weight, rules, [])[0] != weight)
 
 
 def linear_sizes(module: Any) -> tuple[int, int]:

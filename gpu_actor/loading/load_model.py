@@ -62,6 +62,11 @@ def load_model(
     except BaseModelError:
         raise
     except Exception as error:
+        if "Unrecognized configuration class" in str(error):  # what AutoModelForCausalLM says, with all that it knows
+            raise BaseModelError(
+                f"base_model: {ref}: transformers has no causal language model for model_type {config.model_type}; "
+                f"use the whole checkpoint that this is a part of, or another base model"
+            ) from error
         raise BaseModelError(f"base_model: {ref}: cannot be loaded ({one_line(error)})") from error
     check_whole(ref, notes)
     if quantization is not None:

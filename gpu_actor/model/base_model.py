@@ -22,6 +22,7 @@ from gpu_actor.loading.load_model import load_model
 from gpu_actor.model.body import HookedBody
 from gpu_actor.model.freeze import freeze
 from gpu_actor.model.output_head import head_only
+from gpu_actor.model.own_loss import check_own_loss
 from gpu_actor.model.probe import Probe
 from gpu_actor.model.serving import choose_serving
 from gpu_actor.model.training_mode import follow_training_mode
@@ -87,9 +88,11 @@ class BaseModel:
         """Freeze and hook a loaded model, and choose how it is served by comparing it with what it gave before.
 
         Raises:
-            BaseModelError: It has no linear layers, is no causal language model, or can be served in no way.
+            BaseModelError: It has no linear layers, is no causal language model, learns as none, or can be served in
+                no way.
         """
         remarks = freeze(model, gradient_checkpointing=gradient_checkpointing)
+        check_own_loss(ref, model)
         training_path = follow_training_mode(model)
         probe = Probe(ref, model)
         base = cls(ref, model)

@@ -5,6 +5,7 @@ The reference is the stock model, not yet hooked, on a few short random sequence
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,8 @@ from gpu_actor.batch.shared_batch import MicroBatch, SharedBatch, pack
 from gpu_actor.contract.errors import BaseModelError
 from gpu_actor.contract.messages import one_line
 from gpu_actor.loading.layers import body_name
+
+logger = logging.getLogger(__name__)
 
 Forward = Callable[[SharedBatch], torch.Tensor]  # shared batch -> hidden states [1, T, hidden]
 
@@ -71,7 +74,10 @@ class Probe:
             with torch.no_grad():
                 difference = self._relative(head(self._expected[0]), self._logits)
         except Exception as error:
-            raise BaseModelError(f"{self._name} has a head that does not run alone ({one_line(error)})") from error
+            logger.info("the head of a base model raised an error: %s", one_line(error), exc_info=error)
+            raise BaseModelError(
+                f"{self._name} has a head that does not run on the hidden states alone; use another base model"
+            ) from error
         if not difference <= self._tolerance:
             raise BaseModelError(f"{self._name} computes its logits from more than the last hidden states of its body")
 

@@ -8,6 +8,7 @@ import time
 from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.errors import BaseModelError
 from gpu_actor.contract.messages import one_line
+from gpu_actor.model.attention import UnsupportedAttentionError
 from gpu_actor.model.body import HookedBody
 from gpu_actor.model.freeze import freeze
 from gpu_actor.model.isolation import Isolation
@@ -69,8 +70,10 @@ def _try_packed(body: HookedBody, probe: Probe, description: BaseDescription) ->
         return probe.difference(body.hidden) or _breach(body, description)
     except _NoSmallCopyError as error:
         return f"whether sequences see each other when packed cannot be asked: {error}"
+    except UnsupportedAttentionError as error:
+        return str(error)
     except Exception as error:
-        return one_line(error)
+        return _stumble(error)
 
 
 def _try_padded(body: HookedBody, probe: Probe, description: BaseDescription) -> str | None:
@@ -80,7 +83,13 @@ def _try_padded(body: HookedBody, probe: Probe, description: BaseDescription) ->
     except _NoSmallCopyError:  # rows that no kernel mixes; their backward was asked exactly
         return None
     except Exception as error:
-        return one_line(error)
+        return _stumble(error)
+
+
+def _stumble(error: Exception) -> str:
+    """That the family's code raised an error, whose text says nothing to those who do not know the code."""
+    logger.info("the code of a base model raised an error: %s", one_line(error), exc_info=error)
+    return "its code does not run so"
 
 
 def _breach(body: HookedBody, description: BaseDescription) -> str | None:

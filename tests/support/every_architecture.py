@@ -33,7 +33,7 @@ _VALUES = {
         hidden_size_per_layer_input laurel_rank gated_norm_rank index_topk attention_chunk_size block_size d_rel""",
     16: """kv_lora_rank q_lora_rank o_lora_rank chunk_size mamba_chunk_size pronunciation_embed_dim shape_embed_dim
         rel_extent""",
-    20: """moe_intermediate_size expert_ffn_hidden_size shared_intermediate_size shared_expert_intermediate_size
+    24: """moe_intermediate_size expert_ffn_hidden_size shared_intermediate_size shared_expert_intermediate_size
         shared_experts_intermediate_size""",
     7: "sliding_window sliding_window_size window_size attention_window_size",
     512: "max_position_embeddings n_positions n_ctx max_seq_len context_length model_max_length",

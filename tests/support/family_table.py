@@ -11,6 +11,7 @@ import transformers
 ARCHITECTURES = {
     "served": "how its sequences are served, by the probe at load",
     "equal to PEFT": "two adapters co-trained: largest difference of any value from solo PEFT + `Trainer`, fp32",
+    "never learned": "names of layers that no gradient reaches in PEFT and Trainer: an adapter there stays as it began",
     "loads in PEFT": "largest difference of PEFT's logits with the saved adapter from Loray's, relative",
     "neighbour, bf16": "whether a sequence's hidden states keep every bit when other sequences of its batch change",
 }

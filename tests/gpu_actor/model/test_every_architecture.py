@@ -9,7 +9,8 @@ import re
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 from gpu_actor.batch.shared_batch import MicroBatch, pack
@@ -24,8 +25,9 @@ from support.every_architecture import ARCHITECTURES, save_architecture
 from support.oracle import adapter_tensors, largest_difference, train_alone
 from support.tiny import VOCABULARY, token_rows
 
-# Kinds that differ in how a sequence can see its neighbour: mixtures, recurrences, convolutions, a multimodal class.
-ALWAYS = ("qwen3_moe", "recurrent_gemma", "qwen3_5_text", "lfm2", "gemma3")
+# Kinds that differ in how a sequence can see its neighbour: mixtures, recurrences, convolutions, a multimodal class;
+# one whose adapters PEFT reads by other names, and two that are refused: by its own loss, and by its configuration.
+ALWAYS = ("qwen3_moe", "recurrent_gemma", "qwen3_5_text", "lfm2", "gemma3", "laguna", "bart", "blt")
 ALL = [k if k in ALWAYS else pytest.param(k, marks=pytest.mark.every_architecture) for k in ARCHITECTURES]
 
 # What Python and torch say when code meets what it was not written for.
@@ -34,6 +36,8 @@ _FROM_INSIDE = re.compile(
     r"unsupported operand|must match the size|shapes cannot be|is invalid for input|out of (range|bounds)|"
     r"(Attribute|Type|Key|Index|Runtime|Assertion|NotImplemented)Error|Traceback|^'\w+'$"
 )
+# Of a mixture's hidden states, whose products round otherwise when an expert has other rows.
+FP32_ROUNDING, BF16_ROUNDING = 1e-6, 2e-2
 TRAINING = {"max_steps": 4, "warmup_steps": 1, "learning_rate": 5e-3, "per_device_train_batch_size": 2}
 
 
@@ -57,15 +61,20 @@ def test_an_architecture_is_served_right_or_refused_in_words(tmp_path, kind, rec
         return
     record("served", "packed" if base.packed else "one per row")
     assert describe_base(folder).linears == base.description.linears
-    assert neighbours_leak(base) == 0
-    specs, rows, starts, trained = co_train(base, tmp_path)
+    assert neighbours_leak(base) <= (FP32_ROUNDING if base.description.experts else 0)
+    names = accepted_targets(base)
+    learned = learned_targets(folder, names)
+    if len(learned) < len(names):
+        record("never learned", ", ".join(sorted(set(names) - set(learned))))
+    specs, rows, starts, trained = co_train(base, tmp_path, names, learned)
     differences = []
     for name, spec in specs.items():
         theirs, _ = train_alone(load_model(folder), spec, rows[name], starts[name])
         assert largest_difference(starts[name], theirs) > 1e-3, "the oracle did not train"
         differences.append(largest_difference(adapter_tensors(trained[name].weights), theirs))
-    record("equal to PEFT", max(differences))
-    assert max(differences) < 1e-4
+    random = [remark for remark in base.remarks if "draws random numbers" in remark]
+    record("equal to PEFT", "no: its training mode draws random numbers" if random else max(differences))
+    assert max(differences) < 1e-4 or random
     loaded = max(difference_in_peft(base, folder, tenant, specs[name]) for name, tenant in trained.items())
     record("loads in PEFT", loaded)
     assert loaded < 1e-4
@@ -79,9 +88,11 @@ def half_precision(folder, record):
     except BaseModelError as refusal:
         record("neighbour, bf16", "refused: " + in_words(refusal).split(": ", 2)[2])
         return
-    leak = neighbours_leak(base)
-    record("neighbour, bf16", f"changes by {leak:.0e}" if leak else "same bits")
-    assert leak == 0, f"in bf16 a sequence changes with its neighbour, by {leak:.0e} of its largest value"
+    leak, rounds = neighbours_leak(base), bool(base.description.experts)
+    why = ": its experts round by their rows" if rounds else ""
+    record("neighbour, bf16", f"changes by {leak:.0e}{why}" if leak else "same bits")
+    allowed = BF16_ROUNDING if rounds else 0
+    assert leak <= allowed, f"in bf16 a sequence changes with its neighbour, by {leak:.0e} of its largest value"
 
 
 def neighbours_leak(base):
@@ -100,14 +111,23 @@ def neighbours_leak(base):
     return float((one - another).abs().max() / one.abs().max())
 
 
-def co_train(base, folder):
+def learned_targets(folder, names):
+    """Those of the names that any gradient reaches in PEFT; some families run a layer without, or around it."""
+    model = get_peft_model(load_model(folder), PeftLoraConfig(r=2, target_modules=names, init_lora_weights=False))
+    ids = torch.tensor([token_rows(1, seed=3, low=30)[0]["input_ids"]])
+    model.train()(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    reached = [n for n, value in model.named_parameters() if value.grad is not None and bool(value.grad.any())]
+    return [name for name in names if any(f".{name}.lora_" in parameter for parameter in reached)]
+
+
+def co_train(base, folder, names, learned):
     """Two jobs that differ in targets, rank, scale and data, trained together; no adapter matrix starts at zero."""
-    names = accepted_targets(base)
+    whole = learned == names and refusal_of(base, "all-linear") is None
     loras = {
-        "all": {"r": 4, "lora_alpha": 7, "target_modules": names if refusal_of(base, "all-linear") else "all-linear"},
-        "one": {"r": 3, "lora_alpha": 6, "target_modules": names[-1:], "use_rslora": True},
+        "all": {"r": 4, "lora_alpha": 7, "target_modules": "all-linear" if whole else learned},
+        "one": {"r": 3, "lora_alpha": 6, "target_modules": learned[-1:], "use_rslora": True},
     }
-    rows = {"all": token_rows(7, seed=1), "one": token_rows(9, seed=2, low=3, high=20, prompt=False)}
+    rows = {"all": token_rows(7, seed=1), "one": token_rows(9, seed=2, low=3, high=20)}
     specs = {name: make_spec(folder, name, rows[name], lora, TRAINING) for name, lora in loras.items()}
     tenants = {name: make_tenant(base, spec) for name, spec in specs.items()}
     for tenant in tenants.values():
@@ -152,5 +172,7 @@ def difference_in_peft(base, folder, tenant, spec):
     assert all(torch.equal(arrived[name], saved[name]) for name in saved)
     batch = pack([micro_batch(tenant.weights, [13, 9])], base.device)
     with torch.no_grad():
-        expected = torch.cat([theirs(input_ids=ids[None]).logits[0] for ids in batch.input_ids[0].split([13, 9])])
+        expected = torch.cat(
+            [theirs(input_ids=ids[None], use_cache=False).logits[0] for ids in batch.input_ids[0].split([13, 9])]
+        )
     return float((base.logits(batch) - expected).abs().max() / expected.abs().max())
