@@ -1,8 +1,7 @@
 """Many base models on few actors, on a simulated clock: `python benchmarks/many_bases.py [--jobs N]`.
 
-36 workloads from seeds and two traces; `benchmarks/schedule.py` prints the same rows beside its own. One policy is
-here only: `srpt` with the rule of `cosrpt` for base models, which tells apart what the rule brings and what shared
-steps do.
+36 workloads from seeds and two traces; `benchmarks/schedule.py` prints the same rows beside its own. `srpt` has the
+rule of `cosrpt` for base models, so that what is between them is what shared steps bring.
 """
 
 from __future__ import annotations
@@ -15,8 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 from scenarios import TRACES, Scenario, many_bases
 
-from orchestrator.scheduler.policies import POLICIES
-from orchestrator.scheduler.policies.srpt import Srpt
 from orchestrator.scheduler.view import ClusterView, Plan
 from orchestrator.simulation.bounds import Task, lower_bound
 from orchestrator.simulation.optimum import optimum_of_bases
@@ -27,14 +24,7 @@ from orchestrator.simulation.workload import small_instance_of_bases
 Row = tuple[str, str, str, float]
 
 
-class RebalancingSrpt(Srpt):
-    """Shortest remaining time first, and base models as under `cosrpt`."""
-
-    name = "srpt+"
-    rebalances = True
-
-
-COMPARED = ("fifo-4", "fifo-memory", "srpt", RebalancingSrpt.name, "cosrpt")
+COMPARED = ("fifo-4", "fifo-memory", "srpt", "cosrpt")
 
 
 @dataclass(frozen=True)
@@ -88,15 +78,7 @@ def base_rows(count: int, small: int) -> list[Row]:
         count: Jobs of each workload.
         small: Number of small instances.
     """
-    POLICIES[RebalancingSrpt.name] = RebalancingSrpt
-    try:
-        return _rows(count, small)
-    finally:
-        del POLICIES[RebalancingSrpt.name]
-
-
-def _rows(count: int, small: int) -> list[Row]:
-    ratios: dict[str, list[float]] = {"better": [], "srpt+": [], "bound": [], "fifo-4": []}
+    ratios: dict[str, list[float]] = {"better": [], "bound": [], "fifo-4": []}
     head = " ".join(f"{name:>11s} loads" for name in COMPARED)
     print(f"\n{'base models, actors, loading':28s} {'load':>5s} {head}   bound")
     for name, scenario in many_bases(count).items():
@@ -105,7 +87,6 @@ def _rows(count: int, small: int) -> list[Row]:
         shown = " ".join(f"{run.mean:11,.0f} {run.loads:5d}" for run in runs.values())
         print(f"{name:28s} {load_of(*scenario):5.2f} {shown} {lower:7,.0f}", flush=True)
         ratios["better"].append(mean / min(runs["srpt"].mean, runs["fifo-memory"].mean))
-        ratios["srpt+"].append(mean / runs["srpt+"].mean)
         ratios["fifo-4"].append(mean / runs["fifo-4"].mean)
         ratios["bound"].append(mean / lower)
     what = "mean turnaround, many base models"
@@ -113,8 +94,6 @@ def _rows(count: int, small: int) -> list[Row]:
         (f"{what} / better of srpt, fifo-memory", "0.85", "0.85", geometric(ratios["better"])),
         (f"{what} / the same, the worst", "1.02", "1.00", max(ratios["better"])),
         (f"{what} / fifo-4", "-", "-", geometric(ratios["fifo-4"])),
-        (f"{what} / srpt with cosrpt's bases", "-", "-", geometric(ratios["srpt+"])),
-        (f"{what} / the same, the worst", "-", "-", max(ratios["srpt+"])),
         (f"{what} / lower bound with loadings", "-", "-", geometric(ratios["bound"])),
         *_traced_rows(),
         *_exact_rows(small),
@@ -125,13 +104,12 @@ def _traced_rows() -> list[Row]:
     tiny = (read_trace(TRACES / "tiny-9bases-1actor.csv"), read_profile(TRACES / "cpu-tiny.yaml"), 1)
     burst = (read_trace(TRACES / "many-bases-1actor-h100-7b.csv"), read_profile(TRACES / "h100-7b.yaml"), 1)
     ours, fifo = simulate(tiny, "cosrpt"), simulate(tiny, "fifo-4")
-    cosrpt, srpt, other = (simulate(burst, policy).mean for policy in ("cosrpt", "srpt", RebalancingSrpt.name))
+    cosrpt, srpt = (simulate(burst, policy).mean for policy in ("cosrpt", "srpt"))
     return [
         ("27 tiny jobs of 9 bases: bases loaded / bases", "1.3", "1.0", (ours.loads + 1) / 9),
         ("27 tiny jobs of 9 bases: makespan / fifo-4", "1.00", "-", ours.makespan / fifo.makespan),
         ("300 short jobs of 5 bases, 1 actor: mean, s", "-", "-", cosrpt),
         ("300 short jobs of 5 bases, 1 actor: mean of srpt, s", "-", "-", srpt),
-        ("300 short jobs of 5 bases, 1 actor: srpt with cosrpt's bases, s", "-", "-", other),
     ]
 
 

@@ -13,6 +13,7 @@ class Srpt(Policy):
 
     name = "srpt"
     preempts = True
+    rebalances = True
     turn = "jobs with less time left for their weight go first on {base}"
 
     def rank(self, jobs: Ints) -> Floats:

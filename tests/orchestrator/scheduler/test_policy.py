@@ -165,13 +165,14 @@ def test_a_blocked_actor_is_left_alone_and_named():
     assert plan.waiting["a"] == "no actor hosts A and x: its node is gone"
 
 
+@pytest.mark.parametrize("name", ["srpt", "cosrpt"])
 @pytest.mark.parametrize(("seconds", "changes"), [(1.0, True), (10_000.0, False)])
-def test_a_place_changes_its_base_for_work_that_is_worth_that_bases_loading(seconds, changes):
+def test_a_place_changes_its_base_for_work_that_is_worth_that_bases_loading(name, seconds, changes):
     """Many short jobs for B on one place of two that host it; the other hosts A, for which nobody waits."""
     jobs = [replace(job(f"b{n}", "B", arrival=n), steps_left=200) for n in range(20)]
     places = [actor("x", "A"), actor("y", "B")]
     places = [replace(place, loads={"A": 1.0, "B": seconds}, load_seconds=1.0) for place in places]
-    assert bool(policy.decide(view(jobs, places), "cosrpt").rehosts) == changes
+    assert bool(policy.decide(view(jobs, places), name).rehosts) == changes
 
 
 @pytest.mark.parametrize("name", sorted(policy.POLICIES))
