@@ -108,6 +108,8 @@ def remark(view: View) -> str:
         notes.append(f"{plural(view['dropped'], 'sample')} dropped")
     if view["shortened"]:
         notes.append(f"{plural(view['shortened'], 'conversation')} shortened by the chat template")
+    if view["unreached"]:
+        notes.append(f"no gradient reached {view['unreached']}")
     if view["unread_columns"]:
         notes.append(f"columns not read: {view['unread_columns']}")
     return ", ".join(notes)

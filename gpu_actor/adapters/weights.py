@@ -111,6 +111,11 @@ class AdapterWeights:
         for index, layer in zip(self.plans, self.adapted_layers(), strict=True):
             self.kind.start(layer, generator, mix_seed(seed, index))
 
+    def without_gradient(self) -> list[str]:
+        """The layers all of whose gradients are zero: nothing that the loss sees depends on the adapter there."""
+        reached = torch.stack([torch.stack([g.any() for g in layer]).any() for layer in self.gradients.values()])
+        return [self.plans[index].name for index, hit in zip(self.gradients, reached.tolist(), strict=True) if not hit]
+
     def zero_grad(self) -> None:
         """Clear the gradient; the buffer stays, because the views point into it."""
         self.gradient.zero_()

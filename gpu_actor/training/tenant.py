@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import torch
 
+from gpu_actor.adapters.forbidden_targets import endings
 from gpu_actor.adapters.peft_files import load_adapter, save_adapter
 from gpu_actor.adapters.weights import AdapterWeights
 from gpu_actor.batch.shared_batch import MicroBatch
@@ -183,6 +184,8 @@ class Tenant:
                 f"the {what} became {value} at optimizer step {step} (learning rate {self.learning_rate:.3g}); lower "
                 f"training.learning_rate, add warm-up, or look for damaged samples; the last checkpoint is kept"
             )
+        if step == 1:
+            self.progress = dataclasses.replace(self.progress, unreached=endings(self.weights.without_gradient()))
         rate = self.learning_rate
         self.optimizer.step()
         self.scheduler.step()
@@ -364,6 +367,7 @@ class Tenant:
             dropped=self.data.dropped,
             unread_columns=self.data.unread,
             shortened=self.data.shortened,
+            unreached=self.progress.unreached,
             reason=reason,
         )
 

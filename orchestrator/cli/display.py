@@ -232,6 +232,12 @@ def job_details(view: View) -> Table:
             if view["shortened"]
             else "",
         ),
+        (
+            "without gradient",
+            f"{view['unreached']}: in the first step the loss did not depend on an adapter there; it stays as it began"
+            if view["unreached"]
+            else "",
+        ),
         ("columns not read", view["unread_columns"]),
         ("priority", str(view["priority"])),
         ("attempt", f"{view['attempt']}, retries {view['retries']}"),

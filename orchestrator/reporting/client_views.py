@@ -26,6 +26,7 @@ _NO_PROGRESS: dict[str, Any] = {
     "dropped": 0,
     "unread_columns": "",
     "shortened": 0,
+    "unreached": "",
     "longest": 0,
     "tokens_per_step": 0.0,
 }

@@ -81,6 +81,17 @@ def test_an_architecture_is_served_right_or_refused_in_words(tmp_path, kind, rec
     half_precision(folder, record)
 
 
+def test_a_layer_that_no_gradient_reaches_is_named_in_the_jobs_report(tmp_path):
+    """Mamba multiplies by the weight of `dt_proj` and goes around the layer, in PEFT as here."""
+    folder, names = str(tmp_path / "base"), ["dt_proj", "x_proj"]
+    save_architecture("mamba", folder)
+    assert learned_targets(folder, names) == ["x_proj"]
+    base = BaseModel.load(folder)
+    spec = make_spec(tmp_path, "job", token_rows(4, seed=1), {"target_modules": names}, TRAINING)
+    (report,) = run_all(base, [make_tenant(base, spec)], 150).reports()
+    assert (report.state, report.unreached) == (TenantState.SUCCEEDED, "dt_proj")
+
+
 def half_precision(folder, record):
     """In bf16, a sequence keeps every bit whatever its neighbours are; or the base is refused in words."""
     try:

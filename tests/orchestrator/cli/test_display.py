@@ -51,6 +51,7 @@ def view(**changes):
         "dropped": 0,
         "unread_columns": "",
         "shortened": 0,
+        "unreached": "",
         "output_dir": "/out/alpaca-r8",
         "spec": spec,
     }
@@ -164,6 +165,12 @@ def test_conversations_that_the_template_shortened_are_named():
     job = view(shortened=3)
     assert formatting.remark(job) == "3 conversations shortened by the chat template"
     assert "3 conversations, of which the chat template leaves out" in printed(display.job_details(job))
+
+
+def test_layers_that_no_gradient_reaches_are_named():
+    job = view(unreached="dt_proj")
+    assert formatting.remark(job) == "no gradient reached dt_proj"
+    assert "dt_proj: in the first step the loss did not depend" in printed(display.job_details(job))
 
 
 def test_steps_before_the_data_are_loaded():
