@@ -26,18 +26,26 @@ def free_port():
         return taken.getsockname()[1]
 
 
-def start_head(home, **variables):
-    """`ray start --head`, all ports chosen here or by Ray; returns its address and the URL of its dashboard."""
+def start_head(home, tries=3, **variables):
+    """`ray start --head`, all ports chosen here or by Ray; returns its address and the URL of its dashboard.
+
+    Ray gives a node 30 s to start, which cannot be set and which a busy machine may need longer for: then once more.
+    """
     process = home.start(
         RAY,
         *("start", "--head", "--block", "--num-cpus=2", "--port=0", "--dashboard-port=0"),
         *(f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}"),
-        *(f"--temp-dir={home.path / 't'}", f"--object-store-memory={100 * 2**20}"),
+        *(f"--temp-dir={home.path / f't{tries}'}", f"--object-store-memory={100 * 2**20}"),
         log="head",
         PATH=f"{RAY.parent}{os.pathsep}{os.environ['PATH']}",
         **variables,
     )
-    said = home.wait_for("--block", process, log="head")
+    try:
+        said = home.wait_for("--block", process, log="head")
+    except AssertionError as error:
+        if tries > 1 and "timed out during startup" in str(error):
+            return start_head(home, tries - 1, **variables)
+        raise
     return re.search(r"--address='([^']+)'", said)[1], re.search(r"http://[0-9.:]+", said)[0]
 
 
