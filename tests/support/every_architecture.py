@@ -13,7 +13,7 @@ _VALUES = {
     32: """hidden_size n_embd d_model emb_dim embedding_size embedding_dim input_embedding_size output_embedding_size
         word_embed_proj_dim lru_width mamba_d_ssm cross_attention_hidden_size out_hidden_size
         backbone_hidden_size hidden_size_global projector_output_dim vision_output_dim""",
-    52: """intermediate_size ffn_dim encoder_ffn_dim decoder_ffn_dim ffn_hidden_size dff n_inner d_inner dim_ff
+    56: """intermediate_size ffn_dim encoder_ffn_dim decoder_ffn_dim ffn_hidden_size dff n_inner d_inner dim_ff
         feed_forward_size intermediate_size_mlp dense_intermediate_size prefix_dense_intermediate_size""",
     4: """num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers num_encoder_layers
         num_decoder_layers num_blocks num_experts n_routed_experts num_local_experts moe_num_experts rotary_dim
