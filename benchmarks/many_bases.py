@@ -15,15 +15,13 @@ import numpy as np
 from scenarios import TRACES, Scenario, many_bases
 
 from orchestrator.scheduler.view import ClusterView, Plan
-from orchestrator.simulation.bounds import Task, lower_bound
+from orchestrator.simulation.bounds import lower_bound, tasks_of
 from orchestrator.simulation.optimum import optimum_of_bases
 from orchestrator.simulation.simulator import Simulation
-from orchestrator.simulation.trace import load_of, read_profile, read_trace, work_of
+from orchestrator.simulation.trace import load_of, read_profile, read_trace
 from orchestrator.simulation.workload import small_instance_of_bases
 
 Row = tuple[str, str, str, float]
-
-
 COMPARED = ("fifo-4", "fifo-memory", "srpt", "cosrpt")
 
 
@@ -65,7 +63,7 @@ def exact(count: int, gap: float) -> tuple[float, float]:
     for seed in range(count):
         jobs, profile, actors = small_instance_of_bases(seed, gap)
         mean = simulate((jobs, profile, actors), "cosrpt").mean
-        tasks = [Task(job.arrival_s, job.steps, work_of(job, profile).added) for job in jobs]
+        tasks = tasks_of(jobs, profile)
         bases = [job.base_model for job in jobs]
         ratios.append(mean / optimum_of_bases(tasks, bases, profile.base_load_seconds, profile.step_seconds, mean))
     return float(np.mean(ratios)), max(ratios)

@@ -12,7 +12,6 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,10 +22,10 @@ from scenarios import Scenario, devices, grids, recorded, scenarios
 from orchestrator.scheduler.incremental import IncrementalPlan
 from orchestrator.scheduler.policy import decide
 from orchestrator.scheduler.view import ActorShape, ActorState, ActorView, ClusterView, JobView
-from orchestrator.simulation.bounds import Task, relaxed_bound, slowdown_bound, unshared_bound
+from orchestrator.simulation.bounds import Task, relaxed_bound, slowdown_bound, tasks_of, unshared_bound
 from orchestrator.simulation.optimum import optimum
 from orchestrator.simulation.simulator import Outcome, Simulation
-from orchestrator.simulation.trace import Profile, TraceJob, load_of, work_of
+from orchestrator.simulation.trace import load_of
 from orchestrator.simulation.workload import WorkloadShape, generate, small_instance
 
 POLICIES = ("fifo", "fifo-4", "fifo-memory", "srpt", "cosrpt")
@@ -51,11 +50,6 @@ def simulate(scenario: Scenario, policy: str, noise: float = 0.0, makespan: floa
     """One run."""
     jobs, profile, actors = scenario
     return Simulation(jobs, profile, actors, policy, noise=noise, makespan=makespan).run()
-
-
-def tasks_of(jobs: Sequence[TraceJob], profile: Profile) -> list[Task]:
-    """Jobs as the bounds see them."""
-    return [Task(job.arrival_s, job.steps, work_of(job, profile).added) for job in jobs]
 
 
 def contended(workloads: dict[str, Scenario], title: str) -> list[Row]:

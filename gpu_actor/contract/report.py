@@ -48,7 +48,7 @@ class TenantReport:
     dropped: int = 0  # samples without any token to learn after the cut
     unread_columns: str = ""  # of the data file, in words of bounded length
     shortened: int = 0  # conversations of which the chat template left out a part of an answer
-    unreached: str = ""  # names of adapted layers that had no gradient in the first optimizer step
+    unreached: str = ""  # adapted layers that had no gradient in the first optimizer step, in words
     reason: str | None = None  # of FAILED: what went wrong and what to do; of SUCCEEDED: why it stopped early
 
 

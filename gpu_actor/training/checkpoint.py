@@ -38,7 +38,7 @@ class Progress:
     logged_steps: int = 0  # and how many steps it holds
     logged_figures: dict[str, float] = field(default_factory=dict)  # the same sums of what else is logged
     figure_steps: dict[str, int] = field(default_factory=dict)  # how many of the steps have each figure
-    unreached: str = ""  # names of layers that had no gradient in the first step
+    unreached: str = ""  # layers that had no gradient in the first step, in words
     loss: float | None = None
     eval_loss: float | None = None
     watch: Watch = field(default_factory=Watch)

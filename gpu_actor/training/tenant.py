@@ -185,7 +185,7 @@ class Tenant:
                 f"training.learning_rate, add warm-up, or look for damaged samples; the last checkpoint is kept"
             )
         if step == 1:
-            self.progress = dataclasses.replace(self.progress, unreached=endings(self.weights.without_gradient()))
+            self.progress = dataclasses.replace(self.progress, unreached=_unreached(self.weights))
         rate = self.learning_rate
         self.optimizer.step()
         self.scheduler.step()
@@ -370,6 +370,12 @@ class Tenant:
             unreached=self.progress.unreached,
             reason=reason,
         )
+
+
+def _unreached(weights: AdapterWeights) -> str:
+    """The layers whose gradient is zero, in words of bounded length; empty where there are none."""
+    names = weights.without_gradient()
+    return f"{len(names)} of {len(weights.plans)} layers ({endings(names)})" if names else ""
 
 
 def _added(sums: Mapping[str, _Number], more: Mapping[str, _Number]) -> dict[str, _Number]:

@@ -234,7 +234,8 @@ def job_details(view: View) -> Table:
         ),
         (
             "without gradient",
-            f"{view['unreached']}: in the first step the loss did not depend on an adapter there; it stays as it began"
+            f"{view['unreached']}: in the first step the loss did not depend on the adapter there. If it never does, "
+            "it stays as it began: leave these names out of lora.target_modules"
             if view["unreached"]
             else "",
         ),

@@ -16,9 +16,9 @@ from orchestrator.cli.chart import write_chart
 from orchestrator.cli.options import AsJson, Chart
 from orchestrator.scheduler.policy import DEFAULT, POLICIES
 from orchestrator.simulation import gantt
-from orchestrator.simulation.bounds import Task, lower_bound, unshared_bound
+from orchestrator.simulation.bounds import lower_bound, tasks_of, unshared_bound
 from orchestrator.simulation.simulator import Outcome, Simulation
-from orchestrator.simulation.trace import Profile, TraceError, TraceJob, load_of, read_profile, read_trace, work_of
+from orchestrator.simulation.trace import Profile, TraceError, TraceJob, load_of, read_profile, read_trace
 from orchestrator.validation.problems import Problem
 
 REFERENCE = "fifo-4"
@@ -94,9 +94,8 @@ def summary(
     reference = outcomes[REFERENCE]
     ended = np.isfinite(reference.turnaround)  # the same under every policy: only what never fits is rejected
     able = [job for job, ok in zip(jobs, ended, strict=True) if ok]
-    tasks = [Task(job.arrival_s, job.steps, work_of(job, profile).added) for job in able]
     lower = lower_bound(able, profile, actors) if able else 0.0
-    unshared = unshared_bound(tasks, profile.step_seconds, actors) if tasks else 0.0
+    unshared = unshared_bound(tasks_of(able, profile), profile.step_seconds, actors) if able else 0.0
     mean = figures(reference)["mean_s"]
     policies = {}
     for name in names:

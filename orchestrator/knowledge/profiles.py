@@ -30,6 +30,7 @@ from orchestrator.scheduler.view import MemoryModel, SpeedModel
 from orchestrator.store.profile_table import profiles_of_earlier_runs
 from orchestrator.store.store import Store
 
+_WAYS = ("plain", "checkpointing")  # without and with gradient checkpointing
 _SAVE_SECONDS = 10.0  # between two writes
 _BELIEVED = 20  # measured steps from which a fit is trusted: by plans, and to set the token budget
 _SPREAD = 1.5  # largest batch over smallest, from which a fit can tell a from b
@@ -199,7 +200,8 @@ class Profiles:
         return _mean([profile.swap_seconds for profile in self._of_base(base_model)])
 
     def _of_base(self, base_model: str) -> list[Profile]:
-        return [profile for key, profile in self._profiles.items() if key.endswith(f" {base_model}")]
+        ends = tuple(f" {way} {base_model}" for way in _WAYS)  # a model's name may end like another one's
+        return [profile for key, profile in self._profiles.items() if key.endswith(ends)]
 
     def save_now_and_then(self) -> None:
         """Write what has changed, but not at every look: each write waits for the disk."""
@@ -235,7 +237,7 @@ def profile_key(place: Place, base_model: str) -> str:
     device = f"{kind}-{place.cpu_threads or 'all'}" if kind == "cpu" else place.device_name or kind
     settings = place.settings
     numbers = f"{settings.dtype}/{settings.quantization}" if settings.quantization else settings.dtype
-    return f"{device} {numbers} {'checkpointing' if settings.gradient_checkpointing else 'plain'} {base_model}"
+    return f"{device} {numbers} {_WAYS[settings.gradient_checkpointing]} {base_model}"
 
 
 def leaving_room(model: MemoryModel, limit: int | None) -> MemoryModel:

@@ -32,12 +32,18 @@ class Task:
     weight: float = 1.0
 
 
+def tasks_of(jobs: Sequence[TraceJob], profile: Profile) -> list[Task]:
+    """The jobs of a trace as the bounds see them, on a device."""
+    return [Task(job.arrival_s, job.steps, work_of(job, profile).added) for job in jobs]
+
+
 def lower_bound(jobs: Sequence[TraceJob], profile: Profile, actors: int) -> float:
     """The lower bound of the mean turnaround of a trace, on actors that begin with the first of its base models."""
     bases = [job.base_model for job in jobs]
     loaded = list(dict.fromkeys(bases))[:actors]
-    tasks = [Task(job.arrival_s, job.steps, work_of(job, profile).added) for job in jobs]
-    return loading_bound(tasks, bases, loaded, profile.base_load_seconds, profile.step_seconds, actors)
+    return loading_bound(
+        tasks_of(jobs, profile), bases, loaded, profile.base_load_seconds, profile.step_seconds, actors
+    )
 
 
 def relaxed_bound(tasks: Sequence[Task], shared: float, actors: int) -> float:

@@ -168,9 +168,9 @@ def test_conversations_that_the_template_shortened_are_named():
 
 
 def test_layers_that_no_gradient_reaches_are_named():
-    job = view(unreached="dt_proj")
-    assert formatting.remark(job) == "no gradient reached dt_proj"
-    assert "dt_proj: in the first step the loss did not depend" in printed(display.job_details(job))
+    job = view(unreached="4 of 8 layers (dt_proj)")
+    assert formatting.remark(job) == "no gradient reached 4 of 8 layers (dt_proj)"
+    assert "4 of 8 layers (dt_proj): in the first step the loss did not depend" in printed(display.job_details(job))
 
 
 def test_steps_before_the_data_are_loaded():

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from orchestrator.simulation.bounds import Task, lower_bound
+from orchestrator.simulation.bounds import Task, lower_bound, tasks_of
 from orchestrator.simulation.optimum import optimum, optimum_of_bases
 from orchestrator.simulation.simulator import Simulation
-from orchestrator.simulation.trace import work_of
 from orchestrator.simulation.workload import small_instance, small_instance_of_bases
 
 
@@ -27,7 +26,7 @@ def test_small_instances_are_close_to_the_optimum():
     for seed in range(25):
         jobs, profile, actors = small_instance(seed)
         mean = float(Simulation(jobs, profile, actors, "cosrpt").run().turnaround.mean())
-        tasks = [Task(job.arrival_s, job.steps, work_of(job, profile).added) for job in jobs]
+        tasks = tasks_of(jobs, profile)
         ratios.append(mean / optimum(tasks, profile.step_seconds, actors, upper_bound=1.2 * mean))
     assert min(ratios) >= 1 - 1e-6
     assert np.mean(ratios) <= 1.05
@@ -48,7 +47,7 @@ def test_small_instances_of_several_base_models_are_close_to_the_optimum_and_it_
         for gap in (0.0, 0.5):
             jobs, profile, actors = small_instance_of_bases(seed, gap)
             mean = float(Simulation(jobs, profile, actors, "cosrpt").run().turnaround.mean())
-            tasks = [Task(job.arrival_s, job.steps, work_of(job, profile).added) for job in jobs]
+            tasks = tasks_of(jobs, profile)
             bases = [job.base_model for job in jobs]
             best = optimum_of_bases(tasks, bases, profile.base_load_seconds, profile.step_seconds, 1.2 * mean)
             assert lower_bound(jobs, profile, actors) <= best * (1 + 1e-9)

@@ -14,9 +14,9 @@ import pytest
 
 from orchestrator.scheduler.policy import decide
 from orchestrator.scheduler.view import ActorShape, ActorState, ActorView, ClusterView, JobView
-from orchestrator.simulation.bounds import Task, relaxed_bound, slowdown_bound, unshared_bound
+from orchestrator.simulation.bounds import Task, relaxed_bound, slowdown_bound, tasks_of, unshared_bound
 from orchestrator.simulation.simulator import Simulation
-from orchestrator.simulation.trace import read_profile, work_of
+from orchestrator.simulation.trace import read_profile
 from orchestrator.simulation.workload import WorkloadShape, generate
 from support.repository import TRACES
 
@@ -60,7 +60,7 @@ def test_the_slow_ones_are_not_sacrificed():
 def test_shared_steps_beat_every_scheduler_without_them():
     found = []
     for number, (profile, _) in enumerate(CASES):
-        tasks = [Task(job.arrival_s, job.steps, work_of(job, profile).added) for job in workload(number)]
+        tasks = tasks_of(workload(number), profile)
         found.append(run(number, "cosrpt").turnaround.mean() / unshared_bound(tasks, profile.step_seconds, ACTORS))
         assert run(number, "cosrpt").turnaround.mean() > relaxed_bound(tasks, profile.step_seconds, ACTORS)
     assert geometric(found) < 0.85
@@ -79,7 +79,7 @@ def test_no_scheduler_keeps_a_slowdown_below_the_bound():
     # 1 s of work due at s, 9 s due at 9 s, from the same moment: the long one is done at 10 s
     assert slowdown_bound([Task(0.0, 10, 0.1), Task(0.0, 90, 0.1)], 0.0, 1) == pytest.approx(10 / 9, rel=2e-3)
     for number, (profile, _) in enumerate(CASES):
-        tasks = [Task(job.arrival_s, job.steps, work_of(job, profile).added) for job in workload(number)]
+        tasks = tasks_of(workload(number), profile)
         least = slowdown_bound(tasks, profile.step_seconds, ACTORS)
         for policy in ("fifo", "fifo-memory", "srpt", "cosrpt"):
             assert (run(number, policy).turnaround / run(number, policy).alone).max() >= least
