@@ -18,14 +18,15 @@ from pathlib import Path
 import numpy as np
 from many_bases import Row, base_rows, geometric, show
 from scenarios import Scenario, devices, grids, recorded, scenarios
+from uneven import uneven_rows
 
 from orchestrator.scheduler.incremental import IncrementalPlan
 from orchestrator.scheduler.policy import decide
 from orchestrator.scheduler.view import ActorShape, ActorState, ActorView, ClusterView, JobView
 from orchestrator.simulation.bounds import Task, relaxed_bound, slowdown_bound, tasks_of, unshared_bound
+from orchestrator.simulation.devices import load_of
 from orchestrator.simulation.optimum import optimum
 from orchestrator.simulation.simulator import Outcome, Simulation
-from orchestrator.simulation.trace import load_of
 from orchestrator.simulation.workload import WorkloadShape, generate, small_instance
 
 POLICIES = ("fifo", "fifo-4", "fifo-memory", "srpt", "cosrpt")
@@ -49,7 +50,7 @@ RATIOS = (
 def simulate(scenario: Scenario, policy: str, noise: float = 0.0, makespan: float = 0.0) -> Outcome:
     """One run."""
     jobs, profile, actors = scenario
-    return Simulation(jobs, profile, actors, policy, noise=noise, makespan=makespan).run()
+    return Simulation(jobs, [profile] * actors, policy, noise=noise, makespan=makespan).run()
 
 
 def contended(workloads: dict[str, Scenario], title: str) -> list[Row]:
@@ -63,7 +64,7 @@ def contended(workloads: dict[str, Scenario], title: str) -> list[Row]:
         tasks = tasks_of(jobs, profile)
         lower = relaxed_bound(tasks, profile.step_seconds, actors)
         unshared = unshared_bound(tasks, profile.step_seconds, actors)
-        ours, load = runs["cosrpt"], load_of(jobs, profile, actors)
+        ours, load = runs["cosrpt"], load_of(jobs, [profile] * actors)
         sooner = simulate(scenario, "cosrpt", makespan=MAKESPAN)
         shown = " ".join(f"{means[policy]:11,.0f}" for policy in POLICIES)
         print(f"{name:24s} {load:5.2f} {shown} {lower:7,.0f} {unshared:9,.0f}", flush=True)
@@ -297,6 +298,7 @@ def main() -> None:
     rows += contended(grids(count), "grids")
     rows += contended(given, "recorded") if given else []
     rows += base_rows(*((12, 4) if options.quick else (120, 60)))
+    rows += uneven_rows(12 if options.quick else 120)
     rows += single_rows(workloads, options.quick, count)
     show(rows)
     if options.json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,18 +17,30 @@ from orchestrator.cli.chart import write_chart
 from orchestrator.cli.options import AsJson, Chart
 from orchestrator.scheduler.policy import DEFAULT, POLICIES
 from orchestrator.simulation import gantt
-from orchestrator.simulation.bounds import lower_bound, tasks_of, unshared_bound
+from orchestrator.simulation.bounds import lower_bound, unshared_lower_bound
+from orchestrator.simulation.devices import load_of
 from orchestrator.simulation.simulator import Outcome, Simulation
-from orchestrator.simulation.trace import Profile, TraceError, TraceJob, load_of, read_profile, read_trace
+from orchestrator.simulation.trace import Profile, TraceError, TraceJob, read_profile, read_trace
 from orchestrator.validation.problems import Problem
 
 REFERENCE = "fifo-4"
+_MOST_ACTORS = 100_000
 
 
 def simulate(
     trace: Annotated[Path, typer.Option("--trace", metavar="FILE.csv", help="The jobs.", show_default=False)],
-    profile: Annotated[Path, typer.Option("--profile", metavar="PROFILE.yaml", help="The device.", show_default=False)],
-    actors: Annotated[int, typer.Option("--actors", min=1, max=100_000, help="How many of these devices.")],
+    actors: Annotated[
+        str,
+        typer.Option(
+            "--actors",
+            metavar="N",
+            help="How many of these devices, or several kinds of them: 4:a.yaml,8:b.yaml.",
+            show_default=False,
+        ),
+    ],
+    profile: Annotated[
+        Path | None, typer.Option("--profile", metavar="PROFILE.yaml", help="The device.", show_default=False)
+    ] = None,
     policy: Annotated[
         str, typer.Option("--policy", metavar="A,B,C", help=f"Policies to compare: {', '.join(POLICIES)}.")
     ] = ",".join(POLICIES),
@@ -46,23 +59,24 @@ def simulate(
     --gantt draws the first of the policies.
     """
     names = _policies(policy)
-    jobs, device = read_trace(trace), read_profile(profile)
+    jobs, devices = read_trace(trace), _devices(actors, profile)
+    cluster = _in_words(devices)
     outcomes: dict[str, Outcome] = {}
     for name in dict.fromkeys([*names, REFERENCE]):
         record = chart is not None and name == names[0]
         options: dict[str, Any] = {"noise": noise, "seed": seed, "record": record, "makespan": makespan}
-        outcomes[name] = Simulation(jobs, device, actors, name, **options).run()
+        outcomes[name] = Simulation(jobs, devices, name, **options).run()
         if record and chart is not None:
-            _draw(chart, outcomes[name], name, f"{trace.name} on {formatting.plural(actors, 'actor')} of {device.name}")
-    result = summary(jobs, device, actors, outcomes, names)
-    counted = Simulation(jobs, device, actors, REFERENCE, noise=noise, seed=seed, by_count=True).run()
+            _draw(chart, outcomes[name], name, f"{trace.name} on {cluster}")
+    result = summary(jobs, devices, outcomes, names)
+    counted = Simulation(jobs, devices, REFERENCE, noise=noise, seed=seed, by_count=True).run()
     result["oom_jobs_by_count"] = counted.oom
     if as_json:
         progress.print_json(result)
         return
     console = display.make_console()
     console.print(
-        f"{formatting.plural(len(jobs), 'job')}, {formatting.plural(actors, 'actor')} of {device.name}, "
+        f"{formatting.plural(len(jobs), 'job')}, {cluster}, "
         f"load {result['load']:.2f}; no scheduler has a mean below {result['lower_bound_s']:,.0f} s, none without "
         f"shared steps one below {result['no_sharing_bound_s']:,.0f} s",
         soft_wrap=True,
@@ -75,27 +89,27 @@ def simulate(
     )
     rejected = max(one["rejected_jobs"] for one in result["policies"].values())
     if rejected:
-        which = f"{formatting.plural(rejected, 'job')} of {len(jobs)} would not fit on {device.name} even alone"
+        kinds = " or ".join(dict.fromkeys(device.name for device in devices))
+        which = f"{formatting.plural(rejected, 'job')} of {len(jobs)} would not fit on {kinds} even alone"
         console.print(f"{which}: rejected, and in no figure above", soft_wrap=True)
 
 
 def summary(
-    jobs: Sequence[TraceJob], profile: Profile, actors: int, outcomes: dict[str, Outcome], names: Sequence[str]
+    jobs: Sequence[TraceJob], devices: Sequence[Profile], outcomes: dict[str, Outcome], names: Sequence[str]
 ) -> dict[str, Any]:
     """Figures of every policy, and the bounds.
 
     Args:
         jobs: The trace.
-        profile: The device.
-        actors: How many.
+        devices: One for each actor.
         outcomes: Of at least `names` and `REFERENCE`.
         names: Policies to tell of.
     """
     reference = outcomes[REFERENCE]
     ended = np.isfinite(reference.turnaround)  # the same under every policy: only what never fits is rejected
     able = [job for job, ok in zip(jobs, ended, strict=True) if ok]
-    lower = lower_bound(able, profile, actors) if able else 0.0
-    unshared = unshared_bound(tasks_of(able, profile), profile.step_seconds, actors) if able else 0.0
+    lower = lower_bound(able, devices) if able else 0.0
+    unshared = unshared_lower_bound(able, devices) if able else 0.0
     mean = figures(reference)["mean_s"]
     policies = {}
     for name in names:
@@ -108,8 +122,8 @@ def summary(
         }
     return {
         "jobs": len(jobs),
-        "actors": actors,
-        "load": load_of(jobs, profile, actors) if len(jobs) > 1 else 0.0,
+        "actors": len(devices),
+        "load": load_of(jobs, devices) if len(jobs) > 1 else 0.0,
         "lower_bound_s": lower,
         "no_sharing_bound_s": unshared,
         "policies": policies,
@@ -133,6 +147,33 @@ def figures(outcome: Outcome) -> dict[str, float]:
         "oom_jobs": outcome.oom,
         "rejected_jobs": outcome.rejected,
     }
+
+
+def _devices(actors: str, profile: Path | None) -> list[Profile]:
+    """The device of each actor, by the options of these names.
+
+    Raises:
+        TraceError: They do not tell it, or a profile cannot be used.
+    """
+    parts = [part.strip().partition(":") for part in actors.split(",")]
+    numbers = all(count.isdecimal() and 0 < int(count) <= _MOST_ACTORS for count, _, _ in parts)
+    if not numbers or any(bool(file) == (profile is not None) for _, _, file in parts):
+        how = "a number with --profile PROFILE.yaml, or without it NUMBER:PROFILE.yaml,NUMBER:PROFILE.yaml"
+        raise TraceError([Problem("--actors", "", f"{actors} is not how many of which; give {how}")])
+    devices: list[Profile] = []
+    for count, _, file in parts:
+        devices += [read_profile(profile or Path(file))] * int(count)
+    kinds = Counter(device.name for device in set(devices))
+    if twice := next((name for name, count in kinds.items() if count > 1), None):
+        raise TraceError([Problem("--actors", "", f"two profiles that differ are both called {twice}; rename one")])
+    if len(devices) > _MOST_ACTORS:
+        raise TraceError([Problem("--actors", "", f"{len(devices)} are too many; {_MOST_ACTORS} are allowed")])
+    return devices
+
+
+def _in_words(devices: Sequence[Profile]) -> str:
+    counted = Counter(device.name for device in devices)
+    return " and ".join(f"{formatting.plural(count, 'actor')} of {name}" for name, count in counted.items())
 
 
 def _ratio(value: float, reference: float) -> float | None:

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
 
-from orchestrator.scheduler.columns import Models
+from orchestrator.scheduler.job_columns import Models
 from orchestrator.scheduler.policy import decide
 from orchestrator.scheduler.view import ActorState, ActorView, ClusterView, JobView, Plan
 

@@ -15,8 +15,9 @@ from orchestrator.scheduler.view import ActorView, JobView
 
 @dataclass(frozen=True)
 class _EmptyPlace:
-    """A place without jobs: bytes beside a base model, and the token cap of its shared batches."""
+    """A place without jobs: its device, bytes beside a base model, and the token cap of its shared batches."""
 
+    device: str
     bytes: float
     per_token: float
     cap: int
@@ -24,6 +25,11 @@ class _EmptyPlace:
     def left(self, tokens: int) -> float:
         """Bytes for an adapter whose micro-batches have so many tokens."""
         return self.bytes - self.per_token * max(self.cap, tokens)
+
+    def holds(self, job: JobView) -> bool:
+        """Whether a job fits here."""
+        size = job.size_on(self.device)
+        return size.bytes <= self.left(size.worst_tokens)
 
 
 def fit_oversized_jobs(jobs: Iterable[JobView], places: Sequence[ActorView]) -> tuple[JobView, ...]:
@@ -55,14 +61,19 @@ def _empty_places(base_model: str, places: Iterable[ActorView]) -> list[_EmptyPl
         memory = place.memories.get(base_model)
         if memory is not None and place.pinned in (None, base_model):
             limit = math.inf if place.memory_limit is None else place.memory_limit
-            distinct[_EmptyPlace(limit - memory.fixed_bytes, memory.bytes_per_token, memory.token_cap or 0)] = None
+            empty = limit - memory.fixed_bytes
+            one = _EmptyPlace(place.shape.device, empty, memory.bytes_per_token, memory.token_cap or 0)
+            distinct[one] = None
     return list(distinct)
 
 
 def _fit(job: JobView, empty_places: Sequence[_EmptyPlace]) -> JobView:
-    if not empty_places or any(job.adapter_bytes <= place.left(job.worst_tokens) for place in empty_places):
+    if not empty_places or any(place.holds(job) for place in empty_places):
         return job
-    roomiest = max(empty_places, key=lambda place: place.left(0))
-    if job.adapter_bytes <= roomiest.left(0):
-        return replace(job, worst_tokens=min(job.worst_tokens, roomiest.cap))
-    return replace(job, movable=False)
+    roomiest = max(empty_places, key=lambda place: place.left(0) - job.size_on(place.device).bytes)
+    if job.size_on(roomiest.device).bytes > roomiest.left(0):
+        return replace(job, movable=False)
+    sizes = {
+        device: size._replace(worst_tokens=min(size.worst_tokens, roomiest.cap)) for device, size in job.sizes.items()
+    }
+    return replace(job, worst_tokens=min(job.worst_tokens, roomiest.cap), sizes=sizes)

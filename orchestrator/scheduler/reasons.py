@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from orchestrator import formatting
-from orchestrator.scheduler.columns import Jobs, Places
+from orchestrator.scheduler.job_columns import Jobs
+from orchestrator.scheduler.place_columns import Places
 from orchestrator.scheduler.view import ActorState, JobView
 
 
@@ -64,10 +65,10 @@ class Reasons:
         )
 
     def _needs(self, job: int, place: int) -> float:
-        jobs, room = self._jobs, self._places.room
-        worst = jobs.worst[job]
+        room = self._places.room
+        adapter_bytes, worst = self._places.size_at(place, job)
         more = max(0.0, worst - room.tokens[place]) if room.capped[place] else worst
-        return float(jobs.bytes[job] + room.per_token[place] * more)
+        return float(adapter_bytes + room.per_token[place] * more)
 
     def _fits(self, job: int, place: int) -> bool:
         return self._needs(job, place) <= float(self._free[place])

@@ -101,12 +101,6 @@ def work_of(job: TraceJob, profile: Profile) -> Work:
     )
 
 
-def load_of(jobs: Sequence[TraceJob], profile: Profile, actors: int) -> float:
-    """Work that comes in, in seconds alone, per second of all actors together."""
-    span = max(job.arrival_s for job in jobs) - min(job.arrival_s for job in jobs)
-    return sum(work_of(job, profile).alone for job in jobs) / (actors * span) if span else math.inf
-
-
 def read_trace(path: Path) -> list[TraceJob]:
     """The jobs of a trace in the order of arrival.
 
