@@ -177,7 +177,7 @@ class SnapshotBuilder:
                 (held if place is None else unsure)[place or job.id] = str(error)
         self._forget_all_but(jobs)
         places = tuple(self._place_views(bases, unsure))
-        view = ClusterView(fit_oversized_jobs(jobs, places), places, bases, time.time(), self._makespan)
+        view = ClusterView(fit_oversized_jobs(jobs, places, bases), places, bases, time.time(), self._makespan)
         return Snapshot(view, held)
 
     def places(self, base: BaseDescription) -> tuple[ActorView, ...]:
