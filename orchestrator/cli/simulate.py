@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,12 +15,15 @@ from orchestrator import formatting
 from orchestrator.cli import display, progress
 from orchestrator.cli.chart import write_chart
 from orchestrator.cli.options import AsJson, Chart
+from orchestrator.jobs.output_folder import read_metrics
 from orchestrator.scheduler.policy import DEFAULT, POLICIES
 from orchestrator.simulation import gantt
 from orchestrator.simulation.bounds import lower_bound, unshared_lower_bound
 from orchestrator.simulation.devices import load_of
+from orchestrator.simulation.early_stop import StoppingSimulation, Stops
+from orchestrator.simulation.loss_curves import Rows, draw_curves
 from orchestrator.simulation.simulator import Outcome, Simulation
-from orchestrator.simulation.trace import Profile, TraceError, TraceJob, read_profile, read_trace
+from orchestrator.simulation.trace import Profile, TraceError, TraceJob, read_profile, read_rules, read_trace
 from orchestrator.validation.problems import Problem
 
 REFERENCE = "fifo-4"
@@ -50,7 +53,25 @@ def simulate(
     makespan: Annotated[
         float, typer.Option("--makespan", min=0.0, max=4.0, help="As `scheduler.makespan` of the cluster file.")
     ] = 0.0,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the noise.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the noise, and of drawn losses.")] = 0,
+    early_stop: Annotated[
+        Path | None,
+        typer.Option(
+            "--early-stop",
+            metavar="RULES.yaml",
+            help="Also: what these rules (a job's `early_stop`) would save.",
+            show_default=False,
+        ),
+    ] = None,
+    losses: Annotated[
+        Path | None,
+        typer.Option(
+            "--losses",
+            metavar="FOLDER",
+            help="Recorded losses for --early-stop, JOB/metrics.jsonl each; else they are drawn.",
+            show_default=False,
+        ),
+    ] = None,
     chart: Chart = None,
     as_json: AsJson = False,
 ) -> None:
@@ -71,6 +92,13 @@ def simulate(
     result = summary(jobs, devices, outcomes, names)
     counted = Simulation(jobs, devices, REFERENCE, noise=noise, seed=seed, by_count=True).run()
     result["oom_jobs_by_count"] = counted.oom
+    if early_stop is not None:
+        rules, curves = read_rules(early_stop), _curves(jobs, losses, seed)
+        options = {"noise": noise, "seed": seed, "makespan": makespan}
+        stopping = {
+            name: StoppingSimulation(jobs, devices, name, rules, curves, **options).run_and_count() for name in names
+        }
+        result["early_stop"] = {name: _stop_figures(stopping[name], outcomes[name]) for name in names}
     if as_json:
         progress.print_json(result)
         return
@@ -82,6 +110,8 @@ def simulate(
         soft_wrap=True,
     )
     console.print(_table(result["policies"], console.width))
+    if early_stop is not None:
+        console.print(_stops_table(result["early_stop"]))
     console.print(
         f"Four to an actor without a look at memory, as m-LoRA as released admits them, would run {counted.oom} of "
         f"{formatting.plural(len(jobs), 'job')} out of memory",
@@ -128,6 +158,43 @@ def summary(
         "no_sharing_bound_s": unshared,
         "policies": policies,
     }
+
+
+def _curves(jobs: Sequence[TraceJob], folder: Path | None, seed: int) -> Mapping[str, Rows]:
+    """The losses of each job: recorded ones of those that have any, or drawn ones."""
+    if folder is None:
+        return draw_curves(jobs, seed)
+    recorded = {job.job: read_metrics(str(folder / job.job)) for job in jobs}
+    curves = {name: rows for name, rows in recorded.items() if rows}
+    if not curves:
+        message = f"{folder} holds no losses of a job of the trace; give a folder with JOB/metrics.jsonl"
+        raise TraceError([Problem("--losses", "", message)])
+    return curves
+
+
+def _stop_figures(stops: Stops, outcome: Outcome) -> dict[str, Any]:
+    """What early stop does under one policy; `outcome` is the run without it."""
+    mean, whole = (figures(one)["mean_s"] for one in (stops.outcome, outcome))
+    return {
+        "mean_s": mean,
+        "ratio_to_all_steps": _ratio(mean, whole),
+        "stopped_jobs": len(stops.reasons),
+        "steps_saved": stops.steps_saved,
+        "grids": stops.grids,
+        "grids_without_their_best": stops.best_lost,
+    }
+
+
+def _stops_table(policies: Mapping[str, Mapping[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("early stop", no_wrap=True, min_width=max(map(len, POLICIES)))
+    for head in ("mean s", "/ all steps", "stopped", "steps saved", "best stopped"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for name, one in policies.items():
+        lost = f"{one['grids_without_their_best']} of {formatting.plural(one['grids'], 'grid')}"
+        shown = (f"{one['mean_s']:,.0f}", _shown(one["ratio_to_all_steps"], ".2f"), str(one["stopped_jobs"]))
+        table.add_row(name, *shown, f"{one['steps_saved']:.0%}", lost)
+    return table
 
 
 def figures(outcome: Outcome) -> dict[str, float]:

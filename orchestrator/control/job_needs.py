@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gpu_actor.adapters.shapes import adapter_activation_bytes, adapter_bytes
@@ -14,6 +15,7 @@ from gpu_actor.contract.footprint import MICRO_BATCH_CAP
 from orchestrator.jobs.job import JobSpec
 from orchestrator.knowledge.data_size import DataSize
 from orchestrator.scheduler.estimate import device_kind
+from orchestrator.scheduler.halving import expected_steps
 from orchestrator.scheduler.view import UNKNOWN_STEPS, JobSize, JobView
 
 _UNKNOWN_SHARE = 0.5  # of cutoff_len, for samples that nobody has counted
@@ -91,6 +93,15 @@ def scheduling_view(
         steps_total=total,
         tokens_per_step=(progress.get("tokens_per_step") or samples * mean) * footprint.token_work(training),
     )
+
+
+def before_its_rungs(job: JobView, spec: JobSpec) -> JobView:
+    """The job with the steps that it still makes on average: one of a halved grid may stop at each rung."""
+    rules, total = spec.early_stop, job.steps_total or job.steps_left
+    if not (rules.halving_steps and rules.group):
+        return job
+    expected = expected_steps(total - job.steps_left, total, rules.halving_steps, rules.halving_keep)
+    return replace(job, steps_left=max(1, math.ceil(expected)))
 
 
 def _size_on(device: str, training: TrainingConfig, need: AdapterNeed, longest: int | None) -> JobSize:

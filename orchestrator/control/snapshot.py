@@ -11,7 +11,7 @@ from typing import Any
 from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.errors import LorayError
 from orchestrator.cluster.fleet import Fleet
-from orchestrator.control.job_needs import AdapterNeed, scheduling_view
+from orchestrator.control.job_needs import AdapterNeed, before_its_rungs, scheduling_view
 from orchestrator.jobs.job import JobSpec, JobState
 from orchestrator.knowledge.base_catalog import BaseCatalog
 from orchestrator.knowledge.data_size import DataSize, guess_size, guess_sizes
@@ -218,8 +218,9 @@ class SnapshotBuilder:
             self._views[job.id] = replace(last, source=source)
             return last.view
         size, need = self._size(job.id, job.spec), self._need(job.spec, base)
+        needed = scheduling_view(job.id, job.spec, base, progress, size, devices=devices, need=need)
         view = replace(
-            scheduling_view(job.id, job.spec, base, progress, size, devices=devices, need=need),
+            before_its_rungs(needed, job.spec),
             arrival=job.seq,
             submitted_at=job.submitted_at,
             queued_at=job.queued_at,
