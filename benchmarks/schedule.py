@@ -252,11 +252,38 @@ def event_ms(queued: int = 10_000, actors: int = 1000, events: int = 400) -> dic
     return times
 
 
+def events_per_second(queued: int = 10_000, actors: int = 1000) -> float:
+    """Ends and arrivals of a large cluster that stays as full as it is: for each job that ends one comes."""
+    view, _ = large_cluster(queued, actors)
+    profile, together = devices()[1], {place.id: devices()[1].step_seconds for place in view.actors}
+    running = [job for job in view.jobs if job.actor is not None]
+    for job in running:
+        together[str(job.actor)] += profile.speed.added(job.tokens, profile.microbatch_tokens)
+    steps = float(np.mean([job.steps_left for job in view.jobs]))
+    return 2 * sum(1 / (steps * together[str(job.actor)]) for job in running)
+
+
+def planner_rows(cluster: tuple[int, int]) -> list[Row]:
+    """What planning costs on a large cluster, and what the answers between full plans save."""
+    events, full, rate = event_ms(*cluster), decision_ms(*cluster), events_per_second(*cluster)
+    answer = float(np.mean(events["end"] + events["arrival"]))
+    return [
+        ("full plan, {:,} queued, {:,} actors, ms".format(*cluster), "250", "70", full),
+        *(
+            (f"one {kind} between full plans, {words}, ms", "1", "0.1", float(np.percentile(events[kind], share)))
+            for kind in ("end", "arrival")
+            for words, share in (("median", 50), ("99th percentile", 99))
+        ),
+        ("ends and arrivals there, for each second", "-", "-", rate),
+        ("a full plan at each of them, in parts of one core", "-", "-", rate * full / 1000),
+        ("an answer to each, and a full plan every 20 times its time, likewise", "-", "-", 0.05 + rate * answer / 1000),
+    ]
+
+
 def single_rows(workloads: dict[str, Scenario], quick: bool, count: int) -> list[Row]:
     """The rows that are no ratio over all scenarios."""
     steps, cluster = (10**4, (200, 20)) if quick else (10**6, (10_000, 1000))
     mean, worst = exact(4 if quick else 60)
-    events = event_ms(*cluster)
     return [
         ("largest slowdown, 16 actors, load 1.2", "20", "12", slowdown(3 * count)),
         ("p95 slowdown of a weight-8 tenth, load 1.0", "1.5", "1.2", urgent(count)),
@@ -270,12 +297,7 @@ def single_rows(workloads: dict[str, Scenario], quick: bool, count: int) -> list
         ("sizes off by exp(N(0, 0.5)) / fifo-4", "0.65", "0.55", misestimated(workloads)),
         (f"steps of {steps:,} out of memory, filled to 85 %", "0", "-", out_of_memory(0.85, steps)),
         (f"steps of {steps:,} out of memory, filled to 90 %", "-", "0", out_of_memory(0.90, steps)),
-        ("full plan, {:,} queued, {:,} actors, ms".format(*cluster), "250", "70", decision_ms(*cluster)),
-        *(
-            (f"one {kind} between full plans, {words}, ms", "1", "0.1", float(np.percentile(events[kind], share)))
-            for kind in ("end", "arrival")
-            for words, share in (("median", 50), ("99th percentile", 99))
-        ),
+        *planner_rows(cluster),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,6 +75,11 @@ def _table(jobs: Sequence[JobView]) -> dict[str, NDArray[Any]]:
     return {name: rows[name].copy() for name in JobRow._fields}
 
 
+def _pairs(adapter_bytes: Floats, worst: Floats) -> list[list[tuple[float, float]]]:
+    """Two tables of numbers as one of pairs."""
+    return [list(zip(*rows, strict=True)) for rows in zip(adapter_bytes.tolist(), worst.tolist(), strict=True)]
+
+
 class Jobs:
     """Columns over the jobs of a view, in the order of arrival; those that leave for good are none of them.
 
@@ -81,8 +87,10 @@ class Jobs:
         at: Index of the place where a job is attached; -1 for none, and for one that is leaving.
         devices: Of the places, each once.
         bytes, worst: What a job takes of a place, a row for each of the devices (`Places.size`).
+        sizes: The same by device and job, for who asks of one: a number of a column costs as much as the whole column.
         leaving: Whether it is planned as if it were in the queue, and is not there yet.
         base: Index of its base model in `bases`.
+        least_further: Shared batches that one step takes beyond the first, where the token budget is the largest.
         left, total: Optimizer steps still to do, and all.
         added: v, the seconds that one of its steps adds to a shared step, on the average place of its base model.
         shared: a, the fixed seconds of a shared step there.
@@ -92,7 +100,7 @@ class Jobs:
 
     def __init__(self, view: ClusterView, places: Sequence[ActorView], bases: Sequence[str], models: Models) -> None:
         staying = (job for job in view.jobs if job.returns or not job.leaving)
-        views = sorted(staying, key=lambda job: (job.arrival, job.id))
+        views = sorted(staying, key=attrgetter("arrival", "id"))
         self.views, self.count = views, len(views)
         where = {place.id: index for index, place in enumerate(places)}
         number = {ref: index for index, ref in enumerate(bases)}
@@ -104,6 +112,9 @@ class Jobs:
         self.tokens = table["tokens"]
         self.devices = list(dict.fromkeys(place.shape.device for place in places)) or [""]
         self.bytes, self.worst = self._sizes(views, table)
+        self.sizes = _pairs(self.bytes, self.worst)
+        self._largest_budget = float(max((place.shape.token_budget for place in places), default=1))
+        self.least_further = self._further_batches(self.tokens)
         self.left, self.total = table["left"], table["total"]
         self.priority = table["priority"]
         self.class_weight, self.weight = table["weight"], table["weight"].copy()
@@ -123,6 +134,10 @@ class Jobs:
         sizes = [[job.size_on(device) for job in views] for device in self.devices]
         columns = np.array(sizes, np.float64).reshape(len(sizes), len(views), 2)
         return columns[:, :, 0], columns[:, :, 1]
+
+    def _further_batches(self, tokens: Floats) -> Floats:
+        further: Floats = np.maximum(0.0, np.ceil(tokens / self._largest_budget) - 1)
+        return further
 
     def _average_host(self, index: int, ref: str, places: Sequence[ActorView], models: Models) -> None:
         """Find the average of the places that host a base model, or else of those that may, and charge its jobs."""
@@ -160,9 +175,12 @@ class Jobs:
         table = _table(views)
         sizes = self._sizes(views, table)
         self.bytes, self.worst = (np.hstack(pair) for pair in zip((self.bytes, self.worst), sizes, strict=True))
+        for there, new in zip(self.sizes, _pairs(*sizes), strict=True):
+            there.extend(new)
         base = np.array([bases.index(job.base_model) for job in views], np.int64)
         for name in ("tokens", "left", "total", "priority", "weight"):
             setattr(self, name, np.append(getattr(self, name), table[name]))
+        self.least_further = np.append(self.least_further, self._further_batches(table["tokens"]))
         self.movable, self.leaving, self.lost = (
             np.append(column, np.zeros(more, bool)) for column in (self.movable, self.leaving, self.lost)
         )

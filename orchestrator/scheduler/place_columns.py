@@ -9,7 +9,7 @@ import numpy as np
 
 from orchestrator.scheduler.job_columns import Jobs, Models
 from orchestrator.scheduler.room import Floats, Ints, Mask, PlaceMemory, Room
-from orchestrator.scheduler.view import ActorState, ActorView, JobSize, JobView, MemoryModel, SpeedModel
+from orchestrator.scheduler.view import ActorState, ActorView, JobView, MemoryModel, SpeedModel
 
 _NO_MEMORY = MemoryModel(0.0, 0.0)  # of a base model that no job names
 _NO_SPEED = SpeedModel(0.0, 0.0, 0.0)
@@ -38,6 +38,7 @@ class Places:
         self.swap = np.array([actor.swap_seconds for actor in actors], np.float64)
         self.load = np.array([actor.seconds_to_load(actor.base_model) for actor in actors], np.float64)
         self.budget = np.array([actor.shape.token_budget for actor in actors], np.float64)
+        self._kinds: dict[str, list[int]] = {}  # by base model
         self.kept_for = np.full(self.count, -1, np.int64)
         self.closed = np.zeros(self.count, bool)  # planned for another base model, and to be emptied first
         self.attached: list[list[int]] = [[] for _ in actors]
@@ -95,9 +96,23 @@ class Places:
         mask: Mask = (self.base == base) & (self.ready | self.starting)
         return mask
 
+    def hosts_at(self, place: int, base: int) -> bool:
+        """Whether one place is among them."""
+        return bool(self.base[place] == base and (self.ready[place] or self.starting[place]))
+
     def may_host(self, place: int, base: str) -> bool:
         """By the cluster file."""
         return self.views[place].pinned in (None, base)
+
+    def kinds_that_may_host(self, base: str) -> list[int]:
+        """One place of each kind of memory with a base model, by the cluster file."""
+        if base not in self._kinds:
+            kinds: dict[PlaceMemory, int] = {}
+            for place in range(self.count):
+                if self.may_host(place, base):
+                    kinds.setdefault(self.memory(place, base), place)
+            self._kinds[base] = list(kinds.values())
+        return self._kinds[base]
 
     def can_load(self, place: int, base: str) -> bool:
         """Whether it may host a base model and has not just failed to load it."""
@@ -128,10 +143,9 @@ class Places:
         """Whether a job fits onto a place that has nothing else."""
         return self.alone(place, job) <= self.limit(place)
 
-    def size_at(self, place: int, job: int) -> JobSize:
-        """What a job takes of a place."""
-        size = self.size[place]
-        return JobSize(int(self._jobs.bytes[size, job]), int(self._jobs.worst[size, job]))
+    def size_at(self, place: int, job: int) -> tuple[float, float]:
+        """What a job takes of a place: bytes of its adapter, and tokens of its largest micro-batch."""
+        return self._jobs.sizes[int(self.size[place])][job]
 
     def fits(self, job: int) -> Mask:
         """Where a further job fits."""
@@ -143,6 +157,8 @@ class Places:
 
     def may_fit(self, where: Mask, jobs: Ints) -> Mask:
         """Which of some jobs may still fit on one of some places: none that fits is left out."""
+        if len(self._jobs.devices) == 1:
+            return self.room.may_fit(where, self._jobs.bytes[0, jobs], self._jobs.worst[0, jobs])
         mask = np.zeros(len(jobs), bool)
         for size in np.unique(self.size[where]).tolist():
             alike = where & (self.size == size)
@@ -242,12 +258,11 @@ class Places:
 
     def least_weight_added(self, hosts: Mask, jobs: Ints) -> Floats:
         """Weight there times v of some jobs, over the fixed cost of a step: no more than on any of some places."""
-        tokens, weight = self._jobs.tokens[jobs], self.weight_on[hosts]
+        columns, weight = self._jobs, self.weight_on[hosts]
         each = weight / self._step_seconds[hosts]
-        further_batches = np.maximum(0.0, np.ceil(tokens / float(self.budget[hosts].max())) - 1)
         by_token = float((each * self._token_seconds[hosts]).min())
         by_adapter = float((each * self._adapter_seconds[hosts]).min())
-        least: Floats = by_token * tokens + by_adapter + float(weight.min()) * further_batches
+        least: Floats = by_token * columns.tokens[jobs] + float(weight.min()) * columns.least_further[jobs] + by_adapter
         return least
 
     def _seconds_of_a_step(self, base: int, hosts: Mask) -> Floats:

@@ -54,10 +54,11 @@ class Planner:
     def _attach(self, view: ClusterView) -> None:
         """Who is on which place now. Where a speed is only guessed, nobody is taken off on the strength of that."""
         jobs, places = self._jobs, self._places
-        for number in np.flatnonzero(jobs.at >= 0).tolist():
-            place = int(jobs.at[number])
+        attached = np.flatnonzero(jobs.at >= 0).tolist()
+        for number, place in zip(attached, jobs.at[attached].tolist(), strict=True):
             places.attached[place].append(number)
-            jobs.movable[number] &= not places.views[place].guessed(jobs.views[number].base_model)
+            if places.views[place].doubts:
+                jobs.movable[number] &= not places.views[place].guessed(jobs.views[number].base_model)
         index = {place.id: number for number, place in enumerate(places.views)}
         for job in view.jobs:
             if job.leaving and job.actor in index:
@@ -91,14 +92,16 @@ class Planner:
         fits = (jobs.at >= 0) | jobs.leaving | jobs.lost
         guessed = np.array([job.started for job in jobs.views], bool)
         for number, ref in enumerate(self._bases):
-            hosts = [place for place in range(places.count) if places.may_host(place, ref)]
+            hosts = places.kinds_that_may_host(ref)
             of_base = jobs.base == number
             if not hosts:
                 fits |= of_base
             fits |= of_base & jobs.fit_alone({places.memory(place, ref) for place in hosts})
-            guessed |= of_base & jobs.fit_alone(
-                {memory for place in hosts for memory in places.guessed_memories(place, ref)}
-            )
+            if not (fits | guessed)[of_base].all():
+                every = [place for place in range(places.count) if places.may_host(place, ref)]
+                guessed |= of_base & jobs.fit_alone(
+                    {memory for place in every for memory in places.guessed_memories(place, ref)}
+                )
         rejections: dict[str, str] = {}
         must_wait: dict[str, str] = {}
         for job in np.flatnonzero(~fits).tolist():
@@ -172,11 +175,11 @@ class Planner:
 
     def _place(self, job: int) -> None:
         jobs, places = self._jobs, self._places
-        hosts = places.hosts(int(jobs.base[job])) & (places.kept_for < 0)
-        here = int(jobs.at[job])
-        if here >= 0 and hosts[here] and self._stays_put(job, here):
+        here, base = int(jobs.at[job]), int(jobs.base[job])
+        if here >= 0 and places.hosts_at(here, base) and places.kept_for[here] < 0 and self._stays_put(job, here):
             self._put(job, here)
             return
+        hosts = places.hosts(base) & (places.kept_for < 0)
         wanted = np.where(hosts, self._policy.cost(job), np.inf)
         cost = np.where(places.fits(job), wanted, np.inf)
         if np.isfinite(cost).any():

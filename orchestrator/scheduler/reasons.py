@@ -14,7 +14,7 @@ from orchestrator.scheduler.view import ActorState, JobView
 
 def never_fits(places: Places, job: JobView) -> str:
     """Why no place can ever hold a job."""
-    hosts = [place for place in range(places.count) if places.may_host(place, job.base_model)]
+    hosts = places.kinds_that_may_host(job.base_model)
     largest = max(hosts, key=lambda place: places.limit(place) - places.alone(place, job))
     total, limit = int(places.alone(largest, job)), int(places.limit(largest))
     return (
@@ -28,7 +28,8 @@ class Reasons:
     """Words for one plan."""
 
     def __init__(self, places: Places, jobs: Jobs, bases: Sequence[str], turn: str) -> None:
-        self._places, self._jobs, self._bases, self._turn = places, jobs, bases, turn
+        self._places, self._jobs, self._bases = places, jobs, bases
+        self._turns = [turn.format(base=base) for base in bases]
         self._free = places.room.free()
         self._hosts = {number: np.flatnonzero(places.hosts(number)).tolist() for number in range(len(bases))}
         self._loading = {n: [p for p in hosts if places.starting[p]] for n, hosts in self._hosts.items()}
@@ -58,7 +59,7 @@ class Reasons:
                 return f"{places.views[place].name} is kept for a job that has waited longer"
         roomiest = self._roomiest[base]
         if self._fits(job, roomiest):
-            return self._turn.format(base=ref)
+            return self._turns[base]
         return (
             f"needs {formatting.size(self._needs(job, roomiest))}, the roomiest actor that hosts {ref} has "
             f"{formatting.size(max(0.0, self._free[roomiest]))} free"
