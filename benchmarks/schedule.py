@@ -1,7 +1,9 @@
 """The scheduler against its targets, on a simulated clock: `python benchmarks/schedule.py [--jobs N] [--json FILE]`.
 
-Prints one row per target: what is asked at least, what is aimed at, what was measured. Everything is drawn from seeds,
-so that the same command prints the same figures on every machine, decision times excepted. With `--trace FILE.csv
+Prints one row per target: what is asked at least, what is aimed at, what was measured. The targets are asked of the
+geometric means over the contended workloads, those of load above 1, of jobs that come one by one to 4 actors and of
+recorded ones; the other rows are for information. Everything is drawn from seeds, so that the same command prints the
+same figures on every machine, decision times excepted. With `--trace FILE.csv
 --profile FILE.yaml --actors N` (as often as wanted) a recorded workload at
 four loads is measured as well.
 """
@@ -39,7 +41,7 @@ RATIOS = (
     ("mean turnaround / relaxed lower bound", "1.60", "1.45", "bound"),
     ("mean turnaround / bound without shared steps", "1.0", "0.85", "unshared"),
     ("p95 / fifo-memory", "0.75", "0.65", "p95"),
-    ("makespan / fifo-4", "1.00", "0.95", "makespan"),
+    ("makespan / fifo-4", "1.05", "1.00", "makespan"),  # who wants less sets the knob
     (f"makespan / fifo-4 with makespan: {MAKESPAN}", "1.00", "0.95", "sooner, makespan"),
     (f"mean turnaround / fifo-4 with makespan: {MAKESPAN}", "0.60", "0.50", "sooner, mean"),
     ("p50 / srpt", "-", "-", "p50"),
@@ -53,8 +55,14 @@ def simulate(scenario: Scenario, policy: str, noise: float = 0.0, makespan: floa
     return Simulation(jobs, [profile] * actors, policy, noise=noise, makespan=makespan).run()
 
 
-def contended(workloads: dict[str, Scenario], title: str) -> list[Row]:
-    """The rows over some scenarios, each of which is printed as it is done."""
+def contended(workloads: dict[str, Scenario], title: str, *, judged: bool = False) -> list[Row]:
+    """The rows over some scenarios, each of which is printed as it is done.
+
+    Args:
+        workloads: The scenarios.
+        title: What to call them.
+        judged: Whether the targets are asked of them, where load is above 1; else the rows are for information.
+    """
     ratios: dict[str, list[float]] = {}
     print(f"\n{title:24s} {'load':>5s} " + " ".join(f"{name:>11s}" for name in POLICIES) + "   bound  unshared")
     for name, scenario in workloads.items():
@@ -86,9 +94,9 @@ def contended(workloads: dict[str, Scenario], title: str) -> list[Row]:
             if load > 1.0:
                 ratios.setdefault(f"{key}, contended", []).append(value)
     return [
-        (f"{words}, {title}, {which}", least, aim, geometric(ratios[f"{key}, contended" if "load" in which else key]))
-        for words, least, aim, key in RATIOS
-        for which in ("load > 1", "all")
+        (f"{words}, {title}, {which}", *(targets if judged and which != "all" else ("-", "-")), geometric(ratios[name]))
+        for words, *targets, key in RATIOS
+        for which, name in (("load > 1", f"{key}, contended"), ("all", key))
     ]
 
 
@@ -316,9 +324,9 @@ def main() -> None:
     for trace, profile, actors in zip(options.trace, options.profile, options.actors, strict=True):
         given |= recorded(trace, profile, actors)
     workloads = scenarios(count)
-    rows = contended(workloads, "seeded") + contended(scenarios(2 * count, WIDE), f"on {WIDE} actors")
+    rows = contended(workloads, "seeded", judged=True) + contended(scenarios(2 * count, WIDE), f"on {WIDE} actors")
     rows += contended(grids(count), "grids")
-    rows += contended(given, "recorded") if given else []
+    rows += contended(given, "recorded", judged=True) if given else []
     rows += base_rows(*((12, 4) if options.quick else (120, 60)))
     rows += uneven_rows(12 if options.quick else 120)
     rows += single_rows(workloads, options.quick, count)
