@@ -46,6 +46,16 @@ def folders(tmp_path_factory):
     return made
 
 
+def test_a_processor_with_avx512_bf16_keeps_the_weights_as_they_are(folders, monkeypatch):
+    """There bitsandbytes packs a weight anew once its layer runs without gradients, unless it is told not to."""
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    model = load_model(folders["llama"], quantization="nf4")
+    before = {name: dequantised(module) for name, module in adaptable_linears(model).items()}
+    with torch.no_grad():
+        model(torch.tensor([[1, 2, 3]]))
+    assert all(torch.equal(dequantised(module), before[name]) for name, module in adaptable_linears(model).items())
+
+
 @pytest.mark.parametrize("quantization", KINDS)
 @pytest.mark.parametrize("family", ["qwen2"])  # its query, key and value have biases
 def test_a_full_run_equals_pefts_qlora(tmp_path, folders, quantization, family):
