@@ -14,6 +14,7 @@ import torch
 from gpu_actor.contract.config import ActorOptions
 from gpu_actor.contract.footprint import weight_bytes
 from gpu_actor.contract.report import ActorPhase, ActorReport
+from gpu_actor.device.cuda_process import prepare_gpu
 from gpu_actor.device.failures import is_device_lost
 from gpu_actor.device.memory import MemoryMeter, device_name
 from gpu_actor.loading.tokenizer import load_tokenizer
@@ -54,6 +55,7 @@ class HostedBase:
         if options.device == "cpu":
             # Ray sets OMP_NUM_THREADS=1 for actors without a CPU share of their own
             torch.set_num_threads(options.cpu_threads or os.cpu_count() or 1)
+        prepare_gpu(options.device, options.memory_share)
         base = BaseModel.load(
             options.base_model,
             options.device,
