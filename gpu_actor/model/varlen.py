@@ -67,6 +67,6 @@ def varlen_attention(
     window = (-1, 0) if sliding_window is None else (sliding_window - 1, 0)
     # kernels of torch 2.11 take fewer key-value heads as they come; later ones want to be told
     more: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in _TAKEN else {}
-    rows = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
-    out = varlen_attn(*rows, borders, borders, longest, longest, scale=scaling, window_size=window, **more)
+    q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
+    out = varlen_attn(q, k, v, borders, borders, longest, longest, scale=scaling, window_size=window, **more)
     return out.unsqueeze(0)  # type: ignore[union-attr]
