@@ -52,7 +52,9 @@ class WindowsSeen:
         open: Whether masks are still recorded; `close` ends it, so that no training step pays for it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        """Record what is asked under the name of an attention, whose masks transformers lets be made until `close`."""
+        self._name = name
         self.open = True
         self.masks: set[int | None] = set()
         self.layers: set[int | None] = set()
@@ -70,8 +72,13 @@ class WindowsSeen:
             raise UnsupportedAttentionError(f"its masks have the windows {shown[0]}, its layers pass on {shown[1]}")
 
     def close(self) -> None:
-        """Record no more: the probe is over."""
+        """Record no more: the probe is over.
+
+        For an attention without masks of its own transformers asks nothing further. Else it would look in every
+        forward whether the row is packed, and wait for the device to say so.
+        """
         self.open = False
+        AttentionMaskInterface._global_mapping.pop(self._name, None)
 
 
 def register_packed_attention(name: str, lengths: LengthsOf, borders: BordersOf | None = None) -> WindowsSeen:
@@ -85,7 +92,7 @@ def register_packed_attention(name: str, lengths: LengthsOf, borders: BordersOf 
     Returns:
         The windows that were asked for, for the probe at load.
     """
-    seen = WindowsSeen()
+    seen = WindowsSeen(name)
 
     def packed(
         module: torch.nn.Module,
