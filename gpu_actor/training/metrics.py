@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gpu_actor.adapters.whole_files import write_bytes
 from gpu_actor.contract import file_names
+
+_Number = TypeVar("_Number", int, float)
 
 
 def append_metrics(output_dir: Path, **row: Any) -> None:
@@ -29,3 +32,8 @@ def trim_metrics(output_dir: Path, step: int) -> None:
         except (ValueError, KeyError, TypeError):
             break
     write_bytes(path, "".join(kept).encode())
+
+
+def added(sums: Mapping[str, _Number], more: Mapping[str, _Number]) -> dict[str, _Number]:
+    """Sums by name, with what is new; a step need not have every figure."""
+    return {**sums, **{name: sums.get(name, 0) + value for name, value in more.items()}}

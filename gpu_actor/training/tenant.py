@@ -13,11 +13,9 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
-from gpu_actor.adapters.forbidden_targets import endings
 from gpu_actor.adapters.peft_files import load_adapter, save_adapter
 from gpu_actor.adapters.weights import AdapterWeights
 from gpu_actor.batch.shared_batch import MicroBatch
@@ -29,15 +27,15 @@ from gpu_actor.data.samples import digest
 from gpu_actor.losses.objectives import SegmentLoss, StepSums
 from gpu_actor.training import checkpoint
 from gpu_actor.training.early_stop import diverged, overfitted
-from gpu_actor.training.metrics import append_metrics, trim_metrics
+from gpu_actor.training.metrics import added, append_metrics, trim_metrics
 from gpu_actor.training.micro_batches import MicroBatches
 from gpu_actor.training.optimizer import make_optimizer, make_scheduler, warmup_steps
 from gpu_actor.training.references import reference_folder
 from gpu_actor.training.sample_order import DataCursor
+from gpu_actor.training.taken_step import StepValues, TakenStep
 
 logger = logging.getLogger(__name__)
 
-_Number = TypeVar("_Number", int, float)
 _RATE_WINDOW = 20  # optimizer steps over which tokens/s and the time left are averaged
 
 
@@ -45,7 +43,7 @@ class Tenant:
     """One adapter in training.
 
     The engine asks for `pending()` micro-batches, runs some of them in shared batches, hands back their losses through
-    `ran()`, and when the optimizer step is complete calls `finish_step()`.
+    `ran()`, calls `take_step()` when the optimizer step is complete, and `settle()` once its numbers are read.
 
     Attributes:
         spec: What to train.
@@ -92,6 +90,7 @@ class Tenant:
         self._saved_best = self.progress.watch.best_step  # the best step that the newest checkpoint names
         self._micro_batches = MicroBatches(spec.training, weights, data, reference)
         self._stop_requested: str | None = None
+        self._taken: TakenStep | None = None  # the latest optimizer step, as long as its numbers are not read
         self.left_out = 0
         self.split = 1
         self.cap: int | None = None
@@ -126,14 +125,19 @@ class Tenant:
         self._pending: list[MicroBatch] = []
         if self.finished:
             return
-        step = self.progress.step
+        step = self.steps_taken
         self._pending = self._micro_batches.of_step(step, self.cursor.step(step), self.split, self.cap)
         self._step_tokens = sum(micro_batch.tokens for micro_batch in self._pending)
 
     @property
+    def steps_taken(self) -> int:
+        """Optimizer steps that are made, the one included whose numbers are not read yet."""
+        return self.progress.step if self._taken is None else self._taken.number
+
+    @property
     def finished(self) -> bool:
         """Whether every optimizer step is made, or no further one is wanted."""
-        return self.progress.step >= self.cursor.total_steps or self.stop_reason is not None
+        return self.steps_taken >= self.cursor.total_steps or self.stop_reason is not None
 
     @property
     def stop_reason(self) -> str | None:
@@ -166,32 +170,44 @@ class Tenant:
         self.split = split or self.split
         self._plan_step()
 
-    def finish_step(self) -> None:
-        """Clip, step, schedule, count, log: the optimizer step is complete.
+    def take_step(self) -> torch.Tensor:
+        """Clip, step, schedule: the optimizer step is complete. Nothing is read from the device.
 
-        Raises:
-            TrainingError: The loss or the gradient is not finite; the adapter is left as it was before the step.
+        A step whose loss or gradient is not finite leaves the adapter as it was.
+
+        Returns:
+            Its numbers [n] on the device; `settle` wants them.
         """
-        training = self.spec.training
-        step = self.progress.step + 1
-        loss, figures = self._sums.read()
         if self.weights.gradient_scale != 1.0:
             self.weights.gradient.div_(self.weights.gradient_scale)
-        norm = float(torch.nn.utils.clip_grad_norm_([self.weights.flat], training.max_grad_norm or math.inf))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            what, value = ("loss", loss) if not math.isfinite(loss) else ("gradient norm", norm)
-            raise TrainingError(
-                f"the {what} became {value} at optimizer step {step} (learning rate {self.learning_rate:.3g}); lower "
-                f"training.learning_rate, add warm-up, or look for damaged samples; the last checkpoint is kept"
-            )
-        if step == 1:
-            self.progress = dataclasses.replace(self.progress, unreached=_unreached(self.weights))
-        rate = self.learning_rate
+        limit = self.spec.training.max_grad_norm or math.inf
+        norm = torch.nn.utils.clip_grad_norm_([self.weights.flat], limit)
+        number, rate = self.steps_taken + 1, self.learning_rate
+        taken = TakenStep.of(number, rate, self._step_tokens, self._sums, norm, self.weights)
+        self.optimizer.found_inf = taken.bad  # type: ignore[attr-defined]
         self.optimizer.step()
         self.scheduler.step()
-        self._count(step, loss, figures, rate, norm)
-        self._watch_loss(step, loss)
+        self._taken = taken
         self._plan_step()
+        return taken.values
+
+    def settle(self, values: Sequence[float]) -> None:
+        """Count, log and watch the step that was taken.
+
+        Args:
+            values: What `take_step` returned, read.
+
+        Raises:
+            TrainingError: The loss or the gradient was not finite, or the training diverges.
+        """
+        taken, self._taken = self._taken, None
+        if taken is None:
+            raise RuntimeError("no optimizer step was taken")
+        found = taken.read(values)
+        if taken.number == 1:
+            self.progress = dataclasses.replace(self.progress, unreached=taken.unreached(values, self.weights))
+        self._count(taken, found)
+        self._watch_loss(taken.number, found.loss)
 
     def _watch_loss(self, step: int, loss: float) -> None:
         watch = self.progress.watch.after_step(step, loss)
@@ -201,17 +217,17 @@ class Tenant:
         if reason is not None:
             raise TrainingError(reason)
 
-    def _count(self, step: int, loss: float, figures: Mapping[str, float], rate: float, norm: float) -> None:
-        before = self.progress
+    def _count(self, taken: TakenStep, found: StepValues) -> None:
+        before, step = self.progress, taken.number
         after = dataclasses.replace(
             before,
             step=step,
-            tokens=before.tokens + self._step_tokens,
-            loss=loss,
-            logged_loss=before.logged_loss + loss,
+            tokens=before.tokens + taken.tokens,
+            loss=found.loss,
+            logged_loss=before.logged_loss + found.loss,
             logged_steps=before.logged_steps + 1,
-            logged_figures=_added(before.logged_figures, figures),
-            figure_steps=_added(before.figure_steps, dict.fromkeys(figures, 1)),
+            logged_figures=added(before.logged_figures, found.figures),
+            figure_steps=added(before.figure_steps, dict.fromkeys(found.figures, 1)),
         )
         if step % self.spec.training.logging_steps == 0 or step == self.cursor.total_steps:
             append_metrics(
@@ -220,9 +236,9 @@ class Tenant:
                 epoch=self.cursor.epoch_after(step),
                 loss=after.logged_loss / after.logged_steps,
                 **{name: value / after.figure_steps[name] for name, value in after.logged_figures.items()},
-                learning_rate=rate,
-                grad_norm=norm,
-                tokens=self._step_tokens,
+                learning_rate=taken.learning_rate,
+                grad_norm=found.norm,
+                tokens=taken.tokens,
                 time=time.time(),
             )
             after = dataclasses.replace(after, logged_loss=0.0, logged_steps=0, logged_figures={}, figure_steps={})
@@ -237,7 +253,7 @@ class Tenant:
         if not len(self.data.val):
             return False
         every = self.spec.training.eval_steps
-        return self.cursor.ends_epoch(self.progress.step) if every is None else self.progress.step % every == 0
+        return self.cursor.ends_epoch(self.steps_taken) if every is None else self.steps_taken % every == 0
 
     def evaluation_batches(self) -> list[MicroBatch]:
         """The held-out samples as micro-batches without dropout, whose losses add up to the mean."""
@@ -281,7 +297,12 @@ class Tenant:
     @property
     def wants_checkpoint(self) -> bool:
         """Whether the optimizer step just made calls for a checkpoint."""
-        return self.progress.step % self.spec.training.save_steps == 0 and not self.finished
+        return self.steps_taken % self.spec.training.save_steps == 0 and not self.finished
+
+    @property
+    def pauses(self) -> bool:
+        """Whether something is to be done after the optimizer step just made, before the next one."""
+        return self.wants_evaluation or self.finished or self.wants_checkpoint
 
     def save_checkpoint(self) -> None:
         """Write a checkpoint of the last complete optimizer step.
@@ -370,14 +391,3 @@ class Tenant:
             unreached=self.progress.unreached,
             reason=reason,
         )
-
-
-def _unreached(weights: AdapterWeights) -> str:
-    """The layers whose gradient is zero, in words of bounded length; empty where there are none."""
-    names = weights.without_gradient()
-    return f"{len(names)} of {len(weights.plans)} layers ({endings(names)})" if names else ""
-
-
-def _added(sums: Mapping[str, _Number], more: Mapping[str, _Number]) -> dict[str, _Number]:
-    """Sums by name, with what is new; a step need not have every figure."""
-    return {**sums, **{name: sums.get(name, 0) + value for name, value in more.items()}}

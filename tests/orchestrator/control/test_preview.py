@@ -103,13 +103,13 @@ def test_what_is_not_forecast_is_no_job_that_can_never_run(tmp_path, make, monke
 
 
 def test_a_job_on_a_cpu_is_sized_by_the_micro_batches_of_a_cpu(tmp_path, make, tiny_base):
-    """Of 8 x 1024 tokens a CPU runs parts of 1024, a CUDA device all at once; the default of a job holds both."""
+    """Of 8 x 1024 tokens a CPU runs parts of 1024, a CUDA device parts of 2048; the default of a job holds both."""
     job = make("one", per_device_train_batch_size=8, cutoff_len=1024)
     base, roomy = describe_base(tiny_base), 2**40
     (on_cpu,) = plan(tmp_path, [job], [{"memory_limit": roomy}]).values()
     size = {kind: scheduling_view("", job, base, cap=micro_batch_cap([kind])) for kind in ("cpu", "cuda:1")}
-    assert [view.worst_tokens for view in size.values()] == [1024, 8192]
-    assert scheduling_view("", job, base).worst_tokens == micro_batch_cap(["cpu", "cuda"]) == 8192
+    assert [view.worst_tokens for view in size.values()] == [1024, 2048]
+    assert scheduling_view("", job, base).worst_tokens == micro_batch_cap(["cpu", "cuda"]) == 2048
     assert on_cpu["adapter_bytes"] == size["cpu"].adapter_bytes < size["cuda:1"].adapter_bytes
     limit = on_cpu["bytes"]
     for bytes_, fits in ((limit, True), (limit - 1, False)):
