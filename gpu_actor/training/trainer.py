@@ -122,8 +122,8 @@ class CoTrainer:
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to train."""
-        return not self._tenants
+        """Whether there is nothing to train, or only for those who wait until their folders can be written again."""
+        return all(tenant.waits for tenant in self._tenants.values())
 
     def tenant_ids(self) -> list[str]:
         """The tenants in training."""
@@ -142,6 +142,7 @@ class CoTrainer:
         What a job does wrong ends that job. An error after which nothing runs on the device any more
         (`is_device_lost`) is raised: this process is of no use to any job.
         """
+        self._write_again()
         chosen = self._choose()
         if not chosen:
             return
@@ -188,6 +189,7 @@ class CoTrainer:
         candidates = [
             Candidate(t.spec.job_id, tuple(micro_batch.tokens for micro_batch in t.pending), t.left_out)
             for t in tenants
+            if not t.waits
         ]
         return [(self._tenants[job_id], count) for job_id, count in compose(candidates, self.token_budget).items()]
 
@@ -340,12 +342,27 @@ class CoTrainer:
     # -- ends ----------------------------------------------------------------------------------------------------
 
     def _finish(self, tenant: Tenant) -> None:
+        """Write the adapter; one that cannot be written stays here, and is tried again."""
         try:
-            tenant.export()
+            written = tenant.export()
         except Exception as error:
             self._fail(tenant, error)
         else:
-            self._end(tenant, TenantState.SUCCEEDED, tenant.end_reason)
+            if written:
+                self._end(tenant, TenantState.SUCCEEDED, tenant.end_reason)
+
+    def _write_again(self) -> None:
+        """Try once more to write what could not be written, for those whose turn it is."""
+        due = [tenant for tenant in self._tenants.values() if tenant.files.due]
+        if due:
+            self._settle()
+        for tenant in due:
+            if not self._trains(tenant):
+                continue
+            if tenant.finished:
+                self._finish(tenant)
+            else:
+                tenant.files.write_again(tenant.progress)
 
     def _fail(self, tenant: Tenant, error: Exception) -> None:
         if is_device_lost(error):  # nobody's fault that could be told; all go on from their checkpoints elsewhere
