@@ -16,6 +16,7 @@ from gpu_actor.contract.config import ActorOptions
 from gpu_actor.contract.messages import one_line, short_model_name
 from gpu_actor.contract.orders import Order
 from gpu_actor.contract.report import ActorPhase, ActorReport
+from gpu_actor.device.cuda_process import set_allocator
 
 if TYPE_CHECKING:
     from gpu_actor.hosting.host import Host
@@ -33,6 +34,7 @@ class GpuActor:
             options: The fields of `ActorOptions`.
         """
         self._options = ActorOptions(**options)
+        set_allocator(self._options.device)
         self._lock = threading.Lock()
         self._host: Host | None = None
         self._early_orders: list[Order] = []  # that came before the working actor was there

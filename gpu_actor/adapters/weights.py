@@ -111,10 +111,12 @@ class AdapterWeights:
         for index, layer in zip(self.plans, self.adapted_layers(), strict=True):
             self.kind.start(layer, generator, mix_seed(seed, index))
 
-    def without_gradient(self) -> list[str]:
-        """The layers all of whose gradients are zero: nothing that the loss sees depends on the adapter there."""
-        reached = torch.stack([torch.stack([g.any() for g in layer]).any() for layer in self.gradients.values()])
-        return [self.plans[index].name for index, hit in zip(self.gradients, reached.tolist(), strict=True) if not hit]
+    def reached(self) -> torch.Tensor:
+        """bool [layers], in the order of `plans`: whether any gradient is not zero.
+
+        Where all are, nothing that the loss sees depends on the adapter.
+        """
+        return torch.stack([torch.stack([g.any() for g in layer]).any() for layer in self.gradients.values()])
 
     def zero_grad(self) -> None:
         """Clear the gradient; the buffer stays, because the views point into it."""
@@ -148,6 +150,6 @@ def gradient_scale(dtype: torch.dtype) -> float:
     """How many times too large the gradients of a base model's hidden states are made, and all that follow from them.
 
     In float16 most of them would be below the smallest number: the share of a token in a vocabulary of 10^5 is 10^-5,
-    over the number of tokens. `Tenant.finish_step` takes the factor out again, in the adapter's own fp32.
+    over the number of tokens. `Tenant.take_step` takes the factor out again, in the adapter's own fp32.
     """
     return HALF_SCALE if dtype == torch.float16 else 1.0

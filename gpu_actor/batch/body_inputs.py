@@ -26,6 +26,7 @@ class BodyInput:
         lengths: Length of every sequence.
         position_ids: int64 [1, T]; None for padded rows, whose positions the model counts itself.
         attention_mask: bool [B, L], False in the padding; None for a packed row.
+        borders: int32 [sequences + 1], where each starts in a packed row, and T; None where nobody asks.
     """
 
     input_ids: torch.Tensor
@@ -33,6 +34,7 @@ class BodyInput:
     lengths: tuple[int, ...]
     position_ids: torch.Tensor | None = None
     attention_mask: torch.Tensor | None = None
+    borders: torch.Tensor | None = None
 
     def real(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states [B, L, n] -> those of the tokens that are no padding, packed: [1, T, n]."""
@@ -41,7 +43,7 @@ class BodyInput:
 
 def whole(batch: SharedBatch) -> list[BodyInput]:
     """The whole shared batch as one packed row."""
-    return [BodyInput(batch.input_ids, batch.segments, batch.lengths, batch.position_ids)]
+    return [BodyInput(batch.input_ids, batch.segments, batch.lengths, batch.position_ids, borders=batch.borders)]
 
 
 def packed_by_segment(batch: SharedBatch) -> list[BodyInput]:

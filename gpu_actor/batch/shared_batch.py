@@ -12,6 +12,7 @@ import torch
 
 from gpu_actor.adapters.weights import AdapterWeights
 from gpu_actor.batch.pairs import PairTask
+from gpu_actor.batch.parcel import Parcel
 from gpu_actor.batch.unpaired import UnpairedTask
 from gpu_actor.data.records import IGNORE_INDEX
 
@@ -118,12 +119,14 @@ class SharedBatch:
     Attributes:
         input_ids: int64 [1, T], the sequences of all segments one behind the other.
         position_ids: int64 [1, T], starting at 0 in every sequence.
+        borders: int32 [sequences + 1], where every sequence starts, and T.
         lengths: Length of every sequence, in order; they add up to T.
         segments: One per micro-batch, in order; they tile [0, T).
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
+    borders: torch.Tensor
     lengths: tuple[int, ...]
     segments: tuple[Segment, ...]
 
@@ -137,41 +140,59 @@ def pack(micro_batches: Sequence[MicroBatch], device: torch.device) -> SharedBat
     """Pack micro-batches, in the order given, into one row on `device`."""
     sequences = [sequence for micro_batch in micro_batches for sequence in micro_batch.sequences]
     lengths = tuple(len(sequence) for sequence in sequences)
-    segments: list[Segment] = []
+    parcel = Parcel()
+    parcel.add(np.concatenate(sequences).astype(np.int64))
+    parcel.add(np.concatenate([np.arange(length, dtype=np.int64) for length in lengths]))
+    parcel.add(np.cumsum([0, *lengths], dtype=np.int64))
+    groups: list[tuple[int, ...]] = []
     start = 0
     for micro_batch in micro_batches:
-        segments.append(_segment(micro_batch, start, device))
+        groups.append(_put_losses(micro_batch, start, parcel))
         start += micro_batch.tokens
-    input_ids = np.concatenate(sequences).astype(np.int64)
-    position_ids = np.concatenate([np.arange(length, dtype=np.int64) for length in lengths])
+    input_ids, position_ids, borders, *of_segments = parcel.send(device)
+    segments: list[Segment] = []
+    start = 0
+    for place, (micro_batch, loss_lengths) in enumerate(zip(micro_batches, groups, strict=True)):
+        segments.append(_segment(micro_batch, start, loss_lengths, of_segments[3 * place : 3 * place + 3]))
+        start += micro_batch.tokens
     return SharedBatch(
-        input_ids=torch.from_numpy(input_ids)[None].to(device),
-        position_ids=torch.from_numpy(position_ids)[None].to(device),
+        input_ids=input_ids[None],
+        position_ids=position_ids[None],
+        borders=borders.to(torch.int32),
         lengths=lengths,
         segments=tuple(segments),
     )
 
 
-def _segment(micro_batch: MicroBatch, start: int, device: torch.device) -> Segment:
+def _put_losses(micro_batch: MicroBatch, start: int, parcel: Parcel) -> tuple[int, ...]:
+    """Add the loss rows, the targets and the references of one segment; returns its `loss_lengths`."""
     task = micro_batch.task
     positions = _loss_positions(micro_batch, start)
     rows = np.concatenate([rows for rows, _ in positions])
-    targets = np.concatenate([targets for _, targets in positions]).astype(np.int64)
-    references, seeds = None, micro_batch.dropout_seeds
+    parcel.add(rows)
+    parcel.add(np.concatenate([targets for _, targets in positions]).astype(np.int64))
+    references = None if task is None or task.references is None else task.references.of(task.numbers)
+    parcel.add(np.empty((0, 0)) if references is None else references)
+    return (len(rows),) if task is None else tuple(len(rows) for rows, _ in positions)
+
+
+def _segment(
+    micro_batch: MicroBatch, start: int, loss_lengths: tuple[int, ...], tensors: Sequence[torch.Tensor]
+) -> Segment:
+    task, seeds = micro_batch.task, micro_batch.dropout_seeds
+    rows, targets, references = tensors
     lengths = [len(sequence) for sequence in micro_batch.sequences]
-    if task is not None and task.references is not None:
-        references = torch.from_numpy(task.references.of(task.numbers)).to(device)
     return Segment(
         start=start,
         end=start + micro_batch.tokens,
         weights=micro_batch.weights,
-        loss_rows=torch.from_numpy(rows).to(device),
-        targets=torch.from_numpy(targets).to(device),
-        loss_lengths=(len(rows),) if task is None else tuple(len(rows) for rows, _ in positions),
+        loss_rows=rows,
+        targets=targets,
+        loss_lengths=loss_lengths,
         loss_scale=micro_batch.loss_scale,
         dropout=None if seeds is None else tuple(zip(lengths, lengths, seeds, strict=True)),
         task=task,
-        references=references,
+        references=references if task is not None and task.references is not None else None,
     )
 
 

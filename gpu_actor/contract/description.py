@@ -17,11 +17,18 @@ class LinearShape:
 
 @dataclass(frozen=True)
 class Activations:
-    """What the forward of a base model keeps for its backward, in fp32; see `model.count_activations`."""
+    """What the forward of a base model keeps for its backward; see `model.count_activations`."""
 
     token_bytes: float  # per token
     square_bytes: float = 0.0  # per squared sequence length: attention that is not fused
     head_bytes: float = 0.0  # per position whose logits are made, beside the logits
+    half: Activations | None = None  # of an fp32 base: what it keeps in 16 bits on a GPU; None: nobody has counted
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Activations:
+        """The inverse of `dataclasses.asdict`."""
+        half = data.get("half")
+        return cls(**{**data, "half": cls.from_dict(half) if half else None})
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,6 @@ class BaseDescription:
                 **data,
                 **{name: tuple(data.get(name, ())) for name in lists},
                 "linears": linears,
-                "activations": Activations(**counted) if counted else None,
+                "activations": Activations.from_dict(counted) if counted else None,
             }
         )

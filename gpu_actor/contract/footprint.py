@@ -8,16 +8,17 @@ from __future__ import annotations
 import math
 
 from gpu_actor.contract.config import Quantization, TrainingConfig
-from gpu_actor.contract.description import BaseDescription
+from gpu_actor.contract.description import Activations, BaseDescription
 from gpu_actor.contract.objective_fields import PAIR_OBJECTIVES
 
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 ADAPTER_DTYPE_BYTES = 4  # adapters, their gradients and moments are fp32 whatever the base is
-# Tokens of a shared batch: more of them no longer raise the speed much, only the memory.
+# Tokens of a shared batch: more of them no longer raise the speed much, only the memory. A GPU may have room for fewer.
 DEFAULT_TOKEN_BUDGET = {"cpu": 1024, "cuda": 8192}
+_LEAST_TOKEN_BUDGET = 128  # with fewer a step is all fixed cost
 # Tokens of a micro-batch: a larger one is run in parts, by whole samples, so that memory follows from this number
 # and not from batch size times the longest sample. An adapter's rounding depends on it: it is no setting.
-MICRO_BATCH_CAP = {"cpu": 1024, "cuda": 8192}
+MICRO_BATCH_CAP = {"cpu": 1024, "cuda": 2048}
 LOSS_CHUNK = 256  # positions whose logits exist at one time
 FORWARD_WORK = 0.5  # of a token that is only run forward, in trained tokens: a frozen weight costs as much backward
 
@@ -73,23 +74,64 @@ def activation_bytes(
         longest: Tokens of the longest sequence, for attention that keeps a square of it.
     """
     layers = max(base.num_layers, 1)
-    kept = _kept_bytes(base, tokens, longest) * dtype_bytes / 4
+    kept = _kept_bytes(base, tokens, longest, dtype_bytes)
     if checkpointing:
         kept = tokens * base.hidden_size * layers * dtype_bytes + kept / layers
-    head = base.activations.head_bytes if base.activations else 0.0
-    logits = min(tokens, LOSS_CHUNK) * (3 * base.vocab_size * 4 + head)
+    counted = _counted(base, dtype_bytes)
+    logits = min(tokens, LOSS_CHUNK) * (3 * base.vocab_size * 4 + (counted.head_bytes if counted else 0.0))
     return math.ceil(kept + logits)
 
 
-def _kept_bytes(base: BaseDescription, tokens: int, longest: int) -> float:
-    """What the layers keep in fp32: as counted, else the inputs and outputs of the linear layers.
+def _counted(base: BaseDescription, dtype_bytes: int) -> Activations | None:
+    """What was counted, for numbers of so many bytes: of two bytes their own count, of others that of fp32, scaled."""
+    counted = base.activations
+    if counted is None or dtype_bytes == 4:
+        return counted
+    if dtype_bytes == 2 and counted.half is not None:
+        return counted.half
+    scale = dtype_bytes / 4
+    return Activations(counted.token_bytes * scale, counted.square_bytes * scale, counted.head_bytes)
+
+
+def _kept_bytes(base: BaseDescription, tokens: int, longest: int, dtype_bytes: int) -> float:
+    """What the layers keep: as counted, else the inputs and outputs of the linear layers.
 
     The inputs that sibling layers share are counted once for each: that covers norms and residuals.
     """
-    if base.activations is None:
-        return 4.0 * tokens * sum(linear.in_features + linear.out_features for linear in base.linears)
-    counted = base.activations
+    counted = _counted(base, dtype_bytes)
+    if counted is None:
+        return dtype_bytes * tokens * sum(linear.in_features + linear.out_features for linear in base.linears)
     return tokens * counted.token_bytes + tokens * min(tokens, longest) * counted.square_bytes
+
+
+def first_token_budget(
+    base: BaseDescription,
+    device: str,
+    room: float,
+    dtype_bytes: int = 4,
+    *,
+    checkpointing: bool = False,
+) -> int:
+    """Tokens of a shared batch on an actor of which nothing was measured: what there is room for, up to the default.
+
+    A token counts with the masks of dropout in every layer. Where no job drops out, that is the room of its adapters.
+
+    Args:
+        base: The base model.
+        device: `cpu` or `cuda`. On a CPU it is the default: there the actor makes its batches smaller as it goes.
+        room: Bytes beside the loaded base model that shared batches may take.
+        dtype_bytes: Of the base model's numbers.
+        checkpointing: Whether gradient checkpointing is on.
+    """
+    most = DEFAULT_TOKEN_BUDGET[device]
+    if device == "cpu":
+        return most
+    start, end = 2 * LOSS_CHUNK, 4 * LOSS_CHUNK  # past one chunk the logits no longer grow
+    at, further = (activation_bytes(base, n, dtype_bytes, checkpointing=checkpointing) for n in (start, end))
+    token = (further - at) / (end - start)
+    masks = sum(linear.in_features for linear in base.linears) / (max(base.num_layers, 1) if checkpointing else 1)
+    logits = at - token * start
+    return max(_LEAST_TOKEN_BUDGET, min(most, int((room - logits) / (token + masks))))
 
 
 def worst_micro_batch_tokens(training: TrainingConfig, cap: int, longest: int | None = None) -> int:

@@ -8,8 +8,6 @@ import resource
 import sys
 from pathlib import Path
 
-import psutil
-
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
 ACCELERATOR_RESERVE = 1024 * 2**20  # bytes of each actor's context, kernels and fragmentation
 _CPU_SHARE = 0.8  # of a machine's memory, for actors without a limit of their own
@@ -48,6 +46,8 @@ class MemoryMeter:
             import torch
 
             return int(torch.cuda.memory_allocated(self.device))
+        import psutil
+
         return int(psutil.Process().memory_info().rss)
 
     def peak(self) -> int:
@@ -73,6 +73,8 @@ class MemoryMeter:
 
             left = int(torch.cuda.mem_get_info(self.device)[0]) + self.reserved() - self.used()
         else:
+            import psutil
+
             left = int(psutil.virtual_memory().available)
         return max(0, min(limit - self.used(), left))
 
@@ -108,6 +110,8 @@ def memory_limit(device: str, share: float = 1.0) -> int:
         import torch
 
         return accelerator_limit(int(torch.cuda.get_device_properties(device).total_memory), share)
+    import psutil
+
     return int(min([psutil.virtual_memory().total, *control_group_limits()]) * _CPU_SHARE)
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 
 from gpu_actor.contract.report import StepSample
 from gpu_actor.device.memory import MemoryMeter
+from gpu_actor.device.stopwatch import Stopwatch
 
 _KEPT = 64  # samples that wait to be fetched; older ones go
 
@@ -19,6 +20,7 @@ class StepMeter:
     """Measures shared steps one at a time: `begin`, the step, `end`.
 
     The first step of every adapter is a warm-up (its moments are allocated, kernels are chosen) and gives no sample.
+    On CUDA the sample of a step is there at the end of the next one: its kernels still run when it ends.
 
     Attributes:
         memory: The device's meter.
@@ -37,22 +39,25 @@ class StepMeter:
         self._guests = 0  # other threads that take memory
         self.alone = True
         self._samples: deque[StepSample] = deque(maxlen=_KEPT)
-        self._started = self._aside = 0.0
+        self._watch = Stopwatch(str(device))
+        self._started: Any = self._watch.mark()
+        self._aside: list[tuple[Any, Any]] = []  # from and to when something else was done
+        self._unread: Callable[[], StepSample] | None = None  # the sample of the latest step, once its time is known
 
     def begin(self) -> None:
         """A shared step is about to start."""
         self.memory.restart()
         self.before = self.memory.used()
-        self._aside = 0.0
+        self._aside = []
         self._training_peak = 0
         self._left.clear()
         self.alone = self._guests == 0
-        self._started = time.monotonic()
+        self._started = self._watch.mark()
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
         """Leave time and memory of evaluations, checkpoints and exports out of the step's."""
-        started = time.monotonic()
+        started = self._watch.mark()
         self._training_peak = max(self._training_peak, self.memory.peak())
         try:
             yield
@@ -61,7 +66,7 @@ class StepMeter:
             if not self.memory.on_cuda:  # else what the allocator keeps of it would count as the step's
                 self.memory.release()
             self.memory.restart()
-            self._aside += time.monotonic() - started
+            self._aside.append((started, self._watch.mark()))
 
     @contextlib.contextmanager
     def disturbed(self) -> Iterator[None]:
@@ -85,17 +90,27 @@ class StepMeter:
             ahead: Tokens that were run forward only, without gradients.
             whole: Whether it ran as composed; one that had to be repeated in parts gives no sample.
         """
-        if self.memory.on_cuda:
-            torch.cuda.synchronize(self.memory.device)
-        seconds = time.monotonic() - self._started - self._aside
+        self._read()
+        spans = [(self._started, self._watch.mark()), *self._aside]
         self.peak = max(self._training_peak, self.memory.peak())
         self.highest = max(self.highest, self.peak)
         jobs, lengths = set(job_ids), list(lengths)
         if whole and self.alone and jobs <= self._warm:
             squares = sum(length * length for length in lengths)
-            taken = (sum(lengths), squares, len(jobs), seconds, self.peak, adapter_bytes, ahead)
-            self._samples.append(StepSample(*taken))
+            known = (sum(lengths), squares, len(jobs)), (self.peak, adapter_bytes, ahead)
+            self._unread = lambda: StepSample(*known[0], self._seconds(*spans), *known[1])
+        if not self.memory.on_cuda:
+            self._read()
         self._warm |= jobs - self._left
+
+    def _seconds(self, whole: tuple[Any, Any], *aside: tuple[Any, Any]) -> float:
+        return self._watch.seconds(*whole) - sum(self._watch.seconds(*span) for span in aside)
+
+    def _read(self) -> None:
+        """Keep the sample that waits for its time."""
+        if self._unread is not None:
+            self._samples.append(self._unread())
+            self._unread = None
 
     def forget(self, job_id: str) -> None:
         """An adapter has left: should it come back, its first step is a warm-up again."""

@@ -17,7 +17,7 @@ from gpu_actor.contract.report import ActorPhase, ActorReport
 from gpu_actor.device.memory import MemoryMeter, memory_limit
 from gpu_actor.hosting.hosted_base import HostedBase, end_if_device_lost
 from gpu_actor.hosting.preparer import Preparer, Task
-from gpu_actor.training.trainer import reason_of
+from gpu_actor.training.attempts import reason_of
 
 logger = logging.getLogger(__name__)
 

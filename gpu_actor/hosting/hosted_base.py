@@ -12,12 +12,15 @@ from typing import Any
 import torch
 
 from gpu_actor.contract.config import ActorOptions
-from gpu_actor.contract.footprint import weight_bytes
+from gpu_actor.contract.footprint import first_token_budget, weight_bytes
 from gpu_actor.contract.report import ActorPhase, ActorReport
+from gpu_actor.device.cuda_process import prepare_gpu
 from gpu_actor.device.failures import is_device_lost
 from gpu_actor.device.memory import MemoryMeter, device_name
+from gpu_actor.loading.config_files import load_config
 from gpu_actor.loading.tokenizer import load_tokenizer
 from gpu_actor.model.base_model import BaseModel
+from gpu_actor.model.count_activations import count_in
 from gpu_actor.training.trainer import CoTrainer
 
 logger = logging.getLogger(__name__)
@@ -54,6 +57,7 @@ class HostedBase:
         if options.device == "cpu":
             # Ray sets OMP_NUM_THREADS=1 for actors without a CPU share of their own
             torch.set_num_threads(options.cpu_threads or os.cpu_count() or 1)
+        prepare_gpu(options.device, options.memory_share)
         base = BaseModel.load(
             options.base_model,
             options.device,
@@ -80,7 +84,8 @@ class HostedBase:
             trust_remote_code=options.trust_remote_code,
             vocab_size=base.description.vocab_size,
         )
-        return cls(base, CoTrainer(base, options.token_budget, loading.memory_limit), cache(tokenizer), ready)
+        budget = options.token_budget or _first_budget(base, options, loading.memory_limit - memory.used())
+        return cls(base, CoTrainer(base, budget, loading.memory_limit), cache(tokenizer), ready)
 
     def report(self) -> ActorReport:
         """The state of the actor and of its adapters between two shared batches."""
@@ -97,6 +102,25 @@ class HostedBase:
             batch_adapters=trainer.batch_adapters,
             tenants=tuple(trainer.reports()),
         )
+
+
+def _first_budget(base: BaseModel, options: ActorOptions, room: int) -> int:
+    """The token budget until something is measured.
+
+    Args:
+        base: The base model on its device.
+        options: Of the actor.
+        room: Bytes beside it.
+    """
+    description = base.description
+    if base.device.type != "cpu":  # whose budget is the default, whatever it has room for
+        half = base.dtype.itemsize == 2
+        config = load_config(options.base_model, options.trust_remote_code)
+        counted = count_in(base.dtype if half else torch.float32, config, trust_remote_code=options.trust_remote_code)
+        description = replace(description, activations=counted and replace(counted, half=counted if half else None))
+    return first_token_budget(
+        description, base.device.type, room, base.dtype.itemsize, checkpointing=options.gradient_checkpointing
+    )
 
 
 def end_if_device_lost(error: Exception) -> None:

@@ -19,9 +19,9 @@ from gpu_actor.data.dataset import LoadedDataset, load_dataset
 from gpu_actor.device.failures import is_out_of_memory
 from gpu_actor.hosting.hosted_base import HostedBase, end_if_device_lost
 from gpu_actor.model.base_model import BaseModel
+from gpu_actor.training.attempts import reason_of
 from gpu_actor.training.references import read_reference
 from gpu_actor.training.tenant import Tenant
-from gpu_actor.training.trainer import reason_of
 
 logger = logging.getLogger(__name__)
 

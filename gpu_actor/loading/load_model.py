@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from typing import Any
 
@@ -48,7 +49,7 @@ def load_model(
     """
     files = find_base(ref)
     config = load_config(ref, trust_remote_code)
-    settings: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+    settings: dict[str, Any] = {"dtype": getattr(torch, dtype), **placement(device)}
     if quantization is not None:
         settings |= quantization_settings(quantization, device, settings["dtype"])
     try:
@@ -74,6 +75,16 @@ def load_model(
         keep_packing(model)
         return model
     return model.to(device)
+
+
+def placement(device: str) -> dict[str, Any]:
+    """Arguments for `from_pretrained` that read each tensor onto a GPU: the model is never whole in host memory.
+
+    transformers wants accelerate for that; without it the model goes the long way.
+    """
+    if device.startswith("cuda") and importlib.util.find_spec("accelerate") is not None:
+        return {"device_map": {"": device}}
+    return {}
 
 
 def _from_files(

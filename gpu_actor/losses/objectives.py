@@ -110,9 +110,18 @@ class StepSums:
         for name, value in {"loss": share.loss.detach(), **share.figures}.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is summed: the loss, and the figures."""
+        return tuple(self._sums)
+
+    def stacked(self) -> torch.Tensor:
+        """The sums [names], on the device; there is at least the loss."""
+        return torch.stack(list(self._sums.values()))
+
     def read(self) -> tuple[float, dict[str, float]]:
         """The loss, and the figures by name; waits for the device once."""
         if not self._sums:
             return 0.0, {}
-        loss, *figures = torch.stack(list(self._sums.values())).tolist()
-        return loss, dict(zip(list(self._sums)[1:], figures, strict=True))
+        loss, *figures = self.stacked().tolist()
+        return loss, dict(zip(self.names[1:], figures, strict=True))

@@ -1,8 +1,9 @@
 """Attention over a packed row: every sequence sees itself alone.
 
 Registered with transformers' attention interface, so that the stock models call it. Each sequence is one call of
-scaled-dot-product attention; causal, sliding-window, soft-cap and grouped-query attention are honoured. Whatever
-else a model asks of its attention (sinks, position biases, chunks) raises: the base is then served another way.
+scaled-dot-product attention, or on a GPU the whole row is one call (`varlen.py`); causal, sliding-window, soft-cap and
+grouped-query attention are honoured. Whatever else a model asks of its attention (sinks, position biases, chunks)
+raises: the base is then served another way.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ import torch
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from gpu_actor.model.varlen import serves_varlen, varlen_attention
+
 LengthsOf = Callable[[], tuple[int, ...]]
+BordersOf = Callable[[], torch.Tensor | None]
 
 # What transformers 5.23 hands to an attention function without changing its result. `dropout` is the model's own,
 # which is 0 here; a packed row has the lengths of its sequences from elsewhere.
@@ -48,7 +52,9 @@ class WindowsSeen:
         open: Whether masks are still recorded; `close` ends it, so that no training step pays for it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        """Record what is asked under the name of an attention, whose masks transformers lets be made until `close`."""
+        self._name = name
         self.open = True
         self.masks: set[int | None] = set()
         self.layers: set[int | None] = set()
@@ -66,21 +72,27 @@ class WindowsSeen:
             raise UnsupportedAttentionError(f"its masks have the windows {shown[0]}, its layers pass on {shown[1]}")
 
     def close(self) -> None:
-        """Record no more: the probe is over."""
+        """Record no more: the probe is over.
+
+        For an attention without masks of its own transformers asks nothing further. Else it would look in every
+        forward whether the row is packed, and wait for the device to say so.
+        """
         self.open = False
+        AttentionMaskInterface._global_mapping.pop(self._name, None)
 
 
-def register_packed_attention(name: str, lengths: LengthsOf) -> WindowsSeen:
+def register_packed_attention(name: str, lengths: LengthsOf, borders: BordersOf | None = None) -> WindowsSeen:
     """Make packed attention known to transformers under `name`.
 
     Args:
         name: The value for a model's `attn_implementation`; one per base model, since `lengths` is bound to it.
         lengths: Gives the sequence lengths of the row that is being computed; they add up to its width.
+        borders: Gives the same row's borders, int32 [sequences + 1]; None: there is no kernel that wants them.
 
     Returns:
         The windows that were asked for, for the probe at load.
     """
-    seen = WindowsSeen()
+    seen = WindowsSeen(name)
 
     def packed(
         module: torch.nn.Module,
@@ -95,6 +107,9 @@ def register_packed_attention(name: str, lengths: LengthsOf) -> WindowsSeen:
     ) -> tuple[torch.Tensor, None]:
         _check_honoured(module, attention_mask, others)
         seen.layers.add(sliding_window)
+        if borders is not None and serves_varlen(query, value, softcap) and (found := borders()) is not None:
+            longest = max(lengths())
+            return varlen_attention(query, key, value, found, longest, scaling, sliding_window), None
         return packed_attention(query, key, value, lengths(), scaling, sliding_window, softcap), None
 
     def no_mask(

@@ -39,8 +39,13 @@ class BaseModel:
         remarks: What an operator should know (dropout that is left out, say).
     """
 
-    def __init__(self, ref: str, model: nn.Module) -> None:
+    def __init__(self, ref: str, model: nn.Module, *, kernels: str | None = None) -> None:
         """Hook a frozen causal language model, which is changed in place. Nothing is run or checked.
+
+        Args:
+            ref: How the jobs name it.
+            model: Of transformers.
+            kernels: The kind of device whose way of computing is taken (`cpu`, `cuda`); None: that of its own.
 
         Raises:
             BaseModelError: It has no linear layers.
@@ -51,7 +56,7 @@ class BaseModel:
         self.device, self.dtype = parameter.device, parameter.dtype
         self.description = describe_model(ref, model)
         self.remarks: list[str] = []
-        self.body = HookedBody(model)
+        self.body = HookedBody(model, kernels)
         if not self.body.layers:
             raise BaseModelError(f"base_model: {ref}: it has no linear layer that an adapter could change")
         self._head_model = head_only(self.model)

@@ -14,6 +14,7 @@ from gpu_actor.batch.shared_batch import SharedBatch
 from gpu_actor.loading.layers import adaptable_linears, body_name
 from gpu_actor.model.attention import WindowsSeen, register_packed_attention
 from gpu_actor.model.rotary import hook_rotary
+from gpu_actor.model.varlen import has_varlen
 from gpu_actor.operators.multi_adapter_linear import MultiAdapterLinear
 from gpu_actor.operators.routing import Routing, SegmentwiseActivation
 
@@ -31,11 +32,17 @@ class HookedBody:
         packed: Whether all sequences of a batch share one row; else each has a row of its own.
     """
 
-    def __init__(self, model: Any) -> None:
-        """Hook a frozen model. It is changed in place."""
+    def __init__(self, model: Any, kernels: str | None = None) -> None:
+        """Hook a frozen model. It is changed in place.
+
+        Args:
+            model: A causal language model of transformers.
+            kernels: The kind of device whose way of computing is taken (`cpu`, `cuda`); None: that of its own.
+        """
         self.model = model
         self.device = next(model.parameters()).device
-        self._routing = Routing(self.device)
+        self._kernels = kernels or self.device.type
+        self._routing = Routing(self.device, kernels)
         self.layers = _hook(model, self._routing)
         self.packed = False
         self._inputs_of: Callable[[SharedBatch], list[BodyInput]] = padded_by_segment
@@ -54,7 +61,8 @@ class HookedBody:
         self.packed = True
         name = f"loray_packed_{next(_instances)}"
         routing = self._routing  # not the body itself: what is registered stays as long as the process
-        seen = register_packed_attention(name, lambda: routing.lengths)
+        borders = (lambda: routing.borders) if self._kernels == "cuda" and has_varlen(self.device) else None
+        seen = register_packed_attention(name, lambda: routing.lengths, borders)
         self.model.set_attn_implementation(name)
         return seen
 
@@ -83,7 +91,7 @@ class HookedBody:
 
     def _run(self, given: BodyInput) -> torch.Tensor:
         """One forward: [1, real tokens, hidden]."""
-        self._routing.begin(given.segments, given.lengths, given.attention_mask is not None)
+        self._routing.begin(given.segments, given.lengths, given.attention_mask is not None, given.borders)
         optional = {"position_ids": given.position_ids, "attention_mask": given.attention_mask}
         output = self._body(
             input_ids=given.input_ids,

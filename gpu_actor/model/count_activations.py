@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,26 +33,49 @@ _RANK = 8
 
 
 def count_activations(config: Any, *, trust_remote_code: bool = False) -> Activations | None:
-    """What the forward of a model with this configuration keeps, in fp32; None if it cannot run on fake tensors.
+    """What the forward of a model with this configuration keeps, in fp32 and in 16 bits; None if it cannot be run so.
 
     Args:
         config: The `transformers` configuration.
         trust_remote_code: Let the model's own Python code run.
     """
+    wide = count_in(torch.float32, config, trust_remote_code=trust_remote_code)
+    if wide is None:
+        return None
+    half = count_in(torch.bfloat16, config, squares=wide.square_bytes > 0, trust_remote_code=trust_remote_code)
+    return replace(wide, half=half)
+
+
+def count_in(
+    dtype: torch.dtype, config: Any, *, squares: bool = True, trust_remote_code: bool = False
+) -> Activations | None:
+    """What the forward keeps in one dtype: in fp32 as a CPU computes, in 16 bits as a GPU does.
+
+    Args:
+        dtype: Of the model.
+        config: The `transformers` configuration.
+        squares: Whether attention may keep something for each pair of tokens; False saves a forward.
+        trust_remote_code: Let the model's own Python code run.
+
+    Returns:
+        None if the model cannot run on fake tensors.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     try:
         with _quiet_kernels(), FakeTensorMode(allow_non_fake_inputs=True):
-            model = auto_class(config).from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+            model = auto_class(config).from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
             freeze(model)
-            base = BaseModel("fake", model)
+            base = BaseModel("fake", model, kernels="cpu" if dtype is torch.float32 else "cuda")
             base.body.pack().close()  # unchecked: without values packed and padded cannot be compared
-            short, long = (_kept(base, lengths) for lengths in ((_LENGTH, _LENGTH), (2 * _LENGTH,)))
+            short = _kept(base, (_LENGTH, _LENGTH))
+            long = _kept(base, (2 * _LENGTH,)) if squares else short
             head = _kept_by_head(base)
     except Exception as error:  # whatever a model does that needs values
         logger.info(
-            "activations of a %s model cannot be counted (%s); they are estimated from its layers' sizes",
+            "activations of a %s model cannot be counted in %s (%s); they are estimated from its layers' sizes",
             config.model_type,
+            dtype,
             one_line(error),
         )
         return None
@@ -90,7 +114,7 @@ def _kept(base: BaseModel, lengths: tuple[int, ...]) -> int:
 def _kept_by_head(base: BaseModel) -> float:
     """Bytes per position that autograd keeps of the output head, its input and weights left out."""
     width = base.model.get_output_embeddings().weight.shape[1]  # OPT projects the hidden states down to it
-    hidden = torch.zeros(_LENGTH, width, device=base.device, requires_grad=True)
+    hidden = torch.zeros(_LENGTH, width, device=base.device, dtype=base.dtype, requires_grad=True)
     with _Keeper(base, hidden) as keeper:
         base.head(hidden)
     return keeper.bytes / _LENGTH

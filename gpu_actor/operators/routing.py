@@ -19,19 +19,33 @@ class Routing:
         padded: Every sequence is a row of its own, padded on the right; else all are packed into one row.
         anchor: A scalar that requires gradients: it makes autograd visit the hooked layers although neither base
             weights nor token ids do.
+        borders: int32 [sequences + 1], where each sequence starts in a packed row, and its end.
         by_segment: Make base products and activations segment by segment (CPU).
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, kernels: str | None = None) -> None:
+        """No forward is running.
+
+        Args:
+            device: Where the base model is.
+            kernels: The kind of device whose way of computing is taken; None: that of `device`.
+        """
         self.segments: tuple[Segment, ...] = ()
         self.lengths: tuple[int, ...] = ()
         self.padded = False
+        self.borders: torch.Tensor | None = None
         self.anchor = torch.zeros((), device=device, requires_grad=True)
-        self.by_segment = device.type == "cpu"
+        self.by_segment = (kernels or device.type) == "cpu"
 
-    def begin(self, segments: tuple[Segment, ...], lengths: tuple[int, ...], padded: bool) -> None:
+    def begin(
+        self,
+        segments: tuple[Segment, ...],
+        lengths: tuple[int, ...],
+        padded: bool,
+        borders: torch.Tensor | None = None,
+    ) -> None:
         """A forward with these segments and sequences starts, or is made again for its backward."""
-        self.segments, self.lengths, self.padded = segments, lengths, padded
+        self.segments, self.lengths, self.padded, self.borders = segments, lengths, padded, borders
 
     def remembered(self, hidden: torch.Tensor) -> torch.Tensor:
         """The same hidden states; before their backward, the routing becomes that of now again.
@@ -39,7 +53,7 @@ class Routing:
         Gradient checkpointing runs layers a second time in the backward, when another forward may have come since.
         Autograd works off the latest forward first, so each one's layers run again under their own routing.
         """
-        return _Remembered.apply(hidden, self, (self.segments, self.lengths, self.padded))  # type: ignore[no-any-return, no-untyped-call]
+        return _Remembered.apply(hidden, self, (self.segments, self.lengths, self.padded, self.borders))  # type: ignore[no-any-return, no-untyped-call]
 
     def spans(self, rows: int) -> list[tuple[int, int]]:
         """The row ranges that are multiplied with the base weights in one product each."""

@@ -7,18 +7,15 @@ of any other.
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
-from gpu_actor.adapters.forbidden_targets import endings
-from gpu_actor.adapters.peft_files import load_adapter, save_adapter
+from gpu_actor.adapters.peft_files import load_adapter
 from gpu_actor.adapters.weights import AdapterWeights
 from gpu_actor.batch.shared_batch import MicroBatch
 from gpu_actor.contract.config import AdapterSpec
@@ -27,17 +24,16 @@ from gpu_actor.contract.report import TenantReport, TenantState
 from gpu_actor.data.dataset import LoadedDataset
 from gpu_actor.data.samples import digest
 from gpu_actor.losses.objectives import SegmentLoss, StepSums
-from gpu_actor.training import checkpoint
+from gpu_actor.training.checkpoint import Progress
 from gpu_actor.training.early_stop import diverged, overfitted
-from gpu_actor.training.metrics import append_metrics, trim_metrics
+from gpu_actor.training.metrics import added
 from gpu_actor.training.micro_batches import MicroBatches
 from gpu_actor.training.optimizer import make_optimizer, make_scheduler, warmup_steps
 from gpu_actor.training.references import reference_folder
+from gpu_actor.training.run_files import RunFiles
 from gpu_actor.training.sample_order import DataCursor
+from gpu_actor.training.taken_step import StepValues, TakenStep
 
-logger = logging.getLogger(__name__)
-
-_Number = TypeVar("_Number", int, float)
 _RATE_WINDOW = 20  # optimizer steps over which tokens/s and the time left are averaged
 
 
@@ -45,13 +41,14 @@ class Tenant:
     """One adapter in training.
 
     The engine asks for `pending()` micro-batches, runs some of them in shared batches, hands back their losses through
-    `ran()`, and when the optimizer step is complete calls `finish_step()`.
+    `ran()`, calls `take_step()` when the optimizer step is complete, and `settle()` once its numbers are read.
 
     Attributes:
         spec: What to train.
         attempt: Which assignment of the job this is; reports carry it.
         weights: The adapter.
         progress: Counters, as they go into a checkpoint.
+        files: What it leaves in its output folder.
         left_out: Shared batches made without this adapter since its last one.
         split: Parts that a micro-batch is run in at least; raised when memory runs out.
         cap: Most tokens of a part (a single sample that is longer excepted); None: any number.
@@ -87,11 +84,11 @@ class Tenant:
         self.cursor = DataCursor(spec.training, len(data.train))
         self.optimizer = make_optimizer(weights, spec.training)
         self.scheduler = make_scheduler(self.optimizer, spec.training, self.cursor.total_steps)
-        self._data_digest = digest(data.train, data.val)
+        self.files = RunFiles(spec, weights, self.optimizer, self.scheduler, digest(data.train, data.val))
         self.progress = self._start()
-        self._saved_best = self.progress.watch.best_step  # the best step that the newest checkpoint names
         self._micro_batches = MicroBatches(spec.training, weights, data, reference)
         self._stop_requested: str | None = None
+        self._taken: TakenStep | None = None  # the latest optimizer step, as long as its numbers are not read
         self.left_out = 0
         self.split = 1
         self.cap: int | None = None
@@ -101,20 +98,15 @@ class Tenant:
         self._times: deque[tuple[float, int]] = deque([(time.monotonic(), self.progress.tokens)], _RATE_WINDOW)
         self._plan_step()
 
-    def _start(self) -> checkpoint.Progress:
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        checkpoint.remove_drafts(self.output_dir)
-        resumed = checkpoint.load_checkpoint(
-            self.output_dir, self.weights, self.optimizer, self.scheduler, self._data_digest
-        )
-        trim_metrics(self.output_dir, resumed.step if resumed else 0)
+    def _start(self) -> Progress:
+        resumed = self.files.resume()
         if resumed is not None:
             return resumed
         if self.spec.lora.init_adapter is not None:
             load_adapter(Path(self.spec.lora.init_adapter), self.weights)
         else:
             self.weights.initialise(self.spec.training.seed)
-        return checkpoint.Progress()
+        return Progress()
 
     # -- the optimizer step in work ------------------------------------------------------------------------------
 
@@ -126,14 +118,19 @@ class Tenant:
         self._pending: list[MicroBatch] = []
         if self.finished:
             return
-        step = self.progress.step
+        step = self.steps_taken
         self._pending = self._micro_batches.of_step(step, self.cursor.step(step), self.split, self.cap)
         self._step_tokens = sum(micro_batch.tokens for micro_batch in self._pending)
 
     @property
+    def steps_taken(self) -> int:
+        """Optimizer steps that are made, the one included whose numbers are not read yet."""
+        return self.progress.step if self._taken is None else self._taken.number
+
+    @property
     def finished(self) -> bool:
         """Whether every optimizer step is made, or no further one is wanted."""
-        return self.progress.step >= self.cursor.total_steps or self.stop_reason is not None
+        return self.steps_taken >= self.cursor.total_steps or self.stop_reason is not None
 
     @property
     def stop_reason(self) -> str | None:
@@ -166,32 +163,44 @@ class Tenant:
         self.split = split or self.split
         self._plan_step()
 
-    def finish_step(self) -> None:
-        """Clip, step, schedule, count, log: the optimizer step is complete.
+    def take_step(self) -> torch.Tensor:
+        """Clip, step, schedule: the optimizer step is complete. Nothing is read from the device.
 
-        Raises:
-            TrainingError: The loss or the gradient is not finite; the adapter is left as it was before the step.
+        A step whose loss or gradient is not finite leaves the adapter as it was.
+
+        Returns:
+            Its numbers [n] on the device; `settle` wants them.
         """
-        training = self.spec.training
-        step = self.progress.step + 1
-        loss, figures = self._sums.read()
         if self.weights.gradient_scale != 1.0:
             self.weights.gradient.div_(self.weights.gradient_scale)
-        norm = float(torch.nn.utils.clip_grad_norm_([self.weights.flat], training.max_grad_norm or math.inf))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            what, value = ("loss", loss) if not math.isfinite(loss) else ("gradient norm", norm)
-            raise TrainingError(
-                f"the {what} became {value} at optimizer step {step} (learning rate {self.learning_rate:.3g}); lower "
-                f"training.learning_rate, add warm-up, or look for damaged samples; the last checkpoint is kept"
-            )
-        if step == 1:
-            self.progress = dataclasses.replace(self.progress, unreached=_unreached(self.weights))
-        rate = self.learning_rate
+        limit = self.spec.training.max_grad_norm or math.inf
+        norm = torch.nn.utils.clip_grad_norm_([self.weights.flat], limit)
+        number, rate = self.steps_taken + 1, self.learning_rate
+        taken = TakenStep.of(number, rate, self._step_tokens, self._sums, norm, self.weights)
+        self.optimizer.found_inf = taken.bad  # type: ignore[attr-defined]
         self.optimizer.step()
         self.scheduler.step()
-        self._count(step, loss, figures, rate, norm)
-        self._watch_loss(step, loss)
+        self._taken = taken
         self._plan_step()
+        return taken.values
+
+    def settle(self, values: Sequence[float]) -> None:
+        """Count, log and watch the step that was taken.
+
+        Args:
+            values: What `take_step` returned, read.
+
+        Raises:
+            TrainingError: The loss or the gradient was not finite, or the training diverges.
+        """
+        taken, self._taken = self._taken, None
+        if taken is None:
+            raise RuntimeError("no optimizer step was taken")
+        found = taken.read(values)
+        if taken.number == 1:
+            self.progress = dataclasses.replace(self.progress, unreached=taken.unreached(values, self.weights))
+        self._count(taken, found)
+        self._watch_loss(taken.number, found.loss)
 
     def _watch_loss(self, step: int, loss: float) -> None:
         watch = self.progress.watch.after_step(step, loss)
@@ -201,28 +210,27 @@ class Tenant:
         if reason is not None:
             raise TrainingError(reason)
 
-    def _count(self, step: int, loss: float, figures: Mapping[str, float], rate: float, norm: float) -> None:
-        before = self.progress
+    def _count(self, taken: TakenStep, found: StepValues) -> None:
+        before, step = self.progress, taken.number
         after = dataclasses.replace(
             before,
             step=step,
-            tokens=before.tokens + self._step_tokens,
-            loss=loss,
-            logged_loss=before.logged_loss + loss,
+            tokens=before.tokens + taken.tokens,
+            loss=found.loss,
+            logged_loss=before.logged_loss + found.loss,
             logged_steps=before.logged_steps + 1,
-            logged_figures=_added(before.logged_figures, figures),
-            figure_steps=_added(before.figure_steps, dict.fromkeys(figures, 1)),
+            logged_figures=added(before.logged_figures, found.figures),
+            figure_steps=added(before.figure_steps, dict.fromkeys(found.figures, 1)),
         )
         if step % self.spec.training.logging_steps == 0 or step == self.cursor.total_steps:
-            append_metrics(
-                self.output_dir,
+            self.files.log(
                 step=step,
                 epoch=self.cursor.epoch_after(step),
                 loss=after.logged_loss / after.logged_steps,
                 **{name: value / after.figure_steps[name] for name, value in after.logged_figures.items()},
-                learning_rate=rate,
-                grad_norm=norm,
-                tokens=self._step_tokens,
+                learning_rate=taken.learning_rate,
+                grad_norm=found.norm,
+                tokens=taken.tokens,
                 time=time.time(),
             )
             after = dataclasses.replace(after, logged_loss=0.0, logged_steps=0, logged_figures={}, figure_steps={})
@@ -237,7 +245,7 @@ class Tenant:
         if not len(self.data.val):
             return False
         every = self.spec.training.eval_steps
-        return self.cursor.ends_epoch(self.progress.step) if every is None else self.progress.step % every == 0
+        return self.cursor.ends_epoch(self.steps_taken) if every is None else self.steps_taken % every == 0
 
     def evaluation_batches(self) -> list[MicroBatch]:
         """The held-out samples as micro-batches without dropout, whose losses add up to the mean."""
@@ -256,8 +264,7 @@ class Tenant:
             )
         self.progress = dataclasses.replace(self.progress, eval_loss=eval_loss)
         step = self.progress.step
-        append_metrics(
-            self.output_dir,
+        self.files.log(
             step=step,
             epoch=self.cursor.epoch_after(step),
             eval_loss=eval_loss,
@@ -274,47 +281,34 @@ class Tenant:
         watch = self.progress.watch.after_evaluation(step, eval_loss, config.min_delta)
         self.progress = dataclasses.replace(self.progress, watch=watch)
         if watch.stale == 0:
-            checkpoint.save_best(self.output_dir, self.weights, self.spec.base_model, step)
-            # a restart goes on from the newest checkpoint, which names the best step of its own time
-            checkpoint.keep_best(self.output_dir, {step, self._saved_best})
+            self.files.save_best(step)
 
     @property
     def wants_checkpoint(self) -> bool:
         """Whether the optimizer step just made calls for a checkpoint."""
-        return self.progress.step % self.spec.training.save_steps == 0 and not self.finished
+        return self.steps_taken % self.spec.training.save_steps == 0 and not self.finished
+
+    @property
+    def pauses(self) -> bool:
+        """Whether something is to be done after the optimizer step just made, before the next one."""
+        return self.wants_evaluation or self.finished or self.wants_checkpoint
 
     def save_checkpoint(self) -> None:
-        """Write a checkpoint of the last complete optimizer step.
+        """Write a checkpoint of the last complete optimizer step; where that cannot be done the job goes on for now."""
+        self.files.save(self.progress)
 
-        Where that cannot be done, on a full disk say, the job goes on: from the older one, should it have to.
-        """
-        try:
-            checkpoint.save_checkpoint(
-                self.output_dir,
-                self.weights,
-                self.spec.base_model,
-                self.optimizer,
-                self.scheduler,
-                self.progress,
-                self._data_digest,
-            )
-        except OSError as error:
-            logger.warning("job %s: no checkpoint at step %d: %s", self.spec.name, self.progress.step, error)
-            return
-        self._saved_best = self.progress.watch.best_step
-        checkpoint.keep_best(self.output_dir, {self._saved_best})
+    @property
+    def waits(self) -> bool:
+        """Whether no further optimizer step is made until the output folder can be written again."""
+        files, training = self.files, self.spec.training
+        if not files.failure:
+            return False
+        most = training.max_unsaved_steps or 2 * training.save_steps
+        return self.finished or files.open_best is not None or self.steps_taken - files.saved_step >= most
 
-    def export(self) -> None:
-        """Put the finished adapter into the output folder, with patience the best one.
-
-        The checkpoint of the last step stays until the orchestrator has recorded the end: an actor that dies before
-        that finishes the job again from it, instead of training it again from the start.
-        """
-        self.save_checkpoint()
-        best = self._better_step
-        if best is not None:
-            load_adapter(checkpoint.best_folder(self.output_dir, best), self.weights)
-        save_adapter(self.output_dir, self.weights, self.spec.base_model)
+    def export(self) -> bool:
+        """Put the finished adapter into the output folder, with patience the best one; False: try it again."""
+        return self.files.export(self.progress, self._better_step)
 
     @property
     def _better_step(self) -> int | None:
@@ -333,7 +327,7 @@ class Tenant:
 
     def discard(self) -> None:
         """Remove what would let the job go on: it was cancelled."""
-        checkpoint.remove_checkpoints(self.output_dir)
+        self.files.discard()
 
     # -- reporting -----------------------------------------------------------------------------------------------
 
@@ -341,6 +335,14 @@ class Tenant:
     def learning_rate(self) -> float:
         """Learning rate of the next optimizer step."""
         return float(self.scheduler.get_last_lr()[0])
+
+    def _unsaved(self) -> str:
+        """Why the job has no newer checkpoint or no adapter yet, in words; empty where all is saved."""
+        if not self.files.failure:
+            return ""
+        does = f"waits at step {self.progress.step} until there is room" if self.waits else "goes on for now"
+        since = f"nothing is saved since step {self.files.saved_step}"
+        return f"{since}, the job {does}: {self.files.failure}"
 
     def report(self, state: TenantState, reason: str | None = None) -> TenantReport:
         """Where the adapter stands."""
@@ -368,16 +370,7 @@ class Tenant:
             unread_columns=self.data.unread,
             shortened=self.data.shortened,
             unreached=self.progress.unreached,
+            unsaved=self._unsaved(),
+            notes=tuple(self.files.notes),
             reason=reason,
         )
-
-
-def _unreached(weights: AdapterWeights) -> str:
-    """The layers whose gradient is zero, in words of bounded length; empty where there are none."""
-    names = weights.without_gradient()
-    return f"{len(names)} of {len(weights.plans)} layers ({endings(names)})" if names else ""
-
-
-def _added(sums: Mapping[str, _Number], more: Mapping[str, _Number]) -> dict[str, _Number]:
-    """Sums by name, with what is new; a step need not have every figure."""
-    return {**sums, **{name: sums.get(name, 0) + value for name, value in more.items()}}

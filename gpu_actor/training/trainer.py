@@ -5,29 +5,26 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import TypeVar
 
 import torch
 
 from gpu_actor.batch.composer import Candidate, TokenBudget, compose
-from gpu_actor.batch.pairs import PairTask
 from gpu_actor.batch.shared_batch import MicroBatch, pack
-from gpu_actor.contract.errors import LorayError, OutOfMemoryError
 from gpu_actor.contract.footprint import DEFAULT_TOKEN_BUDGET, MICRO_BATCH_CAP
-from gpu_actor.contract.messages import one_line
 from gpu_actor.contract.report import TenantReport, TenantState
 from gpu_actor.device.failures import is_device_lost, is_out_of_memory
+from gpu_actor.device.readback import Readback
 from gpu_actor.device.step_meter import StepMeter
 from gpu_actor.losses.objectives import SegmentLoss, StepSums, segment_losses
 from gpu_actor.model.base_model import BaseModel
+from gpu_actor.training.attempts import attempt, reason_of, too_long
 from gpu_actor.training.references import run_ahead
 from gpu_actor.training.tenant import Tenant
 
 logger = logging.getLogger(__name__)
 
-_Result = TypeVar("_Result")
 _OF_ROOM = 0.9  # of the room beside the base model and the adapters, that shared batches are to take
 _SPEED_WINDOW = 20  # shared batches over which the actor's speed is averaged
 
@@ -44,6 +41,8 @@ class CoTrainer:
         memory_limit: Bytes that may be in use; None: no more than the device has.
         meter: What the steps cost.
         memory_shortages: Times that memory ran out or the limit was passed.
+        late: Read the losses of an optimizer step after the next shared batch has begun to run (CUDA): the device goes
+            on while this process logs and packs.
     """
 
     def __init__(self, base: BaseModel, token_budget: int | None = None, memory_limit: int | None = None) -> None:
@@ -58,6 +57,9 @@ class CoTrainer:
         self._fitted = self.budget.fits  # before the shared batch that is being made
         self.batch_tokens = 0
         self.batch_adapters = 0
+        self.late = base.device.type == "cuda"
+        self._unsettled: list[Tenant] = []  # whose optimizer steps were taken, and not yet counted
+        self._readback: Readback | None = None  # their numbers
         self._ahead = 0  # tokens that the latest shared batch ran forward only
         self._tenants: dict[str, Tenant] = {}
         self._order: list[str] = []
@@ -83,6 +85,7 @@ class CoTrainer:
             keep: Write a checkpoint of its last complete optimizer step (the step in work is made again later);
                 False removes its checkpoints instead.
         """
+        self._settle()
         tenant = self._tenants.get(job_id)
         if tenant is None:
             return
@@ -102,6 +105,7 @@ class CoTrainer:
 
     def finish(self, job_id: str, reason: str) -> None:
         """End a tenant early, with the adapter of its last complete optimizer step; unknown ones are ignored."""
+        self._settle()
         tenant = self._tenants.get(job_id)
         if tenant is not None:
             tenant.stop(reason)
@@ -122,8 +126,8 @@ class CoTrainer:
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to train."""
-        return not self._tenants
+        """Whether there is nothing to train, or only for those who wait until their folders can be written again."""
+        return all(tenant.waits for tenant in self._tenants.values())
 
     def tenant_ids(self) -> list[str]:
         """The tenants in training."""
@@ -142,6 +146,7 @@ class CoTrainer:
         What a job does wrong ends that job. An error after which nothing runs on the device any more
         (`is_device_lost`) is raised: this process is of no use to any job.
         """
+        self._write_again()
         chosen = self._choose()
         if not chosen:
             return
@@ -154,8 +159,8 @@ class CoTrainer:
             tenant.left_out += 1
         for tenant in ran:
             tenant.left_out = 0
-            if not tenant.pending:
-                self._complete(tenant)
+        self._settle()  # of the step before: its numbers are there by now, and this one's kernels run meanwhile
+        self._complete([tenant for tenant in ran if self._trains(tenant) and not tenant.pending])
         self.base.rest()
         self._measured(chosen, lengths)
         self._speed.append((time.monotonic() - started, self.batch_tokens))
@@ -191,6 +196,7 @@ class CoTrainer:
         candidates = [
             Candidate(t.spec.job_id, tuple(micro_batch.tokens for micro_batch in t.pending), t.left_out)
             for t in tenants
+            if not t.waits
         ]
         return [(self._tenants[job_id], count) for job_id, count in compose(candidates, self.token_budget).items()]
 
@@ -199,7 +205,7 @@ class CoTrainer:
 
         So the adapter whose micro-batch raises is found, and ends alone.
         """
-        error = _attempt(partial(self._run, chosen))
+        error = attempt(partial(self._run, chosen))
         if error is None:
             return [tenant for tenant, _ in chosen]
         if len(chosen) == 1 and chosen[0][1] == 1:
@@ -224,7 +230,7 @@ class CoTrainer:
             tenant.rewind_step(split=tenant.split * 2)
             return self._run_or_isolate([(tenant, 1)])
         self.budget.fits = self._fitted
-        self._fail(tenant, _too_long(tenant.pending, error))
+        self._fail(tenant, too_long(tenant.pending, error))
         return []
 
     def _lower_budget(self, chosen: list[tuple[Tenant, int]]) -> None:
@@ -275,15 +281,44 @@ class CoTrainer:
         batch = pack(micro_batches, self.base.device)
         return segment_losses(self.base.hidden(batch), batch, self.base.head)
 
-    def _complete(self, tenant: Tenant) -> None:
-        """All micro-batches of a tenant's optimizer step have run."""
-        try:
-            tenant.finish_step()
-            if tenant.wants_evaluation or tenant.finished or tenant.wants_checkpoint:
-                with self.meter.aside():
-                    self._after_step(tenant)
-        except Exception as error:
-            self._fail(tenant, error)
+    def _trains(self, tenant: Tenant) -> bool:
+        return self._tenants.get(tenant.spec.job_id) is tenant
+
+    def _complete(self, due: Sequence[Tenant]) -> None:
+        """All micro-batches of the optimizer steps of these have run: take the steps, and do what is due after them.
+
+        Where the numbers come late they are read after the next shared batch, unless somebody waits for this step.
+        """
+        values: list[torch.Tensor] = []
+        for tenant in due:
+            try:
+                values.append(tenant.take_step())
+            except Exception as error:
+                self._fail(tenant, error)
+            else:
+                self._unsettled.append(tenant)
+        self._readback = Readback(values) if values else None
+        pausing = [tenant for tenant in self._unsettled if tenant.pauses]
+        if pausing or not self.late:
+            self._settle()
+        for tenant in pausing:
+            if self._trains(tenant):
+                try:
+                    with self.meter.aside():
+                        self._after_step(tenant)
+                except Exception as error:
+                    self._fail(tenant, error)
+
+    def _settle(self) -> None:
+        """Read the numbers of the optimizer steps that were taken, and let each tenant count its own."""
+        tenants, readback = self._unsettled, self._readback
+        self._unsettled, self._readback = [], None
+        for tenant, values in zip(tenants, readback.read() if readback else (), strict=True):
+            if self._trains(tenant):
+                try:
+                    tenant.settle(values)
+                except Exception as error:
+                    self._fail(tenant, error)
 
     def _after_step(self, tenant: Tenant) -> None:
         if tenant.wants_evaluation:
@@ -303,7 +338,7 @@ class CoTrainer:
         waiting = deque(micro_batches)
         while waiting:
             micro_batch = waiting.popleft()
-            outcome = _attempt(partial(self._evaluate_one, micro_batch))
+            outcome = attempt(partial(self._evaluate_one, micro_batch))
             if not isinstance(outcome, Exception):
                 loss, more = outcome
                 total += loss
@@ -311,7 +346,7 @@ class CoTrainer:
             elif not is_out_of_memory(outcome):
                 raise outcome
             elif micro_batch.samples == 1:
-                raise _too_long([micro_batch], outcome)
+                raise too_long([micro_batch], outcome)
             else:
                 self.meter.memory.release()
                 waiting.extendleft(reversed(micro_batch.parts(2)))
@@ -327,12 +362,27 @@ class CoTrainer:
     # -- ends ----------------------------------------------------------------------------------------------------
 
     def _finish(self, tenant: Tenant) -> None:
+        """Write the adapter; one that cannot be written stays here, and is tried again."""
         try:
-            tenant.export()
+            written = tenant.export()
         except Exception as error:
             self._fail(tenant, error)
         else:
-            self._end(tenant, TenantState.SUCCEEDED, tenant.end_reason)
+            if written:
+                self._end(tenant, TenantState.SUCCEEDED, tenant.end_reason)
+
+    def _write_again(self) -> None:
+        """Try once more to write what could not be written, for those whose turn it is."""
+        due = [tenant for tenant in self._tenants.values() if tenant.files.due]
+        if due:
+            self._settle()
+        for tenant in due:
+            if not self._trains(tenant):
+                continue
+            if tenant.finished:
+                self._finish(tenant)
+            else:
+                tenant.files.write_again(tenant.progress)
 
     def _fail(self, tenant: Tenant, error: Exception) -> None:
         if is_device_lost(error):  # nobody's fault that could be told; all go on from their checkpoints elsewhere
@@ -358,29 +408,3 @@ class CoTrainer:
         """Real tokens per second of all tenants together, over the latest shared batches."""
         seconds = sum(seconds for seconds, _ in self._speed)
         return sum(tokens for _, tokens in self._speed) / seconds if seconds > 0 else 0.0
-
-
-def _attempt(work: Callable[[], _Result]) -> _Result | Exception:
-    """The result of `work`, or what it raised: without its frames, which would keep the failed forward in memory."""
-    try:
-        return work()
-    except Exception as error:
-        if is_device_lost(error):
-            raise
-        logger.debug("a forward failed", exc_info=True)
-        return error.with_traceback(None)
-
-
-def _too_long(micro_batches: Sequence[MicroBatch], error: Exception) -> OutOfMemoryError:
-    """The smallest possible micro-batch ran out of memory."""
-    longest = max(micro_batches, key=lambda micro_batch: micro_batch.tokens)
-    what = "sample" if not isinstance(longest.task, PairTask) else "preference pair"
-    return OutOfMemoryError(
-        f"one {what} of {longest.tokens} tokens does not fit into the actor's memory; lower training.cutoff_len if "
-        f"that is long, else lora.r, or use an actor with more memory ({one_line(error)})"
-    )
-
-
-def reason_of(error: Exception) -> str:
-    """A failure in words: Loray's own errors as they are, others with their type."""
-    return str(error) if isinstance(error, LorayError) else f"{type(error).__name__}: {one_line(error)}"

@@ -95,7 +95,7 @@ class Place:
             quantization=self.settings.quantization,
             memory_limit=self.settings.memory_limit if self.settings.num_gpus else self.memory_limit,
             memory_share=self.settings.num_gpus or 1.0,
-            token_budget=self.token_budget,
+            token_budget=self.settings.token_budget,
             cpu_threads=self.cpu_threads,
             gradient_checkpointing=self.settings.gradient_checkpointing,
             trust_remote_code=trust_remote_code,

@@ -10,7 +10,7 @@ from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.report import ActorReport
 from orchestrator.cluster.places import Place
 from orchestrator.knowledge.profiles import Profile, Profiles, idle_memory, leaving_room
-from orchestrator.scheduler.estimate import prior_memory, prior_speed
+from orchestrator.scheduler.estimate import device_kind, prior_memory, prior_speed
 from orchestrator.scheduler.view import ActorView, MemoryModel, SpeedModel
 
 _LOAD_SECONDS, _LOAD_BYTES_PER_SECOND = 8.0, 5e8  # until loading was measured
@@ -94,11 +94,12 @@ def with_models(
 def _with_models(view: ActorView, place: Place, models: PlaceModels, report: ActorReport | None) -> ActorView:
     hosted = models.bases.get(view.base_model or "")
     limit = view.memory_limit
-    memories = {
-        ref: leaving_room(model, limit) if ref in models.measured else model for ref, model in models.memories.items()
-    }
+    # a guess as well on a GPU: its actor begins with what there is room for, where a CPU's begins with the default
+    short = models.bases if device_kind(place.device) == "cuda" else models.measured
+    memories = {ref: leaving_room(model, limit) if ref in short else model for ref, model in models.memories.items()}
     if hosted and report and report.memory_idle and hosted.ref not in models.measured:
-        memories[hosted.ref] = idle_memory(place, hosted, report.memory_idle)
+        guess = idle_memory(place, hosted, report.memory_idle)
+        memories[hosted.ref] = leaving_room(guess, limit) if hosted.ref in short else guess
     budget = report.token_budget if report else 0
     return replace(
         view,

@@ -248,7 +248,7 @@ def profile_key(place: Place, base_model: str) -> str:
 
 
 def leaving_room(model: MemoryModel, limit: int | None) -> MemoryModel:
-    """A measured memory model with a cap on shared batches that leaves half of the room beside the base to adapters.
+    """A memory model with a cap on shared batches that leaves half of the room beside the base to adapters.
 
     Args:
         model: With the cap of a new actor.

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from gpu_actor.contract.errors import BaseModelError
 from gpu_actor.contract.locations import BaseFiles, find_base
+from gpu_actor.loading import load_model as load_model_file
 from gpu_actor.loading.config_files import load_config
 from gpu_actor.loading.load_model import load_model
 from gpu_actor.loading.tokenizer import load_tokenizer
@@ -217,3 +218,18 @@ def test_half_of_an_encoder_decoder_is_not_loaded_as_if_it_were_a_model(tmp_path
     BartConfig(vocab_size=128, d_model=32, encoder_layers=1, decoder_layers=1).save_pretrained(tmp_path)
     with pytest.raises(BaseModelError, match="a bart model has an encoder and a decoder"):
         load_config(str(tmp_path))
+
+
+def test_on_a_gpu_weights_are_read_to_where_they_belong(tiny_base, monkeypatch):
+    """By a map of one device, here a CPU's: the same model, and no hook of accelerate's around its layers."""
+    assert load_model_file.placement("cuda:1") == {"device_map": {"": "cuda:1"}}
+    assert load_model_file.placement("cpu") == {}
+    plain = load_model(tiny_base)
+    monkeypatch.setattr(load_model_file, "placement", lambda device: {"device_map": {"": device}})
+    placed = load_model(tiny_base)
+    assert not any(hasattr(module, "_hf_hook") for module in placed.modules())
+    for (name, value), expected in zip(placed.named_parameters(), plain.parameters(), strict=True):
+        assert torch.equal(value, expected), name
+    monkeypatch.setattr(load_model_file, "placement", lambda _: {"device_map": {"": "meta"}})
+    with pytest.raises(NotImplementedError, match="meta tensor"):  # they were placed there, and cannot be had back
+        load_model(tiny_base)

@@ -20,7 +20,7 @@ def base_in(dtype):
 
 
 def gradient(base):
-    """Of 400 of the 4,000 tokens of a step, in the adapter's fp32, as `finish_step` sees it."""
+    """Of 400 of the 4,000 tokens of a step, in the adapter's fp32, as `take_step` sees it."""
     weights = base.new_adapter(LoraConfig(r=4, target_modules="all-linear"))
     weights.initialise(1)
     noise = torch.randn(weights.flat.shape, generator=torch.Generator().manual_seed(1))

@@ -103,12 +103,12 @@ def test_what_is_not_forecast_is_no_job_that_can_never_run(tmp_path, make, monke
 
 
 def test_a_job_on_a_cpu_is_sized_by_the_micro_batches_of_a_cpu(tmp_path, make, tiny_base):
-    """Of 8 x 1024 tokens a CPU runs parts of 1024, a CUDA device all at once; the default of a job holds both."""
+    """Of 8 x 1024 tokens a CPU runs parts of 1024, a CUDA device parts of 2048; the default of a job holds both."""
     job = make("one", per_device_train_batch_size=8, cutoff_len=1024)
     base, roomy = describe_base(tiny_base), 2**40
     (on_cpu,) = plan(tmp_path, [job], [{"memory_limit": roomy}]).values()
     size = {kind: scheduling_view("", job, base, devices=[kind]) for kind in ("cpu", "cuda:1")}
-    assert [view.worst_tokens for view in size.values()] == [1024, 8192]
+    assert [view.worst_tokens for view in size.values()] == [1024, 2048]
     both = scheduling_view("", job, base)
     assert {kind: both.size_on(kind) for kind in ("cpu", "cuda")} == {
         kind: (one.adapter_bytes, one.worst_tokens) for kind, one in zip(("cpu", "cuda"), size.values(), strict=True)
