@@ -4,6 +4,7 @@ import importlib.util
 import subprocess
 import sys
 
+import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM
@@ -23,6 +24,7 @@ def load_script():
     return module
 
 
+@pytest.mark.slow
 def test_an_adapter_is_the_same_alone_to_the_bit():
     done = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True, check=True)
     *rows, last = done.stdout.splitlines()

@@ -140,6 +140,15 @@ def test_nothing_that_the_orchestrator_imports_loads_torch():
     assert done.stdout == "False\n"
 
 
+def test_looking_the_orchestrator_up_loads_no_database():
+    """Ray imports the class of an actor for its handle: each command would wait for what only the actor needs."""
+    script = (
+        "import orchestrator.cli.app, orchestrator.control.controller_actor, sys; print('sqlalchemy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 def test_the_files_that_the_architecture_names_exist():
     named = re.findall(r"`([\w/]+(?:\.py|/))[`: ]", (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"))
     paths = [path for top in TOPS for path in (ROOT / top, *(ROOT / top).rglob("*"))]

@@ -49,6 +49,7 @@ def test_the_wheel_holds_every_file_of_both_packages_and_nothing_else(wheel):
     assert b"loray = orchestrator.cli.app:main" in wheel.read(entry_points)
 
 
+@pytest.mark.slow
 def test_every_module_of_the_wheel_is_imported_without_the_checkout(wheel, tmp_path):
     wheel.extractall(tmp_path / "wheel")
     sources = (name for name in wheel.namelist() if name.endswith(".py") and not name.endswith("__main__.py"))

@@ -17,7 +17,7 @@ from gpu_actor.loading.chatglm import glm_tensors, is_chatglm
 from gpu_actor.loading.config_files import load_config, read_config
 from gpu_actor.loading.layers import adaptable_linears
 from gpu_actor.loading.model_class import auto_class
-from gpu_actor.loading.quantization import quantization_of, quantization_settings
+from gpu_actor.loading.quantization import keep_packing, quantization_of, quantization_settings
 from gpu_actor.loading.weight_files import PICKLES_REFUSED, check_safetensors, tensors_of
 
 logger = logging.getLogger(__name__)
@@ -72,6 +72,7 @@ def load_model(
     check_whole(ref, notes)
     if quantization is not None:
         _check_quantised(ref, model, quantization)
+        keep_packing(model)
         return model
     return model.to(device)
 

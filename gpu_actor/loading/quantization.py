@@ -64,6 +64,18 @@ def quantization_of(module: torch.nn.Module) -> Quantization | None:
     return None
 
 
+def keep_packing(model: nn.Module) -> None:
+    """Keep the nf4 weights of a model as they were loaded, on every processor.
+
+    On those with AVX-512 BF16, bitsandbytes packs a weight anew, in place, when its layer first runs without
+    gradients: rows that 32 does not divide end in an error, and of the others `dequantize_4bit` no longer reads the
+    weight. It looks at this attribute of each layer, where a release knows of that packing.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
 def dequantised(module: Any, dtype: torch.dtype | None = None) -> torch.Tensor:
     """The weight of a quantised linear layer as [out, in], in a new tensor each time.
 

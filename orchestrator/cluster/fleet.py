@@ -14,7 +14,7 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -30,7 +30,9 @@ from orchestrator.cluster.obstacles import Obstacles
 from orchestrator.cluster.places import Place, configured_places
 from orchestrator.scheduler.view import ActorState, ActorView
 from orchestrator.store.records import ActorRecord
-from orchestrator.store.store import Store
+
+if TYPE_CHECKING:
+    from orchestrator.store.store import Store
 
 logger = logging.getLogger("loray.fleet")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -21,9 +21,11 @@ from orchestrator.jobs.preflight import check_files, check_roots
 from orchestrator.knowledge.base_catalog import BaseCatalog
 from orchestrator.scheduler.policy import decide
 from orchestrator.scheduler.view import ActorState, ActorView, ClusterView
-from orchestrator.store.store import Store
 from orchestrator.validation.field_index import dotted
 from orchestrator.validation.problems import Problem, explain
+
+if TYPE_CHECKING:
+    from orchestrator.store.store import Store
 
 
 class Admission:

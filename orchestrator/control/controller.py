@@ -36,9 +36,9 @@ from orchestrator.reporting.client_views import actor_view, job_view
 from orchestrator.reporting.dashboard_rows import TaskRows
 from orchestrator.reporting.metrics import Metrics
 from orchestrator.reporting.timeline import Timeline
+from orchestrator.store.errors import LiveJobError
 from orchestrator.store.records import JobRecord
 from orchestrator.store.storage_lock import hold
-from orchestrator.store.store import LiveJobError, Store
 from orchestrator.validation.problems import Problem
 from orchestrator.version import __version__
 
@@ -67,6 +67,9 @@ class Controller:
         Raises:
             StoreError: Another orchestrator uses the storage, or the job table cannot be opened.
         """
+        # Not above: every command imports this module to look the orchestrator up; SQLAlchemy would be a third of that.
+        from orchestrator.store.store import Store
+
         self._config = config
         self._lock = hold(Path(config.storage))
         self._store = Store(config.database_url)

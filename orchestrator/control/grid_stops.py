@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.jobs.job import TERMINAL, JobState
 from orchestrator.jobs.output_folder import read_metrics
 from orchestrator.scheduler.halving import Member, rungs, stops
 from orchestrator.store.records import JobRecord, Wish
-from orchestrator.store.store import Store
+
+if TYPE_CHECKING:
+    from orchestrator.store.store import Store
 
 
 class GridStops:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpu_actor.contract.report import TenantReport, TenantState
 from orchestrator.control.job_verbs import resume_hint
@@ -13,7 +13,9 @@ from orchestrator.jobs.output_folder import discard_checkpoints
 from orchestrator.knowledge.swap_times import Swaps
 from orchestrator.reporting.client_views import progress_of
 from orchestrator.store.records import JobRecord, Wish
-from orchestrator.store.store import Store
+
+if TYPE_CHECKING:
+    from orchestrator.store.store import Store
 
 
 class JobEnds:

@@ -5,11 +5,15 @@ The state of a running job changes only when its actor has let go of it: until t
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from gpu_actor.contract.errors import IllegalTransitionError
 from orchestrator.jobs.job import TERMINAL, JobState
 from orchestrator.jobs.output_folder import discard_checkpoints, discard_run, newest_checkpoint
 from orchestrator.store.records import JobRecord, Wish
-from orchestrator.store.store import Store
+
+if TYPE_CHECKING:
+    from orchestrator.store.store import Store
 
 
 def cancel(store: Store, job: JobRecord) -> JobRecord:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.store.records import JobRecord
-from orchestrator.store.store import Store
+
+if TYPE_CHECKING:
+    from orchestrator.store.store import Store
 
 SETTLE_SECONDS = 5.0  # that a job trains at least before it may be moved
 SETTLE_STEPS = 10  # that it does at least before it is moved although nobody has come since it began

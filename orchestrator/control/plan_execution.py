@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from gpu_actor.contract.orders import Attach, Detach, SetBatchOrder
 from orchestrator.cluster.fleet import Fleet
@@ -13,7 +14,9 @@ from orchestrator.jobs.output_folder import write_job_file
 from orchestrator.knowledge.swap_times import Swaps
 from orchestrator.scheduler.view import Plan
 from orchestrator.store.records import JobRecord, Wish
-from orchestrator.store.store import Store
+
+if TYPE_CHECKING:
+    from orchestrator.store.store import Store
 
 
 class PlanExecution:

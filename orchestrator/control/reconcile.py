@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from gpu_actor.contract.orders import Attach, Detach, Finish, Forget
 from gpu_actor.contract.report import TenantReport, TenantState
@@ -29,7 +30,9 @@ from orchestrator.knowledge.swap_times import Swaps
 from orchestrator.reporting.client_views import progress_of
 from orchestrator.scheduler.policy import DEFAULT
 from orchestrator.store.records import JobRecord, Wish
-from orchestrator.store.store import Store
+
+if TYPE_CHECKING:
+    from orchestrator.store.store import Store
 
 _ABSENT_SECONDS = 30.0  # that an actor's report may lack a job which was given to it
 _ACTIVE = (TenantState.PREPARING, TenantState.TRAINING)

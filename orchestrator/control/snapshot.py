@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.errors import LorayError
@@ -20,7 +20,9 @@ from orchestrator.knowledge.profiles import Profiles
 from orchestrator.scheduler.oversized_jobs import fit_oversized_jobs
 from orchestrator.scheduler.view import ActorState, ActorView, ClusterView, JobView
 from orchestrator.store.records import JobRecord, Wish
-from orchestrator.store.store import Store
+
+if TYPE_CHECKING:
+    from orchestrator.store.store import Store
 
 
 @dataclass(frozen=True)

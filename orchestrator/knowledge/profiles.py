@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.footprint import FORWARD_WORK, base_bytes
@@ -27,8 +27,9 @@ from orchestrator.scheduler.estimate import (
     saturation_tokens,
 )
 from orchestrator.scheduler.view import MemoryModel, SpeedModel
-from orchestrator.store.profile_table import profiles_of_earlier_runs
-from orchestrator.store.store import Store
+
+if TYPE_CHECKING:
+    from orchestrator.store.store import Store
 
 _WAYS = ("plain", "checkpointing")  # without and with gradient checkpointing
 _SAVE_SECONDS = 10.0  # between two writes
@@ -141,6 +142,8 @@ class Profiles:
     @classmethod
     def of_earlier_runs(cls, database_url: str) -> Profiles:
         """What earlier processes have learned, to look at alone: the database stays as it is, and need not be there."""
+        from orchestrator.store.profile_table import profiles_of_earlier_runs  # not above: it loads SQLAlchemy
+
         profiles = cls(None)
         profiles._profiles = _from_rows(profiles_of_earlier_runs(database_url))
         return profiles

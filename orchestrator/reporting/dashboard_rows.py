@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import TYPE_CHECKING
 
 import ray
 
@@ -12,7 +13,9 @@ from gpu_actor.contract.messages import one_line, short_model_name
 from orchestrator.cluster.connection import CONTROLLER, NAMESPACE
 from orchestrator.jobs.job import TERMINAL, JobState
 from orchestrator.store.records import JobRecord
-from orchestrator.store.store import Store
+
+if TYPE_CHECKING:
+    from orchestrator.store.store import Store
 
 logger = logging.getLogger("loray.task_rows")
 

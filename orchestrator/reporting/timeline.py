@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpu_actor.contract.report import ActorReport
-from orchestrator.store.store import Store
+
+if TYPE_CHECKING:
+    from orchestrator.store.store import Store
 
 _MOST_POINTS = 2000  # of one place; beyond it every second one goes
 _CHANGE = 0.005  # share of the limit that is worth a point

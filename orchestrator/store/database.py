@@ -7,12 +7,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from gpu_actor.contract.errors import LorayError
 from orchestrator.store import tables
-
-
-class StoreError(LorayError, RuntimeError):
-    """The job table cannot be used."""
+from orchestrator.store.errors import StoreError
 
 
 def open_database(url: str) -> sa.Engine:

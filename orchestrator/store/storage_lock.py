@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TextIO
 
-from orchestrator.store.database import StoreError
+from orchestrator.store.errors import StoreError
 
 LOCK_FILE = "controller.lock"
 _PATIENCE_S = 5.0  # for a predecessor that is just dying

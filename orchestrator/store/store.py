@@ -14,10 +14,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from gpu_actor.contract.errors import InvalidJobError, JobNotFoundError
+from gpu_actor.contract.errors import JobNotFoundError
 from orchestrator.jobs.job import ACCEPTED, TERMINAL, JobSpec, JobState, check_transition
 from orchestrator.store import tables
 from orchestrator.store.database import open_database
+from orchestrator.store.errors import LiveJobError
 from orchestrator.store.live_jobs import LIVE, LiveJobs
 from orchestrator.store.profile_table import read_profiles, write_profiles
 from orchestrator.store.records import ActorRecord, JobRecord, Stay, Wish
@@ -25,23 +26,6 @@ from orchestrator.store.records import ActorRecord, JobRecord, Stay, Wish
 _DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
 _ALL_BUT_SPEC = [column for column in tables.jobs.c if column.name != "spec"]  # to read 10,000 specs takes seconds
 _CHUNK = 500  # names in one IN (...)
-
-
-class LiveJobError(InvalidJobError):
-    """A live job has that name or that output folder.
-
-    Attributes:
-        job: Name of the refused job.
-        field: `name` or `output_dir`.
-        message: The reason in words, without the job's name.
-    """
-
-    def __init__(self, job: str, field: str, message: str) -> None:
-        super().__init__(job, field, message)
-        self.job, self.field, self.message = job, field, message
-
-    def __str__(self) -> str:
-        return f"job {self.job}: {self.field}: {self.message}"
 
 
 class Store:

@@ -119,6 +119,7 @@ def test_a_start_adapter_that_does_not_fit_is_refused_by_its_first_tensor(tmp_pa
         make_tenant(base, spec)
 
 
+@pytest.mark.slow
 def test_a_start_adapter_that_is_damaged_is_named(tmp_path, tiny_base):
     folder = peft_adapter(tiny_base, tmp_path / "start", r=4, target_modules="all-linear")
     path = tmp_path / "start" / "adapter_model.safetensors"

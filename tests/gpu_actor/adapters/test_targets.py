@@ -76,6 +76,7 @@ def test_every_layer_of_some_numbers_can_be_asked_for(tiny_base):
         ({"init_lora_weights": "pissa", "r": 65}, "pissa cannot give a rank of 65 to .*q_proj .64 inputs"),
     ],
 )
+@pytest.mark.slow
 def test_what_matches_nothing_is_refused(tiny_base, fields, message):
     with pytest.raises(InvalidJobError, match=message):
         plan_layers(describe_base(tiny_base), LoraConfig(**fields))
@@ -94,6 +95,7 @@ ENDLESS = r"((\w|\.)+)+!"  # tries 2^n ways to match n characters
         ({"alpha_pattern": {ENDLESS: 2}}, "alpha_pattern"),
     ],
 )
+@pytest.mark.slow
 def test_an_expression_that_would_never_end_is_refused_and_holds_up_nobody(tiny_base, monkeypatch, fields, field):
     """Other threads of the process run on meanwhile; asked again, the answer is known."""
     monkeypatch.setattr(expressions, "_CPU_SECONDS", 1)
@@ -120,6 +122,7 @@ def test_an_expression_that_would_never_end_is_refused_and_holds_up_nobody(tiny_
     assert expressions._run.cache_info().misses == runs
 
 
+@pytest.mark.slow
 def test_an_expression_that_would_take_all_memory_is_refused(tiny_base):
     """Each repetition waits to be taken back, so that 2 seconds of them are gigabytes."""
     lora = LoraConfig(target_modules="(?:a?){2000000000}")
@@ -130,6 +133,7 @@ def test_an_expression_that_would_take_all_memory_is_refused(tiny_base):
 EXPERT = "model.layers.10.block_sparse_moe.experts.up_proj"
 
 
+@pytest.mark.slow
 def test_an_expression_that_would_never_end_is_refused_for_experts_and_start_adapters(tmp_path):
     base = BaseDescription("moe", "moe", (LinearShape("a.q_proj", 4, 4),), 4, 1, 8, 9, experts=(EXPERT,))
     with pytest.raises(InvalidJobError, match=r"lora.target_modules: .* takes more than"):

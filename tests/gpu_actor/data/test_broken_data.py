@@ -141,6 +141,7 @@ HOSTILE = st.one_of(
     ),
     objective=st.sampled_from(["sft", "dpo"]),
 )
+@pytest.mark.slow
 def test_hostile_files_raise_nothing_but_loray_errors(tmp_path_factory, lines, good, name, data_format, objective):
     path = tmp_path_factory.mktemp("hostile") / name
     lines = [json.dumps(GOOD).encode(), *lines] if good else lines

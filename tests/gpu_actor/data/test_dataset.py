@@ -216,6 +216,7 @@ def test_sample_set():
             samples[index]
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_tokens(tmp_path):
     count = 20_000
     path = write(tmp_path, *["{" + f'"input_ids": {[300] * 10}' + "}"] * count)

@@ -147,6 +147,7 @@ JSON = st.recursive(
 
 @settings(max_examples=150)
 @given(st.lists(st.dictionaries(st.text(max_size=4), JSON, max_size=3), max_size=5), st.booleans(), st.integers(1, 9))
+@pytest.mark.slow
 def test_a_list_read_in_chunks_is_that_of_the_json_module(tmp_path_factory, rows, ascii_only, chunk):
     path = tmp_path_factory.getbasetemp() / "chunks.json"
     path.write_text(json.dumps(rows, indent=1, ensure_ascii=ascii_only), "utf-8", "surrogatepass")
@@ -257,6 +258,7 @@ def test_splits_of_a_saved_folder(tmp_path):
         read(write(tmp_path, ROWS, "jsonl"), split="train")
 
 
+@pytest.mark.slow
 def test_a_data_set_of_the_hub(tmp_path):
     """From the cache of `datasets`, laid out as a download leaves it; in a process of its own, as the place of the
     cache is read once."""
@@ -332,6 +334,7 @@ def measure(path):
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json"])
+@pytest.mark.slow
 def test_memory_is_that_of_the_token_arrays(tmp_path, kind):
     path = tmp_path / f"data.{kind}"
     line = json.dumps({"input_ids": list(range(900_000, 901_000))})  # 8 kB of text
@@ -344,6 +347,7 @@ def test_memory_is_that_of_the_token_arrays(tmp_path, kind):
     assert 0.8 * arrays < grown < arrays + 32e6
 
 
+@pytest.mark.slow
 def test_a_parquet_file_of_one_row_group_is_not_held_in_memory(tmp_path):
     """As pandas and pyarrow write it: one group, which holds the whole file, a column of no use with it."""
     import pyarrow

@@ -165,6 +165,7 @@ def test_a_micro_batch_above_the_cap_gives_the_same_update(tmp_path):
     assert torch.allclose(flat(whole), flat(cut), rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_an_actor_pressed_to_its_limit_makes_smaller_batches_and_loses_no_job(tmp_path):
     """The limit allows 70 % of what a batch takes: as if predictions were 30 % too low."""
     base = tiny_hooked(hidden_size=64, intermediate_size=1024, num_hidden_layers=6)
@@ -197,6 +198,7 @@ def test_an_actor_pressed_to_its_limit_makes_smaller_batches_and_loses_no_job(tm
     assert trainer.token_budget < 8192
 
 
+@pytest.mark.slow
 def test_what_has_ended_is_freed_the_base_model_too(tmp_path):
     base = tiny_hooked()
     tenant = make_tenant(base, make_spec(tmp_path, "a", None, {"r": 8}, {"max_steps": 2}))

@@ -46,8 +46,19 @@ def folders(tmp_path_factory):
     return made
 
 
+def test_a_processor_with_avx512_bf16_keeps_the_weights_as_they_are(folders, monkeypatch):
+    """There bitsandbytes packs a weight anew once its layer runs without gradients, unless it is told not to."""
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    model = load_model(folders["llama"], quantization="nf4")
+    before = {name: dequantised(module) for name, module in adaptable_linears(model).items()}
+    with torch.no_grad():
+        model(torch.tensor([[1, 2, 3]]))
+    assert all(torch.equal(dequantised(module), before[name]) for name, module in adaptable_linears(model).items())
+
+
 @pytest.mark.parametrize("quantization", KINDS)
 @pytest.mark.parametrize("family", ["qwen2"])  # its query, key and value have biases
+@pytest.mark.slow
 def test_a_full_run_equals_pefts_qlora(tmp_path, folders, quantization, family):
     names = ("wide", "plain")
     base = BaseModel.load(folders[family], quantization=quantization)
@@ -64,6 +75,7 @@ def test_a_full_run_equals_pefts_qlora(tmp_path, folders, quantization, family):
 
 
 @pytest.mark.parametrize("quantization", KINDS)
+@pytest.mark.slow
 def test_other_adapter_kinds_equal_pefts_on_the_quantised_base(tmp_path, folders, quantization):
     """DoRA and VeRA beside each other, against PEFT alone. (It refuses PiSSA there: see the next test.)"""
     base = BaseModel.load(folders["qwen2"], quantization=quantization)
@@ -168,6 +180,7 @@ def test_a_layer_is_made_dense_once_a_batch_and_one_at_a_time(tmp_path, folders,
 
 @pytest.mark.parametrize("quantization", KINDS)
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+@pytest.mark.slow
 def test_the_bytes_are_those_that_the_description_says(folders, quantization, family):
     description = describe_base(folders[family])
     base = BaseModel.load(folders[family], quantization=quantization)

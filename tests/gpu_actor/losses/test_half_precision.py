@@ -36,16 +36,19 @@ def error(dtype):
 
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float16, 0.01), (torch.bfloat16, 0.05)])
+@pytest.mark.slow
 def test_gradients_are_those_of_fp32(dtype, most):
     assert error(dtype) < most
 
 
+@pytest.mark.slow
 def test_without_the_scale_float16_loses_gradient(monkeypatch):
     kept = error(torch.float16)
     monkeypatch.setattr("gpu_actor.adapters.weights.HALF_SCALE", 1.0)
     assert error(torch.float16) > 3 * kept
 
 
+@pytest.mark.slow
 def test_a_step_sees_the_true_gradient_norm(tmp_path):
     """With the scale left in it, clipping would cut every step to a thousandth."""
     norms = {}

@@ -79,6 +79,7 @@ def peft_gradient(wrapped, weights):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.slow
 def test_loss_and_gradient_equal_the_papers_formula_in_fp64(name):
     training = TrainingConfig(per_device_train_batch_size=100, **OBJECTIVES[name])
     base = tiny_hooked(dtype=torch.float64)
@@ -119,6 +120,7 @@ def test_loss_and_figures_equal_trl(name):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.slow
 def test_any_split_of_a_step_gives_the_same_update(name):
     training = {"per_device_train_batch_size": 100, **OBJECTIVES[name]}
     base = tiny_hooked(dtype=torch.float64)
@@ -143,6 +145,7 @@ def test_certainty_has_a_finite_loss():
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.slow
 def test_a_full_run_equals_peft_and_the_formula_in_fp64(tmp_path, name):
     base = tiny_hooked(dtype=torch.float64)
     rows = pair_rows(6, seed=5)
@@ -157,6 +160,7 @@ def test_a_full_run_equals_peft_and_the_formula_in_fp64(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["dpo", "dpo-ipo", "dpo-hinge", "simpo", "simpo-smooth"])
+@pytest.mark.slow
 def test_a_full_run_equals_trls_trainer(tmp_path, name):
     base = tiny_hooked()
     rows = pair_rows(8, seed=6)

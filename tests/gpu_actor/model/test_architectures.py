@@ -69,6 +69,7 @@ def random_adapter(base, targets):
     return weights
 
 
+@pytest.mark.slow
 def test_what_is_saved_is_what_peft_loads(kind, folder, base, tmp_path):
     """No tensor is lost, none comes from nowhere, and the logits are the engine's."""
     refused = REFUSED.get(kind, set())
@@ -105,6 +106,7 @@ def test_what_peft_would_not_load_is_refused_with_the_names_that_work(kind, base
         assert usable in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_base_is_described_as_it_is_served(folder, base, caplog, monkeypatch):
     """The orchestrator decides by the one, the actor by the other; what cannot be counted is no stack trace."""
     torchs_own, traces = logging.getLogger("torch._subclasses.fake_tensor"), logging.Handler()
@@ -155,6 +157,7 @@ def test_layers_of_towers_and_of_the_head_are_no_targets(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["gemma3", "gemma4", "falcon_h1", "llama4_text"])
+@pytest.mark.slow
 def test_an_adapter_of_such_a_base_equals_trainers(kind, tmp_path):
     base, rows = BaseModel.serve("tiny", architecture_model(kind)), token_rows(9, seed=4)
     # PEFT cannot wrap the layers of Gemma 4's tower, which have these names too

@@ -51,6 +51,7 @@ def in_words(refusal):
 
 
 @pytest.mark.parametrize("kind", ALL)
+@pytest.mark.slow
 def test_an_architecture_is_served_right_or_refused_in_words(tmp_path, kind, record):
     folder = str(tmp_path / "base")
     save_architecture(kind, folder)

@@ -131,6 +131,7 @@ def difference_of(base, spec, oracle):
 
 
 @pytest.mark.parametrize("family", ALL)
+@pytest.mark.slow
 def test_a_family_on_an_nf4_base_equals_pefts_qlora(tmp_path, family, record):
     folder = str(tmp_path / "base")
     family_model(family).save_pretrained(folder)
@@ -153,6 +154,7 @@ def test_a_family_on_an_nf4_base_equals_pefts_qlora(tmp_path, family, record):
 
 
 @pytest.mark.parametrize("family", ALL)
+@pytest.mark.slow
 def test_a_familys_dora_adapter_equals_pefts(tmp_path, family, record):
     base, rows = family_hooked(family), token_rows(9, seed=5)
     lora = {"r": 4, "lora_alpha": 7, "use_dora": True, "target_modules": all_targets(base)}
@@ -163,6 +165,7 @@ def test_a_familys_dora_adapter_equals_pefts(tmp_path, family, record):
 
 
 @pytest.mark.parametrize("family", ALL)
+@pytest.mark.slow
 def test_a_familys_dpo_adapter_equals_peft_and_the_papers_formula(tmp_path, family, record):
     base, rows = family_hooked(family), pair_rows(7, seed=6)
     training = {**SHORT, "objective": "dpo", "beta": 0.3}
@@ -173,6 +176,7 @@ def test_a_familys_dpo_adapter_equals_peft_and_the_papers_formula(tmp_path, fami
 
 
 @pytest.mark.parametrize("family", ALL)
+@pytest.mark.slow
 def test_a_familys_bytes_are_the_same_alone_and_in_company(tmp_path, family):
     base = family_hooked(family)
     jobs = {name: {**job, "training": {**job["training"], "max_steps": 4}} for name, job in family_jobs(base).items()}
@@ -208,6 +212,7 @@ def test_experts_and_routers_are_refused_by_name(family, target):
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "opt", "qwen3_moe", "falcon"])
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_no_byte(tmp_path, family):
     found = []
     for checkpointing in (False, True):

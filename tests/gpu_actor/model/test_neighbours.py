@@ -109,6 +109,7 @@ def served(family, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_a_sequence_does_not_change_by_one_bit_with_its_neighbours(family, dtype):
     """Recurrent layers and convolutions run over the whole row, which a tolerance of half precision cannot tell."""
     base, why_not_packed = served(family, dtype)
@@ -123,6 +124,7 @@ def test_a_sequence_does_not_change_by_one_bit_with_its_neighbours(family, dtype
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize("family", ["recurrent_gemma", "zamba"])
+@pytest.mark.slow
 def test_a_leak_below_the_tolerance_of_the_dtype_is_called_by_its_name(family, dtype):
     assert "sequences see each other when packed" in served(family, dtype)[1]
 

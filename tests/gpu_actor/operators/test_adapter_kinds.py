@@ -224,6 +224,7 @@ RUNS = {
 }
 
 
+@pytest.mark.slow
 def test_full_runs_in_one_shared_batch_equal_solo_trainer(tmp_path):
     """DoRA, VeRA, PiSSA (PEFT's own, which changes the base), patterns and an orthogonal start train together."""
     base = tiny_hooked()

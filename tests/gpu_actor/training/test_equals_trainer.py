@@ -18,6 +18,7 @@ def train_together(tmp_path, base, budget, jobs=JOBS):
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.slow
 def test_co_trained_adapters_equal_solo_trainer_in_fp32(tmp_path, kind):
     specs, starts, ours = train_together(tmp_path, tiny_hooked(kind), budget=150)
     for name, job in JOBS.items():
@@ -28,6 +29,7 @@ def test_co_trained_adapters_equal_solo_trainer_in_fp32(tmp_path, kind):
         assert largest_difference(ours[name], theirs) < 1e-4
 
 
+@pytest.mark.slow
 def test_co_trained_adapters_equal_a_solo_loop_in_fp64(tmp_path):
     base = tiny_hooked(dtype=torch.float64)
     specs, starts, ours = train_together(tmp_path, base, budget=150)
@@ -37,6 +39,7 @@ def test_co_trained_adapters_equal_a_solo_loop_in_fp64(tmp_path):
         assert largest_difference(ours[name], theirs) < 1e-10
 
 
+@pytest.mark.slow
 def test_metrics_equal_the_log_of_trainer(tmp_path):
     jobs = {"wide": JOBS["wide"]}
     specs, starts, _ = train_together(tmp_path, tiny_hooked(), budget=100, jobs=jobs)
@@ -49,6 +52,7 @@ def test_metrics_equal_the_log_of_trainer(tmp_path):
         assert mine["step"] == theirs["step"]
 
 
+@pytest.mark.slow
 def test_joining_late_and_leaving_early_changes_nothing(tmp_path):
     """The second job joins at the first one's step 5; a third leaves half-way."""
     from gpu_actor.training.trainer import CoTrainer

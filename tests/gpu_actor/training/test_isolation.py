@@ -52,6 +52,7 @@ def alone(base, folder, **changes):
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
 @pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.slow
 def test_bytes_are_the_same_alone_and_in_company(tmp_path, kind, threads):
     """Dropout is on; batch sizes, token budgets and neighbours differ; the intermediate size is an odd 100."""
     before = torch.get_num_threads()
@@ -83,6 +84,7 @@ def test_a_neighbours_loss_times_10000_and_its_clip_change_nothing(tmp_path):
     assert same_bytes(flat(mine), expected)
 
 
+@pytest.mark.slow
 def test_a_neighbour_with_twice_the_tokens_changes_nothing(tmp_path):
     base = tiny_hooked()
     found = []
@@ -111,6 +113,7 @@ def test_weight_decay_of_one_never_reaches_an_idle_other(tmp_path):
     assert same_bytes(flat(idle), before)
 
 
+@pytest.mark.slow
 def test_one_who_joins_late_starts_its_own_step_count_and_moments(tmp_path):
     """Bias correction, schedule and epochs begin at the joiner's own first step."""
     base = tiny_hooked()
@@ -130,6 +133,7 @@ def test_one_who_joins_late_starts_its_own_step_count_and_moments(tmp_path):
 
 
 @pytest.mark.parametrize("poison", ["nan", "raises"])
+@pytest.mark.slow
 def test_a_poisoned_neighbour_ends_alone_and_others_are_bit_identical(tmp_path, poison):
     base = tiny_hooked()
     expected = alone(base, tmp_path / "alone")
@@ -195,6 +199,7 @@ def test_padding_of_the_flat_buffer_stays_zero(tmp_path):
 
 
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
+@pytest.mark.slow
 def test_running_out_of_memory_costs_a_smaller_batch_never_a_job(tmp_path, device):
     """A device that takes 40 tokens at a time; more raises what torch raises on CUDA, or on a CPU."""
     base = tiny_hooked()

@@ -46,6 +46,7 @@ def alone(base, tmp_path_factory):
 
 
 @pytest.mark.parametrize("budget", [64, 2000])
+@pytest.mark.slow
 def test_bytes_are_the_same_alone_and_in_mixed_company(tmp_path, base, alone, budget):
     mine = [tenant(base, tmp_path, kind) for kind in KINDS]
     others = [tenant(base, tmp_path / f"other-{seed}", kind, seed=seed) for seed, kind in enumerate(KINDS)]
@@ -60,6 +61,7 @@ def test_bytes_are_the_same_alone_and_in_mixed_company(tmp_path, base, alone, bu
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_killed_and_restarted_equals_uninterrupted(tmp_path, kind, alone):
     """The second process loads the base anew; what the kind keeps beside its weights comes back as well."""
     before, base = tiny_hooked(), tiny_hooked()

@@ -60,6 +60,7 @@ def start_adapter(base, folder, seed=7):
 
 
 @pytest.mark.parametrize("objective", [{}, *({"objective": name, "beta": 0.1} for name in ("cpo", "orpo", "simpo"))])
+@pytest.mark.slow
 def test_pairs_and_samples_share_batches_and_each_is_bit_identical_to_alone(tmp_path, objective):
     base = tiny_hooked()
     makers = {
@@ -82,6 +83,7 @@ def test_pairs_and_samples_share_batches_and_each_is_bit_identical_to_alone(tmp_
 
 
 @pytest.mark.parametrize("killed_after", [1, 2, 5])
+@pytest.mark.slow
 def test_a_killed_preference_job_equals_an_uninterrupted_one(tmp_path, killed_after):
     base = tiny_hooked()
     expected = trained(base, dpo_spec(tmp_path / "whole", dataset={"val_size": 2}))

@@ -74,6 +74,7 @@ def without_time(output_dir):
 
 
 @pytest.mark.parametrize("killed_after", [1, 2, 5, 7])
+@pytest.mark.slow
 def test_killed_and_restarted_equals_uninterrupted(tmp_path, killed_after):
     """Killed in the middle of an optimizer step: what ran since the last checkpoint is made again, and only that."""
     base = tiny_hooked()

@@ -30,6 +30,7 @@ def test_every_sample_once_per_epoch_ragged_tails_included(samples, batch, accum
 
 
 @pytest.mark.parametrize("epochs", [2, 1.4])
+@pytest.mark.slow
 def test_the_order_is_that_of_trainer(tmp_path, epochs):
     """The rows that an unmodified Trainer feeds its model, in their order."""
     from transformers import Trainer, TrainingArguments

@@ -30,6 +30,7 @@ def test_every_rate_is_that_of_transformers(name, warmup, total):
     assert schedule.state_dict().keys() == oracle.state_dict().keys()
 
 
+@pytest.mark.slow
 def test_an_actor_imports_neither_peft_nor_what_that_brings():
     script = (
         "import gpu_actor.hosting.host, sys, transformers.models.llama.modeling_llama\n"

@@ -134,6 +134,7 @@ def test_a_stale_cluster_file_is_removed(home):
     assert not path.exists()
 
 
+@pytest.mark.slow
 def test_nothing_heavy_is_imported_before_a_cluster_is_needed(home, job_file):
     bad = job_file(lora={"r": 0})
     script = (

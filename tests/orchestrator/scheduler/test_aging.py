@@ -55,6 +55,7 @@ def started(policy, gap, every, per_round, rounds_each, actors, most):
     rounds_each=st.integers(1, 3),
     actors=st.integers(1, 2),
 )
+@pytest.mark.slow
 def test_a_job_starts_once_those_that_were_ahead_of_it_have_had_their_turn(
     policy, gap, every, per_round, rounds_each, actors
 ):

@@ -95,6 +95,7 @@ def test_it_starts_from_the_plan_that_decide_makes(seen, policy):
 
 @settings(max_examples=120)
 @given(clusters().map(described), policies, st.data())
+@pytest.mark.slow
 def test_answers_keep_to_memory_to_base_models_and_to_what_is_under_way(seen, policy, data):
     """After any events: no job lost or doubled, no actor over memory, nobody where others leave or are still to come,
     and the state is that of the cluster, counted anew. Whoever is answered nothing gets a full plan.

@@ -131,6 +131,7 @@ def test_who_is_turned_out_counts_on_a_place_that_is_loading_as_it_will_when_it_
 
 @many
 @given(clusters(), policies)
+@pytest.mark.slow
 def test_when_those_who_leave_are_off_the_next_plan_does_as_was_said(seen, policy):
     seen = without_who_comes_back(seen, policy)
     first = decide(seen, policy)
@@ -144,6 +145,7 @@ def test_when_those_who_leave_are_off_the_next_plan_does_as_was_said(seen, polic
 
 @settings(max_examples=500)
 @given(clusters(), st.sampled_from(sorted(name for name in POLICIES if POLICIES[name].preempts)), st.randoms())
+@pytest.mark.slow
 def test_while_they_leave_one_after_the_other_nobody_else_has_to(seen, policy, random):
     """Between a plan and the last checkpoint that it asks for there are many looks at the cluster.
 

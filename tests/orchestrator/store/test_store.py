@@ -11,9 +11,9 @@ import sqlalchemy
 from gpu_actor.contract.config import DatasetConfig
 from gpu_actor.contract.errors import IllegalTransitionError, JobNotFoundError
 from orchestrator.jobs.job import JobSpec, JobState
-from orchestrator.store.database import StoreError
+from orchestrator.store.errors import LiveJobError, StoreError
 from orchestrator.store.records import ActorRecord, Wish
-from orchestrator.store.store import LiveJobError, Store
+from orchestrator.store.store import Store
 
 
 def spec(name, output_dir=None, **fields):
