@@ -58,7 +58,7 @@ def kernels(setting: Setting) -> None:
 
 
 def _first_passes(setting: Setting, ours: Engine) -> None:
-    """Five steps of lengths that never came before, each with about as many tokens."""
+    """Three steps of lengths that never came before, then three of none but those: the same tokens in each."""
     longest = 64 if setting.quick else 1024
     steps = tuple(tuple(longest - 8 * place - number for place in range(6)) for number in range(6))
     trainer = ours.trainer([Job("mixed", steps), Job("mixed too", steps[::-1])], budget=10**6)
