@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gpu_actor.adapters.shapes import adapter_activation_bytes, adapter_bytes
 from gpu_actor.contract import footprint
+from gpu_actor.contract.config import TrainingConfig
 from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.footprint import MICRO_BATCH_CAP
 from orchestrator.jobs.job import JobSpec
 from orchestrator.knowledge.data_size import DataSize
 from orchestrator.scheduler.estimate import device_kind
-from orchestrator.scheduler.view import UNKNOWN_STEPS, JobView
+from orchestrator.scheduler.halving import expected_steps
+from orchestrator.scheduler.view import UNKNOWN_STEPS, JobSize, JobView
 
 _UNKNOWN_SHARE = 0.5  # of cutoff_len, for samples that nobody has counted
 
@@ -40,11 +43,6 @@ class AdapterNeed:
         return cls(adapter_bytes(base, spec.lora), adapter_activation_bytes(base, spec.lora, 1))
 
 
-def micro_batch_cap(devices: Iterable[str]) -> int:
-    """Most tokens of a micro-batch on the roomiest of some devices; without any, on any device there is."""
-    return max((MICRO_BATCH_CAP[device_kind(device)] for device in devices), default=max(MICRO_BATCH_CAP.values()))
-
-
 def scheduling_view(
     job_id: str,
     spec: JobSpec,
@@ -52,7 +50,7 @@ def scheduling_view(
     progress: Mapping[str, Any] | None = None,
     size: DataSize | None = None,
     *,
-    cap: int | None = None,
+    devices: Collection[str] = (),
     need: AdapterNeed | None = None,
 ) -> JobView:
     """A queued job as the scheduler sees it.
@@ -63,7 +61,8 @@ def scheduling_view(
         base: Its base model.
         progress: Counters of its reports, if it has trained.
         size: What its data file looks like.
-        cap: Most tokens of a micro-batch where it may run (`micro_batch_cap`); None: on any device there is.
+        devices: Of the places where it may run; it has a size for each whose micro-batches have a cap of their own.
+            None: any that there is.
         need: `AdapterNeed.of` of the job, if it is at hand.
 
     Raises:
@@ -72,8 +71,11 @@ def scheduling_view(
     progress = progress or {}
     need = need or AdapterNeed.of(spec, base)
     training = spec.training
-    longest = progress.get("longest") or None
-    worst = footprint.worst_micro_batch_tokens(training, cap or micro_batch_cap(()), longest)
+    sizes = {
+        device: _size_on(device, training, need, progress.get("longest") or None)
+        for device in sorted({*devices} or MICRO_BATCH_CAP)
+    }
+    largest = max(sizes.values(), key=lambda size: size.worst_tokens)
     samples = training.per_device_train_batch_size * training.gradient_accumulation_steps
     if size is not None:
         samples = min(samples, size.samples)
@@ -84,12 +86,28 @@ def scheduling_view(
         base_model=spec.base_model,
         priority=spec.queue.priority,
         arrival=0,
-        adapter_bytes=need.bytes + need.token_bytes * worst,
-        worst_tokens=worst,
+        adapter_bytes=largest.bytes,
+        worst_tokens=largest.worst_tokens,
+        sizes=sizes if len({*sizes.values()}) > 1 else {},
         steps_left=max(1, total - progress.get("step", 0)),
         steps_total=total,
         tokens_per_step=(progress.get("tokens_per_step") or samples * mean) * footprint.token_work(training),
     )
+
+
+def before_its_rungs(job: JobView, spec: JobSpec) -> JobView:
+    """The job with the steps that it still makes on average: one of a halved grid may stop at each rung."""
+    rules, total = spec.early_stop, job.steps_total or job.steps_left
+    if not (rules.halving_steps and rules.group):
+        return job
+    expected = expected_steps(total - job.steps_left, total, rules.halving_steps, rules.halving_keep)
+    return replace(job, steps_left=max(1, math.ceil(expected)))
+
+
+def _size_on(device: str, training: TrainingConfig, need: AdapterNeed, longest: int | None) -> JobSize:
+    """What a job takes of a place with such a device."""
+    worst = footprint.worst_micro_batch_tokens(training, MICRO_BATCH_CAP[device_kind(device)], longest)
+    return JobSize(need.bytes + need.token_bytes * worst, worst)
 
 
 def _guess_steps(spec: JobSpec, size: DataSize | None) -> int:

@@ -199,6 +199,34 @@ def test_an_actor_pressed_to_its_limit_makes_smaller_batches_and_loses_no_job(tm
 
 
 @pytest.mark.slow
+def test_a_pressed_actor_takes_larger_batches_when_there_is_room_again(tmp_path):
+    """A neighbour with 200 MiB goes: new jobs have whole micro-batches again, the one in training keeps its parts."""
+    base = tiny_hooked()
+    training = {"max_steps": 50, "per_device_train_batch_size": 16}
+    jobs = [make_tenant(base, make_spec(tmp_path, n, token_rows(64, seed=5), {"r": 4}, training)) for n in ("a", "b")]
+    trainer = CoTrainer(base)
+    trainer.attach(jobs[0])
+    trainer.step()
+    whole = max(part.tokens for part in jobs[0].pending)
+    neighbour = np.ones(200 * MIB, dtype=np.uint8)
+    trainer.meter.memory.release()
+    trainer.memory_limit = trainer.meter.memory.used() + 20 * MIB
+    trainer._token_bytes = 100 * MIB / whole
+    trainer._shrink(whole // 5, "as if the limit had been passed by far")
+    assert len(jobs[0].pending) > 1
+    trainer._use_room()  # nobody has left: nothing changes
+    assert trainer.token_budget == trainer.micro_batch_cap == whole // 5
+    del neighbour
+    while trainer.token_budget == whole // 5 and not trainer.idle:
+        trainer.step()
+    assert 10 < jobs[0].progress.step < 50
+    trainer.attach(jobs[1])
+    assert len(jobs[1].pending) == 1
+    assert len(jobs[0].pending) > 1
+    assert trainer.token_budget <= 0.9 * 220 * MIB / trainer._token_bytes
+
+
+@pytest.mark.slow
 def test_what_has_ended_is_freed_the_base_model_too(tmp_path):
     base = tiny_hooked()
     tenant = make_tenant(base, make_spec(tmp_path, "a", None, {"r": 8}, {"max_steps": 2}))
