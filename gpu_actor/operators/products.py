@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch.nn import functional as F
 
-_GROUPED_SINCE = (9, 0)  # compute capability: below it torch's grouped product is a loop that waits for the device
+_GROUPED_ON = (9, 10)  # Hopper, Blackwell: on other GPUs torch's grouped product is a loop that waits for the device
 _KERNEL_BYTES = 16  # the grouped kernel reads in words of so many bytes: rows and groups start on their borders
 
 
@@ -86,6 +86,6 @@ def _aligned(matrices: torch.Tensor) -> bool:
 def choose_products(device: torch.device, dtype: torch.dtype) -> Products:
     """The fastest products that a device has for a number format."""
     grouped = hasattr(F, "grouped_mm") and dtype == torch.bfloat16  # torch below 2.10 has none
-    if grouped and (device.type != "cuda" or torch.cuda.get_device_capability(device) >= _GROUPED_SINCE):
+    if grouped and (device.type != "cuda" or torch.cuda.get_device_capability(device)[0] in _GROUPED_ON):
         return GroupedProducts()
     return LoopedProducts()

@@ -39,8 +39,8 @@ def clip_together(
     """
     norms = torch.stack(torch._foreach_norm(list(gradients))) / scale
     bad = (~(norms.isfinite() & torch.stack(list(losses)).isfinite())).to(torch.float32)
-    # a scalar each: limits travel as arguments of the kernel, where a tensor of them would be a copy to the device
-    divisors = list((norms + _EPSILON).unbind())
+    # fp32 is what fused optimizers read. Limits travel as arguments of a kernel: a tensor would be a copy to the device
+    divisors = list((norms + _EPSILON).to(torch.float32).unbind())
     torch._foreach_div_(divisors, list(limits))
     torch._foreach_clamp_min_(divisors, 1.0)
     torch._foreach_mul_(divisors, scale)

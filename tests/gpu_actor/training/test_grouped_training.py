@@ -5,12 +5,23 @@ import torch
 
 from benchmarks.kernel_counter import KernelCounter
 from gpu_actor.batch.shared_batch import pack
-from gpu_actor.operators.products import GroupedProducts
+from gpu_actor.operators.products import GroupedProducts, LoopedProducts
 from gpu_actor.training.trainer import CoTrainer
-from support.engine import losses_of, make_spec, make_tenant, micro_batch, run_all, served_as_on_a_gpu
+from support.engine import (
+    flat,
+    losses_of,
+    make_spec,
+    make_tenant,
+    micro_batch,
+    run_all,
+    served_as_on_a_gpu,
+    tiny_hooked,
+)
 from support.jobs import JOBS
 from support.oracle import adapter_tensors, largest_difference, metric_rows, peft_model, peft_tensor, train_alone
+from support.pairs import pair_rows, pair_spec
 from support.tiny import tiny_model, token_rows
+from support.unpaired import unpaired_rows, unpaired_spec
 
 
 @pytest.mark.slow
@@ -72,6 +83,33 @@ def under_autocast(model, spec, rows, start):
         optimizer.step()
         losses.append(float(loss.detach()))
     return {key: peft_tensor(wrapped, *key).detach().clone() for key in start}, losses
+
+
+def jobs_of_every_objective(folder):
+    rules = {"learning_rate": 3e-3, "max_steps": 3, "per_device_train_batch_size": 2}
+    for number, objective in enumerate(("dpo", "orpo", "simpo")):
+        yield pair_spec(folder, objective, pair_rows(6, number), {"r": 4}, {**rules, "objective": objective})
+    yield unpaired_spec(folder, "kto", unpaired_rows(6, 3), {"r": 4, "lora_dropout": 0.0}, rules)
+    accumulated = {**rules, "gradient_accumulation_steps": 2, "max_grad_norm": 0.1, "loraplus_lr_ratio": 4.0}
+    for name, lora in (("sft", {"r": 12}), ("dora", {"r": 4, "use_dora": True})):
+        yield make_spec(folder, name, token_rows(9, 4), lora, accumulated)
+
+
+def test_every_objective_in_one_batch_is_what_it_is_segment_by_segment(tmp_path):
+    """One run of the head, norms found together, references and accumulation: only rounding is left."""
+    ends = []
+    model = tiny_model(dtype=torch.float64)
+    for base in (served_as_on_a_gpu(model, LoopedProducts()), tiny_hooked(dtype=torch.float64)):
+        tenants = [make_tenant(base, spec) for spec in jobs_of_every_objective(tmp_path / str(len(ends)))]
+        starts = [flat(tenant) for tenant in tenants]
+        run_all(base, tenants, 2000)
+        ends.append(tenants)
+    for start, mine, other in zip(starts, *ends, strict=True):
+        assert float((flat(other) - start).abs().max()) > 1e-3
+        torch.testing.assert_close(flat(mine), flat(other), rtol=0, atol=1e-6)
+        for one, two in zip(metric_rows(mine.output_dir), metric_rows(other.output_dir), strict=True):
+            same = {key: value for key, value in two.items() if key != "time"}
+            assert {key: one[key] for key in same} == pytest.approx(same, rel=1e-7, abs=1e-7)
 
 
 def small(layers):
