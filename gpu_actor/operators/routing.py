@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -47,6 +47,7 @@ class Routing:
         self.padded = False
         self.borders: torch.Tensor | None = None
         self.groups: tuple[AdapterGroup, ...] = ()
+        self._ungrouped: list[Segment] = []
         self.anchor = self._leaf = torch.zeros((), device=device, requires_grad=True)
         self.by_segment = (kernels or device.type) == "cpu"
         self.products: Products | None = None if self.by_segment else choose_products(device, dtype)
@@ -70,11 +71,12 @@ class Routing:
 
     def _set(self, state: _State) -> None:
         self.segments, self.lengths, self.padded, self.borders, self.groups, self.anchor = state
+        self._ungrouped = [segment for segment in self.segments if not in_group(segment)]
 
     @property
-    def apart(self) -> list[Segment]:
+    def apart(self) -> Sequence[Segment]:
         """The segments that are in no group."""
-        return [segment for segment in self.segments if self.products is None or not in_group(segment)]
+        return self.segments if self.products is None else self._ungrouped
 
     def remembered(self, hidden: torch.Tensor) -> torch.Tensor:
         """The same hidden states; before their backward, the routing becomes that of now again.
