@@ -38,8 +38,9 @@ def memory(setting: Setting) -> None:
             check(trainer)
             tokens = adapters * samples * length
             predicted = idle + activation_bytes(base, tokens, dtype_bytes, longest=length)
-            predicted += sum(adapter_bytes(base, lora(job)) for job in jobs)
-            predicted += adapter_activation_bytes(base, lora(jobs[0]), tokens)
+            kind = setting.device.partition(":")[0]
+            predicted += sum(adapter_bytes(base, lora(job), kind) for job in jobs)
+            predicted += adapter_activation_bytes(base, lora(jobs[0]), tokens, kind)
             row = {"what": f"memory, {adapters} jobs of {samples} x {length}", "model": setting.large}
             row |= {"predicted_gib": predicted / GIB, "peak_gib": trainer.meter.highest / GIB}
             row["ratio"] = trainer.meter.highest / predicted

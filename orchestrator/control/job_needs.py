@@ -31,18 +31,28 @@ class AdapterNeed:
     token_bytes: int
 
     @classmethod
-    def of(cls, spec: JobSpec, base: BaseDescription) -> AdapterNeed:
+    def of(cls, spec: JobSpec, base: BaseDescription, kind: str = "cpu") -> AdapterNeed:
         """Walks through all layers of the base model, which takes a while.
+
+        Args:
+            spec: The job.
+            base: Its base model.
+            kind: Of the devices that it may run on (`kind_of_all`).
 
         Raises:
             LorayError: The adapter does not go with the base model.
         """
-        return cls(adapter_bytes(base, spec.lora), adapter_activation_bytes(base, spec.lora, 1))
+        return cls(adapter_bytes(base, spec.lora, kind), adapter_activation_bytes(base, spec.lora, 1, kind))
 
 
 def micro_batch_cap(devices: Iterable[str]) -> int:
     """Most tokens of a micro-batch on the roomiest of some devices; without any, on any device there is."""
     return max((MICRO_BATCH_CAP[device_kind(device)] for device in devices), default=max(MICRO_BATCH_CAP.values()))
+
+
+def kind_of_all(devices: Iterable[str]) -> str:
+    """`cuda` where all of some devices are GPUs, which keep no masks of dropout; else `cpu`."""
+    return "cuda" if {device_kind(device) for device in devices} == {"cuda"} else "cpu"
 
 
 def scheduling_view(
@@ -53,6 +63,7 @@ def scheduling_view(
     size: DataSize | None = None,
     *,
     cap: int | None = None,
+    kind: str = "cpu",
     need: AdapterNeed | None = None,
 ) -> JobView:
     """A queued job as the scheduler sees it.
@@ -64,13 +75,14 @@ def scheduling_view(
         progress: Counters of its reports, if it has trained.
         size: What its data file looks like.
         cap: Most tokens of a micro-batch where it may run (`micro_batch_cap`); None: on any device there is.
+        kind: Of the devices that it may run on (`kind_of_all`).
         need: `AdapterNeed.of` of the job, if it is at hand.
 
     Raises:
         LorayError: Its adapter does not go with the base model.
     """
     progress = progress or {}
-    need = need or AdapterNeed.of(spec, base)
+    need = need or AdapterNeed.of(spec, base, kind)
     training = spec.training
     longest = progress.get("longest") or None
     worst = footprint.worst_micro_batch_tokens(training, cap or micro_batch_cap(()), longest)

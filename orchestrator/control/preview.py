@@ -12,7 +12,7 @@ from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.errors import LorayError
 from orchestrator.cluster.cluster_config import ClusterConfig
 from orchestrator.cluster.node_gpus import places_on_this_machine
-from orchestrator.control.job_needs import micro_batch_cap, scheduling_view
+from orchestrator.control.job_needs import kind_of_all, micro_batch_cap, scheduling_view
 from orchestrator.jobs.data_checks import first_records_remark
 from orchestrator.jobs.job import JobSpec
 from orchestrator.knowledge.data_size import guess_sizes
@@ -43,12 +43,13 @@ def plan_jobs(
         names: Of the jobs that the cluster has to do, by id.
     """
     start = max((job.arrival for job in view.jobs), default=0) + 1
-    cap = micro_batch_cap(actor.shape.device for actor in view.actors)
+    devices = [actor.shape.device for actor in view.actors]
+    cap, kind = micro_batch_cap(devices), kind_of_all(devices)
     ids = [f"plan:{number}" for number in range(len(specs))]
     sizes = guess_sizes({job_id: spec.dataset for job_id, spec in zip(ids, specs, strict=True)})
     new = []
     for number, (job_id, spec) in enumerate(zip(ids, specs, strict=True)):
-        job = scheduling_view(job_id, spec, bases[spec.base_model], size=sizes[job_id], cap=cap)
+        job = scheduling_view(job_id, spec, bases[spec.base_model], size=sizes[job_id], cap=cap, kind=kind)
         new.append(replace(job, arrival=start + number, submitted_at=view.now, queued_at=view.now))
     whole = replace(view, jobs=(*view.jobs, *new), bases={**view.bases, **bases})
     forecasts = forecast(whole, policy, {job.id for job in new})

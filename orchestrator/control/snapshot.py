@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.errors import LorayError
 from orchestrator.cluster.fleet import Fleet
-from orchestrator.control.job_needs import AdapterNeed, micro_batch_cap, scheduling_view
+from orchestrator.control.job_needs import AdapterNeed, kind_of_all, micro_batch_cap, scheduling_view
 from orchestrator.jobs.job import JobSpec, JobState
 from orchestrator.knowledge.base_catalog import BaseCatalog
 from orchestrator.knowledge.data_size import DataSize, guess_size, guess_sizes
@@ -133,7 +133,7 @@ class SnapshotBuilder:
         self._makespan = makespan
         self._store, self._fleet, self._bases, self._profiles = store, fleet, bases, profiles
         self._sizes: dict[str, DataSize | None] = {}
-        self._needs: dict[tuple[str, str], _CountedNeed] = {}  # by base and adapter settings
+        self._needs: dict[tuple[str, str, str], _CountedNeed] = {}  # by base, adapter settings and kind of device
         self._views: dict[str, _BuiltView] = {}  # by job
 
     async def prepare(self) -> None:
@@ -153,7 +153,7 @@ class SnapshotBuilder:
         bases: dict[str, BaseDescription] = {}
         jobs: list[JobView] = []
         held: dict[str, str] = {}
-        cap = self._cap()
+        asked = self._devices()
         unsure: dict[str, str] = {}  # place -> why it is not known how much memory is free there
         described: dict[str, BaseDescription | str] = {}
         records = self._store.jobs([JobState.QUEUED, JobState.RUNNING])
@@ -169,7 +169,7 @@ class SnapshotBuilder:
                 if isinstance(base, str):
                     raise LorayError(base)
                 can_move = place is not None and movable(job, last_arrival)
-                jobs.append(self._job_view(job, base, live.get(job.id, job.progress), place, cap, movable=can_move))
+                jobs.append(self._job_view(job, base, live.get(job.id, job.progress), place, asked, movable=can_move))
                 bases[ref] = base
             except LorayError as error:
                 (held if place is None else unsure)[place or job.id] = str(error)
@@ -188,11 +188,14 @@ class SnapshotBuilder:
 
     def adapter_bytes(self, job: JobRecord, base: BaseDescription) -> int:
         """Bytes of a job's adapter on its actor, as plans count them."""
-        need = self._need(job.spec, base)
-        return scheduling_view(job.id, job.spec, base, job.progress, cap=self._cap(), need=need).adapter_bytes
+        cap, kind = self._devices()
+        need = self._need(job.spec, base, kind)
+        return scheduling_view(job.id, job.spec, base, job.progress, cap=cap, need=need).adapter_bytes
 
-    def _cap(self) -> int:
-        return micro_batch_cap(place.device for place in self._fleet.places.values())
+    def _devices(self) -> tuple[int, str]:
+        """Most tokens of a micro-batch, and the kind of device that adapters are sized for."""
+        devices = [place.device for place in self._fleet.places.values()]
+        return micro_batch_cap(devices), kind_of_all(devices)
 
     def _job_view(
         self,
@@ -200,22 +203,23 @@ class SnapshotBuilder:
         base: BaseDescription,
         progress: Mapping[str, Any],
         place: str | None,
-        cap: int,
+        asked: tuple[int, str],
         *,
         movable: bool,
     ) -> JobView:
         """A job as the scheduler sees it; the very same value as long as nothing of it changes."""
-        source = (job, progress, base, place, cap, movable)
+        source = (job, progress, base, place, asked, movable)
         last = self._views.get(job.id)
         if last is not None and last.source == source:
             return last.view
         counters = tuple(progress.get(name) for name in ("step", "total_steps", "longest", "tokens_per_step"))
         started = job.attempt > 0 or bool(job.progress)
-        facts = (base, counters, place, cap, movable, job.wish, job.queued_at, started)
+        facts = (base, counters, place, asked, movable, job.wish, job.queued_at, started)
         if last is not None and last.facts == facts:
             self._views[job.id] = replace(last, source=source)
             return last.view
-        size, need = self._size(job.id, job.spec), self._need(job.spec, base)
+        cap, kind = asked
+        size, need = self._size(job.id, job.spec), self._need(job.spec, base, kind)
         view = replace(
             scheduling_view(job.id, job.spec, base, progress, size, cap=cap, need=need),
             arrival=job.seq,
@@ -230,11 +234,11 @@ class SnapshotBuilder:
         self._views[job.id] = _BuiltView(source, facts, view)
         return view
 
-    def _need(self, spec: JobSpec, base: BaseDescription) -> AdapterNeed:
-        key = (base.ref, spec.lora.model_dump_json())
+    def _need(self, spec: JobSpec, base: BaseDescription, kind: str) -> AdapterNeed:
+        key = (base.ref, spec.lora.model_dump_json(), kind)
         counted = self._needs.get(key)
         if counted is None or counted.base is not base:
-            counted = self._needs[key] = _CountedNeed(base, AdapterNeed.of(spec, base))
+            counted = self._needs[key] = _CountedNeed(base, AdapterNeed.of(spec, base, kind))
         return counted.need
 
     def _size(self, job_id: str, spec: JobSpec) -> DataSize | None:

@@ -10,7 +10,7 @@ from orchestrator.cluster.cluster_config import ActorConfig, ClusterConfig
 from orchestrator.cluster.node_gpus import places_on_this_machine
 from orchestrator.cluster.places import listed_places
 from orchestrator.control.admission import _misfits
-from orchestrator.control.job_needs import micro_batch_cap, scheduling_view
+from orchestrator.control.job_needs import AdapterNeed, kind_of_all, micro_batch_cap, scheduling_view
 from orchestrator.control.preview import plan_jobs, plan_offline
 from orchestrator.jobs.job import JobSpec
 from orchestrator.knowledge.data_size import DataSize
@@ -111,6 +111,9 @@ def test_a_job_on_a_cpu_is_sized_by_the_micro_batches_of_a_cpu(tmp_path, make, t
     assert [view.worst_tokens for view in size.values()] == [1024, 2048]
     assert scheduling_view("", job, base).worst_tokens == micro_batch_cap(["cpu", "cuda"]) == 2048
     assert on_cpu["adapter_bytes"] == size["cpu"].adapter_bytes < size["cuda:1"].adapter_bytes
+    dropped = job.model_copy(update={"lora": LoraConfig(r=8, lora_dropout=0.1)})
+    on_gpu, anywhere = (AdapterNeed.of(dropped, base, kind_of_all(kinds)) for kinds in (["cuda:0"], ["cuda:0", "cpu"]))
+    assert on_gpu.token_bytes < anywhere.token_bytes, "a GPU keeps no masks of dropout"
     limit = on_cpu["bytes"]
     for bytes_, fits in ((limit, True), (limit - 1, False)):
         (row,) = plan(tmp_path, [job], [{"memory_limit": bytes_}]).values()
