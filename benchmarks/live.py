@@ -41,7 +41,7 @@ from orchestrator.cli.chart import draw
 from orchestrator.cluster.cluster_config import ClusterConfig
 from orchestrator.cluster.connection import controller
 from orchestrator.cluster.places import HEAD, listed_places
-from orchestrator.control.job_needs import micro_batch_cap, scheduling_view
+from orchestrator.control.job_needs import scheduling_view
 from orchestrator.control.launch import start_local
 from orchestrator.jobs.job import JobSpec
 from orchestrator.knowledge.data_size import guess_size
@@ -233,7 +233,7 @@ def _forecast(
     jobs = []
     for number, (spec, arrival) in enumerate(zip(specs, arrivals, strict=True)):
         view = scheduling_view(
-            spec.name, spec, descriptions[spec.base_model], size=guess_size(spec.dataset), cap=micro_batch_cap(["cpu"])
+            spec.name, spec, descriptions[spec.base_model], size=guess_size(spec.dataset), devices=["cpu"]
         )
         jobs.append(replace(view, arrival=number, submitted_at=arrival.at, queued_at=arrival.at))
     found = forecast(ClusterView(tuple(jobs), tuple(actors), descriptions, now=0.0), policy)

@@ -16,9 +16,10 @@ from scenarios import TRACES, Scenario, many_bases
 
 from orchestrator.scheduler.view import ClusterView, Plan
 from orchestrator.simulation.bounds import lower_bound, tasks_of
+from orchestrator.simulation.devices import load_of
 from orchestrator.simulation.optimum import optimum_of_bases
 from orchestrator.simulation.simulator import Simulation
-from orchestrator.simulation.trace import load_of, read_profile, read_trace
+from orchestrator.simulation.trace import read_profile, read_trace
 from orchestrator.simulation.workload import small_instance_of_bases
 
 Row = tuple[str, str, str, float]
@@ -47,7 +48,8 @@ class _CountingSimulation(Simulation):
 
 def simulate(scenario: Scenario, policy: str) -> Run:
     """One run."""
-    simulation = _CountingSimulation(*scenario, policy)
+    jobs, profile, actors = scenario
+    simulation = _CountingSimulation(jobs, [profile] * actors, policy)
     outcome = simulation.run()
     return Run(float(outcome.turnaround.mean()), outcome.makespan, simulation.loads)
 
@@ -80,10 +82,11 @@ def base_rows(count: int, small: int) -> list[Row]:
     head = " ".join(f"{name:>11s} loads" for name in COMPARED)
     print(f"\n{'base models, actors, loading':28s} {'load':>5s} {head}   bound")
     for name, scenario in many_bases(count).items():
+        jobs, profile, actors = scenario
         runs = {policy: simulate(scenario, policy) for policy in COMPARED}
-        mean, lower = runs["cosrpt"].mean, lower_bound(*scenario)
+        mean, lower = runs["cosrpt"].mean, lower_bound(jobs, [profile] * actors)
         shown = " ".join(f"{run.mean:11,.0f} {run.loads:5d}" for run in runs.values())
-        print(f"{name:28s} {load_of(*scenario):5.2f} {shown} {lower:7,.0f}", flush=True)
+        print(f"{name:28s} {load_of(jobs, [profile] * actors):5.2f} {shown} {lower:7,.0f}", flush=True)
         ratios["better"].append(mean / min(runs["srpt"].mean, runs["fifo-memory"].mean))
         ratios["fifo-4"].append(mean / runs["fifo-4"].mean)
         ratios["bound"].append(mean / lower)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from orchestrator.simulation.trace import Profile, TraceJob, load_of, read_profile, read_trace
+from orchestrator.simulation.devices import load_of
+from orchestrator.simulation.trace import Profile, TraceJob, read_profile, read_trace
 from orchestrator.simulation.workload import WorkloadShape, generate
 
 _MANY_BASES_ACTORS = (1, 1, 2, 2, 4, 8)
@@ -21,6 +22,7 @@ _SINGLE = {
 }
 _GRIDS = {"grids": WorkloadShape(seconds=600, spread=1.6, burstiness=1.5, grid=12)}
 Scenario = tuple[list[TraceJob], Profile, int]
+UnevenScenario = tuple[list[TraceJob], list[Profile]]  # a device for each actor
 
 
 def devices() -> list[Profile]:
@@ -65,6 +67,35 @@ def many_bases(count: int) -> dict[str, Scenario]:
     return workloads
 
 
+def uneven(count: int) -> dict[str, UnevenScenario]:
+    """24 workloads on six clusters of devices that differ in speed, memory or the size of their micro-batches.
+
+    Every second one comes in bursts. A device that is shared counts as one of half the speed and memory.
+    """
+    h100, a100, small = devices()
+    half = {"step_seconds": 0.12, "token_seconds": 1.5e-4, "memory_bytes": 40_000_000_000}
+    shared = h100.model_copy(update={"name": "half an h100-7b", **half})
+    tight = a100.model_copy(update={"name": "a100-7b-40gb", "memory_bytes": 40_000_000_000})
+    slow = {"step_seconds": 0.5, "token_seconds": 1.5e-3, "adapter_seconds": 0.005, "microbatch_tokens": 1024}
+    cpu = small.model_copy(update={"name": "cpu-1b", **slow})
+    clusters = {
+        "2 h100, 4 a100": [h100] * 2 + [a100] * 4,
+        "1 h100, 6 a100": [h100] + [a100] * 6,
+        "2 h100, 2 halves": [h100] * 2 + [shared] * 2,
+        "2 a100, 4 of 40 GB": [a100] * 2 + [tight] * 4,
+        "1 a100, 1 cpu": [small, cpu],
+        "2 a100, 4 cpu": [small] * 2 + [cpu] * 4,
+    }
+    workloads: dict[str, UnevenScenario] = {}
+    for name, cluster in clusters.items():
+        for load, bursts, bases in ((0.9, 3.0, 1), (1.2, 1.5, 1), (1.6, 3.0, 1), (1.2, 3.0, 3)):
+            shape = WorkloadShape(seconds=300, spread=1.6, burstiness=bursts, bases=bases, runs=4)
+            jobs = generate(count, cluster[0], len(cluster), shape, 500 + len(workloads))
+            words = f"{name}, {load:g}" + (f", {bases} bases" if bases > 1 else "")
+            workloads[words] = (_coming_at(jobs, load_of(jobs, cluster) / load), cluster)
+    return workloads
+
+
 def _drawn(count: int, actors: int, kinds: Mapping[str, WorkloadShape], seed: int) -> dict[str, Scenario]:
     workloads: dict[str, Scenario] = {}
     for profile in devices():
@@ -78,8 +109,11 @@ def _drawn(count: int, actors: int, kinds: Mapping[str, WorkloadShape], seed: in
 def at_load(scenario: Scenario, load: float) -> Scenario:
     """The same jobs, coming sooner or later one after another."""
     jobs, profile, actors = scenario
-    factor = load_of(jobs, profile, actors) / load
-    return [job.model_copy(update={"arrival_s": job.arrival_s * factor}) for job in jobs], profile, actors
+    return _coming_at(jobs, load_of(jobs, [profile] * actors) / load), profile, actors
+
+
+def _coming_at(jobs: Sequence[TraceJob], factor: float) -> list[TraceJob]:
+    return [job.model_copy(update={"arrival_s": job.arrival_s * factor}) for job in jobs]
 
 
 def recorded(trace: Path, profile: Path, actors: int) -> dict[str, Scenario]:

@@ -1,7 +1,9 @@
 """The scheduler against its targets, on a simulated clock: `python benchmarks/schedule.py [--jobs N] [--json FILE]`.
 
-Prints one row per target: what is asked at least, what is aimed at, what was measured. Everything is drawn from seeds,
-so that the same command prints the same figures on every machine, decision times excepted. With `--trace FILE.csv
+Prints one row per target: what is asked at least, what is aimed at, what was measured. The targets are asked of the
+geometric means over the contended workloads, those of load above 1, of jobs that come one by one to 4 actors and of
+recorded ones; the other rows are for information. Everything is drawn from seeds, so that the same command prints the
+same figures on every machine, decision times excepted. With `--trace FILE.csv
 --profile FILE.yaml --actors N` (as often as wanted) a recorded workload at
 four loads is measured as well.
 """
@@ -18,14 +20,15 @@ from pathlib import Path
 import numpy as np
 from many_bases import Row, base_rows, geometric, show
 from scenarios import Scenario, devices, grids, recorded, scenarios
+from uneven import uneven_rows
 
 from orchestrator.scheduler.incremental import IncrementalPlan
 from orchestrator.scheduler.policy import decide
 from orchestrator.scheduler.view import ActorShape, ActorState, ActorView, ClusterView, JobView
 from orchestrator.simulation.bounds import Task, relaxed_bound, slowdown_bound, tasks_of, unshared_bound
+from orchestrator.simulation.devices import load_of
 from orchestrator.simulation.optimum import optimum
 from orchestrator.simulation.simulator import Outcome, Simulation
-from orchestrator.simulation.trace import load_of
 from orchestrator.simulation.workload import WorkloadShape, generate, small_instance
 
 POLICIES = ("fifo", "fifo-4", "fifo-memory", "srpt", "cosrpt")
@@ -38,7 +41,7 @@ RATIOS = (
     ("mean turnaround / relaxed lower bound", "1.60", "1.45", "bound"),
     ("mean turnaround / bound without shared steps", "1.0", "0.85", "unshared"),
     ("p95 / fifo-memory", "0.75", "0.65", "p95"),
-    ("makespan / fifo-4", "1.00", "0.95", "makespan"),
+    ("makespan / fifo-4", "1.05", "1.00", "makespan"),  # who wants less sets the knob
     (f"makespan / fifo-4 with makespan: {MAKESPAN}", "1.00", "0.95", "sooner, makespan"),
     (f"mean turnaround / fifo-4 with makespan: {MAKESPAN}", "0.60", "0.50", "sooner, mean"),
     ("p50 / srpt", "-", "-", "p50"),
@@ -49,11 +52,17 @@ RATIOS = (
 def simulate(scenario: Scenario, policy: str, noise: float = 0.0, makespan: float = 0.0) -> Outcome:
     """One run."""
     jobs, profile, actors = scenario
-    return Simulation(jobs, profile, actors, policy, noise=noise, makespan=makespan).run()
+    return Simulation(jobs, [profile] * actors, policy, noise=noise, makespan=makespan).run()
 
 
-def contended(workloads: dict[str, Scenario], title: str) -> list[Row]:
-    """The rows over some scenarios, each of which is printed as it is done."""
+def contended(workloads: dict[str, Scenario], title: str, *, judged: bool = False) -> list[Row]:
+    """The rows over some scenarios, each of which is printed as it is done.
+
+    Args:
+        workloads: The scenarios.
+        title: What to call them.
+        judged: Whether the targets are asked of them, where load is above 1; else the rows are for information.
+    """
     ratios: dict[str, list[float]] = {}
     print(f"\n{title:24s} {'load':>5s} " + " ".join(f"{name:>11s}" for name in POLICIES) + "   bound  unshared")
     for name, scenario in workloads.items():
@@ -63,7 +72,7 @@ def contended(workloads: dict[str, Scenario], title: str) -> list[Row]:
         tasks = tasks_of(jobs, profile)
         lower = relaxed_bound(tasks, profile.step_seconds, actors)
         unshared = unshared_bound(tasks, profile.step_seconds, actors)
-        ours, load = runs["cosrpt"], load_of(jobs, profile, actors)
+        ours, load = runs["cosrpt"], load_of(jobs, [profile] * actors)
         sooner = simulate(scenario, "cosrpt", makespan=MAKESPAN)
         shown = " ".join(f"{means[policy]:11,.0f}" for policy in POLICIES)
         print(f"{name:24s} {load:5.2f} {shown} {lower:7,.0f} {unshared:9,.0f}", flush=True)
@@ -85,9 +94,9 @@ def contended(workloads: dict[str, Scenario], title: str) -> list[Row]:
             if load > 1.0:
                 ratios.setdefault(f"{key}, contended", []).append(value)
     return [
-        (f"{words}, {title}, {which}", least, aim, geometric(ratios[f"{key}, contended" if "load" in which else key]))
-        for words, least, aim, key in RATIOS
-        for which in ("load > 1", "all")
+        (f"{words}, {title}, {which}", *(targets if judged and which != "all" else ("-", "-")), geometric(ratios[name]))
+        for words, *targets, key in RATIOS
+        for which, name in (("load > 1", f"{key}, contended"), ("all", key))
     ]
 
 
@@ -251,11 +260,38 @@ def event_ms(queued: int = 10_000, actors: int = 1000, events: int = 400) -> dic
     return times
 
 
+def events_per_second(queued: int = 10_000, actors: int = 1000) -> float:
+    """Ends and arrivals of a large cluster that stays as full as it is: for each job that ends one comes."""
+    view, _ = large_cluster(queued, actors)
+    profile, together = devices()[1], {place.id: devices()[1].step_seconds for place in view.actors}
+    running = [job for job in view.jobs if job.actor is not None]
+    for job in running:
+        together[str(job.actor)] += profile.speed.added(job.tokens, profile.microbatch_tokens)
+    steps = float(np.mean([job.steps_left for job in view.jobs]))
+    return 2 * sum(1 / (steps * together[str(job.actor)]) for job in running)
+
+
+def planner_rows(cluster: tuple[int, int]) -> list[Row]:
+    """What planning costs on a large cluster, and what the answers between full plans save."""
+    events, full, rate = event_ms(*cluster), decision_ms(*cluster), events_per_second(*cluster)
+    answer = float(np.mean(events["end"] + events["arrival"]))
+    return [
+        ("full plan, {:,} queued, {:,} actors, ms".format(*cluster), "250", "70", full),
+        *(
+            (f"one {kind} between full plans, {words}, ms", "1", "0.1", float(np.percentile(events[kind], share)))
+            for kind in ("end", "arrival")
+            for words, share in (("median", 50), ("99th percentile", 99))
+        ),
+        ("ends and arrivals there, for each second", "-", "-", rate),
+        ("a full plan at each of them, in parts of one core", "-", "-", rate * full / 1000),
+        ("an answer to each, and a full plan every 20 times its time, likewise", "-", "-", 0.05 + rate * answer / 1000),
+    ]
+
+
 def single_rows(workloads: dict[str, Scenario], quick: bool, count: int) -> list[Row]:
     """The rows that are no ratio over all scenarios."""
     steps, cluster = (10**4, (200, 20)) if quick else (10**6, (10_000, 1000))
     mean, worst = exact(4 if quick else 60)
-    events = event_ms(*cluster)
     return [
         ("largest slowdown, 16 actors, load 1.2", "20", "12", slowdown(3 * count)),
         ("p95 slowdown of a weight-8 tenth, load 1.0", "1.5", "1.2", urgent(count)),
@@ -269,12 +305,7 @@ def single_rows(workloads: dict[str, Scenario], quick: bool, count: int) -> list
         ("sizes off by exp(N(0, 0.5)) / fifo-4", "0.65", "0.55", misestimated(workloads)),
         (f"steps of {steps:,} out of memory, filled to 85 %", "0", "-", out_of_memory(0.85, steps)),
         (f"steps of {steps:,} out of memory, filled to 90 %", "-", "0", out_of_memory(0.90, steps)),
-        ("full plan, {:,} queued, {:,} actors, ms".format(*cluster), "250", "70", decision_ms(*cluster)),
-        *(
-            (f"one {kind} between full plans, {words}, ms", "1", "0.1", float(np.percentile(events[kind], share)))
-            for kind in ("end", "arrival")
-            for words, share in (("median", 50), ("99th percentile", 99))
-        ),
+        *planner_rows(cluster),
     ]
 
 
@@ -293,10 +324,11 @@ def main() -> None:
     for trace, profile, actors in zip(options.trace, options.profile, options.actors, strict=True):
         given |= recorded(trace, profile, actors)
     workloads = scenarios(count)
-    rows = contended(workloads, "seeded") + contended(scenarios(2 * count, WIDE), f"on {WIDE} actors")
+    rows = contended(workloads, "seeded", judged=True) + contended(scenarios(2 * count, WIDE), f"on {WIDE} actors")
     rows += contended(grids(count), "grids")
-    rows += contended(given, "recorded") if given else []
+    rows += contended(given, "recorded", judged=True) if given else []
     rows += base_rows(*((12, 4) if options.quick else (120, 60)))
+    rows += uneven_rows(12 if options.quick else 120)
     rows += single_rows(workloads, options.quick, count)
     show(rows)
     if options.json:

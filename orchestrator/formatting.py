@@ -102,6 +102,8 @@ def remark(view: View) -> str:
     if view["state"] != "RUNNING":
         return view["reason"] or ""
     notes = []
+    if view["unsaved"]:
+        notes.append(view["unsaved"])
     if view["truncated"]:
         notes.append(f"{plural(view['truncated'], 'sample')} cut")
     if view["dropped"]:

@@ -77,6 +77,7 @@ def test_every_target_of_the_scheduler_is_measured(tmp_path):
         assert rows[f"mean turnaround / relaxed lower bound, {workload}, all"] >= 1.0
         assert rows[f"largest slowdown / its lower bound, {workload}, all"] >= 1.0
         assert 0.1 < rows[f"mean turnaround / fifo-4, {workload}, all"] < 1.1
+    assert rows["mean turnaround, devices that differ / lower bound"] >= 1.0
     assert 1.0 <= rows["exact small instances, mean"] <= rows["exact small instances, worst"] < 1.2
 
 

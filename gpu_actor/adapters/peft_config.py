@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from gpu_actor.adapters.checksums import check_file
 from gpu_actor.adapters.kinds import KINDS, kind_of
 from gpu_actor.adapters.kinds.base import COMMON_FIELDS, AdapterKind
 from gpu_actor.contract import file_names
@@ -37,6 +38,7 @@ def read_peft_config(folder: Path) -> LoraConfig:
         AdapterError: The file is missing or damaged, or asks for what Loray does not have.
     """
     path = folder / file_names.ADAPTER_CONFIG
+    check_file(path)
     try:
         saved = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from gpu_actor.adapters.checksums import check_file
 from gpu_actor.adapters.kinds.base import Shape
 from gpu_actor.adapters.peft_config import lack_of_weights, peft_config, read_peft_config
 from gpu_actor.adapters.shapes import shared_name, tensor_name
 from gpu_actor.adapters.weights import AdapterWeights
-from gpu_actor.adapters.whole_files import read_tensors, write_json, write_tensors
+from gpu_actor.adapters.whole_files import Tensors, read_tensors, write_together
 from gpu_actor.contract import file_names
 from gpu_actor.contract.errors import AdapterError
 from gpu_actor.contract.lora_config import LoraConfig
 
 
 def save_adapter(folder: Path, weights: AdapterWeights, base_model: str) -> None:
-    """Write `adapter_config.json`, then `adapter_model.safetensors`, as PEFT names them; each appears whole."""
+    """Write `adapter_model.safetensors` and `adapter_config.json` as PEFT names them, and their checksums.
+
+    Raises:
+        OSError: They cannot be written; what was there stands.
+    """
+    write_together(folder, *adapter_files(weights, base_model))
+
+
+def adapter_files(weights: AdapterWeights, base_model: str) -> tuple[dict[str, Tensors], dict[str, Any]]:
+    """What the files of an adapter hold, by name: safetensors files, then JSON files."""
     names = list(weights.names.values())
     config = peft_config(weights.lora, names, base_model, transposed=weights.transposed)
-    write_json(folder / file_names.ADAPTER_CONFIG, config)
     kind = weights.kind
     tensors = {
         tensor_name(layer.plan.name, spec.name): tensor
@@ -31,16 +41,18 @@ def save_adapter(folder: Path, weights: AdapterWeights, base_model: str) -> None
     if kind.saves_shared:
         tensors |= {shared_name(name): tensor for name, tensor in weights.shared.items()}
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_tensors(folder / file_names.ADAPTER_WEIGHTS, on_cpu)
+    return {file_names.ADAPTER_WEIGHTS: on_cpu}, {file_names.ADAPTER_CONFIG: config}
 
 
 def load_adapter(folder: Path, weights: AdapterWeights) -> None:
     """Read `adapter_model.safetensors` into `weights`.
 
     Raises:
-        AdapterError: The file is damaged, or a tensor is missing, superfluous or of another shape.
+        DamagedFileError: The file is damaged.
+        AdapterError: A tensor is missing, superfluous or of another shape.
     """
     path = folder / file_names.ADAPTER_WEIGHTS
+    check_file(path)
     tensors = read_tensors(path)
     kind = weights.kind
     for layer in weights.adapted_layers():

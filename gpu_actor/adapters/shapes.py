@@ -53,27 +53,27 @@ def frozen_values(base: BaseDescription, lora: LoraConfig) -> int:
     return kind.frozen_values(plans) + kind.working_values(plans)
 
 
-def is_grouped(lora: LoraConfig, device: str) -> bool:
-    """Whether an adapter is computed together with others of its shape: plain LoRA on a GPU."""
-    return device == "cuda" and type(kind_of(lora)) is Lora
+def is_grouped(lora: LoraConfig) -> bool:
+    """Whether a GPU computes an adapter together with others of its shape: plain LoRA."""
+    return type(kind_of(lora)) is Lora
 
 
-def adapter_bytes(base: BaseDescription, lora: LoraConfig, device: str = "cpu") -> int:
-    """Bytes of an adapter in training: weights, gradients, the two moments of AdamW, and what is not trained.
+def adapter_bytes(base: BaseDescription, lora: LoraConfig) -> int:
+    """Bytes of an adapter in training: weights, gradients, the two moments of AdamW, and what is not trained."""
+    return ADAPTER_DTYPE_BYTES * (4 * adapter_parameters(base, lora) + frozen_values(base, lora))
 
-    In a group there are copies of weights and gradients as well, in the base's number format: of 16 bits, as a rule.
-    """
-    values = adapter_parameters(base, lora)
-    copies = 2 * _COPY_BYTES * values if is_grouped(lora, device) else 0
-    return ADAPTER_DTYPE_BYTES * (4 * values + frozen_values(base, lora)) + copies
+
+def copy_bytes(base: BaseDescription, lora: LoraConfig) -> int:
+    """Bytes of the copies of weights and gradients that a GPU makes for a shared batch, where the base has 16 bits."""
+    return 2 * _COPY_BYTES * adapter_parameters(base, lora) if is_grouped(lora) else 0
 
 
 def adapter_activation_bytes(base: BaseDescription, lora: LoraConfig, tokens: int, device: str = "cpu") -> int:
     """Bytes that an adapter's share of the linear layers keeps for the backward of `tokens` tokens.
 
-    What its kind keeps in fp32, and with dropout a bool per input, but for those of a group.
+    What its kind keeps in fp32, and with dropout a bool per input; a GPU (`cuda`) keeps none of plain LoRA.
     """
-    kind, masks = kind_of(lora), lora.dropout > 0 and not is_grouped(lora, device)
+    kind, masks = kind_of(lora), lora.dropout > 0 and not (device == "cuda" and is_grouped(lora))
     per_token = 0
     for plan in plan_layers(base, lora):
         per_token += 4 * kind.kept_values(plan) + (plan.in_features if masks else 0)

@@ -53,8 +53,14 @@ def compose(candidates: Sequence[Candidate], token_budget: int) -> Mapping[str, 
     return {candidate.job_id: chosen[candidate.job_id] for candidate in candidates if candidate.job_id in chosen}
 
 
+_PATIENCE = 100  # shared batches without a shortage after which larger ones are tried
+
+
 class TokenBudget:
-    """The token budget of one actor.
+    """The token budget of one actor. What memory took of it comes back after a while.
+
+    A shortage need not last: others may have had the memory, or a sample was longer than most. So after `_PATIENCE`
+    shared batches without one larger ones are tried, and after each that was in vain only twice as late.
 
     Attributes:
         wanted: Where more tokens no longer raise the speed, or what the operator says.
@@ -65,6 +71,9 @@ class TokenBudget:
     def __init__(self, wanted: int) -> None:
         self.wanted = wanted
         self.fits = self.within_limit = sys.maxsize
+        self._calm = 0  # shared batches since the latest shortage or trial
+        self._patience = _PATIENCE
+        self._tried = False  # whether the latest change was a trial
 
     @property
     def tokens(self) -> int:
@@ -74,10 +83,30 @@ class TokenBudget:
     def ran_out(self, tokens: int) -> None:
         """Memory ran out with so many tokens in a shared batch."""
         self.fits = min(self.fits, max(1, tokens // 2))
+        self._pressed()
 
     def passed_limit(self, tokens: int) -> None:
         """By its own measure, the actor keeps to its limit with so many tokens and not with more."""
         self.within_limit = min(self.within_limit, tokens)
+        self._pressed()
+
+    def has_room(self, tokens: int) -> None:
+        """By its own measure, the actor keeps to its limit with so many tokens again."""
+        self.within_limit = max(self.within_limit, tokens)
+
+    def kept(self) -> bool:
+        """A shared batch was made without a shortage; returns whether it is time to try larger ones."""
+        self._calm += 1
+        if self._calm < self._patience:
+            return False
+        self._calm, self._tried = 0, self.tokens < self.wanted
+        if self._tried:
+            self.adapter_left()
+        return self._tried
+
+    def _pressed(self) -> None:
+        self._patience *= 2 if self._tried else 1
+        self._calm, self._tried = 0, False
 
     def adapter_left(self) -> None:
         """There is more room again; how much, the next shared batches show. The operator's limit is not tried out."""

@@ -166,6 +166,16 @@ class TrainingConfig(Strict):
         42, description="Decides initial weights, order of the data, dropout and the evaluation split."
     )
     save_steps: int = Field(100, ge=1, le=10**9, description="Optimizer steps between checkpoints (500 in `Trainer`).")
+    save_total_limit: int = Field(
+        2, ge=1, le=1000, description="Newest checkpoints that are kept until the adapter is finished."
+    )
+    max_unsaved_steps: int | None = Field(
+        None,
+        ge=1,
+        le=10**9,
+        description="Where no checkpoint can be written, on a full disk say: optimizer steps after which a job waits. "
+        "null: twice save_steps.",
+    )
     eval_steps: int | None = Field(
         None,
         ge=1,

@@ -34,6 +34,10 @@ class AdapterError(LorayError, ValueError):
     """An adapter does not fit its base model, or its files are damaged."""
 
 
+class DamagedFileError(AdapterError):
+    """A file that Loray wrote cannot be read, or is no longer what it was."""
+
+
 class TrainingError(LorayError, RuntimeError):
     """The training of one adapter cannot go on (a loss that is not finite, say)."""
 

@@ -6,6 +6,7 @@ import re
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+CHECKSUMS = "checksums.json"  # of the adapter's files, and of those of a checkpoint
 PICKLED_ADAPTER = "adapter_model.bin"  # of old PEFT releases; Loray does not read it
 JOB = "job.yaml"
 METRICS = "metrics.jsonl"

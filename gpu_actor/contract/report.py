@@ -49,6 +49,8 @@ class TenantReport:
     unread_columns: str = ""  # of the data file, in words of bounded length
     shortened: int = 0  # conversations of which the chat template left out a part of an answer
     unreached: str = ""  # adapted layers that had no gradient in the first optimizer step, in words
+    unsaved: str = ""  # why nothing could be saved of late, and whether the job waits for that, in words
+    notes: tuple[str, ...] = ()  # what has happened to its files on this actor, for its events
     reason: str | None = None  # of FAILED: what went wrong and what to do; of SUCCEEDED: why it stopped early
 
 

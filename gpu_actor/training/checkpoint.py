@@ -16,11 +16,13 @@ from typing import Any
 
 import torch
 
-from gpu_actor.adapters.peft_files import load_adapter, save_adapter
+from gpu_actor.adapters.checksums import check_files
+from gpu_actor.adapters.peft_files import adapter_files, load_adapter, save_adapter
 from gpu_actor.adapters.weights import AdapterWeights
-from gpu_actor.adapters.whole_files import read_tensors, sync_folder, write_json, write_tensors
+from gpu_actor.adapters.whole_files import read_tensors, sync_folder, write_together
 from gpu_actor.contract import file_names
-from gpu_actor.contract.errors import AdapterError
+from gpu_actor.contract.errors import AdapterError, DamagedFileError
+from gpu_actor.contract.messages import one_line
 from gpu_actor.training.early_stop import Watch
 
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -58,25 +60,27 @@ def save_checkpoint(
     scheduler: Any,
     progress: Progress,
     data: str,
+    keep: int,
 ) -> Path:
-    """Write `checkpoint-<step>` whole, then remove older ones.
+    """Write `checkpoint-<step>` whole, then remove all but the newest few.
 
     One that is there already is kept: the same step of the same job is equal by construction.
 
     Args:
-        output_dir: Where the job's files are.
+        output_dir: Where the job's files are; made where it is not there.
         weights: The adapter.
         base_model: Name of its base.
         optimizer: With its moments.
         scheduler: The learning rate's.
         progress: Counters.
         data: Digest of the data set, by which `load_checkpoint` knows it again.
+        keep: Checkpoints that stay, this one included; at least 1.
 
     Returns:
         The checkpoint's folder.
 
     Raises:
-        OSError: It cannot be written; the older one stands.
+        OSError: It cannot be written; the older ones stand.
     """
     final = output_dir / file_names.checkpoint_folder(progress.step)
     if not final.exists():
@@ -84,10 +88,9 @@ def save_checkpoint(
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         try:
-            save_adapter(draft, weights, base_model)
-            write_tensors(draft / OPTIMIZER_FILE, _moments(optimizer))
+            tensors, objects = adapter_files(weights, base_model)
             state = {"progress": asdict(progress), "scheduler": scheduler.state_dict(), "data": data}
-            write_json(draft / STATE_FILE, state)
+            write_together(draft, tensors | {OPTIMIZER_FILE: _moments(optimizer)}, objects | {STATE_FILE: state})
             sync_folder(draft)
             os.rename(draft, final)
         except Exception:
@@ -95,41 +98,83 @@ def save_checkpoint(
             raise
         sync_folder(output_dir)
     folders = _checkpoints(output_dir)
-    for old in folders[: folders.index(final)]:  # a newer one belongs to a newer attempt
+    for old in folders[: max(0, folders.index(final) + 1 - keep)]:  # a newer one belongs to a newer attempt
         _remove(old)
     return final
 
 
 def load_checkpoint(
     output_dir: Path, weights: AdapterWeights, optimizer: torch.optim.Optimizer, scheduler: Any, data: str
-) -> Progress | None:
-    """Go on from the newest checkpoint in `output_dir`; None when there is none.
+) -> tuple[Progress | None, list[str]]:
+    """Go on from the newest checkpoint in `output_dir` that is whole; damaged ones are removed.
+
+    Returns:
+        Where it stood, None when there is none; and what became of damaged ones, a sentence for each.
 
     Raises:
-        AdapterError: The checkpoint is damaged or belongs to other settings or other data.
+        AdapterError: The checkpoint belongs to other settings or other data.
     """
-    folders = _checkpoints(output_dir)
-    if not folders:
-        return None
-    folder = folders[-1]
-    load_adapter(folder, weights)
+    damaged: list[str] = []
+    for folder in reversed(_checkpoints(output_dir)):
+        try:
+            return _load(folder, weights, optimizer, scheduler, data), damaged
+        except DamagedFileError as error:
+            damaged.append(f"{folder.name} is damaged and was removed ({one_line(error)})")
+            _remove(folder)  # else the same step, made again, would find it there and leave it
+    return None, damaged
+
+
+def _load(
+    folder: Path, weights: AdapterWeights, optimizer: torch.optim.Optimizer, scheduler: Any, data: str
+) -> Progress:
+    """Read a checkpoint; nothing is changed before all of it was read.
+
+    Raises:
+        DamagedFileError: It is damaged.
+        AdapterError: It belongs to other settings or other data.
+    """
+    check_files(folder)
     moments = read_tensors(folder / OPTIMIZER_FILE)
-    try:
-        state = json.loads((folder / STATE_FILE).read_text("utf-8"))
-        saved_data = state["data"]
-        progress = Progress.from_dict(state["progress"])
-        scheduler.load_state_dict(state["scheduler"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AdapterError(f"{folder / STATE_FILE}: damaged ({error}); remove the folder to start over") from None
-    if saved_data != data:
+    state = _read_state(folder)
+    if state["data"] != data:
         raise AdapterError(
             f"the data set is no longer the one that {folder} was trained on: its records, their order, the "
             "tokenizer or the chat template have changed; bring them back, or remove the folder to start over"
         )
+    load_adapter(folder, weights)
+    scheduler.load_state_dict(state["scheduler"])
     _restore(optimizer, moments)
     for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
         group["lr"] = rate
+    progress: Progress = state["progress"]
     return progress
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    """`progress`, `scheduler` and `data` of a checkpoint.
+
+    Raises:
+        DamagedFileError: The file is damaged.
+    """
+    path = folder / STATE_FILE
+    try:
+        state = json.loads(path.read_text("utf-8"))
+        return {
+            "progress": Progress.from_dict(state["progress"]),
+            "scheduler": dict(state["scheduler"]),
+            "data": state["data"],
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedFileError(f"{path}: damaged ({error})") from None
+
+
+def best_steps(output_dir: Path) -> set[int]:
+    """The steps whose adapters the checkpoints call the best: whoever goes on from one of these may export it."""
+    steps = set()
+    for folder in _checkpoints(output_dir):
+        with contextlib.suppress(DamagedFileError):  # nobody goes on from that one
+            steps.add(_read_state(folder)["progress"].watch.best_step)
+    return steps
 
 
 def save_best(output_dir: Path, weights: AdapterWeights, base_model: str, step: int) -> None:

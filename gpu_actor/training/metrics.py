@@ -3,35 +3,57 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gpu_actor.adapters.whole_files import write_bytes
 from gpu_actor.contract import file_names
 
 _Number = TypeVar("_Number", int, float)
 
 
-def append_metrics(output_dir: Path, **row: Any) -> None:
-    """Write one more row; its `step` says after which optimizer step it was."""
-    with (output_dir / file_names.METRICS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+def as_row(row: Mapping[str, Any]) -> str:
+    """A row as a line of the file; its `step` says after which optimizer step it was."""
+    return json.dumps(row) + "\n"
+
+
+def append_rows(output_dir: Path, rows: Iterable[str]) -> None:
+    """Write some more rows, all or none.
+
+    Raises:
+        OSError: They cannot be written, as on a full disk.
+    """
+    path = output_dir / file_names.METRICS
+    left = "".join(rows).encode()
+    with path.open("ab", buffering=0) as file:  # a buffer would be written once more when the file is closed
+        before = file.tell()
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            os.truncate(path, before)  # half a row would spoil those that come after it
+            raise
 
 
 def trim_metrics(output_dir: Path, step: int) -> None:
-    """Drop the rows of `metrics.jsonl` after `step`: they will be written again, and a torn last line with them."""
+    """Drop the rows of `metrics.jsonl` after `step`: they will be written again, and a torn last line with them.
+
+    The file is cut, not written anew, which a full disk would not allow.
+    """
     path = output_dir / file_names.METRICS
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text("utf-8", errors="replace").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            break
-    write_bytes(path, "".join(kept).encode())
+    kept = 0
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                    break
+            except (ValueError, KeyError, TypeError):
+                break
+            kept += len(line)
+    os.truncate(path, kept)
 
 
 def added(sums: Mapping[str, _Number], more: Mapping[str, _Number]) -> dict[str, _Number]:

@@ -7,7 +7,6 @@ of any other.
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 import time
 from collections import deque
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from gpu_actor.adapters.peft_files import load_adapter, save_adapter
+from gpu_actor.adapters.peft_files import load_adapter
 from gpu_actor.adapters.weights import AdapterWeights
 from gpu_actor.batch.shared_batch import MicroBatch
 from gpu_actor.contract.config import AdapterSpec
@@ -25,17 +24,16 @@ from gpu_actor.contract.report import TenantReport, TenantState
 from gpu_actor.data.dataset import LoadedDataset
 from gpu_actor.data.samples import digest
 from gpu_actor.losses.objectives import SegmentLoss, StepSums
-from gpu_actor.training import checkpoint
+from gpu_actor.training.checkpoint import Progress
 from gpu_actor.training.clip import Clip
 from gpu_actor.training.early_stop import diverged, overfitted
-from gpu_actor.training.metrics import added, append_metrics, trim_metrics
+from gpu_actor.training.metrics import added
 from gpu_actor.training.micro_batches import MicroBatches
 from gpu_actor.training.optimizer import make_optimizer, make_scheduler, warmup_steps
 from gpu_actor.training.references import reference_folder
+from gpu_actor.training.run_files import RunFiles
 from gpu_actor.training.sample_order import DataCursor
 from gpu_actor.training.taken_step import StepValues, TakenStep
-
-logger = logging.getLogger(__name__)
 
 _RATE_WINDOW = 20  # optimizer steps over which tokens/s and the time left are averaged
 
@@ -51,6 +49,7 @@ class Tenant:
         attempt: Which assignment of the job this is; reports carry it.
         weights: The adapter.
         progress: Counters, as they go into a checkpoint.
+        files: What it leaves in its output folder.
         left_out: Shared batches made without this adapter since its last one.
         split: Parts that a micro-batch is run in at least; raised when memory runs out.
         cap: Most tokens of a part (a single sample that is longer excepted); None: any number.
@@ -86,9 +85,8 @@ class Tenant:
         self.cursor = DataCursor(spec.training, len(data.train))
         self.optimizer = make_optimizer(weights, spec.training)
         self.scheduler = make_scheduler(self.optimizer, spec.training, self.cursor.total_steps)
-        self._data_digest = digest(data.train, data.val)
+        self.files = RunFiles(spec, weights, self.optimizer, self.scheduler, digest(data.train, data.val))
         self.progress = self._start()
-        self._saved_best = self.progress.watch.best_step  # the best step that the newest checkpoint names
         self._micro_batches = MicroBatches(spec.training, weights, data, reference)
         self._stop_requested: str | None = None
         self._taken: TakenStep | None = None  # the latest optimizer step, as long as its numbers are not read
@@ -101,20 +99,15 @@ class Tenant:
         self._times: deque[tuple[float, int]] = deque([(time.monotonic(), self.progress.tokens)], _RATE_WINDOW)
         self._plan_step()
 
-    def _start(self) -> checkpoint.Progress:
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        checkpoint.remove_drafts(self.output_dir)
-        resumed = checkpoint.load_checkpoint(
-            self.output_dir, self.weights, self.optimizer, self.scheduler, self._data_digest
-        )
-        trim_metrics(self.output_dir, resumed.step if resumed else 0)
+    def _start(self) -> Progress:
+        resumed = self.files.resume()
         if resumed is not None:
             return resumed
         if self.spec.lora.init_adapter is not None:
             load_adapter(Path(self.spec.lora.init_adapter), self.weights)
         else:
             self.weights.initialise(self.spec.training.seed)
-        return checkpoint.Progress()
+        return Progress()
 
     # -- the optimizer step in work ------------------------------------------------------------------------------
 
@@ -249,8 +242,7 @@ class Tenant:
             figure_steps=added(before.figure_steps, dict.fromkeys(found.figures, 1)),
         )
         if step % self.spec.training.logging_steps == 0 or step == self.cursor.total_steps:
-            append_metrics(
-                self.output_dir,
+            self.files.log(
                 step=step,
                 epoch=self.cursor.epoch_after(step),
                 loss=after.logged_loss / after.logged_steps,
@@ -291,8 +283,7 @@ class Tenant:
             )
         self.progress = dataclasses.replace(self.progress, eval_loss=eval_loss)
         step = self.progress.step
-        append_metrics(
-            self.output_dir,
+        self.files.log(
             step=step,
             epoch=self.cursor.epoch_after(step),
             eval_loss=eval_loss,
@@ -309,9 +300,7 @@ class Tenant:
         watch = self.progress.watch.after_evaluation(step, eval_loss, config.min_delta)
         self.progress = dataclasses.replace(self.progress, watch=watch)
         if watch.stale == 0:
-            checkpoint.save_best(self.output_dir, self.weights, self.spec.base_model, step)
-            # a restart goes on from the newest checkpoint, which names the best step of its own time
-            checkpoint.keep_best(self.output_dir, {step, self._saved_best})
+            self.files.save_best(step)
 
     @property
     def wants_checkpoint(self) -> bool:
@@ -324,37 +313,21 @@ class Tenant:
         return self.wants_evaluation or self.finished or self.wants_checkpoint
 
     def save_checkpoint(self) -> None:
-        """Write a checkpoint of the last complete optimizer step.
+        """Write a checkpoint of the last complete optimizer step; where that cannot be done the job goes on for now."""
+        self.files.save(self.progress)
 
-        Where that cannot be done, on a full disk say, the job goes on: from the older one, should it have to.
-        """
-        try:
-            checkpoint.save_checkpoint(
-                self.output_dir,
-                self.weights,
-                self.spec.base_model,
-                self.optimizer,
-                self.scheduler,
-                self.progress,
-                self._data_digest,
-            )
-        except OSError as error:
-            logger.warning("job %s: no checkpoint at step %d: %s", self.spec.name, self.progress.step, error)
-            return
-        self._saved_best = self.progress.watch.best_step
-        checkpoint.keep_best(self.output_dir, {self._saved_best})
+    @property
+    def waits(self) -> bool:
+        """Whether no further optimizer step is made until the output folder can be written again."""
+        files, training = self.files, self.spec.training
+        if not files.failure:
+            return False
+        most = training.max_unsaved_steps or 2 * training.save_steps
+        return self.finished or files.open_best is not None or self.steps_taken - files.saved_step >= most
 
-    def export(self) -> None:
-        """Put the finished adapter into the output folder, with patience the best one.
-
-        The checkpoint of the last step stays until the orchestrator has recorded the end: an actor that dies before
-        that finishes the job again from it, instead of training it again from the start.
-        """
-        self.save_checkpoint()
-        best = self._better_step
-        if best is not None:
-            load_adapter(checkpoint.best_folder(self.output_dir, best), self.weights)
-        save_adapter(self.output_dir, self.weights, self.spec.base_model)
+    def export(self) -> bool:
+        """Put the finished adapter into the output folder, with patience the best one; False: try it again."""
+        return self.files.export(self.progress, self._better_step)
 
     @property
     def _better_step(self) -> int | None:
@@ -373,7 +346,7 @@ class Tenant:
 
     def discard(self) -> None:
         """Remove what would let the job go on: it was cancelled."""
-        checkpoint.remove_checkpoints(self.output_dir)
+        self.files.discard()
 
     # -- reporting -----------------------------------------------------------------------------------------------
 
@@ -381,6 +354,14 @@ class Tenant:
     def learning_rate(self) -> float:
         """Learning rate of the next optimizer step."""
         return float(self.scheduler.get_last_lr()[0])
+
+    def _unsaved(self) -> str:
+        """Why the job has no newer checkpoint or no adapter yet, in words; empty where all is saved."""
+        if not self.files.failure:
+            return ""
+        does = f"waits at step {self.progress.step} until there is room" if self.waits else "goes on for now"
+        since = f"nothing is saved since step {self.files.saved_step}"
+        return f"{since}, the job {does}: {self.files.failure}"
 
     def report(self, state: TenantState, reason: str | None = None) -> TenantReport:
         """Where the adapter stands."""
@@ -408,5 +389,7 @@ class Tenant:
             unread_columns=self.data.unread,
             shortened=self.data.shortened,
             unreached=self.progress.unreached,
+            unsaved=self._unsaved(),
+            notes=tuple(self.files.notes),
             reason=reason,
         )

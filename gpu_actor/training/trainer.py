@@ -27,6 +27,7 @@ from gpu_actor.training.tenant import Tenant
 
 logger = logging.getLogger(__name__)
 
+_OF_ROOM = 0.9  # of the room beside the base model and the adapters, that shared batches are to take
 _SPEED_WINDOW = 20  # shared batches over which the actor's speed is averaged
 
 
@@ -37,7 +38,8 @@ class CoTrainer:
         base: The base model that all tenants share.
         budget: Most tokens of a shared batch; a larger micro-batch goes alone.
         micro_batch_cap: Most tokens of a micro-batch; a larger one is run in parts. An adapter's rounding depends on
-            it, so it is the same on all actors of a kind, and is lowered only where memory runs out.
+            it, so it is the same on all actors of a kind, and is lowered only where memory runs out. When there is
+            room again it rises for those who come; a job in training keeps what it has.
         memory_limit: Bytes that may be in use; None: no more than the device has.
         meter: What the steps cost.
         memory_shortages: Times that memory ran out or the limit was passed.
@@ -52,6 +54,8 @@ class CoTrainer:
         self.memory_limit = memory_limit
         self.meter = StepMeter(base.device)
         self.memory_shortages = 0
+        self._whole_cap = self.micro_batch_cap  # before it was lowered
+        self._token_bytes = 0.0  # of a shared batch, when the limit was passed
         self._fitted = self.budget.fits  # before the shared batch that is being made
         self.batch_tokens = 0
         self.batch_adapters = 0
@@ -124,8 +128,8 @@ class CoTrainer:
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to train."""
-        return not self._tenants
+        """Whether there is nothing to train, or only for those who wait until their folders can be written again."""
+        return all(tenant.waits for tenant in self._tenants.values())
 
     def tenant_ids(self) -> list[str]:
         """The tenants in training."""
@@ -144,6 +148,7 @@ class CoTrainer:
         What a job does wrong ends that job. An error after which nothing runs on the device any more
         (`is_device_lost`) is raised: this process is of no use to any job.
         """
+        self._write_again()
         chosen = self._choose()
         if not chosen:
             return
@@ -170,6 +175,8 @@ class CoTrainer:
         self.meter.end(jobs, lengths, adapters, ahead=self._ahead, whole=whole)
         if self.memory_limit is not None and self.meter.alone and self.meter.peak > self.memory_limit:
             self._heed_limit(self.memory_limit, sum(lengths))
+        elif whole and self.budget.kept():
+            self._use_room()
 
     def _heed_limit(self, limit: int, tokens: int) -> None:
         """A shared batch took the actor past its limit: as many tokens as fit by its own measure, from now on.
@@ -179,9 +186,10 @@ class CoTrainer:
         self.meter.memory.release()
         floor = min(self.meter.before, self.meter.memory.used())  # what stays when no batch is being made
         share = (limit - floor) / max(1, self.meter.peak - floor)
-        lower = max(1, int(tokens * min(0.9, max(0.1, 0.9 * share))))
+        lower = max(1, int(tokens * min(_OF_ROOM, max(0.1, _OF_ROOM * share))))
         if lower >= max(self.token_budget, self.micro_batch_cap):
             return  # a single sample that is longer than all allowed: nothing gets smaller
+        self._token_bytes = max(1.0, (self.meter.peak - floor) / tokens)
         self._shrink(lower, f"{tokens} tokens took {self.meter.peak} bytes, the limit is {limit}")
 
     def _choose(self) -> list[tuple[Tenant, int]]:
@@ -190,6 +198,7 @@ class CoTrainer:
         candidates = [
             Candidate(t.spec.job_id, tuple(micro_batch.tokens for micro_batch in t.pending), t.left_out)
             for t in tenants
+            if not t.waits
         ]
         chosen = [(self._tenants[job_id], count) for job_id, count in compose(candidates, self.token_budget).items()]
         if self.base.by_segment:
@@ -241,10 +250,23 @@ class CoTrainer:
         """Shared batches and micro-batches hold at most so many tokens from now on."""
         self.memory_shortages += 1
         self.budget.passed_limit(tokens)
+        self._whole_cap = max(self._whole_cap, self.micro_batch_cap)
         self.micro_batch_cap = min(self.micro_batch_cap, tokens)
         for tenant in self._tenants.values():
             tenant.limit_micro_batches(self.micro_batch_cap)
         logger.warning("%s; shared batches now hold at most %d tokens", why, tokens)
+
+    def _use_room(self) -> None:
+        """As many tokens as the limit has room for by now, by what a token took when it was passed.
+
+        Where nothing has left since, that is what it was lowered to. The limit itself is not tried out.
+        """
+        if self.memory_limit is None or not self._token_bytes:
+            return
+        self.meter.memory.release()
+        tokens = int(_OF_ROOM * (self.memory_limit - self.meter.memory.used()) / self._token_bytes)
+        self.budget.has_room(tokens)
+        self.micro_batch_cap = max(self.micro_batch_cap, min(self._whole_cap, tokens))
 
     def _run(self, chosen: list[tuple[Tenant, int]]) -> None:
         """One forward and one backward for all chosen micro-batches."""
@@ -352,12 +374,27 @@ class CoTrainer:
     # -- ends ----------------------------------------------------------------------------------------------------
 
     def _finish(self, tenant: Tenant) -> None:
+        """Write the adapter; one that cannot be written stays here, and is tried again."""
         try:
-            tenant.export()
+            written = tenant.export()
         except Exception as error:
             self._fail(tenant, error)
         else:
-            self._end(tenant, TenantState.SUCCEEDED, tenant.end_reason)
+            if written:
+                self._end(tenant, TenantState.SUCCEEDED, tenant.end_reason)
+
+    def _write_again(self) -> None:
+        """Try once more to write what could not be written, for those whose turn it is."""
+        due = [tenant for tenant in self._tenants.values() if tenant.files.due]
+        if due:
+            self._settle()
+        for tenant in due:
+            if not self._trains(tenant):
+                continue
+            if tenant.finished:
+                self._finish(tenant)
+            else:
+                tenant.files.write_again(tenant.progress)
 
     def _fail(self, tenant: Tenant, error: Exception) -> None:
         if is_device_lost(error):  # nobody's fault that could be told; all go on from their checkpoints elsewhere
@@ -369,6 +406,7 @@ class CoTrainer:
         self._ended[tenant.spec.job_id] = tenant.report(state, reason)
         del self._tenants[tenant.spec.job_id]
         self.budget.adapter_left()
+        self._use_room()
 
     # -- speed ---------------------------------------------------------------------------------------------------
 

@@ -206,6 +206,7 @@ def job_details(view: View) -> Table:
         ("job", view["name"]),
         ("id", view["id"]),
         ("waits for", view["waiting_for"] or ""),
+        ("not saved", view["unsaved"]),
         ("reason", view["reason"] or ""),
         ("base model", view["base_model"]),
         ("data", f"{spec['dataset']['path']} ({spec['dataset']['format']})"),

@@ -53,7 +53,7 @@ class ActorTuning:
             if report is None or base is None or profile is None or not report.token_budget:
                 continue
             jobs = running.get(member.name, {}).values()
-            adapters = sum(self._snapshots.adapter_bytes(job, base) for job in jobs)
+            adapters = sum(self._snapshots.adapter_bytes(job, base, member.place.device) for job in jobs)
             room = report.memory_limit - profile.memory_model(member.place).fixed_bytes - adapters
             budget = token_budget(profile, member.place, room, report.token_budget)
             if budget < report.token_budget or budget not in (report.token_budget, member.sent_budget):

@@ -14,7 +14,7 @@ from gpu_actor.adapters.targets import plan_layers
 from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.errors import LorayError
 from orchestrator.cluster.fleet import Fleet
-from orchestrator.control.job_needs import kind_of_all, micro_batch_cap, scheduling_view
+from orchestrator.control.job_needs import scheduling_view
 from orchestrator.control.snapshot import SnapshotBuilder
 from orchestrator.jobs.job import JobSpec
 from orchestrator.jobs.preflight import check_files, check_roots
@@ -119,8 +119,7 @@ def _misfits(spec: JobSpec, base: BaseDescription, places: Iterable[ActorView]) 
         pinned = ", ".join(sorted({str(place.pinned) for place in places}))
         message = f"{spec.base_model} has no actor: the cluster file gives every one to another base model ({pinned})"
         problems.append(Problem(source, "base_model", message))
-    devices = [place.shape.device for place in hosts]
-    job = scheduling_view("", spec, base, cap=micro_batch_cap(devices), kind=kind_of_all(devices))
+    job = scheduling_view("", spec, base, devices={place.shape.device for place in hosts})
     blocked = [_blocked(place) for place in hosts]  # the question is not where it could run now, but whether ever
     never = decide(ClusterView((job,), tuple(blocked), {})).rejections  # by what was measured, where it was
     return [*problems, *(Problem(source, "training", reason) for reason in never.values())]

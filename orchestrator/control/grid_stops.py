@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.jobs.job import TERMINAL, JobState
 from orchestrator.jobs.output_folder import read_metrics
-from orchestrator.scheduler.halving import Member, rungs, stops
+from orchestrator.scheduler.halving import Member, loss_at, rungs, stops
 from orchestrator.store.records import JobRecord, Wish
 
 if TYPE_CHECKING:
@@ -62,15 +62,13 @@ class GridStops:
         return stops(members, rules.halving_steps or 1, rules.halving_keep)
 
     def _loss(self, job: JobRecord, rung: int) -> float | None:
-        """The latest evaluation loss up to a rung, else the mean training loss since the rung before."""
+        """By the rows that it has written; each rung is looked up once."""
         key = job.id, job.started_at, rung  # a retry from the start may have other losses
         if key not in self._losses:
-            rows = [row for row in read_metrics(job.output_dir) if row.get("step", 0) <= rung]
-            evaluated = [row["eval_loss"] for row in rows if "eval_loss" in row]
-            trained = [row["loss"] for row in rows if "loss" in row and row["step"] > rung / 2]
-            if not evaluated and not trained:
+            loss = loss_at(rung, read_metrics(job.output_dir))
+            if loss is None:
                 return None
-            self._losses[key] = evaluated[-1] if evaluated else sum(trained) / len(trained)
+            self._losses[key] = loss
         return self._losses[key]
 
 

@@ -2,57 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from gpu_actor.adapters.shapes import adapter_activation_bytes, adapter_bytes
+from gpu_actor.adapters.shapes import adapter_activation_bytes, adapter_bytes, copy_bytes
 from gpu_actor.contract import footprint
+from gpu_actor.contract.config import TrainingConfig
 from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.footprint import MICRO_BATCH_CAP
 from orchestrator.jobs.job import JobSpec
 from orchestrator.knowledge.data_size import DataSize
 from orchestrator.scheduler.estimate import device_kind
-from orchestrator.scheduler.view import UNKNOWN_STEPS, JobView
+from orchestrator.scheduler.halving import expected_steps
+from orchestrator.scheduler.view import UNKNOWN_STEPS, JobSize, JobView
 
 _UNKNOWN_SHARE = 0.5  # of cutoff_len, for samples that nobody has counted
 
 
 @dataclass(frozen=True)
 class AdapterNeed:
-    """What an adapter takes of an actor's memory: a matter of its settings and its base model alone.
+    """What an adapter takes of an actor's memory: a matter of its settings, its base model and the kind of device.
 
     Attributes:
         bytes: Weights, gradients, moments, and what it keeps frozen.
-        token_bytes: What its own part of the layers keeps of each token for the backward.
+        token_bytes: Of a kind of device, what its own part of the layers keeps of each token for the backward.
+        copies: Bytes of copies that a GPU makes of it for a shared batch.
     """
 
     bytes: int
-    token_bytes: int
+    token_bytes: Mapping[str, int]
+    copies: int
 
     @classmethod
-    def of(cls, spec: JobSpec, base: BaseDescription, kind: str = "cpu") -> AdapterNeed:
+    def of(cls, spec: JobSpec, base: BaseDescription) -> AdapterNeed:
         """Walks through all layers of the base model, which takes a while.
-
-        Args:
-            spec: The job.
-            base: Its base model.
-            kind: Of the devices that it may run on (`kind_of_all`).
 
         Raises:
             LorayError: The adapter does not go with the base model.
         """
-        return cls(adapter_bytes(base, spec.lora, kind), adapter_activation_bytes(base, spec.lora, 1, kind))
+        kept = {kind: adapter_activation_bytes(base, spec.lora, 1, kind) for kind in MICRO_BATCH_CAP}
+        return cls(adapter_bytes(base, spec.lora), kept, copy_bytes(base, spec.lora))
 
-
-def micro_batch_cap(devices: Iterable[str]) -> int:
-    """Most tokens of a micro-batch on the roomiest of some devices; without any, on any device there is."""
-    return max((MICRO_BATCH_CAP[device_kind(device)] for device in devices), default=max(MICRO_BATCH_CAP.values()))
-
-
-def kind_of_all(devices: Iterable[str]) -> str:
-    """`cuda` where all of some devices are GPUs, which keep no masks of dropout; else `cpu`."""
-    return "cuda" if {device_kind(device) for device in devices} == {"cuda"} else "cpu"
+    def size(self, kind: str, tokens: int) -> int:
+        """Bytes on a kind of device with so many tokens in a micro-batch."""
+        return self.bytes + (self.copies if kind == "cuda" else 0) + self.token_bytes[kind] * tokens
 
 
 def scheduling_view(
@@ -62,8 +57,7 @@ def scheduling_view(
     progress: Mapping[str, Any] | None = None,
     size: DataSize | None = None,
     *,
-    cap: int | None = None,
-    kind: str = "cpu",
+    devices: Collection[str] = (),
     need: AdapterNeed | None = None,
 ) -> JobView:
     """A queued job as the scheduler sees it.
@@ -74,18 +68,21 @@ def scheduling_view(
         base: Its base model.
         progress: Counters of its reports, if it has trained.
         size: What its data file looks like.
-        cap: Most tokens of a micro-batch where it may run (`micro_batch_cap`); None: on any device there is.
-        kind: Of the devices that it may run on (`kind_of_all`).
+        devices: Of the places where it may run; it has a size for each whose micro-batches have a cap of their own.
+            None: any that there is.
         need: `AdapterNeed.of` of the job, if it is at hand.
 
     Raises:
         LorayError: Its adapter does not go with the base model.
     """
     progress = progress or {}
-    need = need or AdapterNeed.of(spec, base, kind)
+    need = need or AdapterNeed.of(spec, base)
     training = spec.training
-    longest = progress.get("longest") or None
-    worst = footprint.worst_micro_batch_tokens(training, cap or micro_batch_cap(()), longest)
+    sizes = {
+        device: _size_on(device, training, need, progress.get("longest") or None)
+        for device in sorted({*devices} or MICRO_BATCH_CAP)
+    }
+    largest = max(sizes.values(), key=lambda size: size.worst_tokens)
     samples = training.per_device_train_batch_size * training.gradient_accumulation_steps
     if size is not None:
         samples = min(samples, size.samples)
@@ -96,12 +93,29 @@ def scheduling_view(
         base_model=spec.base_model,
         priority=spec.queue.priority,
         arrival=0,
-        adapter_bytes=need.bytes + need.token_bytes * worst,
-        worst_tokens=worst,
+        adapter_bytes=largest.bytes,
+        worst_tokens=largest.worst_tokens,
+        sizes=sizes if len({*sizes.values()}) > 1 else {},
         steps_left=max(1, total - progress.get("step", 0)),
         steps_total=total,
         tokens_per_step=(progress.get("tokens_per_step") or samples * mean) * footprint.token_work(training),
     )
+
+
+def before_its_rungs(job: JobView, spec: JobSpec) -> JobView:
+    """The job with the steps that it still makes on average: one of a halved grid may stop at each rung."""
+    rules, total = spec.early_stop, job.steps_total or job.steps_left
+    if not (rules.halving_steps and rules.group):
+        return job
+    expected = expected_steps(total - job.steps_left, total, rules.halving_steps, rules.halving_keep)
+    return replace(job, steps_left=max(1, math.ceil(expected)))
+
+
+def _size_on(device: str, training: TrainingConfig, need: AdapterNeed, longest: int | None) -> JobSize:
+    """What a job takes of a place with such a device."""
+    kind = device_kind(device)
+    worst = footprint.worst_micro_batch_tokens(training, MICRO_BATCH_CAP[kind], longest)
+    return JobSize(need.size(kind, worst), worst)
 
 
 def _guess_steps(spec: JobSpec, size: DataSize | None) -> int:

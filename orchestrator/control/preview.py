@@ -12,7 +12,7 @@ from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.errors import LorayError
 from orchestrator.cluster.cluster_config import ClusterConfig
 from orchestrator.cluster.node_gpus import places_on_this_machine
-from orchestrator.control.job_needs import kind_of_all, micro_batch_cap, scheduling_view
+from orchestrator.control.job_needs import scheduling_view
 from orchestrator.jobs.data_checks import first_records_remark
 from orchestrator.jobs.job import JobSpec
 from orchestrator.knowledge.data_size import guess_sizes
@@ -21,7 +21,7 @@ from orchestrator.knowledge.place_models import with_models
 from orchestrator.knowledge.profiles import Profiles
 from orchestrator.scheduler.forecast import Forecast, forecast
 from orchestrator.scheduler.policy import DEFAULT
-from orchestrator.scheduler.view import ClusterView
+from orchestrator.scheduler.view import ActorView, ClusterView
 
 PLAN_SECONDS = 240.0
 
@@ -43,18 +43,17 @@ def plan_jobs(
         names: Of the jobs that the cluster has to do, by id.
     """
     start = max((job.arrival for job in view.jobs), default=0) + 1
-    devices = [actor.shape.device for actor in view.actors]
-    cap, kind = micro_batch_cap(devices), kind_of_all(devices)
+    devices = {actor.shape.device for actor in view.actors}
     ids = [f"plan:{number}" for number in range(len(specs))]
     sizes = guess_sizes({job_id: spec.dataset for job_id, spec in zip(ids, specs, strict=True)})
     new = []
     for number, (job_id, spec) in enumerate(zip(ids, specs, strict=True)):
-        job = scheduling_view(job_id, spec, bases[spec.base_model], size=sizes[job_id], cap=cap, kind=kind)
+        job = scheduling_view(job_id, spec, bases[spec.base_model], size=sizes[job_id], devices=devices)
         new.append(replace(job, arrival=start + number, submitted_at=view.now, queued_at=view.now))
     whole = replace(view, jobs=(*view.jobs, *new), bases={**view.bases, **bases})
     forecasts = forecast(whole, policy, {job.id for job in new})
     names = {**(names or {}), **{job.id: spec.name for job, spec in zip(new, specs, strict=True)}}
-    places = {actor.id: actor.name for actor in view.actors}
+    places = {actor.id: actor for actor in view.actors}
     remarks = [
         (bases[spec.base_model].training_mode, remark) for spec, remark in zip(specs, _data_remarks(specs), strict=True)
     ]
@@ -96,11 +95,11 @@ def _row(
     spec: JobSpec,
     expected: Forecast,
     names: Mapping[str, str],
-    places: Mapping[str, str],
+    places: Mapping[str, ActorView],
     now: float,
     remarks: Iterable[str | None],
 ) -> dict[str, Any]:
-    reason = expected.rejected
+    reason, place = expected.rejected, places.get(expected.place or "")
     beyond = expected.beyond and reason is None
     if reason is None and not beyond and not math.isfinite(expected.finish):
         reason = "no actor would ever start it"
@@ -110,9 +109,9 @@ def _row(
         "base_model": spec.base_model,
         "steps": expected.job.steps_total,
         "tokens_per_step": expected.job.tokens_per_step,
-        "adapter_bytes": expected.job.adapter_bytes,
+        "adapter_bytes": expected.job.size_on(place.shape.device if place else "").bytes,
         "bytes": expected.needs,
-        "actor": places.get(expected.place or ""),
+        "actor": place.name if place else None,
         "moves": max(0, len(expected.places) - 1),
         "start_s": expected.start - now if math.isfinite(expected.start) else None,
         "finish_s": expected.finish - now if math.isfinite(expected.finish) else None,

@@ -166,6 +166,7 @@ class Reconciler:
 
     def _read_tenant(self, member: Member, job: JobRecord, tenant: TenantReport) -> list[Instruction]:
         """What an actor reports of a job that is where it should be."""
+        self._tell_of_files(job, tenant)
         if tenant.state not in _ACTIVE:
             if tenant.state is TenantState.DETACHED:
                 self._swaps.off(member.place, job)
@@ -179,6 +180,18 @@ class Reconciler:
         if job.wish is Wish.FINISH:
             return [Instruction(member.name, Finish(job.id, job.reason or ""))]
         return [Instruction(member.name, Detach(job.id, keep=job.wish is not Wish.CANCEL))]
+
+    def _tell_of_files(self, job: JobRecord, tenant: TenantReport) -> None:
+        """Make events of what has happened to a job's files since its last report."""
+        before = self.progress.of(job)
+        news = [note for note in tenant.notes if note not in before.get("notes", ())]
+        earlier = before.get("unsaved", "")
+        if tenant.unsaved not in ("", earlier):
+            news.append(tenant.unsaved)
+        elif earlier and not tenant.unsaved and tenant.total_steps:
+            news.append("its files can be written again")
+        for message in news:
+            self._store.note(job.id, message)
 
     def _misplaced(self, member: Member, tenant: TenantReport, assigned: bool) -> list[Instruction]:
         """An adapter that is not where the store says: an end that was recorded already, or a stale attempt."""

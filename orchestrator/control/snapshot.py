@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.errors import LorayError
 from orchestrator.cluster.fleet import Fleet
-from orchestrator.control.job_needs import AdapterNeed, kind_of_all, micro_batch_cap, scheduling_view
+from orchestrator.control.job_needs import AdapterNeed, before_its_rungs, scheduling_view
 from orchestrator.jobs.job import JobSpec, JobState
 from orchestrator.knowledge.base_catalog import BaseCatalog
 from orchestrator.knowledge.data_size import DataSize, guess_size, guess_sizes
@@ -63,11 +63,7 @@ class Snapshot:
             old = before.pop(job.id, None)
             if old is job:
                 continue
-            if old is not None and (
-                job.priority != old.priority
-                or job.adapter_bytes > old.adapter_bytes
-                or job.worst_tokens > old.worst_tokens
-            ):
+            if old is not None and (job.priority != old.priority or _has_grown(job, old)):
                 return None
             if old is None or job.actor != old.actor:
                 if old is not None and old.actor is not None:
@@ -96,6 +92,14 @@ class Events:
 
 def _job_facts(job: JobView) -> object:
     return job.id, job.actor, job.movable, job.leaving, job.steps_total
+
+
+def _has_grown(job: JobView, old: JobView) -> bool:
+    """Whether it takes more of any place than before."""
+    devices = ("", *job.sizes)
+    return any(
+        now > then for device in devices for now, then in zip(job.size_on(device), old.size_on(device), strict=True)
+    )
 
 
 def _place_facts(actor: ActorView) -> object:
@@ -133,7 +137,7 @@ class SnapshotBuilder:
         self._makespan = makespan
         self._store, self._fleet, self._bases, self._profiles = store, fleet, bases, profiles
         self._sizes: dict[str, DataSize | None] = {}
-        self._needs: dict[tuple[str, str, str], _CountedNeed] = {}  # by base, adapter settings and kind of device
+        self._needs: dict[tuple[str, str], _CountedNeed] = {}  # by base and adapter settings
         self._views: dict[str, _BuiltView] = {}  # by job
 
     async def prepare(self) -> None:
@@ -153,7 +157,7 @@ class SnapshotBuilder:
         bases: dict[str, BaseDescription] = {}
         jobs: list[JobView] = []
         held: dict[str, str] = {}
-        asked = self._devices()
+        devices = self._devices()
         unsure: dict[str, str] = {}  # place -> why it is not known how much memory is free there
         described: dict[str, BaseDescription | str] = {}
         records = self._store.jobs([JobState.QUEUED, JobState.RUNNING])
@@ -169,13 +173,13 @@ class SnapshotBuilder:
                 if isinstance(base, str):
                     raise LorayError(base)
                 can_move = place is not None and movable(job, last_arrival)
-                jobs.append(self._job_view(job, base, live.get(job.id, job.progress), place, asked, movable=can_move))
+                jobs.append(self._job_view(job, base, live.get(job.id, job.progress), place, devices, movable=can_move))
                 bases[ref] = base
             except LorayError as error:
                 (held if place is None else unsure)[place or job.id] = str(error)
         self._forget_all_but(jobs)
         places = tuple(self._place_views(bases, unsure))
-        view = ClusterView(fit_oversized_jobs(jobs, places), places, bases, time.time(), self._makespan)
+        view = ClusterView(fit_oversized_jobs(jobs, places, bases), places, bases, time.time(), self._makespan)
         return Snapshot(view, held)
 
     def places(self, base: BaseDescription) -> tuple[ActorView, ...]:
@@ -186,16 +190,13 @@ class SnapshotBuilder:
         member = self._fleet.members.get(job.actor or "")
         return member.place.id if member else None
 
-    def adapter_bytes(self, job: JobRecord, base: BaseDescription) -> int:
-        """Bytes of a job's adapter on its actor, as plans count them."""
-        cap, kind = self._devices()
-        need = self._need(job.spec, base, kind)
-        return scheduling_view(job.id, job.spec, base, job.progress, cap=cap, need=need).adapter_bytes
+    def adapter_bytes(self, job: JobRecord, base: BaseDescription, device: str) -> int:
+        """Bytes of a job's adapter on an actor with such a device, as plans count them."""
+        need = self._need(job.spec, base)
+        return scheduling_view(job.id, job.spec, base, job.progress, devices=(device,), need=need).adapter_bytes
 
-    def _devices(self) -> tuple[int, str]:
-        """Most tokens of a micro-batch, and the kind of device that adapters are sized for."""
-        devices = [place.device for place in self._fleet.places.values()]
-        return micro_batch_cap(devices), kind_of_all(devices)
+    def _devices(self) -> frozenset[str]:
+        return frozenset(place.device for place in self._fleet.places.values())
 
     def _job_view(
         self,
@@ -203,25 +204,25 @@ class SnapshotBuilder:
         base: BaseDescription,
         progress: Mapping[str, Any],
         place: str | None,
-        asked: tuple[int, str],
+        devices: frozenset[str],
         *,
         movable: bool,
     ) -> JobView:
         """A job as the scheduler sees it; the very same value as long as nothing of it changes."""
-        source = (job, progress, base, place, asked, movable)
+        source = (job, progress, base, place, devices, movable)
         last = self._views.get(job.id)
         if last is not None and last.source == source:
             return last.view
         counters = tuple(progress.get(name) for name in ("step", "total_steps", "longest", "tokens_per_step"))
         started = job.attempt > 0 or bool(job.progress)
-        facts = (base, counters, place, asked, movable, job.wish, job.queued_at, started)
+        facts = (base, counters, place, devices, movable, job.wish, job.queued_at, started)
         if last is not None and last.facts == facts:
             self._views[job.id] = replace(last, source=source)
             return last.view
-        cap, kind = asked
-        size, need = self._size(job.id, job.spec), self._need(job.spec, base, kind)
+        size, need = self._size(job.id, job.spec), self._need(job.spec, base)
+        needed = scheduling_view(job.id, job.spec, base, progress, size, devices=devices, need=need)
         view = replace(
-            scheduling_view(job.id, job.spec, base, progress, size, cap=cap, need=need),
+            before_its_rungs(needed, job.spec),
             arrival=job.seq,
             submitted_at=job.submitted_at,
             queued_at=job.queued_at,
@@ -234,11 +235,11 @@ class SnapshotBuilder:
         self._views[job.id] = _BuiltView(source, facts, view)
         return view
 
-    def _need(self, spec: JobSpec, base: BaseDescription, kind: str) -> AdapterNeed:
-        key = (base.ref, spec.lora.model_dump_json(), kind)
+    def _need(self, spec: JobSpec, base: BaseDescription) -> AdapterNeed:
+        key = (base.ref, spec.lora.model_dump_json())
         counted = self._needs.get(key)
         if counted is None or counted.base is not base:
-            counted = self._needs[key] = _CountedNeed(base, AdapterNeed.of(spec, base, kind))
+            counted = self._needs[key] = _CountedNeed(base, AdapterNeed.of(spec, base))
         return counted.need
 
     def _size(self, job_id: str, spec: JobSpec) -> DataSize | None:

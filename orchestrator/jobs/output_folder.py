@@ -13,7 +13,7 @@ from gpu_actor.contract import file_names
 from orchestrator.jobs.job import JobSpec
 from orchestrator.validation.problems import Problem
 
-_RESULTS = (file_names.METRICS, file_names.ADAPTER_WEIGHTS, file_names.ADAPTER_CONFIG)
+_RESULTS = (file_names.METRICS, file_names.ADAPTER_WEIGHTS, file_names.ADAPTER_CONFIG, file_names.CHECKSUMS)
 
 
 def make_folders(specs: Sequence[JobSpec]) -> list[Problem]:

@@ -34,7 +34,8 @@ def recall(ref: str, trust_remote_code: bool = False) -> BaseDescription | None:
     if path is None:
         return None
     try:
-        return BaseDescription.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        checksum, _, text = path.read_text(encoding="utf-8").partition("\n")
+        return BaseDescription.from_dict(json.loads(text)) if checksum == _checksum(text) else None
     except (OSError, ValueError, TypeError, KeyError):  # not there, or damaged: it is made anew
         return None
 
@@ -64,7 +65,8 @@ def remember(description: BaseDescription, trust_remote_code: bool = False) -> N
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            partial.write_text(json.dumps(description.to_dict()), encoding="utf-8")
+            text = json.dumps(description.to_dict())
+            partial.write_text(f"{_checksum(text)}\n{text}", encoding="utf-8")
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
@@ -91,6 +93,11 @@ def description_file(ref: str, trust_remote_code: bool) -> Path | None:
     # the name as well: of some ChatGLM checkpoints only that says which generation they are
     digest = hashlib.sha256(b"\0".join((os.fsencode(ref), configuration, _code_digest())))
     return loray_home() / "descriptions" / f"{digest.hexdigest()}.json"
+
+
+def _checksum(text: str) -> str:
+    """Without it a flipped bit in a number would be another size of the model, and nothing else."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @cache

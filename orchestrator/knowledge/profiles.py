@@ -1,8 +1,8 @@
 """What the orchestrator has learned of its devices: their speed and memory, per base model. It outlives restarts.
 
-A profile belongs to a kind of device (an accelerator by its name, a CPU with its threads), a base model, a number
-format, its quantisation, and whether gradient checkpointing is on. So a second actor of a kind starts with what the
-first one has shown.
+A profile belongs to a kind of device (an accelerator by its name and share, a CPU with its threads), a base model, a
+number format, its quantisation, and whether gradient checkpointing is on. So a second actor of a kind starts with what
+the first one has shown.
 """
 
 from __future__ import annotations
@@ -237,8 +237,12 @@ def _smoothed(mean: float | None, latest: float | None) -> float | None:
 def profile_key(place: Place, base_model: str) -> str:
     """The name of a profile in the store."""
     kind = device_kind(place.device)
-    device = f"{kind}-{place.cpu_threads or 'all'}" if kind == "cpu" else place.device_name or kind
     settings = place.settings
+    if kind == "cpu":
+        device = f"{kind}-{place.cpu_threads or 'all'}"
+    else:
+        device = place.device_name or kind
+        device += f" x {settings.num_gpus:g}" if settings.num_gpus < 1 else ""
     numbers = f"{settings.dtype}/{settings.quantization}" if settings.quantization else settings.dtype
     return f"{device} {numbers} {_WAYS[settings.gradient_checkpointing]} {base_model}"
 

@@ -27,6 +27,8 @@ _NO_PROGRESS: dict[str, Any] = {
     "unread_columns": "",
     "shortened": 0,
     "unreached": "",
+    "unsaved": "",
+    "notes": (),
     "longest": 0,
     "tokens_per_step": 0.0,
 }

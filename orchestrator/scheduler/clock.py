@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
 
-from orchestrator.scheduler.columns import Models
+from orchestrator.scheduler.job_columns import Models
 from orchestrator.scheduler.policy import decide
 from orchestrator.scheduler.view import ActorState, ActorView, ClusterView, JobView, Plan
 
@@ -31,6 +31,7 @@ class JobProgress:
         ready_at: When it takes part in the steps of its actor, or did.
         added: v, the seconds that it adds to a step there.
         started: Whether it has ever been on an actor.
+        told_at: Steps left at which `_on_reached` hears of it; 0: never, it goes on to its end.
     """
 
     view: JobView
@@ -38,6 +39,7 @@ class JobProgress:
     ready_at: float = 0.0
     added: float = 0.0
     started: bool = False
+    told_at: float = 0.0
 
 
 @dataclass(eq=False)
@@ -78,8 +80,8 @@ class ActorProgress:
         self.step_seconds = self.fixed_seconds + sum(job.added for job in self.active)
         self.next_change = min((job.ready_at for job in self.jobs if job.ready_at > now), default=math.inf)
         if self.active:
-            first_end = max(0.0, min(job.steps_left for job in self.active)) * self.step_seconds
-            self.next_change = min(self.next_change, now + first_end)
+            first = max(0.0, min(job.steps_left - job.told_at for job in self.active)) * self.step_seconds
+            self.next_change = min(self.next_change, now + first)
 
 
 class EventClock:
@@ -160,7 +162,10 @@ class EventClock:
         """A job has just left an actor, at its end or before."""
 
     def _on_ended(self, job: JobProgress) -> None:
-        """A job has done all its steps."""
+        """A job has done all its steps, or was ended before."""
+
+    def _on_reached(self, job: JobProgress) -> None:
+        """A job has `told_at` steps left, which must be fewer from now on; here jobs may be ended."""
 
     def _on_rejected(self, job: JobProgress, reason: str) -> None:
         """A job can never run."""
@@ -190,13 +195,23 @@ class EventClock:
         actor.advance(self._now)
         # A remainder that the clock cannot resolve is none.
         unresolved = 1e-9 + self._now * 1e-14 / max(actor.step_seconds, 1e-9)
-        for job in [job for job in actor.active if job.steps_left <= unresolved]:
-            self._detach(job, actor)
-            del self._live[job.view.id]
-            self._on_ended(job)
-            changed = True
+        before = len(self._live)
+        for job in [job for job in actor.active if job.steps_left - job.told_at <= unresolved]:
+            if job.steps_left <= unresolved:
+                self._end(job)
+            elif job.view.id in self._live:
+                self._on_reached(job)
         actor.refresh()
-        return changed
+        return changed or len(self._live) < before
+
+    def _end(self, job: JobProgress) -> None:
+        """A job that is on an actor leaves it for good."""
+        actor = self._actors[job.view.actor or ""]
+        actor.advance(self._now)
+        self._detach(job, actor)
+        del self._live[job.view.id]
+        actor.refresh()
+        self._on_ended(job)
 
     def _attach(self, job: JobProgress, actor: ActorProgress, ready_at: float) -> None:
         speed = self._models.speed(actor.view, job.view.base_model)

@@ -91,8 +91,9 @@ class _ForecastClock(EventClock):
         forecast.places.append(actor.view.id)
         if len(forecast.places) == 1:
             memory = self._models.memory(actor.view, job.view.base_model)
-            tokens = max(memory.token_cap or 0, job.view.worst_tokens)
-            bytes_alone = memory.fixed_bytes + memory.bytes_per_token * tokens + job.view.adapter_bytes
+            size = job.view.size_on(actor.view.shape.device)
+            tokens = max(memory.token_cap or 0, size.worst_tokens)
+            bytes_alone = memory.fixed_bytes + memory.bytes_per_token * tokens + size.bytes
             forecast.needs, forecast.start = math.ceil(bytes_alone), job.ready_at
 
     def _on_detached(self, job: JobProgress, actor: ActorProgress) -> None:

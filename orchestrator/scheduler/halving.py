@@ -8,8 +8,9 @@ is known who passes the one before; so who goes on depends on the losses alone, 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,38 @@ def rungs(first: int, total_steps: int) -> list[int]:
         steps.append(step)
         step *= 2
     return steps
+
+
+def expected_steps(done: float, total: float, first: int, keep: float) -> float:
+    """Optimizer steps that a job of a halved grid still makes on average, all being equally good.
+
+    Args:
+        done: Steps that it has made.
+        total: Steps of the whole run.
+        first: Steps of the first rung.
+        keep: Share that passes a rung.
+    """
+    expected, chance, at = 0.0, 1.0, done
+    for rung in rungs(first, math.ceil(total)):
+        if rung > done:
+            expected += chance * (rung - at)
+            chance, at = chance * keep, rung
+    return expected + chance * (total - at)
+
+
+def loss_at(rung: int, rows: Iterable[Mapping[str, Any]]) -> float | None:
+    """What a job is judged by at a rung: the latest evaluation loss up to it, else the mean training loss since half.
+
+    Args:
+        rung: The optimizer step.
+        rows: Of `metrics.jsonl`.
+    """
+    until = [row for row in rows if row.get("step", 0) <= rung]
+    evaluated = [row["eval_loss"] for row in until if "eval_loss" in row]
+    trained = [row["loss"] for row in until if "loss" in row and row["step"] > rung / 2]
+    if not evaluated and not trained:
+        return None
+    return float(evaluated[-1] if evaluated else sum(trained) / len(trained))
 
 
 def stops(members: Sequence[Member], first: int, keep: float) -> dict[str, str]:

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from orchestrator.scheduler.columns import Jobs, Places
+from orchestrator.scheduler.job_columns import Jobs
+from orchestrator.scheduler.place_columns import Places
 from orchestrator.scheduler.room import Floats, Ints, Mask, PlaceMemory
 
 _GUESS = 10.0  # times that the seconds of a base model may be what was guessed
@@ -141,7 +142,7 @@ class _Backlog:
         seconds = jobs.left[members] * (jobs.shared[members] + jobs.added[members])
         by = np.argsort(seconds / jobs.weight[members], kind="stable")
         self._seconds, self._weight = seconds[by], jobs.weight[members][by]
-        self._bytes, self._worst = jobs.bytes[members][by], jobs.worst[members][by]
+        self._bytes, self._worst = jobs.bytes[:, members[by]], jobs.worst[:, members[by]]
         self._ends = np.cumsum(self._seconds)
 
     def fits(self, memory: PlaceMemory) -> Mask:

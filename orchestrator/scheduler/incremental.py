@@ -119,16 +119,16 @@ class IncrementalPlan(Planner):
 
     def _first_to_start(self, queue: Ints, at: int, place: int) -> tuple[int, int] | None:
         """The first job of a queue from some position on that starts on a place, and the position after it."""
-        jobs, places = self._jobs, self._places
+        places = self._places
         here = np.zeros(places.count, bool)
         here[place] = True
         size = _HEAD
         while at < len(queue):
             some = queue[at : at + size]
-            may = self._queued[some] & places.room.may_fit(here, jobs.bytes[some], jobs.worst[some])
+            may = self._queued[some] & places.may_fit(here, some)
             for index in np.flatnonzero(may & self._policy.hopeful(some, here)).tolist():
                 job = int(some[index])
-                if self._policy.takes(job, place) and places.room.fits_at(place, jobs.bytes[job], jobs.worst[job]):
+                if self._policy.takes(job, place) and places.fits_at(place, job):
                     return at + index + 1, job
             at, size = at + size, 8 * size
         return None

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from orchestrator.scheduler import hosting, reasons
-from orchestrator.scheduler.columns import Jobs, Models, Places, unique_bases
+from orchestrator.scheduler.job_columns import Jobs, Models, unique_bases
+from orchestrator.scheduler.place_columns import Places
 from orchestrator.scheduler.policies.base import Policy
 from orchestrator.scheduler.room import Floats, Ints, Mask
 from orchestrator.scheduler.view import ActorState, ClusterView, Plan
@@ -18,10 +19,10 @@ PATIENCE_S = 60.0
 
 
 class _Demand(NamedTuple):
-    """What a job wants of a place's memory, as in `JobRow`."""
+    """What a job wants of a place's memory, in each of its sizes."""
 
-    bytes: float
-    worst: float
+    bytes: Floats
+    worst: Floats
 
 
 class Planner:
@@ -41,6 +42,7 @@ class Planner:
         if policy.rebalances:
             self._rehosts = hosting.rebalance(self._places, self._jobs, self._bases)
         self._policy.begin()
+        self._outpaced = self._places.find_outpaced()
         self._order = self._policy.order()
 
     def _tabulate(self, view: ClusterView) -> None:
@@ -52,10 +54,11 @@ class Planner:
     def _attach(self, view: ClusterView) -> None:
         """Who is on which place now. Where a speed is only guessed, nobody is taken off on the strength of that."""
         jobs, places = self._jobs, self._places
-        for number in np.flatnonzero(jobs.at >= 0).tolist():
-            place = int(jobs.at[number])
+        attached = np.flatnonzero(jobs.at >= 0).tolist()
+        for number, place in zip(attached, jobs.at[attached].tolist(), strict=True):
             places.attached[place].append(number)
-            jobs.movable[number] &= not places.views[place].guessed(jobs.views[number].base_model)
+            if places.views[place].doubts:
+                jobs.movable[number] &= not places.views[place].guessed(jobs.views[number].base_model)
         index = {place.id: number for number, place in enumerate(places.views)}
         for job in view.jobs:
             if job.leaving and job.actor in index:
@@ -89,14 +92,16 @@ class Planner:
         fits = (jobs.at >= 0) | jobs.leaving | jobs.lost
         guessed = np.array([job.started for job in jobs.views], bool)
         for number, ref in enumerate(self._bases):
-            hosts = [place for place in range(places.count) if places.may_host(place, ref)]
+            hosts = places.kinds_that_may_host(ref)
             of_base = jobs.base == number
             if not hosts:
                 fits |= of_base
             fits |= of_base & jobs.fit_alone({places.memory(place, ref) for place in hosts})
-            guessed |= of_base & jobs.fit_alone(
-                {memory for place in hosts for memory in places.guessed_memories(place, ref)}
-            )
+            if not (fits | guessed)[of_base].all():
+                every = [place for place in range(places.count) if places.may_host(place, ref)]
+                guessed |= of_base & jobs.fit_alone(
+                    {memory for place in every for memory in places.guessed_memories(place, ref)}
+                )
         rejections: dict[str, str] = {}
         must_wait: dict[str, str] = {}
         for job in np.flatnonzero(~fits).tolist():
@@ -157,24 +162,26 @@ class Planner:
                 patient |= bool((jobs.base[kept] == base).any())
             if int(base) in self._unkeepable:
                 demand = self._unkeepable[int(base)]
-                patient |= (jobs.bytes[members] >= demand.bytes) & (jobs.worst[members] >= demand.worst)
+                patient |= (
+                    (demand.bytes <= jobs.bytes[:, members].T) & (demand.worst <= jobs.worst[:, members].T)
+                ).all(axis=1)
             hosts = places.hosts(int(base)) & (places.kept_for < 0)
             if not hosts.any():
                 hopeful[of_base] = ~patient & (not self._policy.rebalances)
                 continue
-            fits = places.room.may_fit(hosts, jobs.bytes[members], jobs.worst[members])
+            fits = places.may_fit(hosts, members)
             hopeful[of_base] = self._policy.hopeful(members, hosts) & (fits | ~patient)
         return hopeful
 
     def _place(self, job: int) -> None:
         jobs, places = self._jobs, self._places
-        hosts = places.hosts(int(jobs.base[job])) & (places.kept_for < 0)
-        here = int(jobs.at[job])
-        if here >= 0 and hosts[here] and self._stays_put(job, here):
+        here, base = int(jobs.at[job]), int(jobs.base[job])
+        if here >= 0 and places.hosts_at(here, base) and places.kept_for[here] < 0 and self._stays_put(job, here):
             self._put(job, here)
             return
+        hosts = places.hosts(base) & (places.kept_for < 0)
         wanted = np.where(hosts, self._policy.cost(job), np.inf)
-        cost = np.where(places.room.fits(jobs.bytes[job], jobs.worst[job]), wanted, np.inf)
+        cost = np.where(places.fits(job), wanted, np.inf)
         if np.isfinite(cost).any():
             self._put(job, self._stay_or_go(job, here, cost) if here >= 0 else self._go(job, cost))
         elif here < 0 and jobs.waited[job] >= PATIENCE_S and self._may_keep(wanted, hosts):
@@ -187,14 +194,17 @@ class Planner:
     def _stays_put(self, job: int, here: int) -> bool:
         """Whether a running job stays without a further look: it is wanted, fits, and is alone or no place is vacant.
 
+        Nobody stays like that on a place that is slower than others.
+
         A place whose jobs are still to be decided of is not vacant: who moves there turns them out. To look there as
         well doubled the swaps and made the mean worse (docs/scheduling.md).
         """
-        places, jobs = self._places, self._jobs
+        places = self._places
         return (
-            (places.jobs_on[here] == 0 or not places.vacant)
+            not self._outpaced[here]
+            and (places.jobs_on[here] == 0 or not places.vacant)
             and self._policy.takes(job, here)
-            and places.room.fits_at(here, jobs.bytes[job], jobs.worst[job])
+            and places.fits_at(here, job)
         )
 
     def _go(self, job: int, cost: Floats) -> int:
@@ -239,7 +249,7 @@ class Planner:
             and places.fits_alone(place, view)
         ]
         if not candidates:
-            self._unkeepable[base] = _Demand(jobs.bytes[job], jobs.worst[job])
+            self._unkeepable[base] = _Demand(jobs.bytes[:, job], jobs.worst[:, job])
             return
         best = min(
             candidates,
@@ -264,8 +274,9 @@ class Planner:
             place = int(target[job])
             if not places.ready[place]:
                 continue
-            if not jobs.leaving[job] and present.fits_at(place, jobs.bytes[job], jobs.worst[job]):
-                present.add(place, jobs.bytes[job], jobs.worst[job])
+            size = places.size_at(place, job)
+            if not jobs.leaving[job] and present.fits_at(place, *size):
+                present.add(place, *size)
                 placements[job] = place
             else:
                 after[job] = place

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from orchestrator import formatting
-from orchestrator.scheduler.columns import Jobs, Places
+from orchestrator.scheduler.job_columns import Jobs
+from orchestrator.scheduler.place_columns import Places
 from orchestrator.scheduler.view import ActorState, JobView
 
 
 def never_fits(places: Places, job: JobView) -> str:
     """Why no place can ever hold a job."""
-    hosts = [place for place in range(places.count) if places.may_host(place, job.base_model)]
+    hosts = places.kinds_that_may_host(job.base_model)
     largest = max(hosts, key=lambda place: places.limit(place) - places.alone(place, job))
     total, limit = int(places.alone(largest, job)), int(places.limit(largest))
     return (
@@ -27,7 +28,8 @@ class Reasons:
     """Words for one plan."""
 
     def __init__(self, places: Places, jobs: Jobs, bases: Sequence[str], turn: str) -> None:
-        self._places, self._jobs, self._bases, self._turn = places, jobs, bases, turn
+        self._places, self._jobs, self._bases = places, jobs, bases
+        self._turns = [turn.format(base=base) for base in bases]
         self._free = places.room.free()
         self._hosts = {number: np.flatnonzero(places.hosts(number)).tolist() for number in range(len(bases))}
         self._loading = {n: [p for p in hosts if places.starting[p]] for n, hosts in self._hosts.items()}
@@ -57,17 +59,17 @@ class Reasons:
                 return f"{places.views[place].name} is kept for a job that has waited longer"
         roomiest = self._roomiest[base]
         if self._fits(job, roomiest):
-            return self._turn.format(base=ref)
+            return self._turns[base]
         return (
             f"needs {formatting.size(self._needs(job, roomiest))}, the roomiest actor that hosts {ref} has "
             f"{formatting.size(max(0.0, self._free[roomiest]))} free"
         )
 
     def _needs(self, job: int, place: int) -> float:
-        jobs, room = self._jobs, self._places.room
-        worst = jobs.worst[job]
+        room = self._places.room
+        adapter_bytes, worst = self._places.size_at(place, job)
         more = max(0.0, worst - room.tokens[place]) if room.capped[place] else worst
-        return float(jobs.bytes[job] + room.per_token[place] * more)
+        return float(adapter_bytes + room.per_token[place] * more)
 
     def _fits(self, job: int, place: int) -> bool:
         return self._needs(job, place) <= float(self._free[place])

@@ -20,16 +20,19 @@ class PlaceMemory(NamedTuple):
         fixed: Bytes of the memory model that do not grow with tokens.
         per_token: Bytes of one token of a shared batch.
         cap: Most tokens of a shared batch; -1 where there is no such limit.
+        size: Which of the sizes of a job count there (`job_columns.Jobs`).
     """
 
     limit: float
     fixed: float
     per_token: float
     cap: float
+    size: int = 0
 
     def holds_alone(self, adapter_bytes: Floats, worst: Floats) -> Mask:
-        """Which jobs fit onto a place that has nothing else."""
-        mask: Mask = self.fixed + adapter_bytes + self.per_token * np.maximum(self.cap, worst) <= self.limit
+        """Which jobs fit onto a place that has nothing else; columns over sizes and jobs."""
+        tokens = np.maximum(self.cap, worst[self.size])
+        mask: Mask = self.fixed + adapter_bytes[self.size] + self.per_token * tokens <= self.limit
         return mask
 
 
@@ -73,12 +76,12 @@ class Room:
         used: Floats = self.fixed + self.adapters + self.per_token * self.tokens
         return self.limits - used
 
-    def needs(self, adapter_bytes: float, worst: float) -> Floats:
-        """Bytes that a further job adds on each place."""
+    def needs(self, adapter_bytes: float | Floats, worst: float | Floats) -> Floats:
+        """Bytes that a further job adds on each place; it may have a size of its own on each."""
         more = np.where(self.capped, np.maximum(0.0, worst - self.tokens), worst)
         return adapter_bytes + self.per_token * more
 
-    def fits(self, adapter_bytes: float, worst: float) -> Mask:
+    def fits(self, adapter_bytes: float | Floats, worst: float | Floats) -> Mask:
         """Where a further job fits."""
         fits: Mask = self.needs(adapter_bytes, worst) <= self.free()
         return fits

@@ -86,7 +86,7 @@ class MemoryModel:
 
 
 class JobRow(NamedTuple):
-    """The numbers of one job, a row of the scheduler's table of jobs (`columns.Jobs`).
+    """The numbers of one job, a row of the scheduler's table of jobs (`job_columns.Jobs`).
 
     Attributes:
         bytes: Of its adapter.
@@ -107,6 +107,18 @@ class JobRow(NamedTuple):
     queued_at: float
     movable: bool
     leaving: bool
+
+
+class JobSize(NamedTuple):
+    """What a job takes of a place.
+
+    Attributes:
+        bytes: Of its adapter, as `JobView.adapter_bytes`.
+        worst_tokens: As in `JobView`.
+    """
+
+    bytes: int
+    worst_tokens: int
 
 
 @dataclass(frozen=True)
@@ -131,6 +143,8 @@ class JobView:
             is planned as if it were off already, so that nobody else has to leave for the same reason.
         returns: Whether it joins the queue when it has left; a job that was cancelled or paused does not.
         started: Whether it has ever been on an actor: it is never rejected any more.
+        sizes: Device of a place (`ActorShape.device`) -> what it takes there, where devices run micro-batches of
+            different sizes. On others `adapter_bytes` and `worst_tokens` count.
     """
 
     id: str
@@ -149,6 +163,11 @@ class JobView:
     leaving: bool = False
     returns: bool = True
     started: bool = False
+    sizes: Mapping[str, JobSize] = field(default_factory=dict)
+
+    def size_on(self, device: str) -> JobSize:
+        """What it takes of a place with such a device."""
+        return self.sizes.get(device) or JobSize(self.adapter_bytes, self.worst_tokens)
 
     @property
     def tokens(self) -> float:

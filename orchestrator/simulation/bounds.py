@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from orchestrator.simulation.devices import ideal_device, relative_speeds, seconds_added, seconds_alone
 from orchestrator.simulation.trace import Profile, TraceJob, work_of
 
 
@@ -37,28 +38,43 @@ def tasks_of(jobs: Sequence[TraceJob], profile: Profile) -> list[Task]:
     return [Task(job.arrival_s, job.steps, work_of(job, profile).added) for job in jobs]
 
 
-def lower_bound(jobs: Sequence[TraceJob], profile: Profile, actors: int) -> float:
-    """The lower bound of the mean turnaround of a trace, on actors that begin with the first of its base models."""
+def lower_bound(jobs: Sequence[TraceJob], devices: Sequence[Profile]) -> float:
+    """The lower bound of the mean turnaround of a trace, on devices that begin with the first of its base models.
+
+    Devices that differ count as so many of the ideal one as are at least as fast as all of them together.
+    """
     bases = [job.base_model for job in jobs]
-    loaded = list(dict.fromkeys(bases))[:actors]
-    return loading_bound(
-        tasks_of(jobs, profile), bases, loaded, profile.base_load_seconds, profile.step_seconds, actors
-    )
+    loaded = list(dict.fromkeys(bases))[: len(devices)]
+    ideal, speeds = ideal_device(devices), relative_speeds(jobs, devices, seconds_added)
+    load, tasks = ideal.base_load_seconds, tasks_of(jobs, ideal)
+    return loading_bound(tasks, bases, loaded, load, ideal.step_seconds, sum(speeds), slowest=min(speeds))
 
 
-def relaxed_bound(tasks: Sequence[Task], shared: float, actors: int) -> float:
+def unshared_lower_bound(jobs: Sequence[TraceJob], devices: Sequence[Profile]) -> float:
+    """The same for every scheduler that runs one job per actor; loading counts for nothing."""
+    ideal, speeds = ideal_device(devices), relative_speeds(jobs, devices, seconds_alone)
+    return unshared_bound(tasks_of(jobs, ideal), ideal.step_seconds, sum(speeds))
+
+
+def relaxed_bound(tasks: Sequence[Task], shared: float, actors: float) -> float:
     """A lower bound of the mean turnaround for every scheduler, shared steps included.
 
     Args:
         tasks: All jobs.
         shared: a, the fixed seconds of a step.
-        actors: Number of actors.
+        actors: Number of actors; of a faster one it may be a fraction.
     """
     return _bound(tasks, [task.steps * task.added / actors for task in tasks], shared)
 
 
 def loading_bound(
-    tasks: Sequence[Task], bases: Sequence[str], loaded: Collection[str], load: float, shared: float, actors: int
+    tasks: Sequence[Task],
+    bases: Sequence[str],
+    loaded: Collection[str],
+    load: float,
+    shared: float,
+    actors: float,
+    slowest: float = 1.0,
 ) -> float:
     """A lower bound of the mean turnaround where each further base model must be loaded at least once.
 
@@ -72,6 +88,7 @@ def loading_bound(
         load: Seconds to load one.
         shared: a, the fixed seconds of a step.
         actors: Number of actors.
+        slowest: Speed of the slowest of them: a loading there holds up that much of the relaxed machine.
     """
     first: dict[str, float] = {}
     for task, base in zip(tasks, bases, strict=True):
@@ -82,7 +99,7 @@ def loading_bound(
         ready = task.release if base in loaded else max(task.release, first[base] + load)
         later.append(replace(task, release=ready))
         comes_first = base not in loaded and task.release == first[base]
-        loading = load / firsts.count((base, task.release)) if comes_first else 0.0
+        loading = slowest * load / firsts.count((base, task.release)) if comes_first else 0.0
         work.append((task.steps * task.added + loading) / actors)
     delay = float(np.mean([after.release - task.release for task, after in zip(tasks, later, strict=True)]))
     release = [task.release for task in tasks]
@@ -90,12 +107,12 @@ def loading_bound(
     return max(relaxed_bound(later, shared, actors) + delay, float(np.mean(np.array(ends) - release)))
 
 
-def unshared_bound(tasks: Sequence[Task], shared: float, actors: int) -> float:
+def unshared_bound(tasks: Sequence[Task], shared: float, actors: float) -> float:
     """A lower bound of the mean turnaround for every scheduler that runs one job per actor."""
     return _bound(tasks, [task.steps * (shared + task.added) / actors for task in tasks], shared)
 
 
-def slowdown_bound(tasks: Sequence[Task], shared: float, actors: int) -> float:
+def slowdown_bound(tasks: Sequence[Task], shared: float, actors: float) -> float:
     """A lower bound of the largest slowdown (turnaround over time alone) for every scheduler, to within a thousandth.
 
     On the relaxed machine all jobs can keep a slowdown s exactly if earliest deadline first keeps it, with the

@@ -1,4 +1,4 @@
-"""A recorded workload on a number of equal actors, under one policy.
+"""A recorded workload on some actors, under one policy.
 
 The scheduler may err about sizes and memory, what it decides is timed, and who was where can be kept for a chart.
 Actors start with a base model loaded.
@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from orchestrator.scheduler.clock import ActorProgress, EventClock, JobProgress
-from orchestrator.scheduler.view import ActorShape, ActorState, ActorView, ClusterView, JobView, Plan
+from orchestrator.scheduler.view import ActorShape, ActorState, ActorView, ClusterView, JobSize, JobView, Plan
 from orchestrator.simulation.gantt import Segment
 from orchestrator.simulation.trace import Profile, TraceJob, Work, work_of
 
@@ -27,7 +27,7 @@ class Outcome:
 
     Attributes:
         turnaround: Of each job, in the order of the trace; infinite for a rejected one.
-        alone: Seconds of each job on an actor of its own.
+        alone: Seconds of each job on an actor of its own, the fastest one.
         swaps: Times that a job was taken off an actor.
         oom: Jobs that were on an actor while what its jobs truly need, all their worst micro-batches at once, was
             more than it has: without a batcher that keeps to a token cap they would have run out of memory.
@@ -51,11 +51,11 @@ class Outcome:
 
 @dataclass
 class _Traced:
-    """A job of the trace, and what only the simulation knows of it."""
+    """A job of the trace, and what only the simulation knows of it; its work by the name of a device."""
 
     number: int
     job: TraceJob
-    work: Work
+    work: Mapping[str, Work]
     guess: float  # estimated steps over true steps
     attached_at: float = 0.0
 
@@ -70,8 +70,7 @@ class Simulation(EventClock):
     def __init__(
         self,
         jobs: Sequence[TraceJob],
-        profile: Profile,
-        actors: int,
+        devices: Sequence[Profile],
         policy: str,
         *,
         noise: float = 0.0,
@@ -84,11 +83,10 @@ class Simulation(EventClock):
 
         Args:
             jobs: In the order of arrival.
-            profile: Of every actor.
-            actors: How many.
+            devices: One for each actor; those that differ have names that differ.
             policy: Its name.
             noise: The scheduler believes in steps times exp(N(0, noise)), and in activations (the tokens of a job's
-                worst micro-batch, in effect) times another such factor, but in no micro-batch above the profile's.
+                worst micro-batch, in effect) times another such factor, but in no micro-batch above the device's.
                 What a job takes otherwise follows from its configuration, and is known. Nothing corrects a belief.
             seed: Of the noise; steps and activations have a stream each.
             record: Whether to keep segments and memory for a chart.
@@ -96,18 +94,22 @@ class Simulation(EventClock):
             by_count: Hide the memory from the scheduler: it admits by the number of jobs alone, as m-LoRA as released
                 does, and `Outcome.oom` shows what for.
         """
+        kinds = list(dict.fromkeys(devices))
+        if len({kind.name for kind in kinds}) < len(kinds):
+            raise ValueError(f"devices that differ have the same name: {', '.join(kind.name for kind in kinds)}")
         streams = (np.random.default_rng(seed), np.random.default_rng([seed, 1]))
         guesses, tokens_guesses = (np.exp(noise * stream.normal(0.0, 1.0, len(jobs))) for stream in streams)
         views = tuple(
-            _job_view(number, job, profile, float(guess), float(tokens_guess))
+            _job_view(number, job, kinds, float(guess), float(tokens_guess))
             for number, (job, guess, tokens_guess) in enumerate(zip(jobs, guesses, tokens_guesses, strict=True))
         )
         bases = list(dict.fromkeys(job.base_model for job in jobs))
-        places = _actor_views(actors, bases, profile, None if by_count else profile.memory_bytes)
+        places = _actor_views(devices, bases, by_count=by_count)
         super().__init__(ClusterView(views, places, bases={}, makespan=makespan), policy)
-        self._profile, self._record, self._noise = profile, record, noise
+        self._devices = {place.id: device for place, device in zip(places, devices, strict=True)}
+        self._record, self._noise = record, noise
         self._traced = {
-            job.job: _Traced(number, job, work_of(job, profile), float(guess))
+            job.job: _Traced(number, job, {kind.name: work_of(job, kind) for kind in kinds}, float(guess))
             for number, (job, guess) in enumerate(zip(jobs, guesses, strict=True))
         }
         for name, traced in self._traced.items():
@@ -126,7 +128,7 @@ class Simulation(EventClock):
         ended = np.isfinite(self._ends)
         return Outcome(
             turnaround=self._ends - arrival,
-            alone=np.array([one.work.alone for one in traced]),
+            alone=np.array([min(work.alone for work in one.work.values()) for one in traced]),
             makespan=float(self._ends[ended].max(initial=0.0) - arrival.min(initial=0.0)) if len(arrival) else 0.0,
             swaps=self._swaps,
             oom=len(self._oom),
@@ -160,7 +162,7 @@ class Simulation(EventClock):
 
     def _on_attached(self, job: JobProgress, actor: ActorProgress) -> None:
         self._traced[job.view.id].attached_at = self._now
-        if self._used_bytes(actor) > self._profile.memory_bytes * (1 + 1e-9):
+        if self._used_share(actor) > 1 + 1e-9:
             self._oom.update(there.view.id for there in actor.jobs)
 
     def _on_detached(self, job: JobProgress, actor: ActorProgress) -> None:
@@ -181,24 +183,31 @@ class Simulation(EventClock):
                 self._note_memory(actor)
 
     def _note_memory(self, actor: ActorProgress) -> None:
-        self._memory[actor.view.name].append((self._now, self._used_bytes(actor) / self._profile.memory_bytes))
+        self._memory[actor.view.name].append((self._now, self._used_share(actor)))
 
-    def _used_bytes(self, actor: ActorProgress) -> float:
-        fixed = self._profile.base_bytes + self._profile.reserve_bytes
-        return fixed + sum(self._traced[job.view.id].work.bytes for job in actor.jobs)
+    def _used_share(self, actor: ActorProgress) -> float:
+        """Of an actor's memory, by what its jobs truly need."""
+        device = self._devices[actor.view.id]
+        used = sum(self._traced[job.view.id].work[device.name].bytes for job in actor.jobs)
+        return (device.base_bytes + device.reserve_bytes + used) / device.memory_bytes
 
 
-def _job_view(number: int, job: TraceJob, profile: Profile, guess: float, tokens_guess: float) -> JobView:
+def _job_view(number: int, job: TraceJob, kinds: Sequence[Profile], guess: float, tokens_guess: float) -> JobView:
     """A job as the scheduler believes it to be, before it has started."""
-    worst = min(work_of(job, profile).worst_tokens * tokens_guess, profile.microbatch_tokens)
+    sizes = {
+        kind.name: JobSize(job.adapter_bytes, math.ceil(min(worst * tokens_guess, kind.microbatch_tokens)))
+        for kind, worst in ((kind, work_of(job, kind).worst_tokens) for kind in kinds)
+    }
     steps = max(1, round(job.steps * guess))
+    largest = max(sizes.values(), key=lambda size: size.worst_tokens)
     return JobView(
         id=job.job,
         base_model=job.base_model,
         priority=job.priority,
         arrival=number,
-        adapter_bytes=job.adapter_bytes,
-        worst_tokens=math.ceil(worst),
+        adapter_bytes=largest.bytes,
+        worst_tokens=largest.worst_tokens,
+        sizes=sizes if len(kinds) > 1 else {},
         steps_left=steps,
         steps_total=steps,
         tokens_per_step=job.tokens_per_step,
@@ -207,21 +216,24 @@ def _job_view(number: int, job: TraceJob, profile: Profile, guess: float, tokens
     )
 
 
-def _actor_views(count: int, bases: Sequence[str], profile: Profile, memory_limit: int | None) -> tuple[ActorView, ...]:
-    """Equal actors, each of which hosts one of the base models in turn."""
-    width = len(str(max(count - 1, 0)))
+def _actor_views(devices: Sequence[Profile], bases: Sequence[str], *, by_count: bool) -> tuple[ActorView, ...]:
+    """Actors, each of which hosts one of the base models in turn."""
+    width = len(str(max(len(devices) - 1, 0)))
+    models = {
+        device: (dict.fromkeys(bases, device.speed), dict.fromkeys(bases, device.memory)) for device in set(devices)
+    }
     return tuple(
         ActorView(
             id=f"a{number:0{width}d}",
             name=f"a{number:0{width}d}",
             state=ActorState.READY,
-            shape=ActorShape("cuda", profile.microbatch_tokens, 2),
+            shape=ActorShape(device.name, device.microbatch_tokens, 2),
             base_model=bases[number % len(bases)] if bases else None,
-            memory_limit=memory_limit,
-            speeds=dict.fromkeys(bases, profile.speed),
-            memories=dict.fromkeys(bases, profile.memory),
-            load_seconds=profile.base_load_seconds,
-            swap_seconds=profile.swap_seconds,
+            memory_limit=None if by_count else device.memory_bytes,
+            speeds=models[device][0],
+            memories=models[device][1],
+            load_seconds=device.base_load_seconds,
+            swap_seconds=device.swap_seconds,
         )
-        for number in range(count)
+        for number, device in enumerate(devices)
     )

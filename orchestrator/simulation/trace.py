@@ -7,9 +7,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import Field, ValidationError
 
+from gpu_actor.contract.config import EarlyStopConfig
 from gpu_actor.contract.errors import InvalidJobError
 from gpu_actor.contract.strict import Strict
 from orchestrator.scheduler.view import MemoryModel, SpeedModel
@@ -17,7 +19,9 @@ from orchestrator.validation.field_index import dotted
 from orchestrator.validation.problems import Problem, ProblemsError, explain
 from orchestrator.validation.yaml_file import read_document
 
-_COLUMNS = ("job", "arrival_s", "steps", "tokens_per_step", "adapter_bytes", "base_model", "priority")
+_COLUMNS = ("job", "arrival_s", "steps", "tokens_per_step", "adapter_bytes", "base_model", "priority", "grid")
+_OPTIONAL = ("priority", "grid")
+_Kind = TypeVar("_Kind", bound=Strict)
 _MOST_JOBS = 1_000_000
 
 
@@ -44,6 +48,7 @@ class TraceJob(Strict):
         le=100,
         description="Its class; each step up to 10 doubles its weight, and down to -10 halves it.",
     )
+    grid: str | None = Field(default=None, min_length=1, description="The grid that it is a job of.")
 
 
 class Profile(Strict):
@@ -101,12 +106,6 @@ def work_of(job: TraceJob, profile: Profile) -> Work:
     )
 
 
-def load_of(jobs: Sequence[TraceJob], profile: Profile, actors: int) -> float:
-    """Work that comes in, in seconds alone, per second of all actors together."""
-    span = max(job.arrival_s for job in jobs) - min(job.arrival_s for job in jobs)
-    return sum(work_of(job, profile).alone for job in jobs) / (actors * span) if span else math.inf
-
-
 def read_trace(path: Path) -> list[TraceJob]:
     """The jobs of a trace in the order of arrival.
 
@@ -120,7 +119,7 @@ def read_trace(path: Path) -> list[TraceJob]:
             rows, header = list(reader), reader.fieldnames or ()
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise TraceError([Problem(source, "", f"cannot be read as CSV: {error}; give a file with a header")]) from None
-    missing = [name for name in _COLUMNS[:-1] if name not in header]
+    missing = [name for name in _COLUMNS if name not in (*header, *_OPTIONAL)]
     if missing or len(rows) > _MOST_JOBS:
         fault = f"lacks the column {', '.join(missing)}" if missing else f"has more than {_MOST_JOBS} rows"
         raise TraceError([Problem(source, "", f"{fault}; a trace has {','.join(_COLUMNS)}, one row per job")])
@@ -160,13 +159,26 @@ def read_profile(path: Path) -> Profile:
     Raises:
         TraceError: With every problem of the file.
     """
+    return _read(path, Profile, "profile")
+
+
+def read_rules(path: Path) -> EarlyStopConfig:
+    """Rules of early stop, as a job has them under `early_stop`.
+
+    Raises:
+        TraceError: With every problem of the file.
+    """
+    return _read(path, EarlyStopConfig, "set of rules")
+
+
+def _read(path: Path, kind: type[_Kind], words: str) -> _Kind:
     try:
         data, problems = read_document(Path(path))
     except ProblemsError as error:
         raise TraceError(error.problems) from None
     if isinstance(data, dict) and not problems:
         try:
-            return Profile.model_validate(data)
+            return kind.model_validate(data)
         except ValidationError as error:
-            problems = [Problem(str(path), dotted(field), text) for field, text in explain(error, data, Profile)]
-    raise TraceError(problems or [Problem(str(path), "", "is no profile; give a mapping of fields")])
+            problems = [Problem(str(path), dotted(field), text) for field, text in explain(error, data, kind)]
+    raise TraceError(problems or [Problem(str(path), "", f"is no {words}; give a mapping of fields")])

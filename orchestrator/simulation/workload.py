@@ -63,11 +63,13 @@ def generate(count: int, profile: Profile, actors: int, shape: WorkloadShape, se
     bases = _bases(count, shape, random)
     urgent = random.random(count) < shape.urgent
     gaps = _gaps(count, shape.burstiness, random)
+    grids: Sequence[str | None] = [None] * count
     if shape.grid > 1:
         first = _first_of_grid(count, shape.grid, random)
         wanted = (wanted[first] * np.exp(random.normal(0.0, _WITHIN_A_GRID, count))).clip(shape.shortest, 2 * 86400)
         bases = [bases[one] for one in first]
         gaps[first < np.arange(count)] = 0.0
+        grids = [f"g{one:05d}" for one in first]
     jobs = []
     for n in range(count):
         step = profile.step_seconds + profile.speed.added(float(tokens[n]), profile.microbatch_tokens)
@@ -80,6 +82,7 @@ def generate(count: int, profile: Profile, actors: int, shape: WorkloadShape, se
                 adapter_bytes=int(size[n]),
                 base_model=f"base-{bases[n]}",
                 priority=shape.urgent_priority if urgent[n] else 0,
+                grid=grids[n],
             )
         )
     work = sum(work_of(job, profile).alone for job in jobs)

@@ -186,6 +186,11 @@ class Store:
             counts = {row[0]: row[1] for row in connection.execute(query)}
         return {state: counts.get(state.value, 0) for state in JobState}
 
+    def note(self, job_id: str, message: str) -> None:
+        """Add an event to a job's story; its state stays."""
+        with self._engine.begin() as connection:
+            self._log(connection, job_id, message)
+
     def events(self, job_id: str, after: int = 0) -> list[dict[str, Any]]:
         """What happened to a job, oldest first: `seq`, `time`, `message` of each event after number `after`."""
         query = sa.select(tables.events.c.seq, tables.events.c.time, tables.events.c.message).where(

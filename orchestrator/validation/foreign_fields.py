@@ -188,7 +188,6 @@ FOREIGN_FIELDS: Mapping[str, ForeignField] = {
     "evals_per_epoch": _EVERY_EPOCH,
     "save_strategy": ForeignField("training.save_steps"),
     "saves_per_epoch": ForeignField("training.save_steps"),
-    "save_total_limit": ForeignField(note="one checkpoint is kept, and removed when the adapter is finished"),
     "load_best_model_at_end": ForeignField("early_stop.patience", note="which keeps the best adapter"),
     "early_stopping_patience": ForeignField("early_stop.patience"),
     "resume_from_checkpoint": ForeignField(note="a job goes on from its last checkpoint by itself"),

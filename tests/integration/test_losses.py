@@ -5,8 +5,10 @@ import shutil
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 
+from orchestrator.jobs.output_folder import newest_checkpoint
 from support.cluster import LONG, checkpointed, processes, steps_of, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.xdist_group("ray_cluster")]
@@ -72,12 +74,42 @@ def test_a_job_that_keeps_losing_its_actor_fails_in_the_end_and_a_retry_goes_on_
     os.kill(pid, signal.SIGKILL)
     failed = orchestrator.wait("one", "FAILED")
     assert "lost its actor 1 times, queue.max_retries is 0" in failed["reason"]
-    (checkpoint,) = checkpointed(failed)()
+    newest = newest_checkpoint(failed["output_dir"])
     orchestrator.call("retry", "one")
-    assert orchestrator.events("one")[-1] == f"retried: it goes on from {checkpoint.name}"
+    assert orchestrator.events("one")[-1] == f"retried: it goes on from {newest}"
     done = orchestrator.wait("one", "SUCCEEDED")
     assert (done["attempt"], done["retries"]) == (2, 0)
     assert steps_of(done) == list(range(1, 601))
+
+
+def test_a_full_disk_makes_a_job_wait_and_a_flipped_bit_costs_it_steps(orchestrator, make):
+    """The limit on the actor's files stands for the disk: no checkpoint fits below it."""
+    spec = make("one", steps=150, save_steps=10, max_unsaved_steps=15, r=64)
+    whole = spec.model_copy(update={"name": "whole", "output_dir": spec.output_dir + "-whole"})
+    _, pid = first_checkpoint(orchestrator, spec)
+    actor = psutil.Process(pid)
+    before = actor.rlimit(psutil.RLIMIT_FSIZE)
+    actor.rlimit(psutil.RLIMIT_FSIZE, (200_000, before[1]))
+    waits = orchestrator.wait("one", "RUNNING", until=lambda job: "waits at step" in job["unsaved"])
+    assert "File too large" in waits["unsaved"]
+    actor.rlimit(psutil.RLIMIT_FSIZE, before)
+    saved = orchestrator.wait(
+        "one", "RUNNING", until=lambda job: job["step"] > waits["step"] + 10 and not job["unsaved"]
+    )
+    os.kill(pid, signal.SIGKILL)
+    damaged = newest_checkpoint(saved["output_dir"])
+    optimizer = Path(saved["output_dir"]) / damaged / "optimizer.safetensors"
+    content = bytearray(optimizer.read_bytes())
+    content[-1] ^= 1
+    optimizer.write_bytes(content)
+    orchestrator.wait("one", "SUCCEEDED")
+    events = orchestrator.events("one")
+    for part in ("the job waits at step", "its files can be written again", f"{damaged} is damaged and was removed"):
+        assert [part in event for event in events].count(True) == 1, (part, events)
+    orchestrator.submit(whole)
+    orchestrator.wait("whole", "SUCCEEDED")
+    adapters = [(Path(s.output_dir) / "adapter_model.safetensors").read_bytes() for s in (spec, whole)]
+    assert adapters[0] == adapters[1]
 
 
 def test_both_die_at_once(orchestrator, make):

@@ -10,13 +10,16 @@ from orchestrator.scheduler.view import (
     ActorState,
     ActorView,
     ClusterView,
+    JobSize,
     JobView,
     MemoryModel,
     SpeedModel,
 )
 
 SHAPE = ActorShape("cuda", token_budget=64)
+SLOW = ActorShape("cpu", token_budget=32)
 SPEEDS = {"A": SpeedModel(0.1, 1e-3, 0.01), "B": SpeedModel(0.05, 2e-4, 0.01), "C": SpeedModel(0.2, 1e-3, 0.01)}
+CRAWLING = {ref: SpeedModel(9 * s.step_seconds, 30 * s.token_seconds, 0.01) for ref, s in SPEEDS.items()}
 CAPPED = {ref: MemoryModel(size, 0.2, 64) for ref, size in (("A", 40), ("B", 40), ("C", 80))}
 SUMMED = {ref: MemoryModel(size, 0.2) for ref, size in (("A", 40), ("B", 40), ("C", 80))}
 
@@ -35,9 +38,10 @@ def used(jobs, at):
     if not here:
         return 0.0
     model = at.memories[at.base_model]
-    tokens = [j.worst_tokens for j in here]
+    sizes = [j.size_on(at.shape.device) for j in here]
+    tokens = [size.worst_tokens for size in sizes]
     activations = sum(tokens) if model.token_cap is None else max(model.token_cap, *tokens)
-    return model.fixed_bytes + sum(j.adapter_bytes for j in here) + model.bytes_per_token * activations
+    return model.fixed_bytes + sum(size.bytes for size in sizes) + model.bytes_per_token * activations
 
 
 @st.composite
@@ -51,7 +55,8 @@ def clusters(draw):
         rooms = st.integers(0, 120)
         known = rooms if state is ActorState.READY else st.none() | rooms
         bars = {ref: "it failed" for ref in draw(st.sampled_from(["", "", "A", "BC"])) if ref != hosts}
-        actors.append(replace(actor(f"x{number}", hosts, draw(known), state, pinned, models), barred=bars))
+        kind = {"shape": SLOW, "speeds": CRAWLING} if draw(st.integers(0, 2)) == 2 else {}
+        actors.append(replace(actor(f"x{number}", hosts, draw(known), state, pinned, models), barred=bars, **kind))
     jobs = []
     for number in range(draw(st.integers(0, 14))):
         age = draw(st.sampled_from([0.0, PATIENCE_S, 1e4]))
@@ -69,6 +74,8 @@ def clusters(draw):
             queued_at=-age,
             movable=draw(st.booleans()),
         )
+        if draw(st.booleans()):
+            j = replace(j, sizes={"cpu": JobSize(draw(st.integers(1, 70)), min(j.worst_tokens, 32))})
         busy = [a for a in actors if a.base_model == j.base_model and a.state in (ActorState.READY, ActorState.BLOCKED)]
         at = draw(st.sampled_from([None, *busy]))
         if at is not None and used([*jobs, replace(j, actor=at.id)], at) <= (at.memory_limit or 0):

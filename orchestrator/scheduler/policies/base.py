@@ -6,7 +6,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from orchestrator.scheduler.columns import Jobs, Places
+from orchestrator.scheduler.job_columns import Jobs
+from orchestrator.scheduler.place_columns import Places
 from orchestrator.scheduler.room import Floats, Ints, Mask
 
 

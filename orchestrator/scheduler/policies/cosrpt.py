@@ -6,7 +6,8 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from orchestrator.scheduler.columns import Jobs, Places
+from orchestrator.scheduler.job_columns import Jobs
+from orchestrator.scheduler.place_columns import Places
 from orchestrator.scheduler.policies.base import Policy
 from orchestrator.scheduler.room import Floats, Ints, Mask
 
@@ -14,6 +15,7 @@ PATIENT = 5.0  # slowdown up to which a job is patient; beyond it its weight gro
 AGE_POWER = 2.0
 FUTURE = 2.0  # f: the overhead saved for jobs that are still to come counts twice that for those that are here
 DOUBT = 2.0  # times the doubt about the speed of a place by which a job must cost its neighbours more before it leaves
+_HOPE = 1 + 1e-9  # what is rounded off must not cost a job its place
 STAY = 2.0  # a step of a job counts v + 2 a in the order: it holds a place in a group while the others' steps are done
 
 
@@ -59,7 +61,7 @@ class CoSrpt(Policy):
         jobs.weight = jobs.weight * np.maximum(1.0, jobs.age / alone / PATIENT) ** AGE_POWER
         self._overhead = np.zeros(jobs.count)  # lambda
         self._weight_behind = np.zeros(jobs.count)  # K
-        self._actors: dict[int, int] = {}  # by base model
+        self._actors: dict[int, float] = {}  # by base model
         self._queues: dict[int, _Queue] = {}  # likewise, for jobs that come later
         self._clearly = self._times_to_leave()
         self._elsewhere = 0.0  # weight of the jobs whose base model no place has, for each place
@@ -88,19 +90,19 @@ class CoSrpt(Policy):
         self._elsewhere = float(self.jobs.weight[homeless].sum()) / max(1, self.places.count)
         for base in np.unique(self.jobs.base):
             members = np.flatnonzero(self.jobs.base == base)
-            actors = max(1, int(self.places.hosts(int(base)).sum()))
+            actors = max(1.0, self.places.worth(int(base)))
             self._actors[int(base)] = actors
             self._weigh_long_jobs(members, actors)
             self._size_groups(members, actors)
 
-    def _weigh_long_jobs(self, members: Ints, actors: int) -> None:
+    def _weigh_long_jobs(self, members: Ints, actors: float) -> None:
         """More weight for the jobs that decide when everything is done."""
         jobs = self.jobs
         alone = jobs.left[members] * (jobs.shared[members] + jobs.added[members])
         least = float((jobs.left[members] * jobs.added[members]).sum()) / actors
         jobs.weight[members] *= np.maximum(1.0, alone / max(least, 1e-9)) ** self.makespan
 
-    def _size_groups(self, members: Ints, actors: int) -> None:
+    def _size_groups(self, members: Ints, actors: float) -> None:
         """The group size g of one base model, and from it the overhead that a step charges a job."""
         jobs = self.jobs
         a = jobs.shared[members]
@@ -155,29 +157,34 @@ class CoSrpt(Policy):
     def cost(self, job: int) -> Floats:
         """What the job and its neighbours lose."""
         places, here = self.places, int(self.jobs.at[job])
-        seconds = places.weight_on * self.jobs.added[job]
-        wanted = seconds <= self._most_added(job)
+        seconds = places.weight_on * places.added(job)
+        most = places.overhead(job) * self._most_added(job)
         if here >= 0:
-            wanted[here] = seconds[here] <= self._clearly[job] * self._most_added(job)
+            most[here] *= self._clearly[job]
+        wanted = seconds <= most
         return np.where((places.jobs_on == 0) | wanted, places.sharing_cost(job), np.inf)
 
     def takes(self, job: int, place: int) -> bool:
         """An empty one, or one where what the job costs the others is less than the overhead it saves."""
         places = self.places
-        seconds = places.weight_on[place] * self.jobs.added[job]
-        clearly = self._clearly[job] if self.jobs.at[job] == place else 1.0
-        return not places.jobs_on[place] or bool(seconds <= clearly * self._most_added(job))
+        if not places.jobs_on[place]:
+            return True
+        seconds = places.weight_on[place] * places.added_at(place, job)
+        most = places.overhead_at(place, job) * self._most_added(job)
+        return bool(seconds <= (self._clearly[job] * most if self.jobs.at[job] == place else most))
 
     def _most_added(self, jobs: int | Ints) -> Floats:
-        """Most weighted seconds that jobs may add to the steps of others."""
+        """Most weighted seconds that jobs may add to the steps of others, on the average place."""
         limit: Floats = self._overhead[jobs] * (1 + FUTURE) * self._weight_behind[jobs]
         return limit
 
     def hopeful(self, jobs: Ints, hosts: Mask) -> Mask:
-        """Those that the place with the least weight would take."""
+        """Those that a place as good as the best of the hosts in everything would take."""
         places = self.places
         if (places.jobs_on[hosts] == 0).any():
             return np.ones(len(jobs), bool)
-        least = float(places.weight_on[hosts].min(initial=np.inf))
-        mask: Mask = least * self.jobs.added[jobs] <= self._clearly[jobs] * self._most_added(jobs)
+        least = places.least_weight_added(hosts, jobs)
+        mask: Mask = (
+            least <= self._clearly[jobs] * self._most_added(jobs) / np.maximum(self.jobs.shared[jobs], 1e-12) * _HOPE
+        )
         return mask

@@ -182,6 +182,7 @@ def test_matrices_of_vera_that_the_key_does_not_make_are_not_dropped_in_silence(
     tensors = load_file(path)
     tensors["base_model.vera_A"][0, 0] += 1
     save_file(tensors, path)
+    (first.output_dir / "checksums.json").unlink()
     with pytest.raises(AdapterError, match=r"vera_A is not the matrix that projection_prng_key 0 makes.*true"):
         make_tenant(base, by_key)
     make_tenant(base, make_spec(tmp_path, "saved", None, {**kind, "init_adapter": start}, TRAINING))

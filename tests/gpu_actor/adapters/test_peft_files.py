@@ -56,6 +56,7 @@ def test_peft_loads_the_result_and_gives_the_engines_logits(tmp_path, base, tiny
     assert sorted(path.name for path in tenant.output_dir.iterdir() if path.is_file()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
+        "checksums.json",
         "metrics.jsonl",
     ]
 

@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpu_actor.adapters.kinds.dora import weight_norm
-from gpu_actor.adapters.shapes import adapter_activation_bytes, adapter_bytes, frozen_values
+from gpu_actor.adapters.shapes import adapter_activation_bytes, copy_bytes, frozen_values
 from gpu_actor.batch.shared_batch import split_samples
 from gpu_actor.contract.description import Activations, BaseDescription, LinearShape
 from gpu_actor.contract.footprint import activation_bytes, worst_micro_batch_tokens
@@ -138,9 +138,9 @@ def test_a_group_on_a_gpu_keeps_copies_of_its_adapters_and_no_masks():
     kept = [adapter_activation_bytes(BASE, lora, 10, "cuda") for lora in (plain, masked)]
     assert kept == [adapter_activation_bytes(BASE, plain, 10)] * 2
     values = 2 * 4 * (64 + 100)
-    assert adapter_bytes(BASE, masked, "cuda") == adapter_bytes(BASE, masked) + 4 * values == 20 * values
+    assert copy_bytes(BASE, masked) == 4 * values
     other = LoraConfig(r=4, lora_dropout=0.1, use_dora=True)
-    assert adapter_bytes(BASE, other, "cuda") == adapter_bytes(BASE, other)
+    assert copy_bytes(BASE, other) == 0
     assert adapter_activation_bytes(BASE, other, 10, "cuda") == adapter_activation_bytes(BASE, other, 10)
 
 
@@ -208,6 +208,34 @@ def test_an_actor_pressed_to_its_limit_makes_smaller_batches_and_loses_no_job(tm
     assert peaks[0] > trainer.memory_limit > max(peaks[len(peaks) // 2 :]) - 0.1 * taken
     trainer.set_budget(8192)  # the scheduler knows less than the actor has seen
     assert trainer.token_budget < 8192
+
+
+@pytest.mark.slow
+def test_a_pressed_actor_takes_larger_batches_when_there_is_room_again(tmp_path):
+    """A neighbour with 200 MiB goes: new jobs have whole micro-batches again, the one in training keeps its parts."""
+    base = tiny_hooked()
+    training = {"max_steps": 50, "per_device_train_batch_size": 16}
+    jobs = [make_tenant(base, make_spec(tmp_path, n, token_rows(64, seed=5), {"r": 4}, training)) for n in ("a", "b")]
+    trainer = CoTrainer(base)
+    trainer.attach(jobs[0])
+    trainer.step()
+    whole = max(part.tokens for part in jobs[0].pending)
+    neighbour = np.ones(200 * MIB, dtype=np.uint8)
+    trainer.meter.memory.release()
+    trainer.memory_limit = trainer.meter.memory.used() + 20 * MIB
+    trainer._token_bytes = 100 * MIB / whole
+    trainer._shrink(whole // 5, "as if the limit had been passed by far")
+    assert len(jobs[0].pending) > 1
+    trainer._use_room()  # nobody has left: nothing changes
+    assert trainer.token_budget == trainer.micro_batch_cap == whole // 5
+    del neighbour
+    while trainer.token_budget == whole // 5 and not trainer.idle:
+        trainer.step()
+    assert 10 < jobs[0].progress.step < 50
+    trainer.attach(jobs[1])
+    assert len(jobs[1].pending) == 1
+    assert len(jobs[0].pending) > 1
+    assert trainer.token_budget <= 0.9 * 220 * MIB / trainer._token_bytes
 
 
 @pytest.mark.slow

@@ -294,6 +294,20 @@ def test_a_token_budget_that_memory_lowered_rises_when_an_adapter_leaves_but_not
     assert budget.tokens == 50
 
 
+def test_larger_batches_are_tried_again_after_a_while_and_later_each_time_that_is_in_vain():
+    budget, waits = TokenBudget(1000), []
+    for _ in range(3):
+        budget.ran_out(1000)
+        assert budget.tokens == 500
+        waits.append(next(number for number in range(1, 1000) if budget.kept()))
+        assert budget.tokens == 1000
+    assert waits == [100, 200, 400]
+    assert not any(budget.kept() for _ in range(1000))  # nothing is held back any more
+    budget.ran_out(1000)
+    assert not any(budget.kept() for _ in range(399))
+    assert budget.kept()
+
+
 def test_a_backward_that_breaks_off_half_way_leaves_no_gradient_behind(tmp_path, monkeypatch):
     """Memory runs out in the middle of a backward: the layers behind it have added their gradients already."""
     from gpu_actor.operators import multi_adapter_linear

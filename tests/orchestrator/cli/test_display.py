@@ -52,6 +52,7 @@ def view(**changes):
         "unread_columns": "",
         "shortened": 0,
         "unreached": "",
+        "unsaved": "",
         "output_dir": "/out/alpaca-r8",
         "spec": spec,
     }

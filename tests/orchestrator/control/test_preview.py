@@ -10,7 +10,7 @@ from orchestrator.cluster.cluster_config import ActorConfig, ClusterConfig
 from orchestrator.cluster.node_gpus import places_on_this_machine
 from orchestrator.cluster.places import listed_places
 from orchestrator.control.admission import _misfits
-from orchestrator.control.job_needs import AdapterNeed, kind_of_all, micro_batch_cap, scheduling_view
+from orchestrator.control.job_needs import scheduling_view
 from orchestrator.control.preview import plan_jobs, plan_offline
 from orchestrator.jobs.job import JobSpec
 from orchestrator.knowledge.data_size import DataSize
@@ -87,7 +87,7 @@ def test_jobs_that_are_there_are_called_by_their_names(make, tiny_base):
     (first,) = listed_places([ActorConfig()], [{"NodeID": "a", "Alive": True, "Resources": {}}])
     (idle,) = with_models([(first.view, first, None)], Profiles(None), {base.ref: base})
     place = replace(idle, base_model=base.ref)
-    there = replace(scheduling_view("0abc", make("old"), base, cap=1024), actor="cpu:0", steps_left=1000)
+    there = replace(scheduling_view("0abc", make("old"), base, devices=["cpu"]), actor="cpu:0", steps_left=1000)
     seen = ClusterView((there,), (replace(place, state=ActorState.READY),), {base.ref: base})
     (row,) = plan_jobs([make("new")], seen, {base.ref: base}, "fifo-4", {"0abc": "old"})
     assert row["with"] == ["old"]
@@ -107,20 +107,34 @@ def test_a_job_on_a_cpu_is_sized_by_the_micro_batches_of_a_cpu(tmp_path, make, t
     job = make("one", per_device_train_batch_size=8, cutoff_len=1024)
     base, roomy = describe_base(tiny_base), 2**40
     (on_cpu,) = plan(tmp_path, [job], [{"memory_limit": roomy}]).values()
-    size = {kind: scheduling_view("", job, base, cap=micro_batch_cap([kind])) for kind in ("cpu", "cuda:1")}
+    size = {kind: scheduling_view("", job, base, devices=[kind]) for kind in ("cpu", "cuda:1")}
     assert [view.worst_tokens for view in size.values()] == [1024, 2048]
-    assert scheduling_view("", job, base).worst_tokens == micro_batch_cap(["cpu", "cuda"]) == 2048
+    both = scheduling_view("", job, base)
+    assert {kind: both.size_on(kind) for kind in ("cpu", "cuda")} == {
+        kind: (one.adapter_bytes, one.worst_tokens) for kind, one in zip(("cpu", "cuda"), size.values(), strict=True)
+    }
     assert on_cpu["adapter_bytes"] == size["cpu"].adapter_bytes < size["cuda:1"].adapter_bytes
-    dropped = job.model_copy(update={"lora": LoraConfig(r=8, lora_dropout=0.1)})
-    on_gpu, anywhere = (AdapterNeed.of(dropped, base, kind_of_all(kinds)) for kinds in (["cuda:0"], ["cuda:0", "cpu"]))
-    assert on_gpu.token_bytes < anywhere.token_bytes, "a GPU keeps no masks of dropout"
     limit = on_cpu["bytes"]
     for bytes_, fits in ((limit, True), (limit - 1, False)):
         (row,) = plan(tmp_path, [job], [{"memory_limit": bytes_}]).values()
         assert (row["reason"] is None) == fits
-        places = listed_places([ActorConfig(memory_limit=bytes_)], [{"NodeID": "a", "Alive": True, "Resources": {}}])
-        views = with_models([(place.view, place, None) for place in places], Profiles(None), {base.ref: base})
-        assert (_misfits(job, base, views) == []) == fits
+        gpu = ActorConfig(num_gpus=1, memory_limit=size["cuda:1"].adapter_bytes)  # without room for a base model
+        for actors in ([ActorConfig(memory_limit=bytes_)], [ActorConfig(memory_limit=bytes_), gpu]):
+            places = listed_places(actors, [{"NodeID": "a", "Alive": True, "Resources": {"GPU": 1}}])
+            views = with_models([(place.view, place, None) for place in places], Profiles(None), {base.ref: base})
+            assert (_misfits(job, base, views) == []) == fits
+
+
+def test_a_gpu_keeps_no_masks_of_dropout_but_copies_of_the_adapter(make, tiny_base):
+    base, job = describe_base(tiny_base), make("one", cutoff_len=1000, per_device_train_batch_size=1)
+    dropped = job.model_copy(update={"lora": LoraConfig(r=8, lora_dropout=0.1)})
+    sizes = {
+        (kind, name): scheduling_view("", spec, base, devices=[kind]).adapter_bytes
+        for kind in ("cpu", "cuda:0")
+        for name, spec in (("plain", job), ("dropped", dropped))
+    }
+    assert sizes["cpu", "plain"] < sizes["cpu", "dropped"]
+    assert sizes["cpu", "plain"] < sizes["cuda:0", "plain"] == sizes["cuda:0", "dropped"] < sizes["cpu", "dropped"]
 
 
 def test_a_job_that_fits_nowhere_is_told_with_both_numbers(tmp_path, make):

@@ -98,6 +98,22 @@ def test_a_job_that_the_actor_does_not_know_is_given_to_it_again(house):
     assert house.job.state is JobState.RUNNING
 
 
+def test_what_happens_to_a_jobs_files_becomes_events_once_each(house):
+    training = {"step": 7, "total_steps": 9}
+    damaged, full = "checkpoint-5 is damaged", "nothing is saved since step 4"
+    for fields in (
+        {"notes": (damaged,)},
+        {"notes": (damaged,), "unsaved": full},
+        {"notes": (damaged,), "unsaved": full},
+        {"notes": (damaged, "gone")},
+        {"notes": (damaged, "gone")},
+    ):
+        house.hear(TenantState.TRAINING, **training, **fields)
+    told = [event["message"] for event in house.store.events(house.id)]
+    assert told[-4:] == [damaged, full, "gone", "its files can be written again"]
+    assert told.count(damaged) == 1
+
+
 def test_an_adapter_that_belongs_elsewhere_is_put_away_with_a_checkpoint(house):
     house.hear(TenantState.DETACHED)
     assert house.hear(TenantState.TRAINING) == [Instruction(ACTOR, Detach(house.id, keep=True))]

@@ -87,7 +87,7 @@ class BusyHouse(House):
     """With one actor, which reports a token budget and, now and then, the steps that it made."""
 
     def report_steps(self, budget, *, steps=False):
-        adapters = self.snapshots.adapter_bytes(self.store.get(self.job), describe())
+        adapters = self.snapshots.adapter_bytes(self.store.get(self.job), describe(), "cpu")
         self.report(
             X,
             TenantReport(self.job, 1, TenantState.TRAINING, step=3, total_steps=9),
@@ -115,7 +115,7 @@ def busy(tmp_path):
 def test_the_token_budget_is_what_all_adapters_of_an_actor_leave_in_every_tick(busy):
     """Whether or not a step ended since the last tick."""
     base = describe()
-    adapters = busy.snapshots.adapter_bytes(busy.store.get(busy.job), base)
+    adapters = busy.snapshots.adapter_bytes(busy.store.get(busy.job), base, "cpu")
     assert adapters > 20 * MIB
     budget, budgets = 1024, []
     for tick in range(12):
@@ -145,7 +145,7 @@ def test_an_actor_makes_room_before_a_further_job_comes(busy):
     assert sum(isinstance(order, Attach) for order in orders) == 2
     (instruction,) = busy.token_budgets()
     budget = instruction.order.tokens
-    adapters = sum(busy.snapshots.adapter_bytes(job, base) for job in busy.store.jobs())
+    adapters = sum(busy.snapshots.adapter_bytes(job, base, "cpu") for job in busy.store.jobs())
     assert FIXED + adapters + PER_TOKEN * large > LIMIT
     assert FIXED + adapters + PER_TOKEN * budget <= LIMIT
     assert budget >= 1024

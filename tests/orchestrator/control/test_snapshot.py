@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from gpu_actor.contract.config import EarlyStopConfig
 from orchestrator.control import job_needs
 from orchestrator.jobs.job import JobState
 from orchestrator.knowledge import data_size
@@ -55,6 +56,15 @@ def test_a_job_that_changes_is_seen_as_it_is(house):
     assert [(view.steps_left, view.actor) for view in seen] == [(50, None), (33, None), (33, "cpu:0"), (33, None)]
     assert seen[1].worst_tokens < seen[0].worst_tokens
     assert seen[3].queued_at > seen[2].queued_at
+
+
+def test_a_job_of_a_halved_grid_counts_with_the_steps_that_it_makes_on_average(house):
+    job = house.submit("a", max_steps=80)
+    record, rules = house.store.get(job), EarlyStopConfig(halving_steps=10, halving_keep=0.5, group="g")
+    spec = record.spec.model_copy(update={"name": "b", "output_dir": record.spec.output_dir + "b", "early_stop": rules})
+    house.store.add([spec], "request")
+    views = house.reconciler.snapshot().view.jobs
+    assert [(view.steps_left, view.steps_total) for view in views] == [(80, 80), (25, 80)]
 
 
 def test_new_data_files_are_read_in_a_thread_once_for_a_grid(house, counted, tmp_path):

@@ -99,12 +99,14 @@ def test_a_gguf_file_is_known_by_its_size_and_time(base, tmp_path):
     assert recall(str(path)) is None
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", "{}", '{"linears": 3}', '{"linears": [{"name": 1}]}'])
+@pytest.mark.parametrize("damage", [lambda _: "", lambda text: text[:90], lambda text: text.replace('": 2', '": 3', 1)])
+@pytest.mark.slow
 def test_a_damaged_file_is_made_anew(base, damage):
     described = describe_base(str(base))
     remember(described)
     (path,) = filed()
-    path.write_text(damage)
+    assert damage(path.read_text()) != path.read_text()
+    path.write_text(damage(path.read_text()))
     assert recall(str(base)) is None
     remember(described)
     assert recall(str(base)) == described

@@ -43,7 +43,7 @@ class Counted(Simulation):
 
 
 def run(jobs, policy="cosrpt", profile=PROFILE, actors=1):
-    simulation = Counted(jobs, profile, actors, policy)
+    simulation = Counted(jobs, [profile] * actors, policy)
     return simulation.run(), simulation.loads
 
 

@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.scheduler.halving import Member, rungs, stops
+from orchestrator.scheduler.halving import Member, expected_steps, rungs, stops
 
 
 def member(name, losses, total=100, alive=True):
@@ -15,6 +15,12 @@ def member(name, losses, total=100, alive=True):
 def test_rungs_double_until_the_end():
     assert rungs(10, 80) == [10, 20, 40]
     assert rungs(10, 10) == []
+
+
+def test_the_steps_that_a_job_makes_on_average_are_those_of_its_rungs():
+    assert expected_steps(0, 80, 10, 0.5) == 10 + 10 / 2 + 20 / 4 + 40 / 8
+    assert expected_steps(15, 80, 10, 0.5) == 5 + 20 / 2 + 40 / 4
+    assert expected_steps(79, 80, 10, 0.5) == 1
 
 
 def test_the_worse_half_stops_once_it_is_certain():

@@ -67,11 +67,12 @@ def check_state(plan, seen, policy):
         there = [j for j in seen.jobs if j.actor == view.id]
         assert sorted(jobs.views[n].id for n in places.planned[number]) == sorted(j.id for j in there)
         assert places.jobs_on[number] == len(there)
-        assert places.room.adapters[number] == sum(j.adapter_bytes for j in there)
-        tokens = [j.worst_tokens for j in there]
+        sizes = [j.size_on(view.shape.device) for j in there]
+        assert places.room.adapters[number] == sum(size.bytes for size in sizes)
+        tokens = [size.worst_tokens for size in sizes]
         cap = places.room.caps[number]
         assert places.room.tokens[number] == (sum(tokens) if cap < 0 else max([cap, *tokens]))
-        rows = [[jobs.left[n], jobs.weight[n], jobs.added[n]] for n in places.planned[number]]
+        rows = [[jobs.left[n], jobs.weight[n], places.added(n)[number]] for n in places.planned[number]]
         assert sorted(places._sharing[:, number, : len(rows)].T.tolist()) == sorted(rows)
         assert not places._sharing[:, number, len(rows) :].any()
         assert places.weight_on[number] == pytest.approx(sum(row[1] for row in rows))

@@ -4,12 +4,21 @@ from dataclasses import replace
 
 import pytest
 
+from gpu_actor.contract.description import BaseDescription, LinearShape
 from gpu_actor.contract.report import StepSample, TenantReport, TenantState
 from orchestrator.control.live_progress import SETTLE_SECONDS, SETTLE_STEPS
 from orchestrator.jobs.job import JobState
 from orchestrator.scheduler.estimate import MemoryFit
 from orchestrator.scheduler.oversized_jobs import fit_oversized_jobs
-from orchestrator.scheduler.view import ActorShape, ActorState, ActorView, JobView, MemoryModel
+from orchestrator.scheduler.policy import decide
+from orchestrator.scheduler.view import (
+    ActorShape,
+    ActorState,
+    ActorView,
+    ClusterView,
+    JobView,
+    MemoryModel,
+)
 from support.house import TINY, House
 
 X = "tiny@cpu:0#0000"
@@ -39,18 +48,34 @@ def job(adapter=100, worst=90, started=True):
     ],
 )
 def test_a_job_counts_in_full_where_it_fits_or_has_not_started(there, places):
-    assert fit_oversized_jobs([there], places) == (there,)
+    assert fit_oversized_jobs([there], places, {}) == (there,)
 
 
 def test_a_job_that_has_started_and_fits_nowhere_counts_with_the_micro_batches_of_the_roomiest_place():
     places = [place(), place("q", cap=50, fixed=520.0), place("r", pinned="other", limit=2000)]
-    (fitted,) = fit_oversized_jobs([job()], places)
+    (fitted,) = fit_oversized_jobs([job()], places, {})
     assert fitted == replace(job(), worst_tokens=40)
 
 
 def test_an_adapter_that_is_too_large_by_itself_is_not_taken_off():
-    (fitted,) = fit_oversized_jobs([job(adapter=301)], [place()])
+    (fitted,) = fit_oversized_jobs([job(adapter=301)], [place()], {})
     assert fitted == replace(job(adapter=301), movable=False)
+
+
+@pytest.mark.parametrize(("limit", "starts"), [(900 * MIB, True), (700 * MIB, False)])
+def test_a_fit_that_wavers_keeps_nobody_waiting_who_has_run(limit, starts):
+    """By the fit 50 MiB are left beside the base model, for an adapter of 60; by the guess 260, or too few as well.
+
+    One that has never run is not put to the test.
+    """
+    base = BaseDescription("b", "llama", (LinearShape("model.layers.0.q_proj", 64, 64),), 64, 1, 128, 1000)
+    there = place(limit=limit, fixed=limit - 50 * MIB)
+    for started in (True, False):
+        seen = replace(job(60 * MIB, started=started), actor=None)
+        (fitted,) = fit_oversized_jobs([seen], [there], {"b": base})
+        plan = decide(ClusterView((fitted,), (there,), {"b": base}, now=0.0))
+        assert (plan.placements == {"j": "p"}) == (starts and started)
+        assert not (started and plan.rejections)
 
 
 def pressed_house(folder, **actor):

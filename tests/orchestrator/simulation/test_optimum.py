@@ -25,7 +25,7 @@ def test_small_instances_are_close_to_the_optimum():
     ratios = []
     for seed in range(25):
         jobs, profile, actors = small_instance(seed)
-        mean = float(Simulation(jobs, profile, actors, "cosrpt").run().turnaround.mean())
+        mean = float(Simulation(jobs, [profile] * actors, "cosrpt").run().turnaround.mean())
         tasks = tasks_of(jobs, profile)
         ratios.append(mean / optimum(tasks, profile.step_seconds, actors, upper_bound=1.2 * mean))
     assert min(ratios) >= 1 - 1e-6
@@ -46,11 +46,11 @@ def test_small_instances_of_several_base_models_are_close_to_the_optimum_and_it_
     for seed in range(25):
         for gap in (0.0, 0.5):
             jobs, profile, actors = small_instance_of_bases(seed, gap)
-            mean = float(Simulation(jobs, profile, actors, "cosrpt").run().turnaround.mean())
+            mean = float(Simulation(jobs, [profile] * actors, "cosrpt").run().turnaround.mean())
             tasks = tasks_of(jobs, profile)
             bases = [job.base_model for job in jobs]
             best = optimum_of_bases(tasks, bases, profile.base_load_seconds, profile.step_seconds, 1.2 * mean)
-            assert lower_bound(jobs, profile, actors) <= best * (1 + 1e-9)
+            assert lower_bound(jobs, [profile] * actors) <= best * (1 + 1e-9)
             assert mean >= best * (1 - 1e-6)
             if not gap:
                 ratios.append(mean / best)

@@ -37,7 +37,7 @@ def workload(number):
 
 @cache
 def run(number, policy, makespan=0.0):
-    return Simulation(workload(number), CASES[number][0], ACTORS, policy, makespan=makespan).run()
+    return Simulation(workload(number), [CASES[number][0]] * ACTORS, policy, makespan=makespan).run()
 
 
 def geometric(values):

@@ -10,12 +10,12 @@ from typer.testing import CliRunner
 from orchestrator.cli.app import app
 from orchestrator.scheduler.policy import POLICIES
 from orchestrator.simulation.bounds import Task, relaxed_bound, unshared_bound
+from orchestrator.simulation.devices import load_of
 from orchestrator.simulation.simulator import Simulation
 from orchestrator.simulation.trace import (
     Profile,
     TraceError,
     TraceJob,
-    load_of,
     read_profile,
     read_trace,
     work_of,
@@ -52,7 +52,7 @@ def job(name, arrival=0.0, steps=100, tokens=400.0, size=100, base="A", priority
 
 
 def run(jobs, policy, actors=1, profile=PROFILE, **options):
-    return Simulation(jobs, profile, actors, policy, **options).run()
+    return Simulation(jobs, [profile] * actors, policy, **options).run()
 
 
 def test_the_work_of_a_job_is_the_formula_of_the_trace_format():
@@ -142,7 +142,7 @@ def test_admission_by_count_runs_out_of_memory_where_the_look_at_memory_does_not
 @pytest.mark.parametrize("noise", [0.0, 0.5])
 def test_nobody_goes_below_a_bound_and_nobody_is_lost(policy, noise):
     jobs = generate(60, H100, 4, WorkloadShape(load=1.3, bases=2, urgent=0.1), seed=3)
-    outcome = Simulation(jobs, H100, 4, policy, noise=noise).run()
+    outcome = Simulation(jobs, [H100] * 4, policy, noise=noise).run()
     assert np.isfinite(outcome.turnaround).all()
     assert (outcome.turnaround >= outcome.alone * (1 - 1e-9)).all()
     tasks = [Task(one.arrival_s, one.steps, work_of(one, H100).added) for one in jobs]
@@ -163,7 +163,7 @@ def test_the_bounds_of_one_machine_are_exact_where_sharing_cannot_help():
 
 def test_a_run_is_the_same_again():
     jobs = generate(40, H100, 3, WorkloadShape(load=1.0), seed=1)
-    one, two = (Simulation(jobs, H100, 3, "cosrpt", noise=0.3, seed=5).run() for _ in range(2))
+    one, two = (Simulation(jobs, [H100] * 3, "cosrpt", noise=0.3, seed=5).run() for _ in range(2))
     assert (one.turnaround == two.turnaround).all()
 
 
@@ -181,7 +181,7 @@ def test_the_jobs_of_a_grid_come_at_once_and_are_alike():
 
 def test_a_workload_has_the_load_that_was_asked_for_and_survives_a_file(tmp_path):
     jobs = generate(200, H100, 4, WorkloadShape(load=1.4, bases=4, urgent=0.1, runs=5), seed=2)
-    assert load_of(jobs, H100, 4) == pytest.approx(1.4, rel=1e-3)
+    assert load_of(jobs, [H100] * 4) == pytest.approx(1.4, rel=1e-3)
     write_trace(tmp_path / "t.csv", jobs)
     assert read_trace(tmp_path / "t.csv") == jobs
     assert {one.priority for one in jobs} == {0, 3}
@@ -279,3 +279,24 @@ def test_an_unknown_policy_is_refused_with_the_names_that_exist():
     done = CliRunner().invoke(app, ["simulate", *SMALL, "2", "--policy", "lifo"])
     assert isinstance(done.exception, TraceError)
     assert "lifo is no policy; allowed: fifo, fifo-4" in str(done.exception)
+
+
+def test_the_command_takes_devices_that_differ():
+    h100, a100 = (str(TRACES / f"{name}-7b.yaml") for name in ("h100", "a100"))
+    options = ["simulate", *SMALL[:2], "--policy", "cosrpt", "--actors"]
+    done = CliRunner().invoke(app, [*options, f"1:{h100},2:{a100}"], env={"COLUMNS": "200"}, catch_exceptions=False)
+    assert "12 jobs, 1 actor of h100-7b and 2 actors of a100-7b, load" in done.stdout
+    alike, named = (
+        json.loads(CliRunner().invoke(app, [*options, *actors, "--json"], catch_exceptions=False).stdout)
+        for actors in (["2", "--profile", h100], [f"2:{h100}"])
+    )
+    for result in (alike, named):
+        result["policies"]["cosrpt"].pop("decision_ms")
+    assert alike == named
+
+
+@pytest.mark.parametrize("actors", ["2", "0:h100.yaml", "x:h100.yaml", "2:h100.yaml,3", "2,", "999999:h100.yaml"])
+def test_actors_that_are_not_told_are_asked_for(actors):
+    done = CliRunner().invoke(app, ["simulate", *SMALL[:2], "--actors", actors])
+    assert isinstance(done.exception, TraceError)
+    assert "is not how many of which; give a number with --profile" in str(done.exception)

@@ -1,165 +1,19 @@
-"""The jobs and the places of one view as columns of numbers, and the room that is left on each place."""
+"""The places of one view as columns of numbers, what is planned for each of them, and the room that is left there."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from orchestrator.scheduler import estimate
+from orchestrator.scheduler.job_columns import Jobs, Models
 from orchestrator.scheduler.room import Floats, Ints, Mask, PlaceMemory, Room
-from orchestrator.scheduler.view import ActorState, ActorView, ClusterView, JobRow, JobView, MemoryModel, SpeedModel
+from orchestrator.scheduler.view import ActorState, ActorView, JobView, MemoryModel, SpeedModel
 
-_HOSTING = (ActorState.READY, ActorState.STARTING)
 _NO_MEMORY = MemoryModel(0.0, 0.0)  # of a base model that no job names
 _NO_SPEED = SpeedModel(0.0, 0.0, 0.0)
-
-
-class Models:
-    """Speed and memory of every place with every base model: measured, or guessed once."""
-
-    def __init__(self, view: ClusterView) -> None:
-        self._bases = view.bases
-        self._speeds: dict[object, SpeedModel] = {}
-        self._memories: dict[object, MemoryModel] = {}
-
-    def speed(self, actor: ActorView, base: str) -> SpeedModel:
-        """How fast a place trains on a base model."""
-        measured = actor.speeds.get(base)
-        if measured is not None:
-            return measured
-        key = (base, actor.shape)
-        if key not in self._speeds:
-            self._speeds[key] = estimate.prior_speed(self._bases[base], actor.shape)
-        return self._speeds[key]
-
-    def memory(self, actor: ActorView, base: str) -> MemoryModel:
-        """The memory that a base model takes on a place."""
-        return actor.memories.get(base) or self.guess(actor, base)
-
-    def guess(self, actor: ActorView, base: str) -> MemoryModel:
-        """The memory that a described base model takes on a place, as guessed from shapes alone."""
-        key = (base, actor.shape)
-        if key not in self._memories:
-            self._memories[key] = estimate.prior_memory(self._bases[base], actor.shape)
-        return self._memories[key]
-
-    def described(self, base: str) -> bool:
-        """Whether a guess can be made."""
-        return base in self._bases
-
-
-class _AverageHost(NamedTuple):
-    """Speed and token budget, each the mean over the places of a base model."""
-
-    step_seconds: float
-    token_seconds: float
-    adapter_seconds: float
-    token_budget: float
-
-
-_ROW_TYPE = np.dtype([(name, bool if name in ("movable", "leaving") else np.float64) for name in JobRow._fields])
-
-
-def _table(jobs: Sequence[JobView]) -> dict[str, NDArray[Any]]:
-    """The columns of `JobRow` over some jobs, by name."""
-    rows = np.fromiter((job.row for job in jobs), _ROW_TYPE, len(jobs))
-    return {name: rows[name].copy() for name in JobRow._fields}
-
-
-class Jobs:
-    """Columns over the jobs of a view, in the order of arrival; those that leave for good are none of them.
-
-    Attributes:
-        at: Index of the place where a job is attached; -1 for none, and for one that is leaving.
-        leaving: Whether it is planned as if it were in the queue, and is not there yet.
-        base: Index of its base model in `bases`.
-        left, total: Optimizer steps still to do, and all.
-        added: v, the seconds that one of its steps adds to a shared step, on the average place of its base model.
-        shared: a, the fixed seconds of a shared step there.
-        class_weight: Of its class.
-        weight: The same, and what a policy makes of it.
-    """
-
-    def __init__(self, view: ClusterView, places: Sequence[ActorView], bases: Sequence[str], models: Models) -> None:
-        staying = (job for job in view.jobs if job.returns or not job.leaving)
-        views = sorted(staying, key=lambda job: (job.arrival, job.id))
-        self.views, self.count = views, len(views)
-        where = {place.id: index for index, place in enumerate(places)}
-        number = {ref: index for index, ref in enumerate(bases)}
-        at = [-1 if job.actor is None or job.leaving else where.get(job.actor, -2) for job in views]
-        self.at = np.maximum(np.array(at, np.int64), -1)
-        self.lost = np.array(at, np.int64) == -2
-        self.base = np.array([number[job.base_model] for job in views], np.int64)
-        table = _table(views)
-        self.bytes, self.worst, self.tokens = table["bytes"], table["worst"], table["tokens"]
-        self.left, self.total = table["left"], table["total"]
-        self.priority = table["priority"]
-        self.class_weight, self.weight = table["weight"], table["weight"].copy()
-        self.movable, self.leaving = table["movable"], table["leaving"]
-        self.age = view.now - table["submitted_at"]
-        self.waited = np.where(self.leaving, 0.0, view.now - table["queued_at"])
-        self.added, self.shared = np.zeros(self.count), np.zeros(self.count)
-        self._average_hosts: dict[int, _AverageHost] = {}  # of each base model
-        for index, ref in enumerate(bases):
-            self._average_host(index, ref, places, models)
-
-    def _average_host(self, index: int, ref: str, places: Sequence[ActorView], models: Models) -> None:
-        """Find the average of the places that host a base model, or else of those that may, and charge its jobs."""
-        hosts = [place for place in places if place.base_model == ref and place.state in _HOSTING]
-        hosts = hosts or [place for place in places if place.pinned in (None, ref)]
-        jobs = np.flatnonzero(self.base == index)
-        if not hosts or not len(jobs):
-            return
-        distinct = {(id(place.speeds.get(ref)), place.shape): place for place in hosts}.values()
-        speeds = [models.speed(place, ref) for place in distinct]
-        self._average_hosts[index] = _AverageHost(
-            float(np.mean([speed.step_seconds for speed in speeds])),
-            float(np.mean([speed.token_seconds for speed in speeds])),
-            float(np.mean([speed.adapter_seconds for speed in speeds])),
-            float(np.mean([place.shape.token_budget for place in distinct])),
-        )
-        self._set_seconds(index, jobs)
-
-    def _set_seconds(self, index: int, jobs: Ints) -> None:
-        """What a step costs with some jobs of a base model, on the average place."""
-        host, tokens = self._average_hosts[index], self.tokens[jobs]
-        self.shared[jobs] = host.step_seconds
-        self.added[jobs] = (
-            host.token_seconds * tokens
-            + host.adapter_seconds
-            + np.maximum(0.0, np.ceil(tokens / host.token_budget) - 1) * host.step_seconds
-        )
-
-    def append(self, views: Sequence[JobView], bases: Sequence[str], now: float) -> None:
-        """Rows for jobs that have come since, attached nowhere, of base models that have a job here already."""
-        first, more = self.count, len(views)
-        self.views.extend(views)
-        self.count += more
-        table = _table(views)
-        base = np.array([bases.index(job.base_model) for job in views], np.int64)
-        for name in ("bytes", "worst", "tokens", "left", "total", "priority", "weight"):
-            setattr(self, name, np.append(getattr(self, name), table[name]))
-        self.movable, self.leaving, self.lost = (
-            np.append(column, np.zeros(more, bool)) for column in (self.movable, self.leaving, self.lost)
-        )
-        self.age = np.append(self.age, now - table["submitted_at"])
-        self.waited = np.append(self.waited, now - table["queued_at"])
-        self.at, self.base = np.append(self.at, np.full(more, -1, np.int64)), np.append(self.base, base)
-        self.added, self.shared = (np.append(column, np.zeros(more)) for column in (self.added, self.shared))
-        for index in np.unique(base).tolist():
-            if index in self._average_hosts:
-                self._set_seconds(index, first + np.flatnonzero(base == index))
-
-    def fit_alone(self, memories: Iterable[PlaceMemory]) -> Mask:
-        """Which of the jobs fit alone on a place with any of some memories."""
-        mask = np.zeros(self.count, bool)
-        for memory in memories:
-            mask |= memory.holds_alone(self.bytes, self.worst)
-        return mask
+_CLEARLY = 1.05  # times the seconds of a step on the fastest place, from which a place is a slow one
 
 
 class Places:
@@ -167,6 +21,7 @@ class Places:
 
     Attributes:
         base: Index of the base model there; -1 where there is none, or one that no job names.
+        size: Which of the sizes of a job count there: a row of `Jobs.bytes`.
     """
 
     def __init__(self, actors: Sequence[ActorView], bases: Sequence[str], models: Models, jobs: Jobs) -> None:
@@ -177,9 +32,13 @@ class Places:
         self.base = np.array([number.get(actor.base_model or "", -1) for actor in actors], np.int64)
         self.ready = np.array([actor.state is ActorState.READY for actor in actors], bool)
         self.starting = np.array([actor.state is ActorState.STARTING for actor in actors], bool)
+        size = {device: number for number, device in enumerate(jobs.devices)}
+        self.size = np.array([size[actor.shape.device] for actor in actors], np.int64)
+        self._sizes: Ints | int = self.size if len(size) > 1 else 0
         self.swap = np.array([actor.swap_seconds for actor in actors], np.float64)
         self.load = np.array([actor.seconds_to_load(actor.base_model) for actor in actors], np.float64)
         self.budget = np.array([actor.shape.token_budget for actor in actors], np.float64)
+        self._kinds: dict[str, list[int]] = {}  # by base model
         self.kept_for = np.full(self.count, -1, np.int64)
         self.closed = np.zeros(self.count, bool)  # planned for another base model, and to be emptied first
         self.attached: list[list[int]] = [[] for _ in actors]
@@ -200,6 +59,7 @@ class Places:
         self.jobs_on = np.zeros(self.count, np.int64)
         self.vacant = int((self.ready).sum())  # ready places with nobody planned or still to be decided of
         self.weight_on = np.zeros(self.count)
+        self._outpaced = np.zeros(self.count, bool)
         self._sharers = np.zeros(self.count, np.int64)
         self._sharing = np.zeros((3, self.count, 4))  # steps left, weight, seconds added; of each job that shares
 
@@ -221,6 +81,7 @@ class Places:
             float(model.fixed_bytes),
             float(model.bytes_per_token),
             -1.0 if cap is None else float(cap),
+            int(self.size[place]),
         )
 
     def _speed(self, place: int, base: str | None) -> SpeedModel:
@@ -235,9 +96,23 @@ class Places:
         mask: Mask = (self.base == base) & (self.ready | self.starting)
         return mask
 
+    def hosts_at(self, place: int, base: int) -> bool:
+        """Whether one place is among them."""
+        return bool(self.base[place] == base and (self.ready[place] or self.starting[place]))
+
     def may_host(self, place: int, base: str) -> bool:
         """By the cluster file."""
         return self.views[place].pinned in (None, base)
+
+    def kinds_that_may_host(self, base: str) -> list[int]:
+        """One place of each kind of memory with a base model, by the cluster file."""
+        if base not in self._kinds:
+            kinds: dict[PlaceMemory, int] = {}
+            for place in range(self.count):
+                if self.may_host(place, base):
+                    kinds.setdefault(self.memory(place, base), place)
+            self._kinds[base] = list(kinds.values())
+        return self._kinds[base]
 
     def can_load(self, place: int, base: str) -> bool:
         """Whether it may host a base model and has not just failed to load it."""
@@ -257,8 +132,8 @@ class Places:
 
     def alone(self, place: int, job: JobView) -> float:
         """Bytes of a place with one job only, its base model included."""
-        memory = self.memory(place, job.base_model)
-        return memory.fixed + job.adapter_bytes + memory.per_token * max(memory.cap, job.worst_tokens)
+        memory, size = self.memory(place, job.base_model), job.size_on(self.views[place].shape.device)
+        return memory.fixed + size.bytes + memory.per_token * max(memory.cap, size.worst_tokens)
 
     def limit(self, place: int) -> float:
         """Bytes that may be used; infinite where nobody knows."""
@@ -267,6 +142,28 @@ class Places:
     def fits_alone(self, place: int, job: JobView) -> bool:
         """Whether a job fits onto a place that has nothing else."""
         return self.alone(place, job) <= self.limit(place)
+
+    def size_at(self, place: int, job: int) -> tuple[float, float]:
+        """What a job takes of a place: bytes of its adapter, and tokens of its largest micro-batch."""
+        return self._jobs.sizes[int(self.size[place])][job]
+
+    def fits(self, job: int) -> Mask:
+        """Where a further job fits."""
+        return self.room.fits(self._jobs.bytes[self._sizes, job], self._jobs.worst[self._sizes, job])
+
+    def fits_at(self, place: int, job: int) -> bool:
+        """Whether a further job fits on one place."""
+        return self.room.fits_at(place, *self.size_at(place, job))
+
+    def may_fit(self, where: Mask, jobs: Ints) -> Mask:
+        """Which of some jobs may still fit on one of some places: none that fits is left out."""
+        if len(self._jobs.devices) == 1:
+            return self.room.may_fit(where, self._jobs.bytes[0, jobs], self._jobs.worst[0, jobs])
+        mask = np.zeros(len(jobs), bool)
+        for size in np.unique(self.size[where]).tolist():
+            alike = where & (self.size == size)
+            mask |= self.room.may_fit(alike, self._jobs.bytes[size, jobs], self._jobs.worst[size, jobs])
+        return mask
 
     def host(self, place: int, base: str) -> None:
         """Plan another base model for a place where no job is planned."""
@@ -289,9 +186,8 @@ class Places:
 
     def hold(self, place: int, job: int) -> None:
         """Plan a job for a place, and let it count for nobody's sharing yet."""
-        jobs = self._jobs
         self.planned[place].append(job)
-        self.room.add(place, jobs.bytes[job], jobs.worst[job])
+        self.room.add(place, *self.size_at(place, job))
         self.vacant -= int(not self.jobs_on[place] and not self.pending[place] and self.ready[place])
         self.jobs_on[place] += 1
 
@@ -300,7 +196,7 @@ class Places:
         jobs, slot = self._jobs, int(self._sharers[place])
         if slot == self._sharing.shape[2]:
             self._sharing = np.concatenate([self._sharing, np.zeros_like(self._sharing)], axis=2)
-        self._sharing[:, place, slot] = jobs.left[job], jobs.weight[job], jobs.added[job]
+        self._sharing[:, place, slot] = jobs.left[job], jobs.weight[job], self.added_at(place, job)
         self._sharers[place] += 1
         self.weight_on[place] += jobs.weight[job]
 
@@ -332,10 +228,89 @@ class Places:
         room.tokens = np.where(room.capped, room.caps, 0.0)
         for place, there in enumerate(self.attached):
             for job in there:
-                room.add(place, self._jobs.bytes[job], self._jobs.worst[job])
+                room.add(place, *self.size_at(place, job))
             for view in self.leaving[place]:
-                room.add(place, view.adapter_bytes, view.worst_tokens)
+                room.add(place, *view.size_on(self.views[place].shape.device))
         return room
+
+    def added(self, job: int) -> Floats:
+        """v of a job on each place."""
+        tokens = self._jobs.tokens[job]
+        further_batches = np.maximum(0.0, np.ceil(tokens / self.budget) - 1)
+        added: Floats = self._token_seconds * tokens + self._adapter_seconds + further_batches * self._step_seconds
+        return added
+
+    def added_at(self, place: int, job: int) -> float:
+        """v of a job on one place."""
+        tokens = self._jobs.tokens[job]
+        further_batches = max(0.0, math.ceil(tokens / self.budget[place]) - 1)
+        a, b, c = self._step_seconds[place], self._token_seconds[place], self._adapter_seconds[place]
+        return float(b * tokens + c + further_batches * a)
+
+    def overhead(self, job: int) -> Floats:
+        """The fixed cost of a step on each place, in parts of that on the average place of a job."""
+        parts: Floats = self._step_seconds / max(float(self._jobs.shared[job]), 1e-12)
+        return parts
+
+    def overhead_at(self, place: int, job: int) -> float:
+        """The same on one place."""
+        return float(self._step_seconds[place] / max(float(self._jobs.shared[job]), 1e-12))
+
+    def least_weight_added(self, hosts: Mask, jobs: Ints) -> Floats:
+        """Weight there times v of some jobs, over the fixed cost of a step: no more than on any of some places."""
+        columns, weight = self._jobs, self.weight_on[hosts]
+        each = weight / self._step_seconds[hosts]
+        by_token = float((each * self._token_seconds[hosts]).min())
+        by_adapter = float((each * self._adapter_seconds[hosts]).min())
+        least: Floats = by_token * columns.tokens[jobs] + float(weight.min()) * columns.least_further[jobs] + by_adapter
+        return least
+
+    def _seconds_of_a_step(self, base: int, hosts: Mask) -> Floats:
+        """Of the mean job of a base model alone, on some places."""
+        tokens = float(self._jobs.tokens[self._jobs.base == base].mean())
+        seconds: Floats = self._step_seconds[hosts] + self._token_seconds[hosts] * tokens + self._adapter_seconds[hosts]
+        return seconds
+
+    def worth(self, base: int) -> float:
+        """How many of the average place the hosts of a base model are worth; all of them where they are equal."""
+        hosts = self.hosts(base)
+        if not hosts.any():
+            return 0.0
+        seconds = self._seconds_of_a_step(base, hosts)
+        speed = float(seconds.min()) / np.maximum(seconds, 1e-12)
+        return float(speed.sum() ** 2 / (speed**2).sum())
+
+    def find_outpaced(self) -> Mask:
+        """Places whose base model another one hosts that is clearly faster; from here on costs know of them."""
+        for base in np.unique(self._jobs.base).tolist():
+            hosts = self.hosts(base)
+            if hosts.any():
+                seconds = self._seconds_of_a_step(base, hosts)
+                self._outpaced[hosts] = seconds > _CLEARLY * float(seconds.min())
+        return self._outpaced
+
+    def _own_seconds(self, job: int, added: Floats) -> Floats:
+        """Until a job is done on each place, alone. A slow place is left when a fast one is free.
+
+        That is when the jobs that are planned there are done, and then those that are planned on slow ones and come
+        first. Until then a slow place does its part of the work, r of what a fast one would do.
+        """
+        alone: Floats = self._jobs.left[job] * (self._step_seconds + added)
+        hosts = self.hosts(int(self._jobs.base[job]))
+        slow = hosts & self._outpaced
+        if not slow.any():
+            return alone
+        fast = hosts & ~slow
+        left, _, each = self._sharing
+        groups = left.max(axis=1) * self._step_seconds + (left * each).sum(axis=1)
+        free = float(groups[fast].min())
+        if not free:
+            return alone
+        least = float(alone[fast].min())
+        r = least / np.maximum(alone, 1e-12)
+        ahead = float((groups * r)[slow].sum()) / (int(fast.sum()) + float(r[slow].sum()))
+        later = least + (1 - r) * (free + ahead) + 2 * self.swap
+        return np.where(slow, np.minimum(alone, later), alone)
 
     def sharing_cost(self, job: int) -> Floats:
         """Weighted seconds that a job costs itself and the jobs that are planned on each place, until it is done.
@@ -344,15 +319,8 @@ class Places:
         sum over k of min(n_k, n_j) * (w_k v_j + w_j v_k).
         """
         jobs = self._jobs
-        left, weight, tokens = jobs.left[job], jobs.weight[job], jobs.tokens[job]
-        fixed, further_batches = self._step_seconds, np.maximum(0.0, np.ceil(tokens / self.budget) - 1)
-        added = self._token_seconds * tokens + self._adapter_seconds + further_batches * fixed
+        left, weight, added = jobs.left[job], jobs.weight[job], self.added(job)
         n, w, v = self._sharing
         pairs = np.minimum(n, left) * (w * added[:, None] + weight * v)
-        cost: Floats = pairs.sum(axis=1) + weight * left * (fixed + added) + weight * self.load * self.starting
+        cost: Floats = pairs.sum(axis=1) + weight * self._own_seconds(job, added) + weight * self.load * self.starting
         return cost
-
-
-def unique_bases(view: ClusterView) -> list[str]:
-    """Every base model that a job names, sorted. Of others nothing need be known: a place that hosts one has no job."""
-    return sorted({job.base_model for job in view.jobs})
