@@ -71,8 +71,9 @@ def equal(setting: Setting) -> None:
             found, end = losses(tenant), values_of(tenant.weights)
         peer = Peer(setting, setting.model(setting.small, dtype), job, start)
         expected = peer.train()
-        name = str(dtype).removeprefix("torch.")
         theirs: Values = {key: value.detach() for key, value in peer.parameters.items()}
+        peer.close()
+        name = str(dtype).removeprefix("torch.")
         setting.emit(
             {
                 "what": f"engine and PEFT, {name}",
@@ -161,7 +162,7 @@ def _idle(setting: Setting, ours: Engine) -> None:
 
 def _poisoned(setting: Setting, ours: Engine, name: str) -> None:
     """A neighbour's NaN, or its loss times 10,000: mine is finite, and what it is without."""
-    count = 4 if setting.quick else 8
+    count = 2 if setting.quick else 8
     (alone,) = ours.train([_job("mine", count)])
     for what in ("NaN", "loss x 10000"):
         trainer = ours.trainer([_job("bad", count), _job("mine", count)])
@@ -183,7 +184,7 @@ def _poisoned(setting: Setting, ours: Engine, name: str) -> None:
 
 def _company(setting: Setting, ours: Engine, name: str) -> None:
     """Alone against company, over 20 steps; and how much the same job alone differs when it is split otherwise."""
-    count = 6 if setting.quick else 20
+    count = 3 if setting.quick else 20
     mine = _job("mine", count)
     start = start_values(ours, mine)
     (alone,) = ours.train([mine])

@@ -4,33 +4,31 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from gpu_actor.adapters.shapes import adapter_activation_bytes, adapter_bytes, copy_bytes
-from gpu_actor.contract.description import BaseDescription
-from gpu_actor.contract.footprint import activation_bytes, first_token_budget
+from gpu_actor.contract.footprint import activation_bytes
 from gpu_actor.contract.report import TenantState
-from gpu_actor.device.memory import MemoryMeter, memory_limit
+from gpu_actor.device.memory import MemoryMeter
 from gpu_actor.model.base_model import BaseModel
-from gpu_actor.model.count_activations import count_in
 
 from .setting import GIB, Setting
 from .speed import engine_rate
-from .work import Engine, Job, check, engine, lora, same_steps, tenants_of
+from .work import Job, check, engine, lora, same_steps, tenants_of
 
 
 def memory(setting: Setting) -> None:
     """Predicted peaks against those of the allocator; what it has taken beside them; the first token budget."""
     length = 32 if setting.quick else 512
     with engine(setting, setting.model(setting.large)) as ours:
-        base = _described(ours)
+        base = ours.described
         dtype_bytes = ours.base.dtype.itemsize
         idle = MemoryMeter(setting.device).used()
         for adapters, samples in ((1, 2), (4, 1)) if setting.quick else ((1, 2), (4, 1), (4, 2)):
+            if adapters * samples * length > ours.budget:
+                continue
             jobs = [Job(f"r{n}", same_steps([length] * samples, 4)) for n in range(adapters)]
             trainer = ours.trainer(jobs, budget=10**6)
             while not trainer.idle:
@@ -48,22 +46,7 @@ def memory(setting: Setting) -> None:
             row["ratio"] = trainer.meter.highest / predicted
             row["reserved_ratio"] = trainer.meter.memory.reserved() / trainer.meter.highest
             setting.emit(row)
-        room = memory_limit(setting.device) - idle
-        budget = first_token_budget(base, setting.device, room, dtype_bytes)
-        setting.emit({"what": "first token budget", "model": setting.large, "tokens": budget})
-
-
-def _described(ours: Engine) -> BaseDescription:
-    """The base with what its forward keeps in its own number format."""
-    counted = count_in(ours.base.dtype, _unhooked(ours.base.model.config))
-    return replace(ours.base.description, activations=counted and replace(counted, half=counted))
-
-
-def _unhooked(config: Any) -> Any:
-    """A configuration that no engine has hooked yet."""
-    fresh = type(config).from_dict(config.to_dict())
-    fresh._attn_implementation = "sdpa"
-    return fresh
+        setting.emit({"what": "first token budget", "model": setting.large, "tokens": ours.budget})
 
 
 def oom(setting: Setting) -> None:

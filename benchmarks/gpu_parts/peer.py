@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from gpu_actor.device.cuda_process import prepare_gpu
+
 from .setting import Setting
 from .work import RATE, Engine, Job, lora
 
@@ -42,6 +44,7 @@ class Peer:
     def __init__(self, setting: Setting, model: Any, job: Job, start: Values | None = None) -> None:
         """Wrap the model, which is changed in place until `close`."""
         self.setting, self.job, self._model = setting, job, model
+        torch.backends.cuda.enable_cudnn_sdp(True)  # as torch has it by default
         self._wrapped, self.parameters = (_with_peft if HAS_PEFT else _written_out)(model, job)
         for key, values in (start or {}).items():
             self.parameters[key].data.copy_(values)
@@ -77,6 +80,7 @@ class Peer:
                 if isinstance(module, PlainLora):
                     self._model.set_submodule(name, module.base)
         self._model.eval().requires_grad_(False)
+        prepare_gpu(self.setting.device)
 
 
 def _with_peft(model: Any, job: Job) -> tuple[Any, Values]:

@@ -141,7 +141,7 @@ def processes(setting: Setting) -> None:
     command = [sys.executable, str(Path(__file__).resolve().parent.parent / "gpu.py"), "--peer", setting.device]
     command += ["--quick"] if setting.quick else []
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    peers = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    peers = [subprocess.Popen(command, **pipes) for _ in range(1 if setting.quick else 2)]
     try:
         for peer in peers:
             peer.stdout.readline()  # it is warm

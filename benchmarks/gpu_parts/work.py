@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from gpu_actor.contract.config import AdapterSpec, DatasetConfig, TrainingConfig
+from gpu_actor.contract.description import BaseDescription
+from gpu_actor.contract.footprint import DEFAULT_TOKEN_BUDGET, first_token_budget
 from gpu_actor.contract.lora_config import LoraConfig
 from gpu_actor.contract.report import TenantState
 from gpu_actor.data.dataset import load_dataset
+from gpu_actor.device.memory import MemoryMeter, memory_limit
 from gpu_actor.model.base_model import BaseModel
+from gpu_actor.model.count_activations import count_in
 from gpu_actor.training.tenant import Tenant
 from gpu_actor.training.trainer import CoTrainer
 
@@ -72,15 +79,34 @@ def mixed_steps(seed: int, samples: int, count: int, longest: int) -> tuple[tupl
 
 
 class Engine:
-    """Loray's engine on one model, which is hooked in place."""
+    """Loray's engine on one model, which is hooked in place.
 
-    def __init__(self, setting: Setting, model: torch.nn.Module, folder: Path) -> None:
+    Attributes:
+        base: The hooked model.
+    """
+
+    def __init__(self, setting: Setting, model: Any, folder: Path) -> None:
         """Serve the model as an actor does."""
         self.setting = setting
+        self._config = copy.deepcopy(model.config)  # as nobody has hooked it
         self.base = BaseModel.serve("random", model)
         self.vocabulary = int(model.config.vocab_size)
         self._folder = folder
         self._count = 0
+
+    @cached_property
+    def described(self) -> BaseDescription:
+        """The base with what its forward keeps in its own number format."""
+        counted = count_in(self.base.dtype, self._config)
+        return replace(self.base.description, activations=counted and replace(counted, half=counted))
+
+    @cached_property
+    def budget(self) -> int:
+        """The token budget that an actor of this device would begin with."""
+        if not self.setting.on_cuda:
+            return DEFAULT_TOKEN_BUDGET["cpu"]
+        room = memory_limit(self.setting.device) - MemoryMeter(self.setting.device).used()
+        return first_token_budget(self.described, self.setting.device, room, self.base.dtype.itemsize)
 
     def tenant(self, job: Job) -> Tenant:
         """A job as the trainer takes it, in a folder of its own."""
@@ -113,7 +139,7 @@ class Engine:
 
     def trainer(self, jobs: Sequence[Job], budget: int | None = None) -> CoTrainer:
         """A trainer with these jobs."""
-        trainer = CoTrainer(self.base, budget)
+        trainer = CoTrainer(self.base, budget or self.budget)
         for job in jobs:
             trainer.attach(self.tenant(job))
         return trainer
@@ -160,7 +186,7 @@ def flat(tenant: Tenant) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def engine(setting: Setting, model: torch.nn.Module) -> Iterator[Engine]:
+def engine(setting: Setting, model: Any) -> Iterator[Engine]:
     """An engine whose files are gone afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         yield Engine(setting, model, Path(folder))
