@@ -38,14 +38,17 @@ def _of(key: str) -> Callable[[Row], float | None]:
     return lambda row: None if row.get(key) is None else float(row[key])
 
 
+_GROUPED = "grouped products and the loop, "
 GATES = (
     Gate("fp32: losses and PEFT's", "engine and PEFT, float32", _of("loss_difference"), 1e-4, exact=True),
     Gate("fp32: adapters and PEFT's", "engine and PEFT, float32", _of("value_difference"), 1e-4, exact=True),
     Gate("bf16: losses and PEFT's", "engine and PEFT, bfloat16", _of("loss_difference"), 2e-2, exact=True),
     Gate("bf16: cosine with PEFT's update", "engine and PEFT, bfloat16", _of("cosine"), 0.99, least=True, exact=True),
-    Gate("grouped products = loop, gradients", "grouped products", _of("gradient_difference"), 2e-2, exact=True),
-    Gate("one call = per sequence, gradients", "attention in one", _of("gradient_difference"), 2e-2, exact=True),
-    Gate("packed = apart, gradients", "packed and apart", _of("gradient_difference"), 2e-2, exact=True),
+    Gate("fp32: grouped products = loop", _GROUPED + "float32", _of("gradient_difference"), 1e-4, exact=True),
+    Gate("bf16: grouped products = loop", _GROUPED + "bfloat16", _of("gradient_difference"), 5e-2, exact=True),
+    Gate("bf16: one call = per sequence", "attention in one", _of("gradient_difference"), 5e-2, exact=True),
+    Gate("fp32: packed = apart", "packed and apart, float32", _of("gradient_difference"), 1e-4, exact=True),
+    Gate("bf16: packed = apart", "packed and apart, bfloat16", _of("gradient_difference"), 5e-2, exact=True),
     Gate("an idle adapter keeps its bytes", "an idle", _of("equal"), 1, least=True, exact=True),
     Gate("beside NaN or a huge loss: finite", "beside", _of("finite"), 1, least=True, exact=True),
     Gate("beside NaN or a huge loss: losses", "beside", _of("loss_difference"), 2e-2, exact=True),
