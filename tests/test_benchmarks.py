@@ -131,3 +131,23 @@ def test_the_cards_benchmark_needs_nothing_but_torch_and_the_engine(tmp_path):
     by_name = {row["what"]: row for row in rows}
     assert by_name["engine and PEFT, float32"]["value_difference"] < 1e-4  # its arithmetic, written out
     assert "not installed" in by_name["nf4"]["skipped"]
+
+
+def test_kernels_are_counted(monkeypatch):
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    import count_kernels
+
+    peft = count_kernels.row_of("1 x 4", "PEFT", count_kernels.peft_step)
+    rows = {
+        name: count_kernels.row_of(
+            "4 x 1",
+            name,
+            lambda layers, products=products: count_kernels.loray_step(layers, 4, 1, 0.0, products),
+        )
+        for name, products in count_kernels.OPERATORS.items()
+    }
+    apart, looped, grouped = rows.values()
+    assert peft.attention == 2
+    assert apart.attention == looped.attention == grouped.attention == 8
+    assert apart.layer > looped.layer > grouped.layer > 0
+    assert all(row.step > 32 * row.layer - 100 for row in (peft, apart, looped, grouped))

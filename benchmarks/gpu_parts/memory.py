@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from gpu_actor.adapters.shapes import adapter_activation_bytes, adapter_bytes
+from gpu_actor.adapters.shapes import adapter_activation_bytes, adapter_bytes, copy_bytes
 from gpu_actor.contract.footprint import activation_bytes
 from gpu_actor.contract.report import TenantState
 from gpu_actor.device.memory import MemoryMeter
@@ -36,8 +36,11 @@ def memory(setting: Setting) -> None:
             check(trainer)
             tokens = adapters * samples * length
             predicted = idle + activation_bytes(base, tokens, dtype_bytes, longest=length)
-            predicted += sum(adapter_bytes(base, lora(job)) for job in jobs)
-            predicted += adapter_activation_bytes(base, lora(jobs[0]), tokens)
+            predicted += sum(
+                adapter_bytes(base, lora(job)) + (copy_bytes(base, lora(job)) if setting.device == "cuda" else 0)
+                for job in jobs
+            )
+            predicted += adapter_activation_bytes(base, lora(jobs[0]), tokens, setting.device)
             row = {"what": f"memory, {adapters} jobs of {samples} x {length}", "model": setting.large}
             row |= {"predicted_gib": predicted / GIB, "peak_gib": trainer.meter.highest / GIB}
             row["ratio"] = trainer.meter.highest / predicted

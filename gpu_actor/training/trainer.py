@@ -17,9 +17,11 @@ from gpu_actor.contract.report import TenantReport, TenantState
 from gpu_actor.device.failures import is_device_lost, is_out_of_memory
 from gpu_actor.device.readback import Readback
 from gpu_actor.device.step_meter import StepMeter
-from gpu_actor.losses.objectives import SegmentLoss, StepSums, segment_losses
+from gpu_actor.losses.objectives import SegmentLoss, StepSums
 from gpu_actor.model.base_model import BaseModel
+from gpu_actor.operators.adapter_group import side_by_side
 from gpu_actor.training.attempts import attempt, reason_of, too_long
+from gpu_actor.training.clip import Clip, clip_together
 from gpu_actor.training.references import run_ahead
 from gpu_actor.training.tenant import Tenant
 
@@ -198,7 +200,10 @@ class CoTrainer:
             for t in tenants
             if not t.waits
         ]
-        return [(self._tenants[job_id], count) for job_id, count in compose(candidates, self.token_budget).items()]
+        chosen = [(self._tenants[job_id], count) for job_id, count in compose(candidates, self.token_budget).items()]
+        if self.base.by_segment:
+            return chosen
+        return [chosen[number] for number in side_by_side([tenant.weights for tenant, _ in chosen])]
 
     def _run_or_isolate(self, chosen: list[tuple[Tenant, int]]) -> list[Tenant]:
         """Run a shared batch; when it raises, begin everyone's optimizer step anew, alone.
@@ -278,8 +283,15 @@ class CoTrainer:
 
     def _losses(self, micro_batches: Sequence[MicroBatch]) -> list[SegmentLoss]:
         """One forward for all of them."""
-        batch = pack(micro_batches, self.base.device)
-        return segment_losses(self.base.hidden(batch), batch, self.base.head)
+        return self.base.losses(pack(micro_batches, self.base.device))
+
+    def _clips(self, due: Sequence[Tenant]) -> Sequence[Clip | None]:
+        """How the gradients of those are clipped whose optimizer step is complete; on a CPU each does it itself."""
+        if self.base.by_segment or not due:
+            return [None] * len(due)
+        gradients, losses = [tenant.weights.gradient for tenant in due], [tenant.step_loss for tenant in due]
+        limits, scale = [tenant.norm_limit for tenant in due], due[0].weights.gradient_scale
+        return clip_together(gradients, losses, limits, scale)
 
     def _trains(self, tenant: Tenant) -> bool:
         return self._tenants.get(tenant.spec.job_id) is tenant
@@ -290,9 +302,9 @@ class CoTrainer:
         Where the numbers come late they are read after the next shared batch, unless somebody waits for this step.
         """
         values: list[torch.Tensor] = []
-        for tenant in due:
+        for tenant, clip in zip(due, self._clips(due), strict=True):
             try:
-                values.append(tenant.take_step())
+                values.append(tenant.take_step(clip))
             except Exception as error:
                 self._fail(tenant, error)
             else:

@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpu_actor.adapters.kinds.dora import weight_norm
-from gpu_actor.adapters.shapes import adapter_activation_bytes, frozen_values
+from gpu_actor.adapters.shapes import adapter_activation_bytes, copy_bytes, frozen_values
 from gpu_actor.batch.shared_batch import split_samples
 from gpu_actor.contract.description import Activations, BaseDescription, LinearShape
 from gpu_actor.contract.footprint import activation_bytes, worst_micro_batch_tokens
@@ -130,6 +130,18 @@ def test_dropout_masks_count(kind):
     plain, masked = (LoraConfig(r=4, **kind, **{field: p}) for p in (0.0, 0.1))
     extra = adapter_activation_bytes(BASE, masked, 10) - adapter_activation_bytes(BASE, plain, 10)
     assert extra == 10 * 2 * 64
+
+
+def test_a_group_on_a_gpu_keeps_copies_of_its_adapters_and_no_masks():
+    """Two bytes a value for the copy and two for the sums of gradients; other kinds are what they are on a CPU."""
+    plain, masked = (LoraConfig(r=4, lora_dropout=p) for p in (0.0, 0.1))
+    kept = [adapter_activation_bytes(BASE, lora, 10, "cuda") for lora in (plain, masked)]
+    assert kept == [adapter_activation_bytes(BASE, plain, 10)] * 2
+    values = 2 * 4 * (64 + 100)
+    assert copy_bytes(BASE, masked) == 4 * values
+    other = LoraConfig(r=4, lora_dropout=0.1, use_dora=True)
+    assert copy_bytes(BASE, other) == 0
+    assert adapter_activation_bytes(BASE, other, 10, "cuda") == adapter_activation_bytes(BASE, other, 10)
 
 
 @pytest.mark.parametrize(
