@@ -19,6 +19,7 @@ from gpu_actor.contract.lora_config import LoraConfig
 from gpu_actor.contract.report import TenantState
 from gpu_actor.device import memory
 from gpu_actor.device.memory import MemoryMeter, control_group_limits
+from gpu_actor.training import trainer as trainer_module
 from gpu_actor.training.trainer import CoTrainer
 from support.engine import flat, make_spec, make_tenant, run_all, tiny_hooked
 from support.oracle import same_bytes
@@ -267,21 +268,21 @@ def test_a_limit_that_is_kept_changes_no_bit(tmp_path):
     assert same_bytes(flat(free), flat(limited))
 
 
-def test_samples_leave_the_warm_up_and_evaluations_out(tmp_path):
+def test_samples_leave_the_warm_up_and_evaluations_out(tmp_path, monkeypatch):
     """An evaluation that takes 128 MiB and a third of a second, of a model that takes next to nothing."""
     base = tiny_hooked()
     training = {"max_steps": 6, "per_device_train_batch_size": 2, "eval_steps": 1}
     spec = make_spec(tmp_path, "a", token_rows(12, seed=2), None, training, {"val_size": 4})
     trainer = CoTrainer(base)
-    evaluate = trainer._evaluate
+    evaluate = trainer_module.evaluate
 
-    def at_length(micro_batches):
+    def at_length(*arguments):
         block = np.ones(128 * MIB, dtype=np.uint8)
         time.sleep(0.3)
         del block
-        return evaluate(micro_batches)
+        return evaluate(*arguments)
 
-    trainer._evaluate = at_length
+    monkeypatch.setattr(trainer_module, "evaluate", at_length)
     tenant = make_tenant(base, spec)
     trainer.attach(tenant)
     trainer.meter.memory.release()
