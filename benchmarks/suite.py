@@ -53,6 +53,10 @@ def _crossover(result: Any) -> Figures:
     }
 
 
+def _kernels(result: Any) -> Figures:
+    return {f"kernels of a step, {one['case']}, {one['operator']}": float(one["step"]) for one in result}
+
+
 def _memory(result: Any) -> Figures:
     return {
         f"{one['model']}, {when} over measured": one[when] / one["measured"]
@@ -67,7 +71,9 @@ PROGRAMS: Mapping[str, Callable[[Any], Figures]] = {
     "actor": _actor,
     "crossover": _crossover,
     "memory": _memory,
+    "count_kernels": _kernels,
 }
+_ALWAYS_QUICK = ("count_kernels",)
 
 
 def main() -> int:
@@ -95,7 +101,13 @@ def run(names: Sequence[str], *, quick: bool) -> dict[str, Any]:
             print(f"{name} ...", flush=True)
             found["load"][name] = os.getloadavg()[0]
             file = Path(folder, f"{name}.json")
-            command = [sys.executable, str(_HERE / f"{name}.py"), "--json", str(file), *(["--quick"] if quick else [])]
+            command = [
+                sys.executable,
+                str(_HERE / f"{name}.py"),
+                "--json",
+                str(file),
+                *(["--quick"] * (quick and name not in _ALWAYS_QUICK)),
+            ]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 print(f"{name} ended with {done.returncode}:\n{done.stdout}{done.stderr}", flush=True)
