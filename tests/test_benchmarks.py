@@ -97,7 +97,7 @@ def test_the_coefficients_of_a_step_are_fitted(tmp_path):
 
 
 def test_products_are_a_share_of_a_step(tmp_path):
-    result = quick("roofline", tmp_path)
+    result = quick("roofline", tmp_path, "--jobs", "1")
     assert sum(result["shares"].values()) == pytest.approx(1.0)
     assert min(result["shares"].values()) > 0.02
     assert result["speed_over_peft"] > 0
