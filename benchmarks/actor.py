@@ -35,9 +35,9 @@ _TRAINING, _ORCHESTRATOR = "training", "the orchestrator"
 
 @dataclass(frozen=True)
 class Window:
-    """What one side did from when all jobs were in training until the first of them had ended.
+    """What one side did from the first step of the job that began last to the end.
 
-    Where they never all were, as they are over too soon: from the first step of any to the last step of any.
+    Where jobs are over before others begin: from the first step of any of them.
 
     Attributes:
         seconds: How long that was.
@@ -219,7 +219,8 @@ def _window(jobs: Sequence[workload.Job], watch: _Watch) -> Window:
         for job in jobs
     ]
     firsts, lasts = [one[0]["time"] for one in rows], [one[-1]["time"] for one in rows]
-    start, end = (max(firsts), min(lasts)) if max(firsts) < min(lasts) else (min(firsts), max(lasts))
+    # to the very last row: one batch ends steps of many jobs, whose rows come after each other
+    start, end = max(firsts) if max(firsts) < min(lasts) else min(firsts), max(lasts)
     tokens = sum(row["tokens"] for one in rows for row in one if start < row["time"] <= end)
     return Window(end - start, tokens, watch.between(start, end), [[row["loss"] for row in one] for one in rows])
 
