@@ -21,6 +21,7 @@ class Routing:
             weights nor token ids do.
         borders: int32 [sequences + 1], where each sequence starts in a packed row, and its end.
         by_segment: Make base products and activations segment by segment (CPU).
+        together: Make them at once all the same, in a forward that no gradient comes of.
     """
 
     def __init__(self, device: torch.device, kernels: str | None = None) -> None:
@@ -36,6 +37,7 @@ class Routing:
         self.borders: torch.Tensor | None = None
         self.anchor = torch.zeros((), device=device, requires_grad=True)
         self.by_segment = (kernels or device.type) == "cpu"
+        self.together = False
 
     def begin(
         self,
@@ -57,7 +59,7 @@ class Routing:
 
     def spans(self, rows: int) -> list[tuple[int, int]]:
         """The row ranges that are multiplied with the base weights in one product each."""
-        if self.by_segment and self.segments:
+        if self.by_segment and self.segments and not self.together:
             return [(segment.start, segment.end) for segment in self.segments]
         return [(0, rows)]
 
