@@ -22,7 +22,7 @@ from gpu_actor.model.base_model import BaseModel
 logger = logging.getLogger(__name__)
 
 _PREFILL_TOKENS = 4096  # of a forward that takes in new prompts; a longer prompt has one to itself
-_MOST_TOKENS = 65_536  # that are kept at a time
+MOST_TOKENS = 65_536  # that are kept at a time
 _CHECK_LENGTHS = (9, 14)
 _CHECK_STEPS = 3
 # In two ways of computing a model agrees to rounding; a position or a state that is lost is gross.
@@ -40,7 +40,7 @@ class Generator:
         cached: Whether keys and values are kept.
     """
 
-    def __init__(self, base: BaseModel, most_tokens: int = _MOST_TOKENS) -> None:
+    def __init__(self, base: BaseModel, most_tokens: int = MOST_TOKENS) -> None:
         """Ask the base model whether it gives the same with a cache as without.
 
         Args:
