@@ -94,3 +94,9 @@ def test_the_coefficients_of_a_step_are_fitted(tmp_path):
     assert row["steps"] >= 8
     assert min(row["a"], row["b"], row["c"]) >= 0
     assert row["a"] + row["b"] > 0
+
+
+def test_answers_are_those_of_peft(tmp_path):
+    rows = quick("ask", tmp_path)["rows"]
+    assert [row["what"] for row in rows] == ["1 answer", "8 answers, one adapter", "8 answers, 8 adapters"]
+    assert all(row["equal"] == 1.0 and row["ratios"][0] > 0 for row in rows)
