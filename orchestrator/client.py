@@ -271,7 +271,8 @@ class Client:
         while True:
             try:
                 refs = [getattr(self._controller, method).remote(*arguments) for arguments in calls]
-                return cast("list[Any]", ray.get(refs, timeout=timeout))
+                connection.wait_for_answers(refs, timeout)
+                return cast("list[Any]", ray.get(refs, timeout=0))
             except ray.exceptions.RayTaskError as error:
                 raise _orchestrator_error(error) from None
             except ray.exceptions.GetTimeoutError:

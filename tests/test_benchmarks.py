@@ -100,3 +100,60 @@ def test_answers_are_those_of_peft(tmp_path):
     rows = quick("ask", tmp_path)["rows"]
     assert [row["what"] for row in rows] == ["1 answer", "8 answers, one adapter", "8 answers, 8 adapters"]
     assert all(row["equal"] == 1.0 and row["ratios"][0] > 0 for row in rows)
+
+
+# what a bare machine with a card does not have; psutil only a CPU's memory is asked of
+MISSING = ("ray", "bitsandbytes", "peft", "accelerate", "sqlalchemy", "typer", "rich")
+
+
+def gpu_run(file, *options, missing=()):
+    """The results of the card's benchmark on this CPU, where some packages cannot be imported."""
+    script = f"import runpy, sys\nsys.modules.update(dict.fromkeys({missing!r}))\n"
+    script += "sys.path.insert(0, 'benchmarks')\nrunpy.run_path('benchmarks/gpu.py', run_name='__main__')"
+    command = [sys.executable, "-c", script, "--quick", "--json", str(file), *options]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "FAIL" not in done.stdout
+    return [json.loads(row) for row in file.read_text().splitlines()]
+
+
+def test_every_part_of_the_cards_benchmark_runs(tmp_path):
+    rows = gpu_run(tmp_path / "rows.jsonl")
+    parts = {"card", "equal", "isolation", "kernels", "speed", "processes", "fit", "memory", "oom", "nf4"}
+    assert {row["part"] for row in rows} == parts
+    assert not [row for row in rows if row["what"] in ("error", "deadline")]
+    by_name = {row["what"]: row for row in rows}
+    assert by_name["engine and PEFT, float32"]["loss_difference"] < 1e-5
+    assert 0.99 < by_name["engine and PEFT, bfloat16"]["cosine"] < 1.0
+    assert (
+        by_name["alone and in company, float32"]["distance"] == 0.0 < by_name["alone and in company, float32"]["noise"]
+    )
+    assert by_name["speed, 8 jobs of mixed lengths"]["padding"] > 0.2
+    assert by_name["memory that runs out"]["long"] == "succeeded"
+
+
+def test_the_cards_benchmark_needs_nothing_but_torch_and_the_engine(tmp_path):
+    rows = gpu_run(tmp_path / "rows.jsonl", "--part", "equal", "--part", "nf4", missing=MISSING)
+    by_name = {row["what"]: row for row in rows}
+    assert by_name["engine and PEFT, float32"]["value_difference"] < 1e-4  # its arithmetic, written out
+    assert "not installed" in by_name["nf4"]["skipped"]
+
+
+def test_kernels_are_counted(monkeypatch):
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    import count_kernels
+
+    peft = count_kernels.row_of("1 x 4", "PEFT", count_kernels.peft_step)
+    rows = {
+        name: count_kernels.row_of(
+            "4 x 1",
+            name,
+            lambda layers, products=products: count_kernels.loray_step(layers, 4, 1, 0.0, products),
+        )
+        for name, products in count_kernels.OPERATORS.items()
+    }
+    apart, looped, grouped = rows.values()
+    assert peft.attention == 2
+    assert apart.attention == looped.attention == grouped.attention == 8
+    assert apart.layer > looped.layer > grouped.layer > 0
+    assert all(row.step > 32 * row.layer - 100 for row in (peft, apart, looped, grouped))

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 
 from gpu_actor.adapters.kinds import kind_of
 from gpu_actor.adapters.kinds.base import Shape
+from gpu_actor.adapters.kinds.lora import Lora
 from gpu_actor.adapters.layer_plan import LayerPlan
 from gpu_actor.adapters.targets import plan_layers
 from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.footprint import ADAPTER_DTYPE_BYTES
 from gpu_actor.contract.lora_config import LoraConfig
+
+_COPY_BYTES = 2  # of a value in a group's copies, where the base computes in 16 bits
 
 
 def file_shapes(lora: LoraConfig, plans: Sequence[LayerPlan], *, shared: bool) -> dict[str, Shape]:
@@ -50,18 +53,28 @@ def frozen_values(base: BaseDescription, lora: LoraConfig) -> int:
     return kind.frozen_values(plans) + kind.working_values(plans)
 
 
-def adapter_bytes(base: BaseDescription, lora: LoraConfig, dtype_bytes: int = ADAPTER_DTYPE_BYTES) -> int:
+def is_grouped(lora: LoraConfig) -> bool:
+    """Whether a GPU computes an adapter together with others of its shape: plain LoRA."""
+    return type(kind_of(lora)) is Lora
+
+
+def adapter_bytes(base: BaseDescription, lora: LoraConfig) -> int:
     """Bytes of an adapter in training: weights, gradients, the two moments of AdamW, and what is not trained."""
-    return dtype_bytes * (4 * adapter_parameters(base, lora) + frozen_values(base, lora))
+    return ADAPTER_DTYPE_BYTES * (4 * adapter_parameters(base, lora) + frozen_values(base, lora))
 
 
-def adapter_activation_bytes(base: BaseDescription, lora: LoraConfig, tokens: int) -> int:
+def copy_bytes(base: BaseDescription, lora: LoraConfig) -> int:
+    """Bytes of the copies of weights and gradients that a GPU makes for a shared batch, where the base has 16 bits."""
+    return 2 * _COPY_BYTES * adapter_parameters(base, lora) if is_grouped(lora) else 0
+
+
+def adapter_activation_bytes(base: BaseDescription, lora: LoraConfig, tokens: int, device: str = "cpu") -> int:
     """Bytes that an adapter's share of the linear layers keeps for the backward of `tokens` tokens.
 
-    What its kind keeps in fp32, and a bool per input with dropout.
+    What its kind keeps in fp32, and with dropout a bool per input; a GPU (`cuda`) keeps none of plain LoRA.
     """
-    kind = kind_of(lora)
+    kind, masks = kind_of(lora), lora.dropout > 0 and not (device == "cuda" and is_grouped(lora))
     per_token = 0
     for plan in plan_layers(base, lora):
-        per_token += 4 * kind.kept_values(plan) + (plan.in_features if lora.dropout > 0 else 0)
+        per_token += 4 * kind.kept_values(plan) + (plan.in_features if masks else 0)
     return tokens * per_token

@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import nn
 
 from gpu_actor.adapters.dropout import mix_seed
 from gpu_actor.adapters.kinds import kind_of
-from gpu_actor.adapters.kinds.base import AdaptedLayer, TensorSpec
+from gpu_actor.adapters.kinds.base import AdaptedLayer
 from gpu_actor.adapters.layer_plan import LayerPlan
+from gpu_actor.adapters.layout import Layout, Views
 from gpu_actor.contract.lora_config import LoraConfig
 from gpu_actor.loading.quantization import is_transposed
 
-_ALIGNMENT = 16  # values: each tensor starts on a 64-byte border of the flat buffer
-Views = dict[int, tuple[torch.Tensor, ...]]
-
+_RANK_STEP = 8  # 16 bytes in half precision: what grouped kernels read at once
 HALF_SCALE = 1024.0  # a power of two: it changes no digit
 
 
 class AdapterWeights:
     """The trainable values of one adapter: every tensor is a view of one flat parameter.
 
-    One flat buffer makes clip, optimizer step and zeroing a single call each, whatever the number of layers. Those
-    tensors that LoRA+ trains faster lie behind the others.
+    One flat buffer makes clip, optimizer step and zeroing a single call each, whatever the number of layers.
 
     Attributes:
         lora: Kind and shape.
         kind: The kind, which knows its tensors, starts and files.
+        layout: Where the tensors lie in the flat buffer.
         flat: The parameter (padding between tensors stays zero).
         gradient: Its gradient, always allocated.
         layers: Layer index -> its trained tensors, views of `flat`, as `AdapterKind.trained` lists them.
@@ -63,14 +64,13 @@ class AdapterWeights:
         self.plans = {index: plan for index, (plan, _) in layers.items()}
         self.transposed = any(is_transposed(base) for _, base in layers.values())
         self._bases = {index: base for index, (_, base) in layers.items()}
-        specs = {index: self.kind.trained(plan) for index, plan in self.plans.items()}
-        starts, self._fast_start, size = _lay_out(specs)
-        self.flat = nn.Parameter(torch.zeros(size, dtype=dtype, device=device))
+        self.layout = Layout.of({index: self.kind.trained(plan) for index, plan in self.plans.items()})
+        self.flat = nn.Parameter(torch.zeros(self.layout.size, dtype=dtype, device=device))
         self.gradient = torch.zeros_like(self.flat.data)
         self.flat.grad = self.gradient
         self.gradient_scale = gradient_scale
-        self.layers = _views(specs, starts, self.flat.data)
-        self.gradients = _views(specs, starts, self.gradient)
+        self.layers = self.layout.views(self.flat.data)
+        self.gradients = self.layout.views(self.gradient)
         made = self.kind.make_shared(list(self.plans.values()))
         self.shared = {name: tensor.to(device=device, dtype=dtype) for name, tensor in made.items()}
         self.frozen: Views = {
@@ -93,6 +93,14 @@ class AdapterWeights:
         frozen = self.kind.frozen_values(list(self.plans.values()))
         return self.flat.element_size() * (4 * self.flat.numel() + frozen)
 
+    @cached_property
+    def padded_layout(self) -> Layout:
+        """The layout of this adapter with its ranks padded to a multiple of 8; its own where they need none."""
+        plans = {i: replace(plan, rank=-(-plan.rank // _RANK_STEP) * _RANK_STEP) for i, plan in self.plans.items()}
+        if plans == self.plans:
+            return self.layout
+        return Layout.of({index: self.kind.trained(plan) for index, plan in plans.items()})
+
     def adapted_layers(self) -> Iterator[AdaptedLayer]:
         """The tensors of every layer, in the model's order."""
         for index, plan in self.plans.items():
@@ -111,7 +119,7 @@ class AdapterWeights:
 
     def halves(self) -> tuple[nn.Parameter, nn.Parameter]:
         """The slow and the fast part of LoRA+ (arXiv 2402.12354) as parameters that share memory with `flat`."""
-        slow, fast = slice(0, self._fast_start), slice(self._fast_start, None)
+        slow, fast = slice(0, self.layout.fast_start), slice(self.layout.fast_start, None)
         parts = nn.Parameter(self.flat.data[slow]), nn.Parameter(self.flat.data[fast])
         for part, place in zip(parts, (slow, fast), strict=True):
             part.grad = self.gradient[place]
@@ -133,29 +141,6 @@ class AdapterWeights:
     def zero_grad(self) -> None:
         """Clear the gradient; the buffer stays, because the views point into it."""
         self.gradient.zero_()
-
-
-def _lay_out(specs: Mapping[int, tuple[TensorSpec, ...]]) -> tuple[dict[tuple[int, str], int], int, int]:
-    """Where each tensor starts, where the fast ones begin, and how long the buffer is: all in values."""
-    starts: dict[tuple[int, str], int] = {}
-    size = fast_start = 0
-    for fast in (False, True):
-        fast_start = size
-        for index, layer in specs.items():
-            for spec in layer:
-                if spec.fast is fast:
-                    starts[index, spec.name] = size
-                    size += -(-spec.values // _ALIGNMENT) * _ALIGNMENT
-    return starts, fast_start, size
-
-
-def _views(
-    specs: Mapping[int, tuple[TensorSpec, ...]], starts: dict[tuple[int, str], int], flat: torch.Tensor
-) -> Views:
-    return {
-        index: tuple(flat.narrow(0, starts[index, s.name], s.values).view(s.shape) for s in layer)
-        for index, layer in specs.items()
-    }
 
 
 def gradient_scale(dtype: torch.dtype) -> float:

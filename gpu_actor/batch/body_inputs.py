@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from gpu_actor.batch.row_tables import RowTables
 from gpu_actor.batch.shared_batch import Segment, SharedBatch
 
 
@@ -27,6 +28,7 @@ class BodyInput:
         position_ids: int64 [1, T]; None for padded rows, whose positions the model counts itself.
         attention_mask: bool [B, L], False in the padding; None for a packed row.
         borders: int32 [sequences + 1], where each starts in a packed row, and T; None where nobody asks.
+        tables: Of the rows, where they are those of the shared batch.
     """
 
     input_ids: torch.Tensor
@@ -35,6 +37,7 @@ class BodyInput:
     position_ids: torch.Tensor | None = None
     attention_mask: torch.Tensor | None = None
     borders: torch.Tensor | None = None
+    tables: RowTables | None = None
 
     def real(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states [B, L, n] -> those of the tokens that are no padding, packed: [1, T, n]."""
@@ -43,7 +46,16 @@ class BodyInput:
 
 def whole(batch: SharedBatch) -> list[BodyInput]:
     """The whole shared batch as one packed row."""
-    return [BodyInput(batch.input_ids, batch.segments, batch.lengths, batch.position_ids, borders=batch.borders)]
+    return [
+        BodyInput(
+            batch.input_ids,
+            batch.segments,
+            batch.lengths,
+            batch.position_ids,
+            borders=batch.borders,
+            tables=batch.tables,
+        )
+    ]
 
 
 def packed_by_segment(batch: SharedBatch) -> list[BodyInput]:

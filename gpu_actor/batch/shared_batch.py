@@ -13,6 +13,7 @@ import torch
 from gpu_actor.adapters.weights import AdapterWeights
 from gpu_actor.batch.pairs import PairTask
 from gpu_actor.batch.parcel import Parcel
+from gpu_actor.batch.row_tables import RowTables, SegmentRows
 from gpu_actor.batch.unpaired import UnpairedTask
 from gpu_actor.data.records import IGNORE_INDEX
 
@@ -46,6 +47,19 @@ class MicroBatch:
     def tokens(self) -> int:
         """Real tokens, prompts included, and both sides of a pair."""
         return sum(len(sequence) for sequence in self.sequences)
+
+    @property
+    def inner_scale(self) -> float:
+        """What each token loss is multiplied by inside of the sums; what a task makes of them is scaled later."""
+        return self.loss_scale if self.task is None else 1.0
+
+    @property
+    def dropout(self) -> tuple[tuple[int, int, int], ...] | None:
+        """Of each sequence its length, its rows (the same here) and the seed of its mask; None: no dropout."""
+        if self.dropout_seeds is None:
+            return None
+        lengths = [len(sequence) for sequence in self.sequences]
+        return tuple(zip(lengths, lengths, self.dropout_seeds, strict=True))
 
     @property
     def samples(self) -> int:
@@ -111,6 +125,31 @@ class Segment:
     task: PairTask | UnpairedTask | None = None
     references: torch.Tensor | None = None
 
+    @property
+    def inner_scale(self) -> float:
+        """As of `MicroBatch`."""
+        return self.loss_scale if self.task is None else 1.0
+
+    @property
+    def rows(self) -> SegmentRows:
+        """Its rows, and what is dropped of them."""
+        probability = 0.0 if self.weights is None else self.weights.dropout
+        return SegmentRows(self.end - self.start, self.dropout, probability)
+
+
+@dataclass(frozen=True)
+class LossGroups:
+    """Which loss rows of a shared batch belong together: the groups of all segments, one behind the other.
+
+    Attributes:
+        lengths: int64 [groups].
+        scales: fp64 [groups], what each token loss of a group is multiplied by; what a task makes of its sums is
+            scaled later.
+    """
+
+    lengths: torch.Tensor
+    scales: torch.Tensor
+
 
 @dataclass(frozen=True)
 class SharedBatch:
@@ -120,6 +159,8 @@ class SharedBatch:
         input_ids: int64 [1, T], the sequences of all segments one behind the other.
         position_ids: int64 [1, T], starting at 0 in every sequence.
         borders: int32 [sequences + 1], where every sequence starts, and T.
+        tables: What is asked about its rows where many adapters are served at once.
+        loss_groups: The same of its loss rows.
         lengths: Length of every sequence, in order; they add up to T.
         segments: One per micro-batch, in order; they tile [0, T).
     """
@@ -127,6 +168,8 @@ class SharedBatch:
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     borders: torch.Tensor
+    tables: RowTables
+    loss_groups: LossGroups
     lengths: tuple[int, ...]
     segments: tuple[Segment, ...]
 
@@ -149,19 +192,31 @@ def pack(micro_batches: Sequence[MicroBatch], device: torch.device) -> SharedBat
     for micro_batch in micro_batches:
         groups.append(_put_losses(micro_batch, start, parcel))
         start += micro_batch.tokens
+    for array in RowTables.arrays([_rows(micro_batch) for micro_batch in micro_batches]):
+        parcel.add(array)
+    parcel.add(np.array([length for lengths in groups for length in lengths], dtype=np.int64))
+    parcel.add(np.array([m.inner_scale for m, lengths in zip(micro_batches, groups, strict=True) for _ in lengths]))
     input_ids, position_ids, borders, *of_segments = parcel.send(device)
     segments: list[Segment] = []
     start = 0
     for place, (micro_batch, loss_lengths) in enumerate(zip(micro_batches, groups, strict=True)):
         segments.append(_segment(micro_batch, start, loss_lengths, of_segments[3 * place : 3 * place + 3]))
         start += micro_batch.tokens
+    ends, words, group_lengths, group_scales = of_segments[3 * len(micro_batches) :]
     return SharedBatch(
         input_ids=input_ids[None],
         position_ids=position_ids[None],
         borders=borders.to(torch.int32),
+        tables=RowTables.arrived(ends, words),
+        loss_groups=LossGroups(group_lengths, group_scales),
         lengths=lengths,
         segments=tuple(segments),
     )
+
+
+def _rows(micro_batch: MicroBatch) -> SegmentRows:
+    probability = 0.0 if micro_batch.weights is None else micro_batch.weights.dropout
+    return SegmentRows(micro_batch.tokens, micro_batch.dropout, probability)
 
 
 def _put_losses(micro_batch: MicroBatch, start: int, parcel: Parcel) -> tuple[int, ...]:
@@ -179,9 +234,8 @@ def _put_losses(micro_batch: MicroBatch, start: int, parcel: Parcel) -> tuple[in
 def _segment(
     micro_batch: MicroBatch, start: int, loss_lengths: tuple[int, ...], tensors: Sequence[torch.Tensor]
 ) -> Segment:
-    task, seeds = micro_batch.task, micro_batch.dropout_seeds
+    task = micro_batch.task
     rows, targets, references = tensors
-    lengths = [len(sequence) for sequence in micro_batch.sequences]
     return Segment(
         start=start,
         end=start + micro_batch.tokens,
@@ -190,7 +244,7 @@ def _segment(
         targets=targets,
         loss_lengths=loss_lengths,
         loss_scale=micro_batch.loss_scale,
-        dropout=None if seeds is None else tuple(zip(lengths, lengths, seeds, strict=True)),
+        dropout=micro_batch.dropout,
         task=task,
         references=references if task is not None and task.references is not None else None,
     )

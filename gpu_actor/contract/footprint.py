@@ -114,7 +114,8 @@ def first_token_budget(
 ) -> int:
     """Tokens of a shared batch on an actor of which nothing was measured: what there is room for, up to the default.
 
-    A token counts with the masks of dropout in every layer. Where no job drops out, that is the room of its adapters.
+    A token counts with one byte more for each input of each layer: room for the adapters, or for the masks of dropout
+    of those kinds that keep them.
 
     Args:
         base: The base model.
@@ -129,9 +130,9 @@ def first_token_budget(
     start, end = 2 * LOSS_CHUNK, 4 * LOSS_CHUNK  # past one chunk the logits no longer grow
     at, further = (activation_bytes(base, n, dtype_bytes, checkpointing=checkpointing) for n in (start, end))
     token = (further - at) / (end - start)
-    masks = sum(linear.in_features for linear in base.linears) / (max(base.num_layers, 1) if checkpointing else 1)
+    beside = sum(linear.in_features for linear in base.linears) / (max(base.num_layers, 1) if checkpointing else 1)
     logits = at - token * start
-    return max(_LEAST_TOKEN_BUDGET, min(most, int((room - logits) / (token + masks))))
+    return max(_LEAST_TOKEN_BUDGET, min(most, int((room - logits) / (token + beside))))
 
 
 def worst_micro_batch_tokens(training: TrainingConfig, cap: int, longest: int | None = None) -> int:

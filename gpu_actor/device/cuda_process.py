@@ -23,8 +23,8 @@ def set_allocator(device: str) -> None:
 def prepare_gpu(device: str, share: float = 1.0) -> None:
     """Switch off attention by cuDNN, and keep this process to its share of the card; nothing on a CPU.
 
-    cuDNN plans anew for every length and stride that it has not met, 23 to 37 ms each, and the sequences of a packed
-    row have new ones in every step.
+    cuDNN plans anew for every length and stride that it has not met (others measured 23 to 37 ms for each), and the
+    sequences of a packed row have new ones in every step.
 
     Args:
         device: `cpu`, `cuda` or `cuda:<n>`.

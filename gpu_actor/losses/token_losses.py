@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from gpu_actor.adapters.weights import gradient_scale
+from gpu_actor.batch.shared_batch import LossGroups
 from gpu_actor.contract.footprint import LOSS_CHUNK
 
 Head = Callable[[torch.Tensor], torch.Tensor]  # hidden states [n, hidden] -> logits [n, vocabulary]
@@ -37,6 +38,56 @@ def summed_token_losses(
     return _SummedTokenLosses.apply(hidden, targets, tuple(lengths), head, scale)  # type: ignore[no-any-return, no-untyped-call]
 
 
+def grouped_token_losses(hidden: torch.Tensor, targets: torch.Tensor, groups: LossGroups, head: Head) -> torch.Tensor:
+    """The same sums, each group with a scale of its own, without a kernel per group: what an accelerator wants.
+
+    A group's sum is made of its own positions alone. Its last digits may be others than those of
+    `summed_token_losses`, and hang on the company as far as the head's own product does.
+
+    Args:
+        hidden: As there.
+        targets: As there.
+        groups: Their lengths and scales, on the device.
+        head: As there.
+
+    Returns:
+        As there.
+    """
+    return _GroupedTokenLosses.apply(hidden, targets, groups, head)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _GroupedTokenLosses(torch.autograd.Function):
+    """As `_SummedTokenLosses`, the sums made once at the end."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, groups: LossGroups, head: Head) -> torch.Tensor:
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        scales = _spread(groups.scales.to(wide), groups.lengths, len(targets))
+        losses = torch.empty_like(scales)
+        wanted = ctx.needs_input_grad[0]
+        grad = torch.empty_like(hidden) if wanted else None
+        for part in _chunks(len(hidden)):
+            log_probabilities, logits, leaf = _log_probabilities(hidden[part], head, wanted)
+            losses[part] = F.nll_loss(log_probabilities, targets[part], reduction="none")
+            if grad is not None:
+                grad[part] = _through_head(log_probabilities, targets[part], scales[part, None], logits, leaf)
+        if grad is not None:
+            ctx.save_for_backward(grad)
+            ctx.lengths = groups.lengths
+        return torch.segment_reduce(losses * scales, "sum", lengths=groups.lengths, unsafe=True)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        (grad,) = ctx.saved_tensors
+        # the factors stay fp32, as in `_SummedTokenLosses`
+        return (_spread(grads[0], ctx.lengths, len(grad))[:, None] * grad).to(grad.dtype), None, None, None
+
+
+def _spread(values: torch.Tensor, lengths: torch.Tensor, positions: int) -> torch.Tensor:
+    """Each group's value at its positions, [groups] -> [positions]: told how many, so that nobody has to count."""
+    return values.repeat_interleave(lengths, output_size=positions)
+
+
 class _SummedTokenLosses(torch.autograd.Function):
     """The gradient is computed along with the losses, so that no logits are kept.
 
@@ -51,12 +102,13 @@ class _SummedTokenLosses(torch.autograd.Function):
         sums = torch.zeros(len(lengths), dtype=wide, device=hidden.device)
         wanted = ctx.needs_input_grad[0]
         grad = torch.empty_like(hidden) if wanted else None
-        for start in range(0, len(hidden), LOSS_CHUNK):
-            part = slice(start, min(start + LOSS_CHUNK, len(hidden)))
-            groups = list(_groups_within(lengths, part.start, part.stop))
-            part_grad = _chunk(hidden[part], targets[part], groups, sums, scale, head, wanted)
-            if grad is not None and part_grad is not None:
-                grad[part] = part_grad
+        for part in _chunks(len(hidden)):
+            log_probabilities, logits, leaf = _log_probabilities(hidden[part], head, wanted)
+            for group, rows in _groups_within(lengths, part.start, part.stop):
+                chosen = F.nll_loss(log_probabilities[rows], targets[part][rows], reduction="sum")
+                sums[group] += chosen * scale
+            if grad is not None:
+                grad[part] = _through_head(log_probabilities, targets[part], scale, logits, leaf)
         if grad is not None:
             ctx.save_for_backward(grad)
             ctx.lengths = lengths
@@ -84,28 +136,36 @@ def _groups_within(lengths: Sequence[int], start: int, stop: int) -> Iterator[tu
         first += length
 
 
-def _chunk(
-    hidden: torch.Tensor,
-    targets: torch.Tensor,
-    groups: Sequence[tuple[int, slice]],
-    sums: torch.Tensor,
-    scale: float,
-    head: Head,
-    wanted: bool,
-) -> torch.Tensor | None:
-    """Add one chunk's losses to `sums`; returns, if wanted, their gradient with respect to `hidden`."""
+def _chunks(positions: int) -> Iterator[slice]:
+    """Runs of positions whose logits may exist at one time."""
+    for start in range(0, positions, LOSS_CHUNK):
+        yield slice(start, min(start + LOSS_CHUNK, positions))
+
+
+def _log_probabilities(
+    hidden: torch.Tensor, head: Head, wanted: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One chunk's log-probabilities [n, vocabulary], its logits, and the leaf that these come from."""
     with torch.enable_grad() if wanted else torch.no_grad():
         leaf = hidden.detach().requires_grad_(wanted)
         logits = head(leaf)
     wide = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
-    log_probabilities = F.log_softmax(wide, dim=-1)
-    for group, rows in groups:
-        sums[group] += F.nll_loss(log_probabilities[rows], targets[rows], reduction="sum") * scale
-    if not wanted:
-        return None
-    # d loss / d logits = (softmax - one-hot) * scale, made in place of the log-probabilities
-    scale *= gradient_scale(logits.dtype)
+    return F.log_softmax(wide, dim=-1), logits, leaf
+
+
+def _through_head(
+    log_probabilities: torch.Tensor,
+    targets: torch.Tensor,
+    scale: float | torch.Tensor,
+    logits: torch.Tensor,
+    leaf: torch.Tensor,
+) -> torch.Tensor:
+    """The gradient of one chunk's losses with respect to its hidden states; the log-probabilities are used up.
+
+    d loss / d logits = (softmax - one-hot) * scale, made in place of the log-probabilities.
+    """
     slope = log_probabilities.exp_()
     slope[torch.arange(len(targets), device=targets.device), targets] -= 1.0
+    scale = scale * gradient_scale(logits.dtype)
     (grad,) = torch.autograd.grad(logits, leaf, (slope * scale).to(logits.dtype))
     return grad

@@ -19,6 +19,7 @@ from gpu_actor.contract.errors import BaseModelError
 from gpu_actor.contract.lora_config import LoraConfig
 from gpu_actor.loading.layers import describe_model
 from gpu_actor.loading.load_model import load_model
+from gpu_actor.losses.objectives import SegmentLoss, segment_losses
 from gpu_actor.model.body import HookedBody
 from gpu_actor.model.freeze import freeze
 from gpu_actor.model.output_head import head_only
@@ -89,8 +90,16 @@ class BaseModel:
         return cls.serve(ref, model, gradient_checkpointing=gradient_checkpointing)
 
     @classmethod
-    def serve(cls, ref: str, model: nn.Module, *, gradient_checkpointing: bool = False) -> BaseModel:
+    def serve(
+        cls, ref: str, model: nn.Module, *, gradient_checkpointing: bool = False, kernels: str | None = None
+    ) -> BaseModel:
         """Freeze and hook a loaded model, and choose how it is served by comparing it with what it gave before.
+
+        Args:
+            ref: How the jobs name it.
+            model: Of transformers, changed in place.
+            gradient_checkpointing: Keep each layer's input alone, and compute the layer again in the backward.
+            kernels: As of the constructor.
 
         Raises:
             BaseModelError: It has no linear layers, is no causal language model, learns as none, or can be served in
@@ -100,7 +109,7 @@ class BaseModel:
         check_own_loss(ref, model)
         training_path = follow_training_mode(model)
         probe = Probe(ref, model)
-        base = cls(ref, model)
+        base = cls(ref, model, kernels=kernels)
         probe.check_head(base.head)
         unpacked = choose_serving(ref, base.body, probe, base.description)
         base.remarks = [f"{ref}: {remark}" for remark in (*remarks, training_path, unpacked) if remark is not None]
@@ -110,6 +119,11 @@ class BaseModel:
     def packed(self) -> bool:
         """Whether all sequences of a batch share one row; else each has a row of its own."""
         return self.body.packed
+
+    @property
+    def by_segment(self) -> bool:
+        """Whether everything is computed segment by segment, so that no digit hangs on the company (CPU)."""
+        return self.body.routing.by_segment
 
     def new_adapter(self, lora: LoraConfig, dtype: torch.dtype | None = None) -> AdapterWeights:
         """Zeroed weights for an adapter of this base; fp32 at least.
@@ -127,6 +141,10 @@ class BaseModel:
     def hidden(self, batch: SharedBatch) -> torch.Tensor:
         """Last hidden states [1, T, hidden] of a shared batch."""
         return self.body.hidden(batch)
+
+    def losses(self, batch: SharedBatch) -> list[SegmentLoss]:
+        """The losses of all segments of a shared batch, in its order."""
+        return segment_losses(self.hidden(batch), batch, self.head, by_segment=self.by_segment)
 
     def rest(self) -> None:
         """Let go of the adapters of the latest forward: its backward is made, or will not be."""

@@ -30,6 +30,7 @@ class HookedBody:
         device: Where its weights are.
         layers: Module name -> hooked linear layer, in the model's order.
         packed: Whether all sequences of a batch share one row; else each has a row of its own.
+        routing: What its hooked layers ask about the forward that is running.
     """
 
     def __init__(self, model: Any, kernels: str | None = None) -> None:
@@ -40,11 +41,12 @@ class HookedBody:
             kernels: The kind of device whose way of computing is taken (`cpu`, `cuda`); None: that of its own.
         """
         self.model = model
-        self.device = next(model.parameters()).device
+        parameter = next(model.parameters())
+        self.device = parameter.device
         self._kernels = kernels or self.device.type
-        self._routing = Routing(self.device, kernels)
+        self.routing = Routing(self.device, parameter.dtype, kernels)
         self._caches: list[AttentionCache] = []  # that of the forward that is running, if it has one
-        self.layers = _hook(model, self._routing)
+        self.layers = _hook(model, self.routing)
         self.packed = False
         self._inputs_of: Callable[[SharedBatch], list[BodyInput]] = padded_by_segment
         self._body = model.get_submodule(body_name(model))
@@ -57,12 +59,12 @@ class HookedBody:
             What the model asks of its attention; it is recorded until it is closed.
         """
         # where kernels may round a row by its company, layers that Loray does not hook (experts) get one segment each
-        apart = self._routing.by_segment and _unhooked_products(self.model)
+        apart = self.routing.by_segment and _unhooked_products(self.model)
         self._inputs_of = packed_by_segment if apart else whole
         self.packed = True
         name = f"loray_packed_{next(_instances)}"
         # not the body itself: what is registered stays as long as the process
-        routing, caches = self._routing, self._caches
+        routing, caches = self.routing, self._caches
         borders = (lambda: routing.borders) if self._kernels == "cuda" and has_varlen(self.device) else None
         seen = register_packed_attention(name, lambda: routing.lengths, borders, lambda: caches[-1] if caches else None)
         self.model.set_attn_implementation(name)
@@ -95,28 +97,28 @@ class HookedBody:
         """
         (given,) = whole(batch)
         self._caches.append(cache)
-        self._routing.together = True
+        self.routing.together = True
         try:
             return self._run(given)
         finally:
-            self._routing.together = False
+            self.routing.together = False
             self._caches.clear()
             self.rest()
 
     def rest(self) -> None:
         """Let go of the adapters of the latest forward: its backward is made, or will not be."""
-        self._routing.begin((), (), False)
+        self.routing.begin((), (), False)
 
     def _run(self, given: BodyInput) -> torch.Tensor:
         """One forward: [1, real tokens, hidden]."""
-        self._routing.begin(given.segments, given.lengths, given.attention_mask is not None, given.borders)
+        self.routing.begin(given.segments, given.lengths, given.attention_mask is not None, given.borders, given.tables)
         optional = {"position_ids": given.position_ids, "attention_mask": given.attention_mask}
         output = self._body(
             input_ids=given.input_ids,
             use_cache=False,
             **{name: value for name, value in optional.items() if value is not None},
         )
-        return given.real(self._routing.remembered(output.last_hidden_state))
+        return given.real(self.routing.remembered(output.last_hidden_state))
 
 
 def _hook(model: Any, routing: Routing) -> Mapping[str, MultiAdapterLinear]:

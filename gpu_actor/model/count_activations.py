@@ -68,8 +68,9 @@ def count_in(
             freeze(model)
             base = BaseModel("fake", model, kernels="cpu" if dtype is torch.float32 else "cuda")
             base.body.pack().close()  # unchecked: without values packed and padded cannot be compared
-            short = _kept(base, (_LENGTH, _LENGTH))
-            long = _kept(base, (2 * _LENGTH,)) if squares else short
+            short = _kept(base, (_LENGTH, _LENGTH), _RANK)
+            long = _kept(base, (2 * _LENGTH,), _RANK) if squares else short
+            own = _kept(base, (_LENGTH, _LENGTH), 2 * _RANK) - short  # what an adapter keeps grows with its rank
             head = _kept_by_head(base)
     except Exception as error:  # whatever a model does that needs values
         logger.info(
@@ -80,7 +81,7 @@ def count_in(
         )
         return None
     square = max(0.0, (long - short) / (2 * _LENGTH**2))  # equal tokens, twice the sum of squared lengths
-    return Activations((short - square * 2 * _LENGTH**2) / (2 * _LENGTH), square, head)
+    return Activations((short - own - square * 2 * _LENGTH**2) / (2 * _LENGTH), square, head)
 
 
 @contextmanager
@@ -94,21 +95,21 @@ def _quiet_kernels() -> Iterator[None]:
         log.disabled = before
 
 
-def _kept(base: BaseModel, lengths: tuple[int, ...]) -> int:
-    """Bytes that autograd keeps of a forward over sequences of these lengths."""
+def _kept(base: BaseModel, lengths: tuple[int, ...], rank: int) -> int:
+    """Bytes that autograd keeps of a forward over sequences of these lengths, with an adapter of this rank."""
     layers = {  # every linear layer, those that no job may name too: its input is kept for an adapter's gradient
         (layer := base.body.layers[shape.name]).index: (
-            LayerPlan(shape.name, shape.in_features, shape.out_features, _RANK, scaling=1.0),
+            LayerPlan(shape.name, shape.in_features, shape.out_features, rank, scaling=1.0),
             layer.base,
         )
         for shape in base.description.linears
     }
-    adapter = AdapterWeights(LoraConfig(r=_RANK), layers, base.device)
+    adapter = AdapterWeights(LoraConfig(r=rank), layers, base.device)
     ids = [np.ones(length, dtype=np.int32) for length in lengths]
     batch = pack([MicroBatch(weights=adapter, sequences=ids, labels=ids)], base.device)
     with _Keeper(base, adapter.flat, adapter.gradient) as keeper:
         base.hidden(batch)
-    return keeper.bytes - 4 * _RANK * len(base.description.linears) * batch.tokens
+    return keeper.bytes
 
 
 def _kept_by_head(base: BaseModel) -> float:

@@ -2,13 +2,16 @@
 
     y[s] = x[s] W^T + bias, changed by the adapter of the rows s of each segment
 
-Rows of one segment never enter the arithmetic of another. On a CPU even the base product is made segment by
-segment, because matrix kernels may round a row differently when more rows stand around it: so an adapter's bytes do
-not depend on its company. On an accelerator the base product is made once for all rows.
+Rows of one segment never enter the arithmetic of another. On a CPU everything, the base product as well, is made
+segment by segment, because matrix kernels may round a row differently when more rows stand around it: so an adapter's
+bytes do not depend on its company. On an accelerator the base product is made once for all rows, and the updates of
+LoRA adapters once for each group of those that have one layout (`adapter_group.py`).
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +21,7 @@ from gpu_actor.batch.shared_batch import Segment
 from gpu_actor.contract.errors import BaseModelError
 from gpu_actor.loading.quantization import dense_weight, is_transposed
 from gpu_actor.operators import UPDATES
+from gpu_actor.operators.adapter_group import AdapterGroup
 from gpu_actor.operators.routing import Routing
 from gpu_actor.operators.update import Saved, Update
 
@@ -53,8 +57,8 @@ class MultiAdapterLinear(nn.Module):
 class _MultiAdapterLinear(torch.autograd.Function):
     """Forward and backward of the operator.
 
-    Gradients of an adapter are added to its buffer directly, segment by segment in the order of the batch: so an
-    adapter's sum does not depend on who else is there.
+    Gradients of an adapter are added to its buffer directly, segment by segment in the order of the batch, or by its
+    group at the end: so an adapter's sum does not depend on who else is there.
     """
 
     @staticmethod
@@ -67,33 +71,44 @@ class _MultiAdapterLinear(torch.autograd.Function):
                 f"a linear layer is applied to {rows.shape[0]} rows, not to the {segments[-1].end} of the shared batch"
             )
         spans = layer.routing.spans(rows.shape[0])
-        out = base_product(rows, layer.base, spans)
+        groups = [group for group in layer.routing.groups if layer.index in group.layers]
+        grouped = [group.forward(rows[group.rows], layer.index) for group in groups]
+        out = base_product(rows, layer.base, spans, groups, [update for update, _ in grouped])
         updates = [
             UPDATES[type(segment.weights.kind)](segment, segment.weights, layer.index, layer.base)
-            for segment in segments
+            for segment in layer.routing.apart
             if segment.weights is not None and layer.index in segment.weights.layers
         ]
         saved = [update.forward(rows, out) for update in updates]
-        ctx.layer, ctx.updates, ctx.spans, ctx.shape = layer, updates, spans, x.shape
+        ctx.layer, ctx.groups, ctx.updates, ctx.spans, ctx.shape = layer, groups, updates, spans, x.shape
         ctx.counts = [len(tensors) for tensors in saved]
-        ctx.save_for_backward(*([rows] if updates else []), *[tensor for tensors in saved for tensor in tensors])
+        ctx.save_for_backward(
+            *([rows] if groups or updates else []), *(low for _, low in grouped), *itertools.chain(*saved)
+        )
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None]:
         layer: MultiAdapterLinear = ctx.layer
+        groups: list[AdapterGroup] = ctx.groups
         grad = grads[0].reshape(-1, grads[0].shape[-1])
-        rows, *flat = ctx.saved_tensors or (None,)
-        saved = [tuple(part) for part in _split(flat, ctx.counts)]
+        rows, *kept = ctx.saved_tensors or (grad,)
+        saved = [tuple(part) for part in _split(kept[len(groups) :], ctx.counts)]
+        wanted = ctx.needs_input_grad[0]
+        parts = [
+            group.backward(rows[group.rows], grad[group.rows], low, layer.index, wanted=wanted)
+            for group, low in zip(groups, kept[: len(groups)], strict=True)
+        ]
         grad_inputs = None
-        if ctx.needs_input_grad[0]:
-            grad_inputs = base_product_backward(_through_base(grad, ctx.updates, saved), layer.base, ctx.spans)
+        if wanted:
+            through, added = _through_base(grad, ctx.updates, saved), [part for part in parts if part is not None]
+            grad_inputs = base_product_backward(through, layer.base, ctx.spans, groups, added)
         for update, tensors in zip(ctx.updates, saved, strict=True):
             update.backward(rows, grad, tensors, grad_inputs)
         return (None if grad_inputs is None else grad_inputs.view(ctx.shape)), None, None, None
 
 
-def _through_base(grad: torch.Tensor, updates: list[Update], saved: list[Saved]) -> torch.Tensor:
+def _through_base(grad: torch.Tensor, updates: Sequence[Update], saved: Sequence[Saved]) -> torch.Tensor:
     """The gradient [T, out] of the base's product; a copy of `grad` only where an adapter scales that product."""
     through = grad
     for update, tensors in zip(updates, saved, strict=True):
@@ -109,23 +124,51 @@ def _split(flat: list[torch.Tensor | None], counts: list[int]) -> list[list[torc
     return [flat[end - count : end] for end, count in zip(ends, counts, strict=True)]
 
 
-def base_product(rows: torch.Tensor, base: nn.Module, spans: list[tuple[int, int]]) -> torch.Tensor:
-    """rows [T, in] -> [T, out], one matrix product per span."""
+def base_product(
+    rows: torch.Tensor,
+    base: nn.Module,
+    spans: Sequence[tuple[int, int]],
+    groups: Sequence[AdapterGroup] = (),
+    updates: Sequence[torch.Tensor] = (),
+) -> torch.Tensor:
+    """rows [T, in] -> [T, out], one matrix product per span, and the updates of groups added to their rows."""
     weight = dense_weight(base, rows.dtype).t()
     bias: torch.Tensor | None = base.bias  # type: ignore[assignment]
+    if _covers(groups, rows):
+        out = updates[0].addmm_(rows, weight)  # the product ends by adding: one kernel, and one less pass over memory
+        return out if bias is None else out.add_(bias)
     out = rows.new_empty(rows.shape[0], weight.shape[1])
     for start, end in spans:
         if bias is None:
             torch.mm(rows[start:end], weight, out=out[start:end])
         else:
             torch.addmm(bias, rows[start:end], weight, out=out[start:end])
-    return out
+    return _added(out, groups, updates)
 
 
-def base_product_backward(grad: torch.Tensor, base: nn.Module, spans: list[tuple[int, int]]) -> torch.Tensor:
-    """grad [T, out] -> [T, in]; the frozen weight gets none."""
+def base_product_backward(
+    grad: torch.Tensor,
+    base: nn.Module,
+    spans: Sequence[tuple[int, int]],
+    groups: Sequence[AdapterGroup] = (),
+    updates: Sequence[torch.Tensor] = (),
+) -> torch.Tensor:
+    """grad [T, out] -> [T, in], and the parts of groups added to their rows; the frozen weight gets none."""
     weight = dense_weight(base, grad.dtype)
+    if _covers(groups, grad):
+        return updates[0].addmm_(grad, weight)
     grad_inputs = grad.new_empty(grad.shape[0], weight.shape[1])
     for start, end in spans:
         torch.mm(grad[start:end], weight, out=grad_inputs[start:end])
-    return grad_inputs
+    return _added(grad_inputs, groups, updates)
+
+
+def _covers(groups: Sequence[AdapterGroup], rows: torch.Tensor) -> bool:
+    """Whether one group has all rows."""
+    return len(groups) == 1 and groups[0].rows == slice(0, rows.shape[0])
+
+
+def _added(out: torch.Tensor, groups: Sequence[AdapterGroup], updates: Sequence[torch.Tensor]) -> torch.Tensor:
+    for group, update in zip(groups, updates, strict=True):
+        out[group.rows] += update
+    return out

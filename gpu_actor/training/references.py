@@ -23,7 +23,6 @@ from gpu_actor.contract.config import AdapterSpec
 from gpu_actor.contract.errors import AdapterError
 from gpu_actor.contract.objective_fields import REFERENCE_OBJECTIVES
 from gpu_actor.data.samples import Labelled
-from gpu_actor.losses.objectives import segment_losses
 from gpu_actor.model.base_model import BaseModel
 
 
@@ -71,7 +70,7 @@ def run_ahead(micro_batches: Sequence[MicroBatch], base: BaseModel) -> int:
     for run in split_samples(tokens, most=most) if texts else ():
         batch = pack(texts[run.start : run.stop], base.device)
         with torch.no_grad():
-            losses = [share.loss for share in segment_losses(base.hidden(batch), batch, base.head)]
+            losses = [share.loss for share in base.losses(batch)]
         log_p += (-torch.stack(losses)).tolist()
     start = 0
     for ahead in wanted:

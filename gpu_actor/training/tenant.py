@@ -25,6 +25,7 @@ from gpu_actor.data.dataset import LoadedDataset
 from gpu_actor.data.samples import digest
 from gpu_actor.losses.objectives import SegmentLoss, StepSums
 from gpu_actor.training.checkpoint import Progress
+from gpu_actor.training.clip import Clip
 from gpu_actor.training.early_stop import diverged, overfitted
 from gpu_actor.training.metrics import added
 from gpu_actor.training.micro_batches import MicroBatches
@@ -163,21 +164,33 @@ class Tenant:
         self.split = split or self.split
         self._plan_step()
 
-    def take_step(self) -> torch.Tensor:
+    @property
+    def step_loss(self) -> torch.Tensor:
+        """Scalar on the device: the loss of what has run of the optimizer step in work."""
+        return self._sums.loss
+
+    @property
+    def norm_limit(self) -> float:
+        """The largest gradient norm that is not clipped; infinite where none is."""
+        return self.spec.training.max_grad_norm or math.inf
+
+    def take_step(self, clip: Clip | None = None) -> torch.Tensor:
         """Clip, step, schedule: the optimizer step is complete. Nothing is read from the device.
 
         A step whose loss or gradient is not finite leaves the adapter as it was.
 
+        Args:
+            clip: How the gradient is clipped, where that was found for several adapters together; None: by itself.
+
         Returns:
             Its numbers [n] on the device; `settle` wants them.
         """
-        if self.weights.gradient_scale != 1.0:
-            self.weights.gradient.div_(self.weights.gradient_scale)
-        limit = self.spec.training.max_grad_norm or math.inf
-        norm = torch.nn.utils.clip_grad_norm_([self.weights.flat], limit)
+        norm = self._clip() if clip is None else clip.norm
         number, rate = self.steps_taken + 1, self.learning_rate
         taken = TakenStep.of(number, rate, self._step_tokens, self._sums, norm, self.weights)
-        self.optimizer.found_inf = taken.bad  # type: ignore[attr-defined]
+        self.optimizer.found_inf = taken.bad if clip is None else clip.bad  # type: ignore[attr-defined]
+        if clip is not None:
+            self.optimizer.grad_scale = clip.divisor  # type: ignore[attr-defined]
         self.optimizer.step()
         self.scheduler.step()
         self._taken = taken
@@ -201,6 +214,12 @@ class Tenant:
             self.progress = dataclasses.replace(self.progress, unreached=taken.unreached(values, self.weights))
         self._count(taken, found)
         self._watch_loss(taken.number, found.loss)
+
+    def _clip(self) -> torch.Tensor:
+        """Clip the gradient in place; returns its norm before that."""
+        if self.weights.gradient_scale != 1.0:
+            self.weights.gradient.div_(self.weights.gradient_scale)
+        return torch.nn.utils.clip_grad_norm_([self.weights.flat], self.norm_limit)
 
     def _watch_loss(self, step: int, loss: float) -> None:
         watch = self.progress.watch.after_step(step, loss)

@@ -12,15 +12,17 @@ import torch
 
 from gpu_actor.adapters.weights import AdapterWeights
 from gpu_actor.batch.composer import Candidate, TokenBudget, compose
-from gpu_actor.batch.shared_batch import MicroBatch, pack
+from gpu_actor.batch.shared_batch import pack
 from gpu_actor.contract.footprint import DEFAULT_TOKEN_BUDGET, MICRO_BATCH_CAP
 from gpu_actor.contract.report import TenantReport, TenantState
 from gpu_actor.device.failures import is_device_lost, is_out_of_memory
 from gpu_actor.device.readback import Readback
 from gpu_actor.device.step_meter import StepMeter
-from gpu_actor.losses.objectives import SegmentLoss, StepSums, segment_losses
 from gpu_actor.model.base_model import BaseModel
+from gpu_actor.operators.adapter_group import side_by_side
 from gpu_actor.training.attempts import attempt, reason_of, too_long
+from gpu_actor.training.clip import Clip, clip_together
+from gpu_actor.training.evaluation import evaluate
 from gpu_actor.training.references import run_ahead
 from gpu_actor.training.tenant import Tenant
 
@@ -209,7 +211,10 @@ class CoTrainer:
             for t in tenants
             if not t.waits
         ]
-        return [(self._tenants[job_id], count) for job_id, count in compose(candidates, self.token_budget).items()]
+        chosen = [(self._tenants[job_id], count) for job_id, count in compose(candidates, self.token_budget).items()]
+        if self.base.by_segment:
+            return chosen
+        return [chosen[number] for number in side_by_side([tenant.weights for tenant, _ in chosen])]
 
     def _run_or_isolate(self, chosen: list[tuple[Tenant, int]]) -> list[Tenant]:
         """Run a shared batch; when it raises, begin everyone's optimizer step anew, alone.
@@ -278,7 +283,7 @@ class CoTrainer:
         """One forward and one backward for all chosen micro-batches."""
         micro_batches = [micro_batch for tenant, count in chosen for micro_batch in tenant.pending[:count]]
         self._ahead = run_ahead(micro_batches, self.base)
-        losses = self._losses(micro_batches)
+        losses = self.base.losses(pack(micro_batches, self.base.device))
         torch.stack([share.loss for share in losses]).sum().backward()  # type: ignore[no-untyped-call]
         self.batch_tokens = sum(micro_batch.tokens for micro_batch in micro_batches)
         self.batch_adapters = len(chosen)
@@ -287,10 +292,13 @@ class CoTrainer:
             tenant.ran(losses[place : place + count])
             place += count
 
-    def _losses(self, micro_batches: Sequence[MicroBatch]) -> list[SegmentLoss]:
-        """One forward for all of them."""
-        batch = pack(micro_batches, self.base.device)
-        return segment_losses(self.base.hidden(batch), batch, self.base.head)
+    def _clips(self, due: Sequence[Tenant]) -> Sequence[Clip | None]:
+        """How the gradients of those are clipped whose optimizer step is complete; on a CPU each does it itself."""
+        if self.base.by_segment or not due:
+            return [None] * len(due)
+        gradients, losses = [tenant.weights.gradient for tenant in due], [tenant.step_loss for tenant in due]
+        limits, scale = [tenant.norm_limit for tenant in due], due[0].weights.gradient_scale
+        return clip_together(gradients, losses, limits, scale)
 
     def _trains(self, tenant: Tenant) -> bool:
         return self._tenants.get(tenant.spec.job_id) is tenant
@@ -301,9 +309,9 @@ class CoTrainer:
         Where the numbers come late they are read after the next shared batch, unless somebody waits for this step.
         """
         values: list[torch.Tensor] = []
-        for tenant in due:
+        for tenant, clip in zip(due, self._clips(due), strict=True):
             try:
-                values.append(tenant.take_step())
+                values.append(tenant.take_step(clip))
             except Exception as error:
                 self._fail(tenant, error)
             else:
@@ -333,42 +341,11 @@ class CoTrainer:
 
     def _after_step(self, tenant: Tenant) -> None:
         if tenant.wants_evaluation:
-            tenant.evaluated(*self._evaluate(tenant.evaluation_batches()))
+            tenant.evaluated(*evaluate(self.base, tenant.evaluation_batches(), self.meter.memory.release))
         if tenant.finished:
             self._finish(tenant)
         elif tenant.wants_checkpoint:
             tenant.save_checkpoint()
-
-    def _evaluate(self, micro_batches: Sequence[MicroBatch]) -> tuple[float, dict[str, float]]:
-        """Sums of the scaled losses and figures, each micro-batch in a forward of its own, smaller where it must be.
-
-        Raises:
-            OutOfMemoryError: A single sample does not fit.
-        """
-        total, figures = 0.0, dict[str, float]()
-        waiting = deque(micro_batches)
-        while waiting:
-            micro_batch = waiting.popleft()
-            outcome = attempt(partial(self._evaluate_one, micro_batch))
-            if not isinstance(outcome, Exception):
-                loss, more = outcome
-                total += loss
-                figures = {name: figures.get(name, 0.0) + value for name, value in more.items()}
-            elif not is_out_of_memory(outcome):
-                raise outcome
-            elif micro_batch.samples == 1:
-                raise too_long([micro_batch], outcome)
-            else:
-                self.meter.memory.release()
-                waiting.extendleft(reversed(micro_batch.parts(2)))
-        return total, figures
-
-    def _evaluate_one(self, micro_batch: MicroBatch) -> tuple[float, dict[str, float]]:
-        sums = StepSums()
-        run_ahead([micro_batch], self.base)
-        with torch.no_grad():
-            sums.add(*self._losses([micro_batch]))
-        return sums.read()
 
     # -- ends ----------------------------------------------------------------------------------------------------
 

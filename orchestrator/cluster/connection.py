@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gpu_actor.contract.errors import ClusterUnavailableError, LorayError
-from orchestrator.cluster.address import ClusterAddress, checked, find_address, host_and_port
+from orchestrator.cluster.address import ClusterAddress, answers, checked, find_address, host_and_port
 from orchestrator.cluster.ray_internals import Access, auth_token, probe_access, reread_environment, resolve_auto
 
 NAMESPACE = "loray"
 CONTROLLER = "loray-controller"
+_LOOK_SECONDS = 2.0  # that an answer may take before it is looked whether Ray still runs
 
 HOW_TO_START = (
     "Start one with `loray serve`, or let `loray run JOB.yaml` start its own. For one that runs elsewhere, give "
@@ -127,6 +130,32 @@ def _lets_in(address: str, token: str | None, where: str) -> bool:
     if access is Access.NO_ANSWER:
         raise ClusterUnavailableError(f"no Ray cluster answers at {where}. {HOW_TO_START}")
     return access is Access.GRANTED
+
+
+def wait_for_answers(refs: Sequence[Any], timeout: float) -> None:
+    """Waits for the answers of calls, as long as there is a cluster to wait for; without one Ray would for a minute.
+
+    Args:
+        refs: Of the calls.
+        timeout: Seconds to wait at most.
+
+    Raises:
+        ClusterUnavailableError: Ray has ended.
+    """
+    import ray
+
+    deadline = time.monotonic() + timeout
+    address = ray.get_runtime_context().gcs_address
+    while True:
+        left = deadline - time.monotonic()
+        done, _ = ray.wait(list(refs), num_returns=len(refs), timeout=max(0.0, min(_LOOK_SECONDS, left)))
+        if len(done) == len(refs) or left <= _LOOK_SECONDS:
+            return
+        if not answers(address):
+            raise ClusterUnavailableError(
+                f"Ray at {address} has ended: its head was stopped or killed. Jobs and their states are kept; "
+                "`loray serve`, or `loray run` with the same file, goes on with them from their last checkpoints"
+            )
 
 
 def controller() -> Any:

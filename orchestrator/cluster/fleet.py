@@ -27,7 +27,7 @@ from gpu_actor.contract.questions import Answer, AskRequest
 from gpu_actor.contract.report import ActorPhase, ActorReport
 from orchestrator.cluster.cluster_config import ClusterConfig
 from orchestrator.cluster.connection import NAMESPACE
-from orchestrator.cluster.member import Instruction, Loss, LossKind, Member
+from orchestrator.cluster.member import Instruction, Loss, LossKind, Member, cause_of_death
 from orchestrator.cluster.node_gpus import NodeGpus
 from orchestrator.cluster.obstacles import Obstacles
 from orchestrator.cluster.places import Place, configured_places
@@ -264,7 +264,8 @@ class Fleet:
         return None
 
     def _died(self, member: Member, error: Exception) -> Loss:
-        reason = f"its process died: {one_line(error)}"
+        logger.warning("actor %s died: %s", member.name, error)
+        reason = f"its process died: {cause_of_death(error)}"
         if not member.ready:
             deaths = self.obstacles.died_loading(member.place.id, member.base_model)
             if deaths is not None:

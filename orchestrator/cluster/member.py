@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from gpu_actor.contract.messages import plain, shortened
 from gpu_actor.contract.orders import Order
 from gpu_actor.contract.report import ActorPhase, ActorReport
 from orchestrator.cluster.places import Place
+
+# How Ray leads up to a cause in the text of its errors; the innermost comes first.
+_CAUSES = (
+    re.compile(r"Worker exit detail: (.+?)(?:\s*There are some potential root causes|$)"),
+    re.compile(r"The actor is dead because (.+)"),
+    re.compile(r"The actor died because of an error raised in its creation task, (.+)"),
+)
 
 
 class LossKind(str, Enum):
@@ -75,3 +84,12 @@ class Member:
     def ready(self) -> bool:
         """Whether it can train."""
         return self.report is not None and self.report.state is ActorPhase.READY
+
+
+def cause_of_death(error: Exception) -> str:
+    """Why Ray says that an actor died, on one line: the cause alone, which stands behind ids and in front of advice."""
+    text = plain(str(error))
+    for pattern in _CAUSES:
+        if found := pattern.search(text):
+            return shortened(found[1].rstrip(" ."))
+    return shortened(text or type(error).__name__)

@@ -4,6 +4,8 @@ Ray promises none of these names. They were looked up in Ray 2.50 to 2.53 and in
 
 - `ray._private.parameter.RayParams(dashboard_agent_listen_port=...)`: in all of them. Without it the agent of a Ray
   that Loray starts listens at Ray's own port, and beside a second Ray `ray job submit` is refused.
+- `ray._private.services.ConsolePopen`: in 2.60. Without it Ray's own processes hear the signals that are sent to the
+  process group of a `loray run`, and end before it can end its jobs in order.
 - `ray._private.services.canonicalize_bootstrap_address`: in all of them. Without it `ray.init` resolves `auto`, and
   takes its own long way to find out that a cluster does not let it in.
 - the gRPC method `/ray.rpc.NodeInfoGcsService/CheckAlive`: in all of them. Without it, or without the package `grpc`,
@@ -60,6 +62,26 @@ def any_agent_port() -> Iterator[None]:
         yield
     finally:
         params.__init__ = original
+
+
+@contextlib.contextmanager
+def sessions_of_their_own() -> Iterator[None]:
+    """Puts the processes of a Ray that is started meanwhile out of reach of signals to our process group.
+
+    `timeout`, shells and process managers signal the whole group: Ray would end at once, and with it the way to tell
+    the jobs. The kernel still ends these processes with this one (Ray asks it to), whatever it dies of.
+    """
+    try:
+        services: Any = importlib.import_module("ray._private.services")
+        original = services.ConsolePopen
+    except _MISSING:
+        yield
+        return
+    services.ConsolePopen = functools.partial(original, start_new_session=True)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = original
 
 
 def resolve_auto() -> str | None:

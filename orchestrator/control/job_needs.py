@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gpu_actor.adapters.shapes import adapter_activation_bytes, adapter_bytes
+from gpu_actor.adapters.shapes import adapter_activation_bytes, adapter_bytes, copy_bytes
 from gpu_actor.contract import footprint
 from gpu_actor.contract.config import TrainingConfig
 from gpu_actor.contract.description import BaseDescription
@@ -23,15 +23,17 @@ _UNKNOWN_SHARE = 0.5  # of cutoff_len, for samples that nobody has counted
 
 @dataclass(frozen=True)
 class AdapterNeed:
-    """What an adapter takes of an actor's memory: a matter of its settings and its base model alone.
+    """What an adapter takes of an actor's memory: a matter of its settings, its base model and the kind of device.
 
     Attributes:
         bytes: Weights, gradients, moments, and what it keeps frozen.
-        token_bytes: What its own part of the layers keeps of each token for the backward.
+        token_bytes: Of a kind of device, what its own part of the layers keeps of each token for the backward.
+        copies: Bytes of copies that a GPU makes of it for a shared batch.
     """
 
     bytes: int
-    token_bytes: int
+    token_bytes: Mapping[str, int]
+    copies: int
 
     @classmethod
     def of(cls, spec: JobSpec, base: BaseDescription) -> AdapterNeed:
@@ -40,7 +42,12 @@ class AdapterNeed:
         Raises:
             LorayError: The adapter does not go with the base model.
         """
-        return cls(adapter_bytes(base, spec.lora), adapter_activation_bytes(base, spec.lora, 1))
+        kept = {kind: adapter_activation_bytes(base, spec.lora, 1, kind) for kind in MICRO_BATCH_CAP}
+        return cls(adapter_bytes(base, spec.lora), kept, copy_bytes(base, spec.lora))
+
+    def size(self, kind: str, tokens: int) -> int:
+        """Bytes on a kind of device with so many tokens in a micro-batch."""
+        return self.bytes + (self.copies if kind == "cuda" else 0) + self.token_bytes[kind] * tokens
 
 
 def scheduling_view(
@@ -106,8 +113,9 @@ def before_its_rungs(job: JobView, spec: JobSpec) -> JobView:
 
 def _size_on(device: str, training: TrainingConfig, need: AdapterNeed, longest: int | None) -> JobSize:
     """What a job takes of a place with such a device."""
-    worst = footprint.worst_micro_batch_tokens(training, MICRO_BATCH_CAP[device_kind(device)], longest)
-    return JobSize(need.bytes + need.token_bytes * worst, worst)
+    kind = device_kind(device)
+    worst = footprint.worst_micro_batch_tokens(training, MICRO_BATCH_CAP[kind], longest)
+    return JobSize(need.size(kind, worst), worst)
 
 
 def _guess_steps(spec: JobSpec, size: DataSize | None) -> int:

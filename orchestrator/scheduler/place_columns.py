@@ -52,7 +52,7 @@ class Places:
             np.array([memory.per_token for memory in memories], np.float64),
             np.array([memory.cap for memory in memories], np.float64),
         )
-        speeds = [self._speed(p, actor.base_model) for p, actor in enumerate(actors)]
+        speeds = self._speeds = [self._speed(p, actor.base_model) for p, actor in enumerate(actors)]
         self._step_seconds = np.array([speed.step_seconds for speed in speeds], np.float64)
         self._token_seconds = np.array([speed.token_seconds for speed in speeds], np.float64)
         self._adapter_seconds = np.array([speed.adapter_seconds for speed in speeds], np.float64)
@@ -169,7 +169,7 @@ class Places:
         """Plan another base model for a place where no job is planned."""
         self.base[place] = self._bases.index(base)
         self.load[place] = self.views[place].seconds_to_load(base)
-        speed = self._speed(place, base)
+        speed = self._speeds[place] = self._speed(place, base)
         self._step_seconds[place] = speed.step_seconds
         self._token_seconds[place], self._adapter_seconds[place] = speed.token_seconds, speed.adapter_seconds
         self.states[place] = ActorState.STARTING
@@ -242,10 +242,7 @@ class Places:
 
     def added_at(self, place: int, job: int) -> float:
         """v of a job on one place."""
-        tokens = self._jobs.tokens[job]
-        further_batches = max(0.0, math.ceil(tokens / self.budget[place]) - 1)
-        a, b, c = self._step_seconds[place], self._token_seconds[place], self._adapter_seconds[place]
-        return float(b * tokens + c + further_batches * a)
+        return self._speeds[place].added(float(self._jobs.tokens[job]), self.views[place].shape.token_budget)
 
     def overhead(self, job: int) -> Floats:
         """The fixed cost of a step on each place, in parts of that on the average place of a job."""
@@ -254,7 +251,7 @@ class Places:
 
     def overhead_at(self, place: int, job: int) -> float:
         """The same on one place."""
-        return float(self._step_seconds[place] / max(float(self._jobs.shared[job]), 1e-12))
+        return self._speeds[place].step_seconds / max(float(self._jobs.shared[job]), 1e-12)
 
     def least_weight_added(self, hosts: Mask, jobs: Ints) -> Floats:
         """Weight there times v of some jobs, over the fixed cost of a step: no more than on any of some places."""

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 
+import psutil
 import pytest
 
 from support.command import LORAY, Home, JobFiles
@@ -59,16 +60,30 @@ def test_run_starts_its_own_and_fails_with_a_job(served, stopped, files):
     assert not (served.storage / "cluster.json").exists()
 
 
-def test_ctrl_c_cancels_in_a_cluster_of_our_own(files):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_the_whole_group_cancels_in_a_cluster_of_our_own(files, number, code):
+    """As a terminal, `timeout` and process managers send it; Ray itself must live until the jobs have ended."""
     with Home() as home:
-        process = home.start(*LORAY, "run", "--json", files.write("stopped", max_steps=LONG), log="own")
+        process = home.start(*LORAY, "run", "--json", files.write(f"stopped-{code}", max_steps=LONG), log="own")
         home.wait_for('"state": "RUNNING"', process, log="own")
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to Ray's processes as well
-        assert process.wait(120) == 130
+        os.killpg(process.pid, number)
+        assert process.wait(120) == code
         *lines, last = [
             line for line in (home.path / "own").read_text().splitlines() if not line.startswith("cancelling")
         ]
         events = [json.loads(line) for line in lines]
         assert {event["event"] for event in events} <= {"state", "progress"}
         assert [job["state"] for job in json.loads(last)["jobs"]] == ["CANCELLED"]
-        assert not list((files.folder / "out" / "stopped").glob("checkpoint-*"))
+        assert not list((files.folder / "out" / f"stopped-{code}").glob("checkpoint-*"))
+
+
+def test_serve_says_that_its_head_was_killed(files):
+    with Home() as home:
+        process = home.start(*LORAY, "serve", log="own")
+        home.wait_for("Ctrl-C stops it", process, log="own")
+        (head,) = (child for child in psutil.Process(process.pid).children() if child.name() == "gcs_server")
+        head.kill()
+        assert process.wait(120) == 3
+        said = (home.path / "own").read_text().splitlines()[-1]
+        assert said.startswith("error: Ray at ")
+        assert "has ended: its head was stopped or killed. Jobs and their states are kept" in said

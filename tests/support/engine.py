@@ -1,5 +1,7 @@
 """Helpers for engine tests: tenants of a base model in this process, no Ray."""
 
+from unittest.mock import patch
+
 import numpy as np
 import torch
 
@@ -8,7 +10,6 @@ from gpu_actor.batch.shared_batch import MicroBatch
 from gpu_actor.contract.config import AdapterSpec, DatasetConfig, TrainingConfig
 from gpu_actor.contract.lora_config import LoraConfig
 from gpu_actor.data.dataset import load_dataset
-from gpu_actor.losses.objectives import segment_losses
 from gpu_actor.model.base_model import BaseModel
 from gpu_actor.training.references import read_reference
 from gpu_actor.training.tenant import Tenant
@@ -19,6 +20,17 @@ from support.tiny import family_model, tiny_model, token_rows, write_rows
 def tiny_hooked(kind="llama", dtype=torch.float32, **changes):
     """A tiny random base model, hooked and probed."""
     return BaseModel.serve("tiny", tiny_model(kind, dtype=dtype, **changes))
+
+
+def served_as_on_a_gpu(model, products, **settings):
+    """A base that computes on the CPU as it would on a GPU, with these products for groups of adapters.
+
+    But for attention in half precision, of which there is no kernel for a CPU: it is made per sequence.
+    """
+    with patch("gpu_actor.model.body.has_varlen", return_value=False):
+        base = BaseModel.serve("tiny", model, kernels="cuda", **settings)
+    base.body.routing.products = products
+    return base
 
 
 def family_hooked(family, dtype=torch.float32, **changes):
@@ -79,4 +91,4 @@ def micro_batch(weights, lengths, seed=0, **settings):
 
 def losses_of(base, batch):
     """The loss of every segment, in the batch's order."""
-    return [found.loss for found in segment_losses(base.hidden(batch), batch, base.head)]
+    return [found.loss for found in base.losses(batch)]

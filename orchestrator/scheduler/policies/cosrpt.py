@@ -64,6 +64,7 @@ class CoSrpt(Policy):
         self._actors: dict[int, float] = {}  # by base model
         self._queues: dict[int, _Queue] = {}  # likewise, for jobs that come later
         self._clearly = self._times_to_leave()
+        self._hope = np.zeros(jobs.count)
         self._elsewhere = 0.0  # weight of the jobs whose base model no place has, for each place
 
     def _times_to_leave(self) -> Floats:
@@ -94,6 +95,7 @@ class CoSrpt(Policy):
             self._actors[int(base)] = actors
             self._weigh_long_jobs(members, actors)
             self._size_groups(members, actors)
+        self._hope = self._hopes()
 
     def _weigh_long_jobs(self, members: Ints, actors: float) -> None:
         """More weight for the jobs that decide when everything is done."""
@@ -139,6 +141,7 @@ class CoSrpt(Policy):
             self._overhead[job], self._weight_behind[job] = queue.overhead, max(weight, behind / self._actors[base])
         self._weight_behind[jobs] += self._waits_elsewhere(jobs)
         self._clearly = np.append(self._clearly, more + 1)
+        self._hope = self._hopes()
 
     def _queue_of(self, members: Ints) -> _Queue:
         """The queue of the jobs of one base model."""
@@ -184,7 +187,11 @@ class CoSrpt(Policy):
         if (places.jobs_on[hosts] == 0).any():
             return np.ones(len(jobs), bool)
         least = places.least_weight_added(hosts, jobs)
-        mask: Mask = (
-            least <= self._clearly[jobs] * self._most_added(jobs) / np.maximum(self.jobs.shared[jobs], 1e-12) * _HOPE
-        )
+        mask: Mask = least <= self._hope[jobs]
         return mask
+
+    def _hopes(self) -> Floats:
+        """Most weight times v, over the fixed cost of a step, with which each job may still be wanted."""
+        jobs = np.arange(self.jobs.count)
+        hopes: Floats = self._clearly * self._most_added(jobs) / np.maximum(self.jobs.shared, 1e-12) * _HOPE
+        return hopes

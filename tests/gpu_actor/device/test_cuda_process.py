@@ -1,5 +1,6 @@
 """What a process sets before it trains on a GPU, seen through a torch that only says what it was told."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -7,11 +8,14 @@ import torch
 
 from gpu_actor.actor import GpuActor
 from gpu_actor.contract.config import ActorOptions
+from gpu_actor.contract.footprint import first_token_budget
 from gpu_actor.contract.report import ActorPhase, ActorReport
 from gpu_actor.device import cuda_process
 from gpu_actor.device.memory import MemoryMeter
+from gpu_actor.hosting import hosted_base
 from gpu_actor.hosting.hosted_base import HostedBase
 from gpu_actor.model.base_model import BaseModel
+from gpu_actor.model.describe import describe_base
 
 
 @pytest.fixture
@@ -46,6 +50,19 @@ def test_before_a_base_is_loaded(told, monkeypatch, device, share, expected):
     options = ActorOptions(name="a", base_model="nowhere", device=device, memory_share=share)
     with pytest.raises(LoadedError):
         HostedBase.load(options, MemoryMeter("cpu"), ActorReport("a", "boot", ActorPhase.LOADING))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gpus_first_budget_is_that_of_its_room_and_its_dtype(tiny_base, dtype):
+    described = describe_base(tiny_base)
+    options = ActorOptions(name="a", base_model=tiny_base, device="cuda")
+    base = SimpleNamespace(device=torch.device("cuda"), dtype=dtype, description=replace(described, activations=None))
+    room = 2**23
+    expected = first_token_budget(described, "cuda", room, dtype.itemsize)
+    assert 128 < expected < 8192
+    assert hosted_base._first_budget(base, options, room) == expected
+    base.device = torch.device("cpu")
+    assert hosted_base._first_budget(base, options, room) == 1024
 
 
 @pytest.mark.parametrize(

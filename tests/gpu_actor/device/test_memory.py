@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpu_actor.adapters.kinds.dora import weight_norm
-from gpu_actor.adapters.shapes import adapter_activation_bytes, frozen_values
+from gpu_actor.adapters.shapes import adapter_activation_bytes, copy_bytes, frozen_values
 from gpu_actor.batch.shared_batch import split_samples
 from gpu_actor.contract.description import Activations, BaseDescription, LinearShape
 from gpu_actor.contract.footprint import activation_bytes, worst_micro_batch_tokens
@@ -19,6 +19,7 @@ from gpu_actor.contract.lora_config import LoraConfig
 from gpu_actor.contract.report import TenantState
 from gpu_actor.device import memory
 from gpu_actor.device.memory import MemoryMeter, control_group_limits
+from gpu_actor.training import trainer as trainer_module
 from gpu_actor.training.trainer import CoTrainer
 from support.engine import flat, make_spec, make_tenant, run_all, tiny_hooked
 from support.oracle import same_bytes
@@ -130,6 +131,18 @@ def test_dropout_masks_count(kind):
     plain, masked = (LoraConfig(r=4, **kind, **{field: p}) for p in (0.0, 0.1))
     extra = adapter_activation_bytes(BASE, masked, 10) - adapter_activation_bytes(BASE, plain, 10)
     assert extra == 10 * 2 * 64
+
+
+def test_a_group_on_a_gpu_keeps_copies_of_its_adapters_and_no_masks():
+    """Two bytes a value for the copy and two for the sums of gradients; other kinds are what they are on a CPU."""
+    plain, masked = (LoraConfig(r=4, lora_dropout=p) for p in (0.0, 0.1))
+    kept = [adapter_activation_bytes(BASE, lora, 10, "cuda") for lora in (plain, masked)]
+    assert kept == [adapter_activation_bytes(BASE, plain, 10)] * 2
+    values = 2 * 4 * (64 + 100)
+    assert copy_bytes(BASE, masked) == 4 * values
+    other = LoraConfig(r=4, lora_dropout=0.1, use_dora=True)
+    assert copy_bytes(BASE, other) == 0
+    assert adapter_activation_bytes(BASE, other, 10, "cuda") == adapter_activation_bytes(BASE, other, 10)
 
 
 @pytest.mark.parametrize(
@@ -255,21 +268,21 @@ def test_a_limit_that_is_kept_changes_no_bit(tmp_path):
     assert same_bytes(flat(free), flat(limited))
 
 
-def test_samples_leave_the_warm_up_and_evaluations_out(tmp_path):
+def test_samples_leave_the_warm_up_and_evaluations_out(tmp_path, monkeypatch):
     """An evaluation that takes 128 MiB and a third of a second, of a model that takes next to nothing."""
     base = tiny_hooked()
     training = {"max_steps": 6, "per_device_train_batch_size": 2, "eval_steps": 1}
     spec = make_spec(tmp_path, "a", token_rows(12, seed=2), None, training, {"val_size": 4})
     trainer = CoTrainer(base)
-    evaluate = trainer._evaluate
+    evaluate = trainer_module.evaluate
 
-    def at_length(micro_batches):
+    def at_length(*arguments):
         block = np.ones(128 * MIB, dtype=np.uint8)
         time.sleep(0.3)
         del block
-        return evaluate(micro_batches)
+        return evaluate(*arguments)
 
-    trainer._evaluate = at_length
+    monkeypatch.setattr(trainer_module, "evaluate", at_length)
     tenant = make_tenant(base, spec)
     trainer.attach(tenant)
     trainer.meter.memory.release()

@@ -8,7 +8,7 @@ from gpu_actor.batch.shared_batch import pack
 from gpu_actor.contract.config import TrainingConfig
 from gpu_actor.contract.lora_config import LoraConfig
 from gpu_actor.data.samples import Collector
-from gpu_actor.losses.objectives import StepSums, segment_losses
+from gpu_actor.losses.objectives import StepSums
 from gpu_actor.losses.preference import PairSums, pair_losses
 from gpu_actor.training.micro_batches import MicroBatches
 from gpu_actor.training.references import run_ahead
@@ -61,7 +61,7 @@ def whole_batch(base, weights, rows, training, sizes=(100,)):
     for micro_batch in (part for whole in made for part in whole.parts(sizes[0])):
         run_ahead([micro_batch], base)
         batch = pack([micro_batch], CPU)
-        (found,) = segment_losses(base.hidden(batch), batch, base.head)
+        (found,) = base.losses(batch)
         found.loss.backward()
         sums.add(found)
     return *sums.read(), weights.gradient.clone()

@@ -318,12 +318,12 @@ def test_a_backward_that_breaks_off_half_way_leaves_no_gradient_behind(tmp_path,
     wrapped = multi_adapter_linear.MultiAdapterLinear
     fifth = [module.base for module in base.model.modules() if isinstance(module, wrapped)][5]
 
-    def breaks_once(grad, layer, spans):
+    def breaks_once(grad, layer, spans, *added):
         if layer is fifth:
             calls.append(len(spans))
             if len(calls) == 3:
                 raise torch.OutOfMemoryError("once")
-        return original(grad, layer, spans)
+        return original(grad, layer, spans, *added)
 
     monkeypatch.setattr(multi_adapter_linear, "base_product_backward", breaks_once)
     mine, other = make_tenant(base, mine_spec(tmp_path)), make_tenant(base, neighbour_spec(tmp_path))

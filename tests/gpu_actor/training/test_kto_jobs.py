@@ -122,7 +122,7 @@ def test_a_step_equals_the_papers_formula_in_fp64_however_it_is_split(tmp_path, 
     trainer = CoTrainer(base, 1)  # one part in each shared batch
     trainer.attach(tenant)
     taken = []
-    tenant.take_step = lambda: taken.append(tenant._sums.read()) or torch.zeros(1)
+    tenant.take_step = lambda _clip: taken.append(tenant._sums.read()) or torch.zeros(1)
     assert len(tenant.pending) == parts
     while not taken:
         trainer.step()

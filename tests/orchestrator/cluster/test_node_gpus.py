@@ -1,10 +1,11 @@
 """The memory of GPUs before any actor runs there: what nodes are asked, and what follows from their answers."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
-from gpu_actor.contract.description import BaseDescription, LinearShape
+from gpu_actor.contract.description import Activations, BaseDescription, LinearShape
 from gpu_actor.device.accelerators import Accelerator, read_accelerators
 from gpu_actor.device.memory import accelerator_limit
 from orchestrator.cluster import node_gpus
@@ -20,6 +21,8 @@ GIB = 2**30
 SMALL, LARGE = Accelerator("T4", 16 * GIB), Accelerator("H100", 80 * GIB)
 LINEARS = (LinearShape("model.layers.0.self_attn.q_proj", 4096, 4096),)
 SEVEN_BILLION = BaseDescription("org/7b", "llama", LINEARS, 4096, 32, 32000, 7 * 10**9)
+
+TOKEN_HUNGRY = replace(SEVEN_BILLION, activations=Activations(10 * 2**20, half=Activations(5 * 2**20)))
 
 
 def node(name, gpus=1.0, alive=True):
@@ -104,3 +107,16 @@ def test_the_offline_plan_knows_the_gpus_of_this_machine(monkeypatch, actors):
     monkeypatch.setattr(node_gpus, "accelerators", lambda: [SMALL])
     (place,) = node_gpus.places_on_this_machine(ClusterConfig(actors=actors).actors)
     assert (place.device, place.memory_limit, place.device_name) == ("cuda", 15 * GIB, "T4")
+
+
+def test_before_anything_is_measured_half_of_a_gpus_room_is_left_to_adapters():
+    """Not so on a CPU, whose actors begin with the default whatever they have room for."""
+    caps = []
+    for settings, limit in (({"num_gpus": 1}, 23 * GIB), ({}, 40 * GIB), ({"num_gpus": 1}, 400 * GIB)):
+        (place,) = listed_places([ActorConfig(dtype="bfloat16", memory_limit=limit, **settings)], [node("a")])
+        (view,) = with_models([(place.view, place, None)], Profiles(None), {SEVEN_BILLION.ref: TOKEN_HUNGRY})
+        model = view.memories[SEVEN_BILLION.ref]
+        caps.append((model.token_cap, int((limit - model.fixed_bytes) / model.bytes_per_token)))
+    (small, room), (on_cpu, _), (large, _) = caps
+    assert room // 2 - 1 <= small <= room // 2 + 1 < 8192
+    assert (on_cpu, large) == (1024, 8192)

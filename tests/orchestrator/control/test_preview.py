@@ -125,6 +125,18 @@ def test_a_job_on_a_cpu_is_sized_by_the_micro_batches_of_a_cpu(tmp_path, make, t
             assert (_misfits(job, base, views) == []) == fits
 
 
+def test_a_gpu_keeps_no_masks_of_dropout_but_copies_of_the_adapter(make, tiny_base):
+    base, job = describe_base(tiny_base), make("one", cutoff_len=1000, per_device_train_batch_size=1)
+    dropped = job.model_copy(update={"lora": LoraConfig(r=8, lora_dropout=0.1)})
+    sizes = {
+        (kind, name): scheduling_view("", spec, base, devices=[kind]).adapter_bytes
+        for kind in ("cpu", "cuda:0")
+        for name, spec in (("plain", job), ("dropped", dropped))
+    }
+    assert sizes["cpu", "plain"] < sizes["cpu", "dropped"]
+    assert sizes["cpu", "plain"] < sizes["cuda:0", "plain"] == sizes["cuda:0", "dropped"] < sizes["cpu", "dropped"]
+
+
 def test_a_job_that_fits_nowhere_is_told_with_both_numbers(tmp_path, make):
     rows = plan(tmp_path, [make("big", r=4096), make("small")], [{"memory_limit": 700 * 2**20}])
     assert f"({700 * 2**20} bytes)" in rows["big"]["reason"]

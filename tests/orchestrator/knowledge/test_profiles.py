@@ -98,12 +98,18 @@ def test_a_profile_of_old_is_read(store):
     assert Profile.from_dict(profile).swap_seconds is None
 
 
-def test_accelerators_of_two_names_have_two_profiles(store):
+def test_accelerators_of_two_names_or_shares_have_two_profiles(store):
     profiles = Profiles(store)
     h100, t4 = (Place("cuda:0", "n", ActorConfig(num_gpus=1), device_name=name) for name in ("H100 80GB", "T4"))
     profiles.learn(h100, BASE, report())
     assert profiles.of_place(h100).keys() == {"tiny"}
-    assert profiles.of_place(t4) == profiles.of_place(Place("cuda:0", "n", ActorConfig(num_gpus=1))) == {}
+    half = Place("cuda:0", "n", ActorConfig(num_gpus=0.5), device_name="H100 80GB")
+    assert (
+        profiles.of_place(half)
+        == profiles.of_place(t4)
+        == profiles.of_place(Place("cuda:0", "n", ActorConfig(num_gpus=1)))
+        == {}
+    )
 
 
 def test_the_idle_memory_of_an_accelerator_is_all_that_is_allocated():
