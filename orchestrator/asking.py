@@ -53,18 +53,42 @@ class Inquiry:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """The answerers of an inquiry that answer in one place.
+class Part:
+    """The answerers of a request that answer in one place.
 
     Attributes:
-        actor: Who answers; None is a local process.
-        request: Theirs alone.
+        actor: Name of the actor; None: no actor hosts the base model, so a local process answers.
+        request: Theirs alone, under an id of its own.
         numbers: Their places among all answerers.
     """
 
     actor: str | None
     request: AskRequest
     numbers: tuple[int, ...]
+
+
+def divide(request: AskRequest, trains: Mapping[str, str], hosts: tuple[str, ...]) -> list[Part]:
+    """Divide a request among the actors: the one that trains a job has its newest step, any host may answer the others.
+
+    Args:
+        request: Of one base model.
+        trains: Actor by id of the jobs that it trains.
+        hosts: The actors that are ready and host the base model.
+    """
+    at_home = [trains.get(who.job_id) if who.job_id is not None else None for who in request.answerers]
+    at_home = [actor if actor in hosts else None for actor in at_home]
+    # who could answer anywhere joins an actor that answers anyway
+    anywhere = next((actor for actor in at_home if actor is not None), hosts[0] if hosts else None)
+    chosen = [actor or anywhere for actor in at_home]
+    parts = []
+    for place, actor in enumerate(dict.fromkeys(chosen)):
+        numbers = tuple(number for number, one in enumerate(chosen) if one == actor)
+        fields = {
+            "request_id": f"{request.request_id}-{place}",
+            "answerers": tuple(request.answerers[number] for number in numbers),
+        }
+        parts.append(Part(actor, request.model_copy(update=fields), numbers))
+    return parts
 
 
 def answers(inquiry: Inquiry, call: Call | None) -> Iterator[list[Answer]]:
@@ -131,7 +155,7 @@ def _of_folder(ref: str, folder: Path, step: Step) -> tuple[str, Answerer]:
     return str(base), Answerer(name=ref, folder=str(folder), step=step)
 
 
-def _parts(inquiry: Inquiry, base: str, found: Sequence[tuple[str, Answerer]], call: Call | None) -> list[_Part]:
+def _parts(inquiry: Inquiry, base: str, found: Sequence[tuple[str, Answerer]], call: Call | None) -> list[Part]:
     numbers = [number for number, (other, _) in enumerate(found) if other == base]
     request = AskRequest(
         request_id=uuid.uuid4().hex,
@@ -142,14 +166,14 @@ def _parts(inquiry: Inquiry, base: str, found: Sequence[tuple[str, Answerer]], c
         sampling=inquiry.sampling,
     )
     if call is None:
-        return [_Part(None, request, tuple(numbers))]
+        return [Part(None, request, tuple(numbers))]
     return [
-        _Part(part["actor"], AskRequest.model_validate(part["request"]), tuple(numbers[i] for i in part["numbers"]))
+        Part(part["actor"], AskRequest.model_validate(part["request"]), tuple(numbers[i] for i in part["numbers"]))
         for part in call("ask", request.model_dump(), again=True)
     ]
 
 
-def _of_part(part: _Part, inquiry: Inquiry, call: Call | None, made: dict[_Place, Answer]) -> Iterator[None]:
+def _of_part(part: Part, inquiry: Inquiry, call: Call | None, made: dict[_Place, Answer]) -> Iterator[None]:
     """Put the answers of one part into `made`, again and again until they are whole."""
     if part.actor is None or call is None:
         source = _locally(part.request, inquiry)

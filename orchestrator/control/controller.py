@@ -21,13 +21,13 @@ import ray
 from gpu_actor.contract.errors import ClusterUnavailableError
 from gpu_actor.contract.messages import one_line
 from gpu_actor.contract.questions import Answer, AskRequest
+from orchestrator.asking import divide
 from orchestrator.cluster.cluster_config import ClusterConfig, with_policy
 from orchestrator.cluster.connection import CONTROLLER, NAMESPACE
 from orchestrator.cluster.fleet import Fleet
 from orchestrator.control import job_verbs
 from orchestrator.control.admission import Admission
 from orchestrator.control.preview import plan_apart
-from orchestrator.control.questions import divide
 from orchestrator.control.reconcile import Reconciler
 from orchestrator.control.snapshot import SnapshotBuilder
 from orchestrator.jobs.job import TERMINAL, JobState
@@ -202,8 +202,7 @@ class Controller:
             request: Fields of `AskRequest`.
 
         Returns:
-            Of each place where its answerers answer: `actor` (None: no actor hosts the base model), `request` (the
-            fields of their own request, for `answers`), `numbers` (their places in the whole request).
+            The fields of each `asking.Part`.
 
         Raises:
             ClusterUnavailableError: An actor is gone, or does not take it.

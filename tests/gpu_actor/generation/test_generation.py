@@ -13,12 +13,13 @@ from gpu_actor.generation.generator import Generator
 from gpu_actor.generation.reply import Reply
 from gpu_actor.generation.sampling import choose
 from gpu_actor.model.base_model import BaseModel
+from gpu_actor.operators.products import LoopedProducts
 from support.architectures import architecture_model
-from support.engine import family_hooked
+from support.engine import family_hooked, served_as_on_a_gpu
 from support.tiny import FAMILIES, family_model
 
-# windows, soft-caps, groups of heads, tables of positions, ALiBi (bloom), experts, layers that share keys; the last
-# four cannot be packed
+# windows, soft-caps, groups of heads, tables of positions, ALiBi (bloom), experts, layers that share keys; those
+# of the second list cannot be packed
 PACKED = ["llama", "mistral", "gemma2", "qwen2", "gpt2", "opt", "gpt_neox", "glm", "phi3", "mixtral", "gemma4_text"]
 ROWS = ["bloom", "falcon", "lfm2", "gpt_oss"]
 TOKENS = 12
@@ -87,6 +88,16 @@ def test_greedy_answers_are_those_of_peft_alone_and_in_company(tmp_path, kind):
         torch.testing.assert_close(torch.tensor(reply.log_probabilities), log_p, rtol=0, atol=1e-4)
         (alone,) = answered(base, (weights, ids, {}))
         assert alone.tokens == reply.tokens
+
+
+def test_adapters_that_share_their_products_as_on_a_gpu_answer_the_same():
+    apart, shared = family_hooked("gemma2"), served_as_on_a_gpu(family_model("gemma2"), LoopedProducts())
+    found = []
+    for base in (apart, shared):
+        adapters = [random_adapter(base, seed) for seed in (1, 2)]
+        asked = [(adapters[i], prompt(7 + i, i), {}) for i in (0, 1, 0)]
+        found.append([reply.tokens for reply in answered(base, *asked, joins=2)])
+    assert found[0] == found[1]
 
 
 def test_a_seed_chooses_the_same_tokens_in_any_company():

@@ -3,7 +3,7 @@
 import pytest
 
 from gpu_actor.contract.questions import Answerer, AskRequest
-from orchestrator.control.questions import divide
+from orchestrator.asking import divide
 
 BASE, DONE, ONE, TWO = (
     Answerer(name="base"),
