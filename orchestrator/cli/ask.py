@@ -139,13 +139,18 @@ def _show(states: Iterator[list[Answer]], *, several: bool) -> list[Answer]:
                 print(_heading(found, place, several=several), flush=True)
                 printed = 0
             if printed >= 0:
-                print(answer.text[printed:], end="", flush=True)
+                print(_harmless(answer.text[printed:]), end="", flush=True)
                 printed = len(answer.text)
             if answer.finish_reason is None:
                 break
             print(f"(no answer: {answer.error})\n" if answer.error else "\n", flush=True)
             place, printed = place + 1, -1
     return found
+
+
+def _harmless(text: str) -> str:
+    """Without what a terminal would obey: a model may write anything."""
+    return "".join(character for character in text if character.isprintable() or character in "\n\t")
 
 
 def _heading(found: Sequence[Answer], place: int, *, several: bool) -> str:

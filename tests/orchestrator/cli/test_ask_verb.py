@@ -32,6 +32,7 @@ def test_output_folders_answer_beside_their_base(home, tmp_path):
             (tmp_path / name / "job.yaml").write_text(spec.to_yaml())
     told = home.run("ask", "--base", tmp_path / "pirate", tmp_path / "poet", "Who are you?", "--max-tokens", "6")
     assert told.returncode == 0, told.stderr
+    assert all(character.isprintable() or character in "\n\t" for character in told.stdout)
     names = ["[base model]", "[pirate, finished]", f"[{tmp_path / 'poet'}, finished]"]
     answers = []
     for name, after in zip(names, [*names[1:], None], strict=True):
