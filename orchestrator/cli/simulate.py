@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -103,10 +104,10 @@ def simulate(
         progress.print_json(result)
         return
     console = display.make_console()
+    come = "all at once" if result["load"] is None else f"load {result['load']:.2f}"
     console.print(
-        f"{formatting.plural(len(jobs), 'job')}, {cluster}, "
-        f"load {result['load']:.2f}; no scheduler has a mean below {result['lower_bound_s']:,.0f} s, none without "
-        f"shared steps one below {result['no_sharing_bound_s']:,.0f} s",
+        f"{formatting.plural(len(jobs), 'job')}, {cluster}, {come}; no scheduler has a mean below "
+        f"{result['lower_bound_s']:,.0f} s, none without shared steps one below {result['no_sharing_bound_s']:,.0f} s",
         soft_wrap=True,
     )
     console.print(_table(result["policies"], console.width))
@@ -150,10 +151,11 @@ def summary(
             "ratio_to_lower_bound": _ratio(shown["mean_s"], lower),
             "ratio_to_no_sharing_bound": _ratio(shown["mean_s"], unshared),
         }
+    load = load_of(jobs, devices)
     return {
         "jobs": len(jobs),
         "actors": len(devices),
-        "load": load_of(jobs, devices) if len(jobs) > 1 else 0.0,
+        "load": load if math.isfinite(load) else None,
         "lower_bound_s": lower,
         "no_sharing_bound_s": unshared,
         "policies": policies,

@@ -51,9 +51,9 @@ def lower_bound(jobs: Sequence[TraceJob], devices: Sequence[Profile]) -> float:
 
 
 def unshared_lower_bound(jobs: Sequence[TraceJob], devices: Sequence[Profile]) -> float:
-    """The same for every scheduler that runs one job per actor; loading counts for nothing."""
+    """The same for every scheduler that runs one job per actor, to which what holds for all of them applies as well."""
     ideal, speeds = ideal_device(devices), relative_speeds(jobs, devices, seconds_alone)
-    return unshared_bound(tasks_of(jobs, ideal), ideal.step_seconds, sum(speeds))
+    return max(lower_bound(jobs, devices), unshared_bound(tasks_of(jobs, ideal), ideal.step_seconds, sum(speeds)))
 
 
 def relaxed_bound(tasks: Sequence[Task], shared: float, actors: float) -> float:

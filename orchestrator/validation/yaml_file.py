@@ -17,7 +17,7 @@ from yaml.constructor import ConstructorError
 
 from orchestrator.validation.problems import Problem, ProblemsError, show
 
-MAX_BYTES = 4 * 2**20
+MAX_BYTES = 2**20  # thousands of jobs; more would be minutes in the parser before a limit on values is reached
 MAX_VALUES = 100_000
 MAX_DEPTH = 40
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -64,6 +65,18 @@ def test_a_job_survives_plain_values_and_its_own_file(tmp_path_factory: pytest.T
     file = tmp_path_factory.getbasetemp() / "job.yaml"
     file.write_text(spec.to_yaml(), encoding="utf-8")
     assert load_jobs([file]) == [spec]
+
+
+@pytest.mark.parametrize("place", [("output_dir",), ("base_model",), ("dataset", "path"), ("lora", "init_adapter")])
+def test_a_nul_in_a_path_is_refused_by_name(place: tuple[str, ...]):
+    fields: dict[str, Any] = {**MINIMAL, "dataset": {"path": "/d.jsonl"}, "lora": {}}
+    holder = fields if len(place) == 1 else fields[place[0]]
+    holder[place[-1]] = "/out\0"
+    with pytest.raises(ValidationError) as error:
+        JobSpec.model_validate(fields)
+    (first,) = error.value.errors()
+    assert first["loc"] == place
+    assert "holds a NUL character" in first["msg"]
 
 
 def test_the_actor_gets_the_job_without_its_place_in_the_queue():

@@ -79,7 +79,6 @@ def test_a_job_in_order(make: Make, tmp_path: Path):
         ("e.json", "", "is empty"),
         ("", None, "is a folder"),
         ("d.jsonl/x.jsonl", None, "does not exist"),
-        ("nul\0.jsonl", None, "does not exist"),
         ("pipe.jsonl", None, "is a device or a pipe"),
     ],
 )

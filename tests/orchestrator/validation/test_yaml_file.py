@@ -67,7 +67,7 @@ def test_what_is_written_is_read_back_by_us_and_by_others(tmp_path_factory: pyte
         ("[" * 5000, "line 1, column 41: more than 100,000 values"),
         ("a: \x01", "line 1, column 4: the character U+0001 is not allowed"),
         (b"a: 1\nb: \xff", "line 2: is not UTF-8 text"),
-        (b"#" * (4 * 2**20 + 1), "is larger than 4 MiB"),
+        (b"#" * (2**20 + 1), "is larger than 1 MiB"),
         ('a: "\\UFFFFFFFF"', "holds an escape"),
         ("{[1]: 2}", "line 1, column 2: found unhashable key"),
     ],
