@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(os.cpu_count() or 1)
-    request = AskRequest.model_validate_json(sys.stdin.read())
+    request = AskRequest.model_validate(json.load(sys.stdin), strict=False)  # JSON has no tuples
     ref = request.base_model
     try:
         base = BaseModel.load(ref, quantization=options.quantization, allow_pickle=options.allow_pickle)
