@@ -108,7 +108,8 @@ class RunFiles:
         Where that cannot be done, on a full disk say, the job goes on: from the older one, should it have to.
         """
         if not self._best_is_back:  # else the adapter is no longer that of the last step
-            self._checkpoint_due = not self._try(lambda: self._write_checkpoint(progress))
+            self._checkpoint_due = True
+            self._try(lambda: self._write_checkpoint(progress))
 
     def save_best(self, step: int) -> None:
         """Write the adapter as it is now, the best one so far."""
@@ -131,8 +132,8 @@ class RunFiles:
         self.save(progress)
         if better_step is not None and not self._best_is_back:
             self._take_back_best(better_step)
-        exported = self._try(lambda: save_adapter(self.folder, self._weights, self._spec.base_model))
-        return exported and self._try(self._write_rows)
+        adapter, base_model = self._weights, self._spec.base_model
+        return self._try(self._write_rows) and self._try(lambda: save_adapter(self.folder, adapter, base_model))
 
     def _take_back_best(self, step: int) -> None:
         """Give the adapter the values of an earlier step; from now on they are not those of the last one.
@@ -156,9 +157,7 @@ class RunFiles:
 
     def write_again(self, progress: Progress) -> None:
         """Try once more to write what could not be written."""
-        if self._try(self._write_rows) and self.open_best is not None:
-            self._try(self._write_best)
-        if not self.failure and self._checkpoint_due:
+        if self._try(self._write_rows) and self._try(self._write_best) and self._checkpoint_due:
             self.save(progress)
 
     def discard(self) -> None:
@@ -175,6 +174,7 @@ class RunFiles:
         state = (self._optimizer, self._scheduler, progress, self._data)
         checkpoint.save_checkpoint(self.folder, self._weights, self._spec.base_model, *state, keep=limit)
         self.saved_step = progress.step
+        self._checkpoint_due = False
         checkpoint.keep_best(self.folder, self._kept_best())
 
     def _write_best(self) -> None:
@@ -201,5 +201,6 @@ class RunFiles:
             self.failure = one_line(error)
             self._again_at = time.monotonic() + _AGAIN_SECONDS
             return False
-        self.failure = ""
+        if not (self._rows or self._checkpoint_due or self.open_best is not None):
+            self.failure = ""
         return True

@@ -27,6 +27,7 @@ def test_jobs_train_together_and_leave_whole_adapters(orchestrator, make):
         assert {path.name for path in folder.iterdir()} == {
             "adapter_config.json",
             "adapter_model.safetensors",
+            "checksums.json",
             "job.yaml",
             "metrics.jsonl",
         }

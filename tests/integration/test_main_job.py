@@ -86,6 +86,7 @@ def test_adapters_equal_solo_trainer_through_the_command_line(tmp_path, tiny_bas
         assert sorted(path.name for path in output.iterdir()) == [
             "adapter_config.json",
             "adapter_model.safetensors",
+            "checksums.json",
             "job.yaml",
             "metrics.jsonl",
         ]
