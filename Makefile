@@ -7,7 +7,6 @@ READY := .venv/.ready
 unexport PYTHONDONTWRITEBYTECODE
 # tests/conftest.py says what goes together to a worker, and what comes first.
 TWO_WORKERS := -n 2 --dist loadgroup --no-loadscope-reorder
-DEMO_BASE := HuggingFaceTB/SmolLM2-135M-Instruct
 
 .PHONY: help setup model demo check test quick search families lint bench bench-compare clean
 
@@ -30,8 +29,8 @@ model: $(READY)  ## Convert SmolLM2-135M-Instruct to safetensors, once (half a m
 demo: model  ## Co-train the demo's adapters, then ask each of them the same question
 	rm -rf out/demo
 	$(BIN)/loray run configs/jobs/demo.yaml
-	@$(BIN)/python -m gpu_actor.ask --base-model $(DEMO_BASE) --question "What is the sun?" \
-		$$(find out/demo -name adapter_model.safetensors -printf '%h\n' | sort)
+	@$(BIN)/loray ask --base --max-tokens 40 \
+		$$(find out/demo -name adapter_model.safetensors -printf '%h\n' | sort) "What is the sun?"
 
 check: $(READY)  ## Check style and types, and run the quick tests: what to run before each commit
 	@$(MAKE) --no-print-directory --output-sync -j 2 lint quick

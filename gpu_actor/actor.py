@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from gpu_actor.contract.config import ActorOptions
 from gpu_actor.contract.messages import one_line, short_model_name
 from gpu_actor.contract.orders import Order
+from gpu_actor.contract.questions import Answer
 from gpu_actor.contract.report import ActorPhase, ActorReport
 from gpu_actor.device.cuda_process import set_allocator
 
@@ -63,6 +64,10 @@ class GpuActor:
                 self._early_orders.append(order)
             else:
                 self._host.carry_out(order)
+
+    def answers(self, request_id: str) -> list[Answer] | None:
+        """The answers to a request as far as they are made; None: it has not been begun."""
+        return self._host.answers(request_id) if self._host is not None else None
 
     def stop(self) -> None:
         """End the training after it has written a checkpoint of every adapter. Waits for that."""

@@ -17,7 +17,9 @@ from gpu_actor.contract.errors import (
     LorayError,
     WaitTimeoutError,
 )
+from gpu_actor.contract.questions import Answer
 from orchestrator import formatting
+from orchestrator.asking import Inquiry, answers
 from orchestrator.cluster import connection
 from orchestrator.jobs.job import TERMINAL, JobFileError, JobSpec, JobState
 from orchestrator.jobs.job_file import jobs_from_mapping, load_jobs
@@ -151,7 +153,7 @@ class Client:
         specs, remarks = stage_jobs(specs, Path(self.ping()["storage"]))
         documents = [spec.model_dump(mode="json") for spec in specs]
         # The same id again, when the answer got lost on its way, finds the jobs that were accepted before.
-        answer = self._call("submit", documents, uuid.uuid4().hex, timeout=SUBMIT_SECONDS, again=True)
+        answer = self.call("submit", documents, uuid.uuid4().hex, timeout=SUBMIT_SECONDS, again=True)
         _raise_problems(answer)
         return [Job(self, view["id"], view["name"]) for view in answer["accepted"]], remarks
 
@@ -166,13 +168,13 @@ class Client:
             JobFileError: They would not be accepted.
         """
         fields = [spec.model_dump(mode="json") for spec in specs]
-        answer = self._call("plan", fields, policy, timeout=SUBMIT_SECONDS, again=True)
+        answer = self.call("plan", fields, policy, timeout=SUBMIT_SECONDS, again=True)
         _raise_problems(answer)
         return cast("list[dict[str, Any]]", answer["jobs"])
 
     def list_jobs(self) -> list[JobView]:
         """Every job that the orchestrator knows, in the order of submission."""
-        return cast("list[JobView]", self._call("list_jobs", again=True))
+        return cast("list[JobView]", self.call("list_jobs", again=True))
 
     def job(self, ref: str) -> Job:
         """A job by its id, or the newest one of a name.
@@ -185,7 +187,7 @@ class Client:
 
     def get_job(self, ref: str) -> JobView:
         """Everything about a job, by its id or name."""
-        return cast("JobView", self._call("get_job", ref, again=True))
+        return cast("JobView", self.call("get_job", ref, again=True))
 
     def get_jobs(self, ids: Sequence[str]) -> list[JobView]:
         """Everything about several jobs, asked for at once."""
@@ -193,41 +195,65 @@ class Client:
 
     def cancel(self, ref: str) -> JobView:
         """Ends a job for good, and drops its checkpoints."""
-        return cast("JobView", self._call("cancel", ref))
+        return cast("JobView", self.call("cancel", ref))
 
     def pause(self, ref: str) -> JobView:
         """Takes a job from its actor, or out of the queue, with a checkpoint of where it stands."""
-        return cast("JobView", self._call("pause", ref))
+        return cast("JobView", self.call("pause", ref))
 
     def resume(self, ref: str) -> JobView:
         """Puts a paused job back into the queue."""
-        return cast("JobView", self._call("resume", ref))
+        return cast("JobView", self.call("resume", ref))
 
     def retry(self, ref: str, *, from_start: bool = False) -> JobView:
         """Puts a failed or cancelled job back into the queue; it goes on from its newest checkpoint or `from_start`."""
-        return cast("JobView", self._call("retry", ref, from_start))
+        return cast("JobView", self.call("retry", ref, from_start))
 
     def metrics(self, ref: str, skip: int = 0) -> list[dict[str, Any]]:
         """The rows of a job's `metrics.jsonl`, without the first `skip`."""
-        return cast("list[dict[str, Any]]", self._call("metrics", ref, skip, again=True))
+        return cast("list[dict[str, Any]]", self.call("metrics", ref, skip, again=True))
 
     def events(self, ref: str, after: int = 0) -> list[dict[str, Any]]:
         """What happened to a job: `seq`, `time` (Unix seconds) and `message`, from the `seq` after `after`."""
-        return cast("list[dict[str, Any]]", self._call("events", ref, after, again=True))
+        return cast("list[dict[str, Any]]", self.call("events", ref, after, again=True))
 
     def timeline(self, ids: Sequence[str]) -> dict[str, Any]:
         """Where some jobs were when, and how full the places were: see `orchestrator.reporting.timeline`."""
-        return cast("dict[str, Any]", self._call("timeline", list(ids), again=True))
+        return cast("dict[str, Any]", self.call("timeline", list(ids), again=True))
 
     def cluster(self) -> dict[str, Any]:
         """The orchestrator, its actors, and how many jobs are in which state."""
-        return cast("dict[str, Any]", self._call("cluster", again=True))
+        return cast("dict[str, Any]", self.call("cluster", again=True))
+
+    def ask(self, jobs: Sequence[str], *questions: str, **settings: Any) -> list[Answer]:
+        """Lets jobs answer questions, at their newest step, while they train on.
+
+        Args:
+            jobs: Names or ids of jobs, or output folders.
+            questions: What each of them is asked.
+            settings: Further fields of `Inquiry`: `base`, `step`, `system`, `sampling`, ...
+
+        Returns:
+            The answers, question by question in the order of `jobs`; one that could not be made has an `error`.
+        """
+        found: list[Answer] = []
+        for state in answers(Inquiry(tuple(jobs), questions, **settings), self.call):
+            found = state
+        return found
 
     def ping(self) -> dict[str, Any]:
         """Who answers: version, storage folder, process id and node of the orchestrator."""
-        return cast("dict[str, Any]", self._call("ping", again=True))
+        return cast("dict[str, Any]", self.call("ping", again=True))
 
-    def _call(self, method: str, *arguments: Any, timeout: float = CALL_SECONDS, again: bool = False) -> Any:
+    def call(self, method: str, *arguments: Any, timeout: float = CALL_SECONDS, again: bool = False) -> Any:
+        """Calls a method of the orchestrator.
+
+        Args:
+            method: Its name.
+            arguments: Of the call.
+            timeout: Seconds to wait for the answer.
+            again: The call may be repeated when the orchestrator dies before it answers.
+        """
         return self._call_each(method, [arguments], timeout, again=again)[0]
 
     def _call_each(self, method: str, calls: Sequence[tuple[Any, ...]], timeout: float, *, again: bool) -> list[Any]:
@@ -330,6 +356,11 @@ class Job:
         """Events and metrics as lines of text, in the order in which they happened."""
         entries = sorted(self.events() + self.metrics(), key=lambda entry: entry.get("time") or 0.0)
         return "".join(f"{formatting.log_line(entry)}\n" for entry in entries)
+
+    def ask(self, question: str, **settings: Any) -> Answer:
+        """Lets the job answer a question; `settings` are further fields of `Inquiry`, such as `step` or `sampling`."""
+        (answer,) = self.client.ask([self.id], question, **settings)
+        return answer
 
     def cancel(self) -> JobView:
         """Ends the job for good, and drops its checkpoints."""

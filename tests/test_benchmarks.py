@@ -129,6 +129,12 @@ def test_what_moved_between_two_files_is_shown(tmp_path):
     assert rows == [["roofline", "grows", "2", "3", "+50%"], ["roofline", "gone", "1", "-"]]
 
 
+def test_answers_are_those_of_peft(tmp_path):
+    rows = quick("ask", tmp_path)["rows"]
+    assert [row["what"] for row in rows] == ["1 answer", "8 answers, one adapter", "8 answers, 8 adapters"]
+    assert all(row["equal"] == 1.0 and row["ratios"][0] > 0 for row in rows)
+
+
 # what a bare machine with a card does not have; psutil only a CPU's memory is asked of
 MISSING = ("ray", "bitsandbytes", "peft", "accelerate", "sqlalchemy", "typer", "rich")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -104,6 +105,17 @@ class AdapterWeights:
         """The tensors of every layer, in the model's order."""
         for index, plan in self.plans.items():
             yield AdaptedLayer(plan, self._bases[index], self.layers[index], self.frozen[index])
+
+    def snapshot(self) -> AdapterWeights:
+        """A copy of the values as they are now, to run and not to train; what is frozen is shared."""
+        taken = copy.copy(self)
+        values = self.flat.detach().clone()
+        taken.flat = nn.Parameter(values, requires_grad=False)
+        taken.layers = {
+            index: tuple(values.as_strided(t.shape, t.stride(), t.storage_offset()) for t in tensors)
+            for index, tensors in self.layers.items()
+        }
+        return taken
 
     def halves(self) -> tuple[nn.Parameter, nn.Parameter]:
         """The slow and the fast part of LoRA+ (arXiv 2402.12354) as parameters that share memory with `flat`."""

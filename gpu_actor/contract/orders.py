@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gpu_actor.contract.config import AdapterSpec
+from gpu_actor.contract.questions import AskRequest
 
 
 @dataclass(frozen=True)
@@ -67,4 +68,11 @@ class SetTokenBudget:
     tokens: int
 
 
-Order = Attach | Detach | Finish | Forget | SetBatchOrder | SetTokenBudget
+@dataclass(frozen=True)
+class Ask:
+    """Answer questions between shared batches; the same request again changes nothing."""
+
+    request: AskRequest
+
+
+Order = Attach | Detach | Finish | Forget | SetBatchOrder | SetTokenBudget | Ask

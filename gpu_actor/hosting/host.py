@@ -8,11 +8,13 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from concurrent.futures import Future
 from dataclasses import replace
 
 from gpu_actor.contract.config import ActorOptions
-from gpu_actor.contract.orders import Attach, Detach, Finish, Forget, Order, SetBatchOrder, SetTokenBudget
+from gpu_actor.contract.orders import Ask, Attach, Detach, Finish, Forget, Order, SetBatchOrder, SetTokenBudget
+from gpu_actor.contract.questions import Answer
 from gpu_actor.contract.report import ActorPhase, ActorReport
 from gpu_actor.device.memory import MemoryMeter, memory_limit
 from gpu_actor.hosting.hosted_base import HostedBase, end_if_device_lost
@@ -79,6 +81,13 @@ class Host:
                 self._tasks.put(lambda hosted: hosted.trainer.set_order(job_ids))
             case SetTokenBudget(tokens):
                 self._tasks.put(lambda hosted: hosted.trainer.set_budget(tokens))
+            case Ask(request):
+                self._tasks.put(lambda hosted: hosted.answering.open(request))
+
+    def answers(self, request_id: str) -> list[Answer] | None:
+        """The answers to a request as far as they are made; None: it has not been begun."""
+        loaded = self._loading.done() and self._loading.exception() is None
+        return self._loading.result().answering.answers(request_id) if loaded else None
 
     def stop(self) -> None:
         """End the training thread after it has written a checkpoint of every adapter. Waits for that."""
@@ -100,8 +109,10 @@ class Host:
         self._publish(hosted)
         while not self._stopping.is_set():
             self._do_tasks(hosted)
+            started = time.monotonic()
             try:
                 hosted.trainer.step()
+                hosted.answering.after_batch(time.monotonic() - started)
             except Exception as error:  # the trainer ends a bad job by itself; nothing else must end the others
                 end_if_device_lost(error)
                 logger.exception("a shared batch failed outside any job")
@@ -114,7 +125,7 @@ class Host:
     def _do_tasks(self, hosted: HostedBase) -> None:
         """Do what was ordered since the last shared batch; wait a little when there is nothing to train."""
         try:
-            task = self._tasks.get(timeout=_IDLE_WAIT_S) if hosted.trainer.idle else self._tasks.get_nowait()
+            task = self._tasks.get(timeout=_IDLE_WAIT_S) if self._rests(hosted) else self._tasks.get_nowait()
             while True:
                 try:
                     task(hosted)
@@ -124,6 +135,10 @@ class Host:
                 task = self._tasks.get_nowait()
         except queue.Empty:
             return
+
+    @staticmethod
+    def _rests(hosted: HostedBase) -> bool:
+        return hosted.trainer.idle and hosted.answering.idle
 
     def _publish(self, hosted: HostedBase) -> None:
         self._published = hosted.report()

@@ -17,6 +17,7 @@ from gpu_actor.contract.report import ActorPhase, ActorReport
 from gpu_actor.device.cuda_process import prepare_gpu
 from gpu_actor.device.failures import is_device_lost
 from gpu_actor.device.memory import MemoryMeter, device_name
+from gpu_actor.hosting.answering import Answering
 from gpu_actor.loading.config_files import load_config
 from gpu_actor.loading.tokenizer import load_tokenizer
 from gpu_actor.model.base_model import BaseModel
@@ -34,12 +35,14 @@ class HostedBase:
         base: The frozen base model.
         trainer: Trains the adapters on it; the training thread alone may use it.
         tokenizer: Gives the base model's tokenizer; loads it at the first call.
+        answering: Answers questions; the training thread alone may go on with it.
         ready: The report of an actor that hosts it, before any adapter came.
     """
 
     base: BaseModel
     trainer: CoTrainer
     tokenizer: Callable[[], Any]
+    answering: Answering
     ready: ActorReport
 
     @classmethod
@@ -85,7 +88,9 @@ class HostedBase:
             vocab_size=base.description.vocab_size,
         )
         budget = options.token_budget or _first_budget(base, options, loading.memory_limit - memory.used())
-        return cls(base, CoTrainer(base, budget, loading.memory_limit), cache(tokenizer), ready)
+        trainer = CoTrainer(base, budget, loading.memory_limit)
+        # two tokenizers: each is used by one thread, as those of transformers want it
+        return cls(base, trainer, cache(tokenizer), Answering(base, trainer, cache(tokenizer)), ready)
 
     def report(self) -> ActorReport:
         """The state of the actor and of its adapters between two shared batches."""

@@ -9,7 +9,7 @@ raises: the base is then served another way.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.nn import functional as F
@@ -19,6 +19,24 @@ from gpu_actor.model.varlen import serves_varlen, varlen_attention
 
 LengthsOf = Callable[[], tuple[int, ...]]
 BordersOf = Callable[[], torch.Tensor | None]
+
+
+class AttentionCache(Protocol):
+    """Keys and values of earlier tokens, which a forward adds to and may attend to."""
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float | None,
+        sliding_window: int | None,
+        softcap: float | None,
+    ) -> torch.Tensor | None:
+        """What `packed_attention` returns, over earlier tokens too; None: there are none, it is to be computed."""
+
+
+CacheOf = Callable[[], AttentionCache | None]
 
 # What transformers 5.23 hands to an attention function without changing its result. `dropout` is the model's own,
 # which is 0 here; a packed row has the lengths of its sequences from elsewhere.
@@ -81,13 +99,16 @@ class WindowsSeen:
         AttentionMaskInterface._global_mapping.pop(self._name, None)
 
 
-def register_packed_attention(name: str, lengths: LengthsOf, borders: BordersOf | None = None) -> WindowsSeen:
+def register_packed_attention(
+    name: str, lengths: LengthsOf, borders: BordersOf | None = None, cache: CacheOf = lambda: None
+) -> WindowsSeen:
     """Make packed attention known to transformers under `name`.
 
     Args:
         name: The value for a model's `attn_implementation`; one per base model, since `lengths` is bound to it.
         lengths: Gives the sequence lengths of the row that is being computed; they add up to its width.
         borders: Gives the same row's borders, int32 [sequences + 1]; None: there is no kernel that wants them.
+        cache: Gives what keeps the keys and values of the row, if anything does.
 
     Returns:
         The windows that were asked for, for the probe at load.
@@ -107,6 +128,9 @@ def register_packed_attention(name: str, lengths: LengthsOf, borders: BordersOf 
     ) -> tuple[torch.Tensor, None]:
         _check_honoured(module, attention_mask, others)
         seen.layers.add(sliding_window)
+        kept = cache()
+        if kept is not None and (out := kept.attend(query, key, value, scaling, sliding_window, softcap)) is not None:
+            return out, None
         if borders is not None and serves_varlen(query, value, softcap) and (found := borders()) is not None:
             longest = max(lengths())
             return varlen_attention(query, key, value, found, longest, scaling, sliding_window), None

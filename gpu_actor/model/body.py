@@ -12,7 +12,7 @@ from torch import nn
 from gpu_actor.batch.body_inputs import BodyInput, packed_by_segment, padded_by_segment, whole
 from gpu_actor.batch.shared_batch import SharedBatch
 from gpu_actor.loading.layers import adaptable_linears, body_name
-from gpu_actor.model.attention import WindowsSeen, register_packed_attention
+from gpu_actor.model.attention import AttentionCache, WindowsSeen, register_packed_attention
 from gpu_actor.model.rotary import hook_rotary
 from gpu_actor.model.varlen import has_varlen
 from gpu_actor.operators.multi_adapter_linear import MultiAdapterLinear
@@ -45,6 +45,7 @@ class HookedBody:
         self.device = parameter.device
         self._kernels = kernels or self.device.type
         self.routing = Routing(self.device, parameter.dtype, kernels)
+        self._caches: list[AttentionCache] = []  # that of the forward that is running, if it has one
         self.layers = _hook(model, self.routing)
         self.packed = False
         self._inputs_of: Callable[[SharedBatch], list[BodyInput]] = padded_by_segment
@@ -62,9 +63,10 @@ class HookedBody:
         self._inputs_of = packed_by_segment if apart else whole
         self.packed = True
         name = f"loray_packed_{next(_instances)}"
-        routing = self.routing  # not the body itself: what is registered stays as long as the process
+        # not the body itself: what is registered stays as long as the process
+        routing, caches = self.routing, self._caches
         borders = (lambda: routing.borders) if self._kernels == "cuda" and has_varlen(self.device) else None
-        seen = register_packed_attention(name, lambda: routing.lengths, borders)
+        seen = register_packed_attention(name, lambda: routing.lengths, borders, lambda: caches[-1] if caches else None)
         self.model.set_attn_implementation(name)
         return seen
 
@@ -86,6 +88,22 @@ class HookedBody:
         inputs = self._inputs_of(batch) if change is None else map(change, self._inputs_of(batch))
         parts = [self._run(given) for given in reversed(list(inputs))]
         return parts[0] if len(parts) == 1 else torch.cat(parts[::-1], dim=1)
+
+    def hidden_with(self, cache: AttentionCache, batch: SharedBatch) -> torch.Tensor:
+        """The same of a packed body, in one forward that keeps keys and values, or goes on from kept ones.
+
+        All rows are multiplied with the base weights at once, on a CPU too: so a token may be rounded by its company,
+        which no gradient may, and eight answers take hardly longer than one.
+        """
+        (given,) = whole(batch)
+        self._caches.append(cache)
+        self.routing.together = True
+        try:
+            return self._run(given)
+        finally:
+            self.routing.together = False
+            self._caches.clear()
+            self.rest()
 
     def rest(self) -> None:
         """Let go of the adapters of the latest forward: its backward is made, or will not be."""

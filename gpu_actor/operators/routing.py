@@ -30,6 +30,7 @@ class Routing:
             weights nor token ids do.
         borders: int32 [sequences + 1], where each sequence starts in a packed row, and its end.
         by_segment: Make base products and activations segment by segment (CPU).
+        together: Make them at once all the same, in a forward that no gradient comes of.
         products: How the products of groups of adapters are made; None: every segment's update is made apart, which
             is exact whatever the company is, and what the groups are measured by.
     """
@@ -50,6 +51,7 @@ class Routing:
         self._ungrouped: list[Segment] = []
         self.anchor = self._leaf = torch.zeros((), device=device, requires_grad=True)
         self.by_segment = (kernels or device.type) == "cpu"
+        self.together = False
         self.products: Products | None = None if self.by_segment else choose_products(device, dtype)
         self._dtype = dtype
 
@@ -89,7 +91,7 @@ class Routing:
 
     def spans(self, rows: int) -> list[tuple[int, int]]:
         """The row ranges that are multiplied with the base weights in one product each."""
-        if self.by_segment and self.segments:
+        if self.by_segment and self.segments and not self.together:
             return [(segment.start, segment.end) for segment in self.segments]
         return [(0, rows)]
 

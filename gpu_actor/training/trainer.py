@@ -10,6 +10,7 @@ from functools import partial
 
 import torch
 
+from gpu_actor.adapters.weights import AdapterWeights
 from gpu_actor.batch.composer import Candidate, TokenBudget, compose
 from gpu_actor.batch.shared_batch import pack
 from gpu_actor.contract.footprint import DEFAULT_TOKEN_BUDGET, MICRO_BATCH_CAP
@@ -112,6 +113,16 @@ class CoTrainer:
         if tenant is not None:
             tenant.stop(reason)
             self._finish(tenant)
+
+    def snapshot(self, job_id: str) -> tuple[AdapterWeights, int, int] | None:
+        """A copy of an adapter as it is between two shared batches, its step, and the steps of the job.
+
+        None: that job does not train here.
+        """
+        tenant = self._tenants.get(job_id)
+        if tenant is None:
+            return None
+        return tenant.weights.snapshot(), tenant.steps_taken, tenant.cursor.total_steps
 
     def set_order(self, job_ids: Sequence[str]) -> None:
         """The scheduler's order of the tenants, first comes first into a batch."""

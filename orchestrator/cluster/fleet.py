@@ -12,7 +12,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,10 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from gpu_actor.actor import GpuActor
+from gpu_actor.contract.errors import ClusterUnavailableError
 from gpu_actor.contract.messages import one_line, short_model_name
+from gpu_actor.contract.orders import Ask
+from gpu_actor.contract.questions import Answer, AskRequest
 from gpu_actor.contract.report import ActorPhase, ActorReport
 from orchestrator.cluster.cluster_config import ClusterConfig
 from orchestrator.cluster.connection import NAMESPACE
@@ -272,6 +275,39 @@ class Fleet:
     def _unloadable(self, member: Member, reason: str) -> Loss:
         self.obstacles.bar(member.place.id, member.base_model, reason)
         return _loss(member, LossKind.UNLOADABLE, reason)
+
+    def hosts(self, base_model: str) -> tuple[str, ...]:
+        """The actors that are ready, answer and host a base model."""
+        found = (member for member in self.members.values() if member.base_model == base_model)
+        return tuple(member.name for member in found if member.ready and not member.trouble)
+
+    async def ask(self, actor: str, request: AskRequest) -> None:
+        """Let an actor begin to answer.
+
+        Raises:
+            ClusterUnavailableError: It is gone, or does not take it.
+        """
+        await self._call(actor, lambda handle: handle.carry_out.remote(Ask(request)))
+
+    async def answers(self, actor: str, request_id: str) -> list[Answer] | None:
+        """The answers of an actor as far as they are made; None: it has not begun.
+
+        Raises:
+            ClusterUnavailableError: It is gone, or does not answer.
+        """
+        found: list[Answer] | None = await self._call(actor, lambda handle: handle.answers.remote(request_id))
+        return found
+
+    async def _call(self, actor: str, call: Callable[[Any], Any]) -> Any:
+        member = self.members.get(actor)
+        if member is None:
+            raise ClusterUnavailableError(f"the actor {actor}, which was answering, is gone; ask again")
+        try:
+            return await asyncio.wait_for(call(member.handle), _CALL_SECONDS)
+        except Exception as error:
+            raise ClusterUnavailableError(
+                f"the actor {actor}, which was answering, does not reply ({one_line(error)}); ask again"
+            ) from None
 
     async def send(self, instruction: Instruction) -> None:
         """Give an actor an order. A failure is only logged: the next tick sees what is missing."""

@@ -20,6 +20,8 @@ import ray
 
 from gpu_actor.contract.errors import ClusterUnavailableError
 from gpu_actor.contract.messages import one_line
+from gpu_actor.contract.questions import Answer, AskRequest
+from orchestrator.asking import divide
 from orchestrator.cluster.cluster_config import ClusterConfig, with_policy
 from orchestrator.cluster.connection import CONTROLLER, NAMESPACE
 from orchestrator.cluster.fleet import Fleet
@@ -196,6 +198,34 @@ class Controller:
             JobNotFoundError: No job has that id or name.
         """
         return self._store.events(self._store.find(ref).id, after)
+
+    async def ask(self, request: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Let actors begin to answer a request.
+
+        Args:
+            request: Fields of `AskRequest`.
+
+        Returns:
+            The fields of each `asking.Part`.
+
+        Raises:
+            ClusterUnavailableError: An actor is gone, or does not take it.
+        """
+        whole = AskRequest.model_validate(request)
+        trains = {job.id: job.actor for job in self._store.jobs([JobState.RUNNING]) if job.actor is not None}
+        parts = divide(whole, trains, self._fleet.hosts(whole.base_model))
+        for part in parts:
+            if part.actor is not None:
+                await self._fleet.ask(part.actor, part.request)
+        return [{"actor": part.actor, "request": part.request.model_dump(), "numbers": part.numbers} for part in parts]
+
+    async def answers(self, actor: str, request_id: str) -> list[Answer] | None:
+        """The answers of an actor to a request as far as they are made; None: it has not begun.
+
+        Raises:
+            ClusterUnavailableError: It is gone, or does not answer.
+        """
+        return await self._fleet.answers(actor, request_id)
 
     async def timeline(self, ids: Sequence[str]) -> dict[str, Any]:
         """Where jobs were when, and how full the places were: see `orchestrator.reporting.timeline`.

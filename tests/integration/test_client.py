@@ -1,10 +1,12 @@
 """Python programs that did not start the cluster: real processes, a real orchestrator, real training."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from support.command import JobFiles
+from support.talking import save_talking_base
 from support.tiny import token_rows
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.xdist_group("served")]
@@ -151,6 +153,44 @@ except ClusterUnavailableError as error:
     counts, refusal = seen
     assert counts[0] == counts[1] > 0
     assert "already" in refusal
+
+
+def test_jobs_are_asked_while_they_train_and_when_they_do_not(home, tmp_path):
+    base = save_talking_base(tmp_path)
+    talker = JobFiles(tmp_path, base, token_rows(24)).spec("talker", max_steps=100_000, save_steps=3)
+    seen = script(
+        home,
+        SimpleNamespace(folder=tmp_path),
+        f"""
+import time
+from gpu_actor.contract.questions import Sampling
+short = {{"sampling": Sampling(max_tokens=5, temperature=2.0)}}
+job = submit_job({talker!r})
+while job.info()["step"] < 4:
+    time.sleep(0.1)
+found = job.client.ask(["talker", "out/talker"], "Who?", "What?", base=True, **short)
+job.pause()
+while job.status() is not JobState.PAUSED:
+    time.sleep(0.1)
+last = job.info()["step"]
+paused = job.ask("Who?", **short)
+job.cancel()
+while job.status() is not JobState.CANCELLED:
+    time.sleep(0.1)
+gone = job.ask("Who?", **short)
+print(json.dumps([[(a.name, a.which, a.question, a.error) for a in [*found, paused, gone]], last]))
+""",
+    )
+    found, last = seen
+    assert [(name, question) for name, _, question, _ in found[:6]] == [
+        (name, question) for question in ("Who?", "What?") for name in ("base model", "talker", "talker")
+    ]
+    assert [error for *_, error in found[:7]] == [None] * 7
+    live, checkpoint = (int(found[place][1].split()[1]) for place in (1, 2))
+    assert live >= 4
+    assert checkpoint % 3 == 0
+    assert found[6][1] == f"step {last} of 100000"
+    assert "neither a finished adapter nor a checkpoint" in found[7][3]
 
 
 def test_a_killed_orchestrator_is_waited_for(home, files):

@@ -1,0 +1,184 @@
+"""Where questions come in and answers go out: requests of many clients, answered by one generator."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gpu_actor.adapters.peft_files import read_adapter
+from gpu_actor.adapters.weights import AdapterWeights
+from gpu_actor.contract.errors import LorayError
+from gpu_actor.contract.messages import one_line
+from gpu_actor.contract.questions import Answer, Answerer, AskRequest
+from gpu_actor.generation.generator import MOST_TOKENS, Generator
+from gpu_actor.generation.prompts import end_tokens, prompt_of
+from gpu_actor.generation.reply import Reply
+from gpu_actor.generation.saved_steps import saved_step
+from gpu_actor.model.base_model import BaseModel
+
+logger = logging.getLogger(__name__)
+
+_UNASKED_SECONDS = 60.0  # after which nobody waits for an answer any more
+
+Snapshot = tuple[AdapterWeights, int, int]
+"""A copy of an adapter in training, the step that it is of, and the steps of the job."""
+LiveAdapter = Callable[[str], Snapshot | None]
+
+
+@dataclass
+class _Line:
+    """One answerer and one question; `reply` is None where it cannot be answered."""
+
+    name: str
+    question: str
+    which: str = ""
+    reply: Reply | None = None
+    error: str | None = None
+
+    def answer(self) -> Answer:
+        if self.error is not None or self.reply is None:
+            finish = None if self.error is None else "error"
+            text = "" if self.reply is None else self.reply.text
+            return Answer(self.name, self.question, self.which, text, finish_reason=finish, error=self.error)
+        reply = self.reply
+        return Answer(
+            self.name,
+            self.question,
+            self.which,
+            reply.text,
+            tuple(reply.log_probabilities),
+            reply.finish_reason,
+        )
+
+
+@dataclass
+class _Open:
+    """One request."""
+
+    lines: list[_Line]
+    asked_at: float = field(default_factory=time.monotonic)
+
+
+class AnswerDesk:
+    """Answers requests on one base model.
+
+    One thread steps and opens; any thread may ask for answers.
+    """
+
+    def __init__(self, base: BaseModel, tokenizer: Callable[[], Any], most_tokens: int = MOST_TOKENS) -> None:
+        """Nothing is asked yet.
+
+        Args:
+            base: The base model.
+            tokenizer: Gives its tokenizer.
+            most_tokens: As of `Generator`.
+        """
+        self._base, self._tokenizer, self._most_tokens = base, tokenizer, most_tokens
+        self._generator: Generator | None = None  # made for the first question
+        self._open: dict[str, _Open] = {}
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is being answered."""
+        return self._generator is None or self._generator.idle
+
+    def answers(self, request_id: str) -> list[Answer] | None:
+        """The answers to a request as far as they are made, question by question; None: it is not known here."""
+        opened = self._open.get(request_id)
+        if opened is None:
+            return None
+        opened.asked_at = time.monotonic()
+        return [line.answer() for line in opened.lines]
+
+    def open(self, request: AskRequest, live: LiveAdapter) -> None:
+        """Begin to answer a request, by the adapters as they are now.
+
+        Args:
+            request: Of which a second call changes nothing.
+            live: Gives a copy of an adapter in training by its job's id.
+        """
+        if request.request_id in self._open:
+            return
+        lines = [_Line(who.name, question) for question in request.questions for who in request.answerers]
+        self._open[request.request_id] = _Open(lines)
+        try:
+            if self._generator is None:
+                self._generator = Generator(self._base, self._most_tokens)
+            tokenizer = self._tokenizer()
+        except LorayError as error:
+            _fail(lines, error)
+            return
+        count = len(request.answerers)
+        for place, who in enumerate(request.answerers):
+            try:
+                self._ask(self._generator, request, who, lines[place::count], tokenizer, live)
+            except (LorayError, OSError) as error:
+                _fail(lines[place::count], error)
+
+    def _ask(
+        self,
+        generator: Generator,
+        request: AskRequest,
+        who: Answerer,
+        lines: list[_Line],
+        tokenizer: Any,
+        live: LiveAdapter,
+    ) -> None:
+        weights, which = self._adapter(who, live)
+        ends = end_tokens(self._base, tokenizer)
+        known = self._base.description.vocab_size
+        for line in lines:
+            line.which = which
+            ids = prompt_of(tokenizer, line.question, request.system, who.chat_template, known)
+            reply = Reply(
+                weights, ids, request.sampling, ends, lambda tokens: tokenizer.decode(tokens, skip_special_tokens=True)
+            )
+            generator.add(reply)
+            line.reply = reply
+
+    def _adapter(self, who: Answerer, live: LiveAdapter) -> tuple[AdapterWeights | None, str]:
+        if who.folder is None:
+            return None, ""
+        found = live(who.job_id) if who.job_id is not None and who.step == "latest" else None
+        if found is not None:
+            weights, step, total = found
+            return weights, f"step {step} of {total}"
+        folder, saved = saved_step(Path(who.folder), who.step)
+        of = f" of {who.total_steps}" if who.total_steps else ""
+        return read_adapter(folder, self._base.new_adapter), "finished" if saved is None else f"step {saved}{of}"
+
+    def step(self) -> None:
+        """The next token of the answers, or their first one."""
+        if self._generator is None:
+            return
+        try:
+            self._generator.step()
+        except Exception as error:
+            logger.exception("answers could not be made")
+            self._give_up(error)
+            raise
+        self._clear()
+
+    def _give_up(self, error: Exception) -> None:
+        """What the generator holds is in no state to go on."""
+        self._generator = None
+        for opened in self._open.values():
+            _fail([line for line in opened.lines if line.answer().finish_reason is None], error)
+
+    def _clear(self) -> None:
+        """Forget requests whose answers nobody asks for any more."""
+        now = time.monotonic()
+        for request_id, opened in list(self._open.items()):
+            if now - opened.asked_at > _UNASKED_SECONDS:
+                del self._open[request_id]
+                if self._generator is not None:
+                    self._generator.drop([line.reply for line in opened.lines if line.reply is not None])
+
+
+def _fail(lines: list[_Line], error: Exception) -> None:
+    for line in lines:
+        line.error = one_line(error)
