@@ -8,10 +8,10 @@ unexport PYTHONDONTWRITEBYTECODE
 # tests/conftest.py says what goes together to a worker, and what comes first.
 TWO_WORKERS := -n 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help setup model demo check test quick search families lint bench clean
+.PHONY: help setup model demo check test quick search families lint bench bench-compare clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
 
 setup: $(READY)  ## Create .venv and install the pinned set
 
@@ -55,8 +55,12 @@ lint: $(READY)  ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: model  ## Compare speed and memory with PEFT (several minutes)
-	$(BIN)/python benchmarks/cotrain.py
+bench: model  ## Run the benchmarks that take minutes; writes out/bench.json
+	@mkdir -p out
+	$(BIN)/python benchmarks/suite.py --json out/bench.json
+
+bench-compare: $(READY)  ## Print what moved in out/bench.json since OLD=FILE.json
+	@$(BIN)/python benchmarks/suite.py --compare $(OLD) out/bench.json
 
 clean:  ## Remove what make created in this folder
 	rm -rf .venv out

@@ -160,7 +160,7 @@ def main() -> None:
     ):
         table.add_column(heading, justify="left" if heading in ("adapters x samples", "updates are made") else "right")
     for row in rows:
-        table.addrow_of(row.case, row.operator, f"{row.layer:,}", f"{row.attention:,}", f"{row.step:,}")
+        table.add_row(row.case, row.operator, f"{row.layer:,}", f"{row.attention:,}", f"{row.step:,}")
     Console(width=110).print(table)
     if arguments.json:
         arguments.json.write_text(json.dumps([vars(row) for row in rows], indent=1) + "\n")

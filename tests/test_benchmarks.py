@@ -102,6 +102,39 @@ def test_answers_are_those_of_peft(tmp_path):
     assert all(row["equal"] == 1.0 and row["ratios"][0] > 0 for row in rows)
 
 
+def test_products_are_a_share_of_a_step(tmp_path):
+    result = quick("roofline", tmp_path, "--jobs", "1")
+    assert sum(result["shares"].values()) == pytest.approx(1.0)
+    assert min(result["shares"].values()) > 0.02
+    assert result["speed_over_peft"] > 0
+
+
+def test_a_gain_falls_with_the_tokens_of_a_job(tmp_path):
+    (row,) = quick("crossover", tmp_path)
+    assert row["gains"]["8"] > row["gains"]["128"]
+    assert row["budget"] >= 128
+    assert set(row["by_adapters"]) == {"1", "8"}
+
+
+@pytest.mark.cluster
+def test_actor_and_engine_train_the_same_to_the_bit(tmp_path):
+    result = quick("actor", tmp_path, "--jobs", "2")
+    assert result["equal"]
+    assert {"Ray", "the orchestrator", "the command"} == set(result["beside"])
+    assert result["wall_ratio"] > 0
+    assert result["processor_ratio"] > 0
+
+
+def test_what_moved_between_two_files_is_shown(tmp_path):
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    for file, values in (old, {"stays": 1.0, "grows": 2.0, "gone": 1.0}), (new, {"stays": 1.01, "grows": 3.0}):
+        file.write_text(json.dumps({"figures": {"roofline": values}, "failed": []}))
+    command = [sys.executable, "benchmarks/suite.py", "--compare", old, new]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    rows = [line.replace("│", " ").split() for line in done.stdout.splitlines() if "roofline" in line]
+    assert rows == [["roofline", "grows", "2", "3", "+50%"], ["roofline", "gone", "1", "-"]]
+
+
 # what a bare machine with a card does not have; psutil only a CPU's memory is asked of
 MISSING = ("ray", "bitsandbytes", "peft", "accelerate", "sqlalchemy", "typer", "rich")
 

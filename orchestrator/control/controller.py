@@ -47,14 +47,18 @@ from orchestrator.version import __version__
 logger = logging.getLogger("loray.controller")
 
 # What of the starting process's environment the actors must share, so that all find the same models.
-_SHARED_ENVIRONMENT = ("LORAY_HOME", "HF_HOME", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+_SHARED_ENVIRONMENT = ("LORAY_HOME", "HF_HOME", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "RAY_worker_niceness")
 
 JobDict = dict[str, Any]
 
 
 def shared_environment() -> dict[str, str]:
-    """What of this process's environment the orchestrator and its actors get."""
-    return {name: os.environ[name] for name in _SHARED_ENVIRONMENT if name in os.environ}
+    """What of this process's environment the orchestrator and its actors get.
+
+    Ray lowers the priority of its workers to nice 15: beside any other program they would get a thirtieth of a core.
+    """
+    shared = {name: os.environ[name] for name in _SHARED_ENVIRONMENT if name in os.environ}
+    return {"RAY_worker_niceness": "0", **shared}
 
 
 class Controller:

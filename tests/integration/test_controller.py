@@ -3,13 +3,14 @@
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
 from gpu_actor.contract.errors import IllegalTransitionError, JobNotFoundError
 from gpu_actor.contract.lora_config import LoraConfig
 from orchestrator.knowledge.description_files import recall
-from support.cluster import LONG, checkpointed, steps_of, wait_until
+from support.cluster import LONG, checkpointed, processes, steps_of, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.xdist_group("ray_cluster")]
 
@@ -44,6 +45,12 @@ def test_jobs_train_together_and_leave_whole_adapters(orchestrator, make):
     assert orchestrator.call("cluster")["jobs"]["SUCCEEDED"] >= 3
     assert [row["step"] for row in orchestrator.call("metrics", "two", 5)] == [6, 7, 8, 9]
     assert orchestrator.call("metrics", "two", 9) == []
+
+
+def test_actors_do_not_yield_to_every_other_program(orchestrator, make):
+    orchestrator.wait(orchestrator.submit(make("nice", steps=1))[0], "SUCCEEDED")
+    found = processes("tiny-a@cpu:0#") | processes("loray-controller")
+    assert [psutil.Process(pid).nice() for pid in found.values()] == [psutil.Process().nice()] * 2
 
 
 def test_the_job_file_in_the_output_folder_gives_the_same_job_again(orchestrator, make):
