@@ -96,6 +96,12 @@ def test_the_coefficients_of_a_step_are_fitted(tmp_path):
     assert row["a"] + row["b"] > 0
 
 
+def test_answers_are_those_of_peft(tmp_path):
+    rows = quick("ask", tmp_path)["rows"]
+    assert [row["what"] for row in rows] == ["1 answer", "8 answers, one adapter", "8 answers, 8 adapters"]
+    assert all(row["equal"] == 1.0 and row["ratios"][0] > 0 for row in rows)
+
+
 def test_products_are_a_share_of_a_step(tmp_path):
     result = quick("roofline", tmp_path, "--jobs", "1")
     assert sum(result["shares"].values()) == pytest.approx(1.0)
@@ -127,12 +133,6 @@ def test_what_moved_between_two_files_is_shown(tmp_path):
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     rows = [line.replace("│", " ").split() for line in done.stdout.splitlines() if "roofline" in line]
     assert rows == [["roofline", "grows", "2", "3", "+50%"], ["roofline", "gone", "1", "-"]]
-
-
-def test_answers_are_those_of_peft(tmp_path):
-    rows = quick("ask", tmp_path)["rows"]
-    assert [row["what"] for row in rows] == ["1 answer", "8 answers, one adapter", "8 answers, 8 adapters"]
-    assert all(row["equal"] == 1.0 and row["ratios"][0] > 0 for row in rows)
 
 
 # what a bare machine with a card does not have; psutil only a CPU's memory is asked of

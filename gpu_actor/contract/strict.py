@@ -12,7 +12,7 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
-    @field_validator("*", mode="before")
+    @field_validator("*")
     @classmethod
     def _holds_no_nul(cls, value: Any) -> Any:
         if isinstance(value, str) and "\0" in value:  # no path may; the system's own calls end in a bare ValueError
