@@ -1,10 +1,11 @@
-"""Live against simulated: short jobs of two base models on two CPU actors of a real Ray cluster, under two policies.
+"""Live against simulated: jobs of a few base models on two CPU actors of a real Ray cluster, under three policies.
 
-    python benchmarks/live.py [--gantt FILE.svg] [--json FILE]
+    python benchmarks/live.py [--bases N] [--gantt FILE.svg] [--json FILE]
 
-Prints both measured mean turnarounds, their ratio, and what the scheduler's own forecast says of the same arrivals:
-given the speed that was fitted when the jobs began, and given the one at their end. About five minutes on two cores,
-which should be idle; the load of the machine stands beside the figures.
+Prints the measured mean turnarounds, their ratios to that of the first policy, how many actors had to load a base
+model, and what the scheduler's own forecast says of the same arrivals: given the speed that was fitted when the jobs
+began, and given the one at their end. About eight minutes on two cores, which should be idle; the load of the machine
+stands beside the figures.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 import zlib
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -51,7 +53,7 @@ from orchestrator.scheduler.forecast import forecast
 from orchestrator.scheduler.view import ActorState, ActorView, ClusterView
 from orchestrator.store.store import Store
 
-POLICIES = ("fifo-4", "cosrpt")
+POLICIES = ("fifo-4", "srpt", "cosrpt")
 _JOBS, _SEED = 16, 0
 _MEDIAN_STEPS, _SPREAD, _LEAST_STEPS, _MOST_STEPS = 70, 1.0, 10, 400  # log-normal
 _MEAN_GAP_S = 1.5  # between two arrivals
@@ -70,41 +72,47 @@ class Arrival:
 
 
 def main() -> int:
-    """Run both policies and print."""
+    """Run the policies and print."""
     parser = argparse.ArgumentParser(description="Mean turnaround on a real cluster against the forecast.")
+    parser.add_argument("--bases", type=int, default=2, metavar="N", help="base models (2)")
     parser.add_argument("--gantt", type=Path, metavar="FILE.svg", help="draw the run under cosrpt")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
     arguments = parser.parse_args()
     workload.quiet()
-    jobs = _workload()
+    jobs = _workload(arguments.bases)
     result: dict[str, Any] = {"jobs": len(jobs), "load_before": os.getloadavg()[0], "policies": {}}
     with tempfile.TemporaryDirectory(prefix="lr", dir="/tmp") as name:
         folder = Path(name)
-        bases = [_save_base(folder / f"base-{seed}", seed) for seed in range(2)]
+        bases = [_save_base(folder / f"base-{seed}", seed) for seed in range(arguments.bases)]
         descriptions = {base: describe_base(base) for base in bases}
         for policy in POLICIES:
             result["policies"][policy] = _run(folder, policy, jobs, bases, descriptions, arguments.gantt)
             print(_line(policy, result["policies"][policy]), flush=True)
-    first, second = (result["policies"][policy] for policy in POLICIES)
-    result["ratio"] = {key: second[key] / first[key] for key in ("measured_s", "forecast_before_s", "forecast_s")}
+    first, *others = POLICIES
     result["load_after"] = os.getloadavg()[0]
-    ratio = result["ratio"]
+    for policy in others:
+        found, reference = result["policies"][policy], result["policies"][first]
+        ratio = {key: found[key] / reference[key] for key in ("measured_s", "forecast_before_s", "forecast_s")}
+        found["ratio"] = ratio
+        print(
+            f"{policy} / {first}: {ratio['measured_s']:.2f} measured; forecast {ratio['forecast_before_s']:.2f} "
+            f"by the profile before, {ratio['forecast_s']:.2f} by the one after"
+        )
     print(
-        f"{POLICIES[1]} / {POLICIES[0]}: {ratio['measured_s']:.2f} measured; forecast {ratio['forecast_before_s']:.2f} "
-        f"by the profile before, {ratio['forecast_s']:.2f} by the one after; load of the machine "
-        f"{result['load_before']:.1f} before, {result['load_after']:.1f} after, {os.cpu_count()} cores"
+        f"load of the machine {result['load_before']:.1f} before, {result['load_after']:.1f} after, "
+        f"{os.cpu_count()} cores"
     )
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return 0
 
 
-def _workload() -> list[Arrival]:
-    """Jobs of heavy-tailed sizes that come faster than they are trained, from a seed."""
+def _workload(count: int) -> list[Arrival]:
+    """Jobs of so many base models, of heavy-tailed sizes, that come faster than they are trained; from a seed."""
     random = np.random.default_rng(_SEED)
     steps = np.clip(_MEDIAN_STEPS * np.exp(_SPREAD * random.standard_normal(_JOBS)), _LEAST_STEPS, _MOST_STEPS)
     times = np.cumsum(random.exponential(_MEAN_GAP_S, _JOBS))
-    bases = random.integers(0, 2, _JOBS)
+    bases = random.integers(0, count, _JOBS)
     return [Arrival(int(b), round(float(n)), float(t)) for b, n, t in zip(bases, steps, times, strict=True)]
 
 
@@ -115,7 +123,8 @@ def _line(policy: str, row: dict[str, Any]) -> str:
     ]
     return (
         f"{policy}: mean turnaround {row['measured_s']:.1f} s measured; forecast {', '.join(forecasts)}; "
-        f"{row['taken_off']} jobs were taken off; all done after {row['makespan_s']:.0f} s"
+        f"{row['taken_off']} jobs were taken off; {row['loads']} actors had them, with a base model each; all done "
+        f"after {row['makespan_s']:.0f} s"
     )
 
 
@@ -165,7 +174,7 @@ def _run(
         orchestrator = controller()
         warm = [
             _spec(own / "warm", f"warm-{base}-{n}", bases[base], steps, batch)
-            for base in range(2)
+            for base in range(len(bases))
             for n, (steps, batch) in enumerate(_WARM_UP)
         ]
         _submit(orchestrator, warm)
@@ -179,16 +188,25 @@ def _run(
         done = _wait(orchestrator, {spec.name for spec in specs})
         names = {job["id"]: job["name"] for job in done}
         told = ray.get(orchestrator.timeline.remote(list(names)))
-    if chart is not None and policy == POLICIES[1]:
+    if chart is not None and policy == POLICIES[-1]:
         chart.write_text(draw(told, names, f"{len(done)} jobs under {policy}"), encoding="utf-8")
     return {
         "measured_s": mean(job["finished_at"] - job["submitted_at"] for job in done),
         "forecast_before_s": before,
         "forecast_s": _forecast(config, policy, jobs, specs, descriptions, hosted),
         "makespan_s": max(job["finished_at"] for job in done) - started,
+        "loads": _actors_used(config, names),
         "taken_off": len(told["stays"]) - len(done),
         "turnaround_s": {job["name"]: job["finished_at"] - job["submitted_at"] for job in done},
     }
+
+
+def _actors_used(config: ClusterConfig, ids: Collection[str]) -> int:
+    """How many actors these jobs were on: each has loaded one base model, once."""
+    store = Store(config.database_url)
+    stays = store.stays()
+    store.close()
+    return len({stay.actor for stay in stays if stay.job_id in ids})
 
 
 def _submit(controller: Any, specs: list[JobSpec]) -> None:
