@@ -47,7 +47,7 @@ from orchestrator.control.job_needs import scheduling_view
 from orchestrator.control.launch import start_local
 from orchestrator.jobs.job import JobSpec
 from orchestrator.knowledge.data_size import guess_size
-from orchestrator.knowledge.place_models import Known, with_profiles
+from orchestrator.knowledge.place_models import with_models
 from orchestrator.knowledge.profiles import Profiles
 from orchestrator.scheduler.forecast import forecast
 from orchestrator.scheduler.view import ActorState, ActorView, ClusterView
@@ -247,7 +247,7 @@ def _forecast(
     for slot, base in zip(slots, hosted, strict=True):
         state = ActorState.READY if base else ActorState.EMPTY
         place = ActorView(slot.id, slot.id, state, slot.shape, base, memory_limit=slot.memory_limit)
-        actors.append(with_profiles(place, slot, Known.of(slot, profiles, descriptions)))
+        actors += with_models([(place, slot, None)], profiles, descriptions)
     jobs = []
     for number, (spec, arrival) in enumerate(zip(specs, arrivals, strict=True)):
         view = scheduling_view(

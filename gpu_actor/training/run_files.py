@@ -190,10 +190,10 @@ class RunFiles:
 
     def _try(self, write: Callable[[], None]) -> bool:
         """Write something; where that fails, say why, and when to try again."""
-        if not self.folder.is_dir():
-            self.notes.append(f"{self.folder} was gone, and was made again; what was in it is lost")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            if not self.folder.is_dir():
+                self.folder.mkdir(parents=True)
+                self.notes.append(f"{self.folder} was gone, and was made again; what was in it is lost")
             write()
         except OSError as error:
             if not self.failure:
