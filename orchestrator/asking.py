@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from gpu_actor.contract import file_names
-from gpu_actor.contract.config import Quantization
+from gpu_actor.contract.config import Quantization, is_template_path
 from gpu_actor.contract.errors import AdapterError, ClusterUnavailableError, LorayError
 from gpu_actor.contract.questions import Answer, Answerer, AskRequest, Sampling, Step
 from orchestrator.jobs.job_file import load_jobs
+from orchestrator.jobs.preflight import outside
 
 _POLL_SECONDS = 0.15
 _MARKS = (file_names.JOB, file_names.ADAPTER_CONFIG)
@@ -65,6 +66,23 @@ class Part:
     actor: str | None
     request: AskRequest
     numbers: tuple[int, ...]
+
+
+def check_reach(request: AskRequest, roots: Sequence[str]) -> None:
+    """Check that nothing is read for a request from outside the allowed folders: who asks names the folders.
+
+    Args:
+        request: What is asked.
+        roots: The folders below which everything must lie; none allows every place.
+
+    Raises:
+        AdapterError: A folder or a template lies elsewhere.
+    """
+    for who in request.answerers:
+        template = who.chat_template if who.chat_template and is_template_path(who.chat_template) else None
+        for path in (who.folder, template):
+            if path is not None and (problem := outside(path, roots)):
+                raise AdapterError(f"{who.name}: {problem}")
 
 
 def divide(request: AskRequest, trains: Mapping[str, str], hosts: tuple[str, ...]) -> list[Part]:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
+from gpu_actor.model.attention import capped_attention
+
 _ROOM = 64  # tokens that the cache grows by at least
 
 
@@ -114,10 +116,7 @@ class KeyValueCache:
         if softcap is None:
             out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scaling)
         else:
-            scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-            scores = softcap * torch.tanh(grouped @ keys.transpose(2, 3) * scale / softcap)
-            scores = scores if mask is None else scores.masked_fill(~mask, float("-inf"))
-            out = scores.softmax(dim=-1, dtype=torch.float32).to(values.dtype) @ values
+            out = capped_attention(grouped, keys, values, scaling, mask, softcap)
         return out.reshape(1, rows, heads, -1)
 
     @property

@@ -250,15 +250,37 @@ def _capped(
     mask: torch.Tensor | None,
     softcap: float,
 ) -> torch.Tensor:
-    """Attention with capped scores: no fused kernel offers it, so it is written out."""
-    groups = query.shape[1] // key.shape[1]
+    groups, length = query.shape[1] // key.shape[1], query.shape[2]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    scores = softcap * torch.tanh(query @ key.transpose(2, 3) * scale / softcap)
-    length = query.shape[2]
     if mask is None:
         mask = window_mask(length, length, query.device)
-    scores = scores.masked_fill(~mask, float("-inf"))
+    return capped_attention(query, key, value, scaling, mask, softcap)
+
+
+def capped_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    mask: torch.Tensor | None,
+    softcap: float,
+) -> torch.Tensor:
+    """Attention with capped scores: no fused kernel offers it, so it is written out.
+
+    Args:
+        query: [rows, heads, T, size].
+        key: [rows, heads, S, size].
+        value: [rows, heads, S, value size].
+        scaling: Factor on the scores; None is 1 / sqrt(size).
+        mask: bool, broadcast over [rows, heads, T, S]: what each query sees; None: everything.
+        softcap: Scores go through softcap * tanh(score / softcap).
+
+    Returns:
+        [rows, heads, T, value size].
+    """
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = softcap * torch.tanh(query @ key.transpose(2, 3) * scale / softcap)
+    scores = scores if mask is None else scores.masked_fill(~mask, float("-inf"))
     return scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype) @ value
 
 

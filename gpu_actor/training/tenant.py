@@ -359,9 +359,9 @@ class Tenant:
         """Why the job has no newer checkpoint or no adapter yet, in words; empty where all is saved."""
         if not self.files.failure:
             return ""
-        does = f"waits at step {self.progress.step} until there is room" if self.waits else "goes on for now"
+        waits = f"waits at step {self.progress.step} until its folder can be written"
         since = f"nothing is saved since step {self.files.saved_step}"
-        return f"{since}, the job {does}: {self.files.failure}"
+        return f"{since}, the job {waits if self.waits else 'goes on for now'}: {self.files.failure}"
 
     def report(self, state: TenantState, reason: str | None = None) -> TenantReport:
         """Where the adapter stands."""

@@ -21,7 +21,7 @@ import ray
 from gpu_actor.contract.errors import ClusterUnavailableError
 from gpu_actor.contract.messages import one_line
 from gpu_actor.contract.questions import Answer, AskRequest
-from orchestrator.asking import divide
+from orchestrator.asking import check_reach, divide
 from orchestrator.cluster.cluster_config import ClusterConfig, with_policy
 from orchestrator.cluster.connection import CONTROLLER, NAMESPACE
 from orchestrator.cluster.fleet import Fleet
@@ -209,9 +209,11 @@ class Controller:
             The fields of each `asking.Part`.
 
         Raises:
+            AdapterError: A folder lies outside the allowed ones.
             ClusterUnavailableError: An actor is gone, or does not take it.
         """
         whole = AskRequest.model_validate(request)
+        check_reach(whole, self._config.allowed_roots)
         trains = {job.id: job.actor for job in self._store.jobs([JobState.RUNNING]) if job.actor is not None}
         parts = divide(whole, trains, self._fleet.hosts(whole.base_model))
         for part in parts:

@@ -55,19 +55,26 @@ def check_roots(jobs: Sequence[JobSpec], roots: Sequence[str]) -> list[Problem]:
         jobs: The jobs; hub ids are no paths and pass.
         roots: The folders below which everything must lie; none allows every place.
     """
-    if not roots:
-        return []
-    allowed = [Path(os.path.realpath(root)) for root in roots]
-    problems = []
-    for job in jobs:
-        for field, value in _paths(job):
-            real = Path(os.path.realpath(value))
-            if not any(real.is_relative_to(root) for root in allowed):
-                leads = "" if str(real) == value else f" leads to {real} and"
-                places = ", ".join(roots)
-                message = f"{show(value)}{leads} is outside the allowed folders; allowed: below {places}"
-                problems.append(Problem(f"job {job.name}", field, message))
-    return problems
+    return [
+        Problem(f"job {job.name}", field, message)
+        for job in jobs
+        for field, value in _paths(job)
+        if (message := outside(value, roots))
+    ]
+
+
+def outside(path: str, roots: Sequence[str]) -> str:
+    """That a path lies outside the allowed folders once links are followed, in words; empty where it does not.
+
+    Args:
+        path: Absolute.
+        roots: As in `check_roots`.
+    """
+    real = Path(os.path.realpath(path))
+    if not roots or any(real.is_relative_to(os.path.realpath(root)) for root in roots):
+        return ""
+    leads = "" if str(real) == path else f" leads to {real} and"
+    return f"{show(path)}{leads} is outside the allowed folders; allowed: below {', '.join(roots)}"
 
 
 class _Checks:

@@ -84,7 +84,10 @@ def test_a_job_on_a_full_disk_waits_with_its_reason_and_goes_on_where_it_was(tmp
         assert told == sorted(told), "rows that can be written are no reason to call all well"
         report = trainer.reports()[0]
         assert report.state is TenantState.TRAINING
-        assert f"waits at step {report.step} until there is room: [Errno 28] No space left on device" in report.unsaved
+        assert (
+            f"waits at step {report.step} until its folder can be written: [Errno 28] No space left on device"
+            in report.unsaved
+        )
         assert not (tenant.output_dir / "adapter_config.json").exists()
         monkeypatch.setattr(whole_files, "draft_tensors", write)
         trainer.step()
