@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-import workload
+from common import workload
 import yaml
 from rich.console import Console
 from rich.table import Table

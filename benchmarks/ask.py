@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import workload
+from common import workload
 from peft import PeftModel
 from rich.console import Console
 from rich.table import Table

@@ -20,14 +20,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import measure
+from common import measure
 import torch
 import transformers
-import workload
-from measure import Memory
+from common import workload
+from common.measure import Memory
 from rich.console import Console
 from rich.table import Table
-from speed import SpeedRow, SpeedTest
+from common.speed import SpeedRow, SpeedTest
 
 from gpu_actor.contract.errors import BaseModelError
 

@@ -17,11 +17,11 @@ from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
-import workload  # first: it makes this folder's parent importable
+from common import workload  # first: it makes this folder's parent importable
 
 import numpy as np  # isort: skip
 import torch
-from kernel_counter import KernelCounter
+from common.kernel_counter import KernelCounter
 from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model
 from rich.console import Console

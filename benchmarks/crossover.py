@@ -21,12 +21,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import loray_loop
+from common import loray_loop
 import numpy as np
-import workload
+from common import workload
 from rich.console import Console
 from rich.table import Table
-from speed_model import fit
+from speed_model import fitted
 
 from gpu_actor.contract.config import AdapterSpec, DatasetConfig, TrainingConfig
 from gpu_actor.contract.lora_config import LoraConfig
@@ -97,7 +97,7 @@ def _measure(base: str, plan: Plan) -> dict[str, Any]:
         "load_after": os.getloadavg()[0],
         "gains": dict(zip(plan.tokens, gains, strict=True)),
         "crossover_tokens": crossover(plan.tokens, gains),
-        "budget": fit(samples)["saturation_tokens"],
+        "budget": fitted(samples)["saturation_tokens"],
         "step_tokens": whole,
         "by_adapters": {n: spent / adapters[0] for n, spent in zip(plan.adapters, adapters, strict=True)},
         "by_rank": {r: spent / ranks[0] for r, spent in zip(plan.ranks, ranks, strict=True)},

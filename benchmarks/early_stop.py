@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 
 from many_bases import geometric
-from scenarios import TRACES, grids
+from common.scenarios import TRACES, grids
 
 from orchestrator.simulation.early_stop import StoppingSimulation
 from orchestrator.simulation.loss_curves import draw_curves

@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import workload
+from common import workload
 
 os.environ.setdefault("PYTHONPATH", str(Path(__file__).resolve().parent.parent))  # for the processes of Ray
 os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it when it is imported

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scenarios import TRACES, Scenario, many_bases
+from common.scenarios import TRACES, Scenario, many_bases
 
 from orchestrator.scheduler.view import ClusterView, Plan
 from orchestrator.simulation.bounds import lower_bound, tasks_of

@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import workload  # first: it makes this folder's parent importable
+from common import workload  # first: it makes this folder's parent importable
 from rich.console import Console
 from rich.table import Table
 

@@ -20,10 +20,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import loray_loop
-import peft_loop
+from common import loray_loop
+from common import peft_loop
 import torch
-import workload
+from common import workload
 from rich.console import Console
 from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode

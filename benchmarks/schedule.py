@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from many_bases import Row, base_rows, geometric, show
-from scenarios import Scenario, devices, grids, recorded, scenarios
+from common.scenarios import Scenario, devices, grids, recorded, scenarios
 from uneven import uneven_rows
 
 from orchestrator.scheduler.incremental import IncrementalPlan

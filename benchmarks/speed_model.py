@@ -16,8 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import workload
+from common import workload
+from common.step_fit import fit
 from rich.console import Console
 from rich.table import Table
 
@@ -46,7 +46,7 @@ def main() -> int:
         if not arguments.quick:
             bases.append(("SmolLM2-135M-Instruct", workload.DEMO_BASE))
         for name, base in bases:
-            rows.append({"base_model": name, **fit(measure(base, arguments.steps))})
+            rows.append({"base_model": name, **fitted(measure(base, arguments.steps))})
     table = Table(title=f"T = a + b tokens + c adapters; {threads} threads, fp32, load {os.getloadavg()[0]:.1f}")
     for heading in ("base model", "steps", "a ms", "b us/token", "c ms", "mean error", "saturation tokens"):
         table.add_column(heading, justify="left" if heading == "base model" else "right")
@@ -85,18 +85,9 @@ def measure(base: str, steps: int) -> list[StepSample]:
     return samples
 
 
-def fit(samples: list[StepSample]) -> dict[str, Any]:
-    """Least squares of the relative errors, without negative coefficients."""
-    seconds = np.array([sample.seconds for sample in samples])
-    inputs = np.array([(1.0, sample.tokens, sample.adapters) for sample in samples]) / seconds[:, None]
-    kept = [0, 1, 2]
-    while True:
-        found, *_ = np.linalg.lstsq(inputs[:, kept], np.ones(len(samples)), rcond=None)
-        if (found >= 0).all():
-            break
-        kept.pop(int(np.argmin(found)))
-    a, b, c = (float(found[kept.index(i)]) if i in kept else 0.0 for i in range(3))
-    error = float(np.abs(inputs @ np.array([a, b, c]) - 1.0).mean())
+def fitted(samples: list[StepSample]) -> dict[str, Any]:
+    """The coefficients of a step, their error, and where a batch saturates the device."""
+    a, b, c, error = fit(samples)
     return {
         "steps": len(samples),
         "a": a,

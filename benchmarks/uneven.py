@@ -10,7 +10,7 @@ import argparse
 
 import numpy as np
 from many_bases import Row, geometric, show
-from scenarios import uneven
+from common.scenarios import uneven
 
 from orchestrator.simulation.bounds import lower_bound
 from orchestrator.simulation.devices import load_of

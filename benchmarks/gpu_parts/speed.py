@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from common.step_fit import fit as fit_steps
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .correctness import sheet_tflops
@@ -193,16 +193,7 @@ def fit(setting: Setting) -> None:
                 while not trainer.idle:
                     trainer.step()
                     samples += trainer.meter.take()
-    seconds = np.array([sample.seconds for sample in samples])
-    inputs = np.array([(1.0, sample.tokens, sample.adapters) for sample in samples]) / seconds[:, None]
-    kept = [0, 1, 2]
-    while True:
-        found, *_ = np.linalg.lstsq(inputs[:, kept], np.ones(len(samples)), rcond=None)
-        if (found >= 0).all():
-            break
-        kept.pop(int(np.argmin(found)))
-    a, b, c = (float(found[kept.index(place)]) if place in kept else 0.0 for place in range(3))
-    errors = np.abs(inputs @ np.array([a, b, c]) - 1.0)
+    a, b, c, error = fit_steps(samples)
     setting.emit(
         {
             "what": "T = a + b tokens + c adapters",
@@ -211,7 +202,7 @@ def fit(setting: Setting) -> None:
             "a": a,
             "b": b,
             "c": c,
-            "error": statistics.mean(errors.tolist()),
+            "error": error,
             "saturation_tokens": 9 * a / b if b else None,  # the fixed cost is a tenth of the step
             "crossover_tokens": a / b if b else None,  # it is half
         }

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.kernel_counter import KernelCounter
+from benchmarks.common.kernel_counter import KernelCounter
 from gpu_actor.batch.shared_batch import pack
 from gpu_actor.operators.products import GroupedProducts, LoopedProducts
 from gpu_actor.training.trainer import CoTrainer

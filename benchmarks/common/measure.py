@@ -107,20 +107,21 @@ def _pages(pid: int) -> tuple[int, int]:
 
 def _work(side: str, base: str, steps: int, threads: int, numbers: Sequence[int]) -> None:
     """What a measured process does."""
-    import workload
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # this file is a script of its own here
+    from common import workload
 
     workload.set_threads(threads)
     workload.quiet()
     with tempfile.TemporaryDirectory() as folder:
         if side == "loray":
-            import loray_loop
+            from common import loray_loop
 
             model = loray_loop.load_loray(base)
             jobs = workload.make_jobs(Path(folder), model.description.vocab_size, numbers, steps)
             _wait_for_the_others()
             loray_loop.co_train(model, jobs)
         else:
-            import peft_loop
+            from common import peft_loop
 
             plain = peft_loop.load_plain(base)
             jobs = workload.make_jobs(Path(folder), plain.config.vocab_size, numbers, steps)

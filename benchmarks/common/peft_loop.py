@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, get_scheduler
-from workload import Job, Run
+from .workload import Job, Run
 
 from gpu_actor.contract.locations import resolve_base_model
 

@@ -14,7 +14,7 @@ from orchestrator.simulation.trace import Profile, TraceJob, read_profile, read_
 from orchestrator.simulation.workload import WorkloadShape, generate
 
 _MANY_BASES_ACTORS = (1, 1, 2, 2, 4, 8)
-TRACES = Path(__file__).parents[1] / "configs" / "traces"
+TRACES = Path(__file__).parents[2] / "configs" / "traces"
 LOADS = (0.9, 1.2, 1.5, 2.0)
 _SINGLE = {
     "bursts": WorkloadShape(seconds=600, spread=2.0, burstiness=3.0),

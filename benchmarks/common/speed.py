@@ -9,9 +9,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import loray_loop
-import peft_loop
-import workload
+from . import loray_loop
+from . import peft_loop
+from . import workload
 
 DROPOUT = 0.05
 

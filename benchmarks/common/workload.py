@@ -14,7 +14,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs without an installation
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs without an installation
 
 import torch
 import transformers

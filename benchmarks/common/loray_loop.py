@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from workload import Job, Run
+from .workload import Job, Run
 
 from gpu_actor.contract.report import TenantState
 from gpu_actor.data.dataset import load_dataset
