@@ -152,8 +152,8 @@ def culprit_reason(losses: Losses, latest: str) -> str:
     """
     return (
         f"the process of its actor died {formatting.plural(len(losses.deaths), 'time')} in a row, the last time with "
-        f"no other job on it ({latest}), so this job is taken to be the cause; most often the machine's memory runs out "
-        "(lower training.cutoff_len or training.per_device_train_batch_size, look at its data file and tokenizer, or "
+        f"no other job on it ({latest}), so this job is taken to be the cause; most often the machine's memory runs "
+        "out (lower training.cutoff_len or training.per_device_train_batch_size, look at its data file and tokenizer, or "
         "set `memory_limit` for the actor), else the actor's log in the Ray dashboard has more. `loray retry` goes on "
         "from its last checkpoint"
     )

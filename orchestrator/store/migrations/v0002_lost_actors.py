@@ -9,7 +9,7 @@ revision, down_revision = "0002", "0001"
 
 
 def upgrade() -> None:
-    """Nothing is held against the jobs that are there. A Loray from before migrations refuses the table from here on."""
+    """Nothing is held against the jobs that are there. A Loray from before migrations refuses the database now."""
     op.add_column("jobs", sa.Column("losses", sa.JSON))
     op.execute("DELETE FROM schema_version")
     op.execute("INSERT INTO schema_version (version) VALUES (4)")

@@ -1,4 +1,4 @@
-"""Databases that another Loray wrote: older ones are brought up to date with all that is in them, newer ones refused."""
+"""Databases that another Loray wrote: older ones are brought up to date with all that they hold, newer ones refused."""
 
 import sqlite3
 from pathlib import Path
