@@ -7,13 +7,10 @@ It reads one request (`ExportRequest` as JSON) from standard input, and writes l
 from __future__ import annotations
 
 import json
-import os
 import resource
 import sys
 import time
 from dataclasses import asdict
-
-import torch
 
 from gpu_actor.contract.errors import LorayError
 from gpu_actor.contract.exports import ExportRequest
@@ -28,7 +25,6 @@ def main() -> int:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    torch.set_num_threads(os.cpu_count() or 1)
     request = ExportRequest.model_validate(json.load(sys.stdin), strict=False)
     written = 0.0
 

@@ -10,8 +10,11 @@ from typing import Any
 
 import yaml
 
+from gpu_actor.adapters.kinds import kind_of
+from gpu_actor.adapters.kinds.base import COMMON_FIELDS
 from gpu_actor.contract import file_names
 from gpu_actor.contract.locations import is_hub_id, looks_like_path
+from gpu_actor.contract.lora_config import LoraConfig
 from gpu_actor.contract.messages import plain
 
 _CURVE_ROWS = 12
@@ -76,13 +79,21 @@ def _settings(job: Mapping[str, Any]) -> list[str]:
         return []
     lines = ["## Settings", "", "| field | value |", "|---|---|"]
     for section in sections:
+        own = _fields_of(job["lora"]) if section == "lora" else tuple(job[section])
         for field, value in job[section].items():
-            if value in (None, {}, [], ""):
+            if field not in own or value in (None, {}, [], ""):
                 continue
             shown = _shown_path(value) if isinstance(value, str) and looks_like_path(value) else value
             text = plain(json.dumps(shown)).replace("|", "\\|")
             lines.append(f"| `{section}.{field}` | `{text}` |")
     return [*lines, ""]
+
+
+def _fields_of(lora: Mapping[str, Any]) -> tuple[str, ...]:
+    """Those that an adapter of this kind has; the others are there as they are by default."""
+    kind = kind_of(LoraConfig.model_validate(dict(lora), strict=False))
+    start = ("init_lora_weights",) if kind.peft_type == "LORA" else ()
+    return (*COMMON_FIELDS, *kind.fields, *start, "init_adapter")
 
 
 def _curve(folder: Path) -> list[str]:
