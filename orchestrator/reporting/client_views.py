@@ -56,6 +56,7 @@ def job_view(job: JobRecord, live: Mapping[str, Any] | None = None) -> dict[str,
     return {
         "id": job.id,
         "name": job.name,
+        "owner": job.owner,
         "state": job.state.value,
         "base_model": job.spec.base_model,
         "priority": job.spec.queue.priority,

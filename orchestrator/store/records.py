@@ -27,6 +27,7 @@ class JobRecord:
         retries: Assignments that ended with the death of an actor.
         wish: What is wanted of it while it runs, until its actor has done it.
         queued_at: When it joined the queue for the last time.
+        owner: Whose it is.
     """
 
     seq: int
@@ -48,6 +49,7 @@ class JobRecord:
     started_at: float | None
     finished_at: float | None
     request_id: str
+    owner: str
 
 
 @dataclass(frozen=True)
@@ -67,3 +69,12 @@ class ActorRecord:
     name: str
     slot: str
     base_model: str
+
+
+@dataclass(frozen=True)
+class TokenRecord:
+    """A token that somebody has: its SHA-256 in hexadecimal digits, never the token."""
+
+    owner: str
+    digest: str
+    created_at: float

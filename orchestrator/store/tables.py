@@ -5,9 +5,10 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from orchestrator.jobs.job import TERMINAL, JobState
+from orchestrator.jobs.owner import OPERATOR
 
-SCHEMA_VERSION, PROFILES_SINCE = 3, 2
-"""2 added `profiles`, 3 `stays`."""
+SCHEMA_VERSION, PROFILES_SINCE, OWNERS_SINCE = 4, 2, 4
+"""2 added `profiles`, 3 `stays`, 4 `tokens` and `jobs.owner`."""
 _LIVE = sorted(state.value for state in JobState if state not in TERMINAL)
 
 metadata = sa.MetaData()
@@ -34,6 +35,7 @@ jobs = sa.Table(
     sa.Column("started_at", sa.Double),
     sa.Column("finished_at", sa.Double),
     sa.Column("request_id", sa.String(128), nullable=False),
+    sa.Column("owner", sa.String(64), nullable=False, server_default=OPERATOR),
     sqlite_autoincrement=True,
 )
 is_live = jobs.c.state.in_(_LIVE)
@@ -77,6 +79,13 @@ profiles = sa.Table(
     sa.Column("key", sa.String(512), primary_key=True),
     sa.Column("values", sa.JSON, nullable=False),
 )
+tokens = sa.Table(  # a hash each: who reads the table gets no token from it
+    "tokens",
+    metadata,
+    sa.Column("owner", sa.String(64), primary_key=True),
+    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+)
 
 
 def open_schema(connection: sa.Connection) -> int:
@@ -86,8 +95,10 @@ def open_schema(connection: sa.Connection) -> int:
         The version that was there: 0 for a new database. One above `SCHEMA_VERSION` is left as it is.
     """
     version = schema_version(connection)
-    if version < SCHEMA_VERSION:  # so far every version has only added tables
+    if version < SCHEMA_VERSION:
         metadata.create_all(connection)
+        if 0 < version < OWNERS_SINCE:
+            connection.execute(sa.text(f"ALTER TABLE jobs ADD COLUMN owner VARCHAR(64) NOT NULL DEFAULT '{OPERATOR}'"))
         connection.execute(versions.insert().values(version=SCHEMA_VERSION))
     return version
 
