@@ -19,7 +19,7 @@ from gpu_actor.contract.errors import (
 )
 from gpu_actor.contract.questions import Answer
 from orchestrator import formatting
-from orchestrator.asking import Inquiry, answers
+from orchestrator.asking.inquiry import Inquiry, answers
 from orchestrator.cluster import connection
 from orchestrator.jobs.job import TERMINAL, JobFileError, JobSpec, JobState
 from orchestrator.jobs.job_file import jobs_from_mapping, load_jobs

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from gpu_actor.contract.config import Quantization
 from gpu_actor.contract.errors import ClusterUnavailableError, JobFailedError, LorayError
 from gpu_actor.contract.questions import Answer, Sampling, Step
-from orchestrator.asking import Inquiry, answers
+from orchestrator.asking.inquiry import Inquiry, answers
 from orchestrator.cli import progress
 from orchestrator.cli.options import Address, AsJson
 from orchestrator.client import Client

@@ -20,28 +20,26 @@ import ray
 
 from gpu_actor.contract.errors import ClusterUnavailableError
 from gpu_actor.contract.messages import one_line
-from gpu_actor.contract.questions import Answer, AskRequest
-from orchestrator.asking import check_reach, divide
-from orchestrator.cluster.cluster_config import ClusterConfig, with_policy
+from gpu_actor.contract.questions import Answer
+from orchestrator.asking.questions import Questions
+from orchestrator.cluster.cluster_config import ClusterConfig
 from orchestrator.cluster.connection import CONTROLLER, NAMESPACE
 from orchestrator.cluster.fleet import Fleet
 from orchestrator.control import job_verbs
-from orchestrator.control.admission import Admission
-from orchestrator.control.preview import plan_apart
+from orchestrator.control.admission import Admission, Submissions
 from orchestrator.control.reconcile import Reconciler
 from orchestrator.control.snapshot import SnapshotBuilder
 from orchestrator.jobs.job import TERMINAL, JobState
-from orchestrator.jobs.output_folder import make_folders, read_metrics, write_job_file
+from orchestrator.jobs.output_folder import read_metrics
+from orchestrator.jobs.owner import OPERATOR
 from orchestrator.knowledge.base_catalog import BaseCatalog
 from orchestrator.knowledge.profiles import Profiles
 from orchestrator.reporting.client_views import actor_view, job_view
 from orchestrator.reporting.dashboard_rows import TaskRows
 from orchestrator.reporting.metrics import Metrics
 from orchestrator.reporting.timeline import Timeline
-from orchestrator.store.errors import LiveJobError
 from orchestrator.store.records import JobRecord
 from orchestrator.store.storage_lock import hold
-from orchestrator.validation.problems import Problem
 from orchestrator.version import __version__
 
 logger = logging.getLogger("loray.controller")
@@ -85,9 +83,10 @@ class Controller:
         self._rows = TaskRows(self._store)
         profiles = Profiles(self._store)
         snapshots = SnapshotBuilder(self._store, self._fleet, self._bases, profiles, config.scheduler.makespan)
-        self._admission = Admission(
-            self._store, self._fleet, self._bases, snapshots, config.allowed_roots, allow_pickle=config.allow_pickle
-        )
+        roots = config.allowed_roots
+        admission = Admission(self._store, self._fleet, self._bases, snapshots, roots, allow_pickle=config.allow_pickle)
+        self._submissions = Submissions(config, self._store, self._bases, admission)
+        self._questions = Questions(self._store, self._fleet, roots)
         self._reconciler = Reconciler(
             self._store,
             self._fleet,
@@ -212,14 +211,7 @@ class Controller:
             AdapterError: A folder lies outside the allowed ones.
             ClusterUnavailableError: An actor is gone, or does not take it.
         """
-        whole = AskRequest.model_validate(request)
-        check_reach(whole, self._config.allowed_roots)
-        trains = {job.id: job.actor for job in self._store.jobs([JobState.RUNNING]) if job.actor is not None}
-        parts = divide(whole, trains, self._fleet.hosts(whole.base_model))
-        for part in parts:
-            if part.actor is not None:
-                await self._fleet.ask(part.actor, part.request)
-        return [{"actor": part.actor, "request": part.request.model_dump(), "numbers": part.numbers} for part in parts]
+        return await self._questions.ask(request)
 
     async def answers(self, actor: str, request_id: str) -> list[Answer] | None:
         """The answers of an actor to a request as far as they are made; None: it has not begun.
@@ -227,7 +219,11 @@ class Controller:
         Raises:
             ClusterUnavailableError: It is gone, or does not answer.
         """
-        return await self._fleet.answers(actor, request_id)
+        return await self._questions.answers(actor, request_id)
+
+    async def withdraw(self, actor: str, request_id: str) -> None:
+        """Let an actor drop a request with its answers: nobody waits for them."""
+        await self._questions.withdraw(actor, request_id)
 
     async def timeline(self, ids: Sequence[str]) -> dict[str, Any]:
         """Where jobs were when, and how full the places were: see `orchestrator.reporting.timeline`.
@@ -268,8 +264,7 @@ class Controller:
         Args:
             jobs: Fields of `JobSpec`, paths absolute.
         """
-        _, problems = await self._admission.check(jobs)
-        return [asdict(problem) for problem in problems]
+        return await self._submissions.check(jobs)
 
     async def plan(self, jobs: Sequence[Mapping[str, Any]], policy: str | None = None) -> dict[str, Any]:
         """What would become of jobs if they were submitted now; nothing is accepted.
@@ -284,44 +279,26 @@ class Controller:
         Raises:
             ClusterFileError: There is no such policy.
         """
-        name = with_policy(self._config, policy).scheduler.policy
-        specs, problems = await self._admission.check(jobs)
-        if problems:
-            return {"jobs": [], "problems": [asdict(problem) for problem in problems]}
-        bases = {spec.base_model: await self._bases.get(spec.base_model) for spec in specs}
-        view = self._reconciler.snapshot().view
-        names = {job.id: job.name for job in self._store.jobs([JobState.QUEUED, JobState.RUNNING])}
-        rows = await plan_apart(specs, view, bases, name, names)
-        return {"jobs": rows, "problems": []}
+        return await self._submissions.plan(jobs, policy, lambda: self._reconciler.snapshot().view)
 
-    async def submit(self, jobs: Sequence[Mapping[str, Any]], request_id: str) -> dict[str, Any]:
+    async def submit(self, jobs: Sequence[Mapping[str, Any]], request_id: str, owner: str = OPERATOR) -> dict[str, Any]:
         """Accept jobs, all or none.
 
         Args:
             jobs: Fields of `JobSpec`, paths absolute.
             request_id: Chosen by the client; the same request again returns the jobs that it made before.
+            owner: Whose they are.
 
         Returns:
             `accepted` (the jobs) and `problems`; one of them is empty.
         """
         self._refuse_at_the_end()
-        accepted = self._store.request(request_id)
-        if accepted is None:
-            specs, problems = await self._admission.check(jobs)
-            accepted = self._store.request(request_id)  # the same request may have come twice at a time
-        if accepted is None:
-            problems = problems or await asyncio.to_thread(make_folders, specs)
-            if problems:
-                return _refused(problems)
-            try:
-                accepted = self._store.add(specs, request_id)
-            except LiveJobError as error:
-                return _refused([Problem(f"job {error.job}", error.field, error.message)])
-        for job in accepted:
-            if job.state not in TERMINAL:
-                await asyncio.to_thread(write_job_file, job.spec)
+        accepted, problems = await self._submissions.submit(jobs, request_id, owner)
         self._wake.set()
-        return {"accepted": [self._view(job) for job in accepted], "problems": []}
+        return {
+            "accepted": [self._view(job) for job in accepted],
+            "problems": [asdict(problem) for problem in problems],
+        }
 
     # -- changing ------------------------------------------------------------------------------------------------
 
@@ -401,7 +378,3 @@ async def _leave() -> None:
     """End this actor for good, a moment after its last answer has left."""
     await asyncio.sleep(0.2)
     ray.kill(ray.get_actor(CONTROLLER, namespace=NAMESPACE), no_restart=True)
-
-
-def _refused(problems: Sequence[Problem]) -> dict[str, Any]:
-    return {"accepted": [], "problems": [asdict(problem) for problem in problems]}

@@ -101,6 +101,7 @@ def actor_view(place: ActorView, member: Member | None, jobs: Sequence[str]) -> 
         "step_seconds": report.step_seconds if report else 0.0,
         "batch_tokens": report.batch_tokens if report else 0,
         "batch_adapters": report.batch_adapters if report else 0,
+        "open_requests": report.open_requests if report else 0,
         "jobs": list(jobs),
         "reason": place.reason or (report.reason if report else None),
     }

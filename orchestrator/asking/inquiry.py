@@ -1,28 +1,32 @@
-"""Who is asked what, and where it is answered: by the actor that hosts the base model, else by one local process."""
+"""What somebody wants to know: answered by the actor that hosts the base model, else by one local process."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from gpu_actor.contract import file_names
-from gpu_actor.contract.config import Quantization, is_template_path
+from gpu_actor.contract.config import Quantization
 from gpu_actor.contract.errors import AdapterError, ClusterUnavailableError, LorayError
 from gpu_actor.contract.questions import Answer, Answerer, AskRequest, Sampling, Step
+from orchestrator.asking.questions import Part
 from orchestrator.jobs.job_file import load_jobs
-from orchestrator.jobs.preflight import outside
 
 _POLL_SECONDS = 0.15
 _MARKS = (file_names.JOB, file_names.ADAPTER_CONFIG)
 
+ANSWERS = TypeAdapter(list[Answer])
 Call = Callable[..., Any]
 """Calls a method of the orchestrator by name."""
 _Place = tuple[int, int]  # number of the answerer, number of the question
@@ -51,62 +55,6 @@ class Inquiry:
     sampling: Sampling = field(default_factory=Sampling)
     quantization: Quantization | None = None
     allow_pickle: bool = False
-
-
-@dataclass(frozen=True)
-class Part:
-    """The answerers of a request that answer in one place.
-
-    Attributes:
-        actor: Name of the actor; None: no actor hosts the base model, so a local process answers.
-        request: Theirs alone, under an id of its own.
-        numbers: Their places among all answerers.
-    """
-
-    actor: str | None
-    request: AskRequest
-    numbers: tuple[int, ...]
-
-
-def check_reach(request: AskRequest, roots: Sequence[str]) -> None:
-    """Check that nothing is read for a request from outside the allowed folders: who asks names the folders.
-
-    Args:
-        request: What is asked.
-        roots: The folders below which everything must lie; none allows every place.
-
-    Raises:
-        AdapterError: A folder or a template lies elsewhere.
-    """
-    for who in request.answerers:
-        template = who.chat_template if who.chat_template and is_template_path(who.chat_template) else None
-        for path in (who.folder, template):
-            if path is not None and (problem := outside(path, roots)):
-                raise AdapterError(f"{who.name}: {problem}")
-
-
-def divide(request: AskRequest, trains: Mapping[str, str], hosts: tuple[str, ...]) -> list[Part]:
-    """Divide a request among the actors: the one that trains a job has its newest step, any host may answer the others.
-
-    Args:
-        request: Of one base model.
-        trains: Actor by id of the jobs that it trains.
-        hosts: The actors that are ready and host the base model.
-    """
-    at_home = [trains.get(who.job_id) if who.job_id is not None else None for who in request.answerers]
-    at_home = [actor if actor in hosts else None for actor in at_home]
-    # who could answer anywhere joins an actor that answers anyway
-    anywhere = next((actor for actor in at_home if actor is not None), hosts[0] if hosts else None)
-    chosen = [actor or anywhere for actor in at_home]
-    parts = []
-    for place, actor in enumerate(dict.fromkeys(chosen)):
-        numbers = tuple(number for number, one in enumerate(chosen) if one == actor)
-        fields = {
-            "request_id": f"{request.request_id}-{place}",
-            "answerers": tuple(request.answerers[number] for number in numbers),
-        }
-        parts.append(Part(actor, request.model_copy(update=fields), numbers))
-    return parts
 
 
 def answers(inquiry: Inquiry, call: Call | None) -> Iterator[list[Answer]]:
@@ -220,13 +168,17 @@ def _at_actor(actor: str, request_id: str, call: Call) -> Iterator[list[Answer]]
     Raises:
         LorayError: It is gone.
     """
-    while True:
-        found: list[Answer] | None = call("answers", actor, request_id, again=True)
-        if found is not None:
-            yield found
-            if all(answer.finish_reason is not None for answer in found):
-                return
-        time.sleep(_POLL_SECONDS)
+    try:
+        while True:
+            found: list[Answer] | None = call("answers", actor, request_id, again=True)
+            if found is not None:
+                yield found
+                if all(answer.finish_reason is not None for answer in found):
+                    return
+            time.sleep(_POLL_SECONDS)
+    finally:  # whoever leaves early too: the actor makes no answer for nobody
+        with contextlib.suppress(ClusterUnavailableError):
+            call("withdraw", actor, request_id)
 
 
 def _locally(request: AskRequest, inquiry: Inquiry) -> Iterator[list[Answer]]:
@@ -248,7 +200,7 @@ def _locally(request: AskRequest, inquiry: Inquiry) -> Iterator[list[Answer]]:
             process.stdin.write(request.model_dump_json())
             process.stdin.close()
             for line in process.stdout:
-                yield [_read(fields) for fields in json.loads(line)]
+                yield ANSWERS.validate_json(line)
             if process.wait():
                 errors.seek(0)
                 said = errors.read().strip().splitlines()
@@ -256,7 +208,3 @@ def _locally(request: AskRequest, inquiry: Inquiry) -> Iterator[list[Answer]]:
         finally:
             process.kill()
             process.wait()
-
-
-def _read(fields: Mapping[str, Any]) -> Answer:
-    return Answer(**{**fields, "log_probabilities": tuple(fields["log_probabilities"])})
