@@ -12,7 +12,7 @@ import torch
 
 from gpu_actor.adapters.weights import AdapterWeights
 from gpu_actor.batch.shared_batch import MicroBatch, SharedBatch, Tokens, pack
-from gpu_actor.contract.errors import DataError
+from gpu_actor.contract.errors import DataError, TooLongError
 from gpu_actor.contract.messages import one_line
 from gpu_actor.generation.cache import KeyValueCache, Prefill
 from gpu_actor.generation.reply import Reply
@@ -66,7 +66,7 @@ class Generator:
         if not len(reply.prompt):
             raise DataError("the question has no token; ask something")
         if most is not None and len(reply.prompt) >= most:
-            raise DataError(
+            raise TooLongError(
                 f"the question has {len(reply.prompt)} tokens, the base model was made for {most}, question and answer "
                 "together; ask something shorter"
             )

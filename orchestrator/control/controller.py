@@ -24,6 +24,7 @@ from gpu_actor.contract.questions import Answer
 from orchestrator.asking.questions import Questions
 from orchestrator.cluster.cluster_config import ClusterConfig
 from orchestrator.cluster.connection import CONTROLLER, NAMESPACE
+from orchestrator.cluster.environment import shared_environment
 from orchestrator.cluster.fleet import Fleet
 from orchestrator.control import job_verbs
 from orchestrator.control.admission import Admission, Submissions
@@ -31,7 +32,7 @@ from orchestrator.control.reconcile import Reconciler
 from orchestrator.control.snapshot import SnapshotBuilder
 from orchestrator.jobs.job import TERMINAL, JobState
 from orchestrator.jobs.output_folder import read_metrics
-from orchestrator.jobs.owner import OPERATOR
+from orchestrator.jobs.owner import OPERATOR, check_owner
 from orchestrator.knowledge.base_catalog import BaseCatalog
 from orchestrator.knowledge.profiles import Profiles
 from orchestrator.reporting.client_views import actor_view, job_view
@@ -44,19 +45,7 @@ from orchestrator.version import __version__
 
 logger = logging.getLogger("loray.controller")
 
-# What of the starting process's environment the actors must share, so that all find the same models.
-_SHARED_ENVIRONMENT = ("LORAY_HOME", "HF_HOME", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "RAY_worker_niceness")
-
 JobDict = dict[str, Any]
-
-
-def shared_environment() -> dict[str, str]:
-    """What of this process's environment the orchestrator and its actors get.
-
-    Ray lowers the priority of its workers to nice 15: beside any other program they would get a thirtieth of a core.
-    """
-    shared = {name: os.environ[name] for name in _SHARED_ENVIRONMENT if name in os.environ}
-    return {"RAY_worker_niceness": "0", **shared}
 
 
 class Controller:
@@ -71,7 +60,8 @@ class Controller:
         Raises:
             StoreError: Another orchestrator uses the storage, or the job table cannot be opened.
         """
-        # Not above: every command imports this module to look the orchestrator up; SQLAlchemy would be a third of that.
+        # Not above: every command imports this module to look the orchestrator up, and these would be a third of that.
+        from orchestrator.endpoint.server import Door
         from orchestrator.store.store import Store
 
         self._config = config
@@ -105,6 +95,8 @@ class Controller:
         self._wake = asyncio.Event()
         self._ending: asyncio.Task[None] | None = None
         self._leaving: asyncio.Task[None] | None = None
+        self._door = Door(self, config.http, Path(config.storage)) if config.http.port is not None else None
+        self._tokens_changed()
         self._ticking = asyncio.get_running_loop().create_task(self._run())
 
     # -- the loop ------------------------------------------------------------------------------------------------
@@ -162,8 +154,11 @@ class Controller:
     # -- asking --------------------------------------------------------------------------------------------------
 
     async def ping(self) -> dict[str, Any]:
-        """Who this is and where its state lives."""
+        """Who this is, where its state lives, and where its HTTP door is."""
+        if self._door is not None:
+            await self._door.tried()
         return {
+            "http": None if self._door is None else {"url": self._door.url, "problem": self._door.problem},
             "version": __version__,
             "storage": self._config.storage,
             "pid": os.getpid(),
@@ -174,13 +169,13 @@ class Controller:
         """All jobs in the order of arrival."""
         return [self._view(job) for job in self._store.jobs()]
 
-    async def get_job(self, ref: str) -> JobDict:
-        """One job by id or name (the newest of that name).
+    async def get_job(self, ref: str, owner: str | None = None) -> JobDict:
+        """One job by id or name (the newest of that name; an owner's own come first).
 
         Raises:
             JobNotFoundError: No job has that id or name.
         """
-        return self._view(self._store.find(ref))
+        return self._view(self._store.find(ref, owner))
 
     async def metrics(self, ref: str, skip: int = 0) -> list[dict[str, Any]]:
         """The rows of a job's `metrics.jsonl` after the first `skip`.
@@ -255,6 +250,34 @@ class Controller:
 
     def _view(self, job: JobRecord) -> JobDict:
         return job_view(job, self._reconciler.progress.counters.get(job.id))
+
+    # -- tokens --------------------------------------------------------------------------------------------------
+
+    async def tokens(self) -> list[dict[str, Any]]:
+        """Who has a token of the HTTP door: `owner` and `created_at` of each."""
+        return [{"owner": token.owner, "created_at": token.created_at} for token in self._store.tokens()]
+
+    async def add_token(self, owner: str, digest: str) -> None:
+        """Let somebody in by the HTTP door, by the SHA-256 of a token.
+
+        Raises:
+            OwnerError: They have another token, or no name that an owner can have.
+        """
+        self._store.add_token(check_owner(owner), digest)
+        self._tokens_changed()
+
+    async def revoke_token(self, owner: str) -> None:
+        """Let somebody in no more; their jobs go on.
+
+        Raises:
+            OwnerError: They have no token.
+        """
+        self._store.remove_token(owner)
+        self._tokens_changed()
+
+    def _tokens_changed(self) -> None:
+        if self._door is not None:
+            self._door.tokens.given = {token.owner: token.digest for token in self._store.tokens()}
 
     # -- submitting ----------------------------------------------------------------------------------------------
 
@@ -363,6 +386,8 @@ class Controller:
         self._leaving = asyncio.get_running_loop().create_task(_leave())
 
     async def _end(self) -> None:
+        if self._door is not None:
+            await self._door.close()
         self._ticking.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._ticking
