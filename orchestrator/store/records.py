@@ -7,6 +7,7 @@ from enum import Enum
 from typing import Any
 
 from orchestrator.jobs.job import JobSpec, JobState
+from orchestrator.jobs.losses import Losses
 
 
 class Wish(str, Enum):
@@ -24,7 +25,8 @@ class JobRecord:
 
     Attributes:
         attempt: Number of the latest assignment to an actor; raised before the actor hears of it.
-        retries: Assignments that ended with the death of an actor.
+        retries: Deaths of an actor that are proven to be its own: those of a job that was tried alone.
+        losses: The actors that it has lost in a row.
         wish: What is wanted of it while it runs, until its actor has done it.
         queued_at: When it joined the queue for the last time.
         owner: Whose it is.
@@ -49,6 +51,7 @@ class JobRecord:
     started_at: float | None
     finished_at: float | None
     request_id: str
+    losses: Losses
     owner: str
 
 

@@ -16,6 +16,7 @@ from sqlalchemy.engine import Connection
 
 from gpu_actor.contract.errors import JobNotFoundError
 from orchestrator.jobs.job import ACCEPTED, TERMINAL, JobSpec, JobState, check_transition
+from orchestrator.jobs.losses import Losses
 from orchestrator.jobs.owner import OPERATOR
 from orchestrator.store import tables, token_table
 from orchestrator.store.database import open_database
@@ -348,7 +349,8 @@ class Store:
         if spec is None:
             spec = self._specs[row.id] = JobSpec.model_validate(values["spec"], context=ACCEPTED)
         wish = Wish(row.wish) if row.wish else None
-        return JobRecord(**{**values, "state": JobState(row.state), "wish": wish, "spec": spec})
+        losses = Losses.of_row(row.losses)
+        return JobRecord(**{**values, "state": JobState(row.state), "wish": wish, "spec": spec, "losses": losses})
 
     # -- inside a transaction ------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The tables of the job store."""
+"""The tables of the job store, as the latest of the `migrations` leaves them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import sqlalchemy as sa
 from orchestrator.jobs.job import TERMINAL, JobState
 from orchestrator.jobs.owner import OPERATOR
 
-SCHEMA_VERSION, PROFILES_SINCE, OWNERS_SINCE = 4, 2, 4
-"""2 added `profiles`, 3 `stays`, 4 `tokens` and `jobs.owner`."""
 _LIVE = sorted(state.value for state in JobState if state not in TERMINAL)
 
 metadata = sa.MetaData()
@@ -35,6 +33,7 @@ jobs = sa.Table(
     sa.Column("started_at", sa.Double),
     sa.Column("finished_at", sa.Double),
     sa.Column("request_id", sa.String(128), nullable=False),
+    sa.Column("losses", sa.JSON(none_as_null=True)),
     sa.Column("owner", sa.String(64), nullable=False, server_default=OPERATOR),
     sqlite_autoincrement=True,
 )
@@ -86,25 +85,3 @@ tokens = sa.Table(  # a hash each: who reads the table gets no token from it
     sa.Column("digest", sa.String(64), nullable=False),
     sa.Column("created_at", sa.Double, nullable=False),
 )
-
-
-def open_schema(connection: sa.Connection) -> int:
-    """Make the tables that are not there and bring older ones up to date.
-
-    Returns:
-        The version that was there: 0 for a new database. One above `SCHEMA_VERSION` is left as it is.
-    """
-    version = schema_version(connection)
-    if version < SCHEMA_VERSION:
-        metadata.create_all(connection)
-        if 0 < version < OWNERS_SINCE:
-            connection.execute(sa.text(f"ALTER TABLE jobs ADD COLUMN owner VARCHAR(64) NOT NULL DEFAULT '{OPERATOR}'"))
-        connection.execute(versions.insert().values(version=SCHEMA_VERSION))
-    return version
-
-
-def schema_version(connection: sa.Connection) -> int:
-    """The version of the tables in a database; 0 where there are none."""
-    if not sa.inspect(connection).has_table(versions.name):
-        return 0
-    return connection.scalar(sa.select(sa.func.max(versions.c.version))) or 0

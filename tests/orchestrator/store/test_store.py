@@ -241,32 +241,6 @@ def test_actors_are_remembered(store):
     assert store.actors() == [ActorRecord("x#2", "cpu:1", "tiny")]
 
 
-def test_a_newer_schema_is_refused_in_words(store, url, tmp_path):
-    with sqlite3.connect(tmp_path / "deep/loray.db") as connection:
-        connection.execute("UPDATE schema_version SET version = 99")
-    with pytest.raises(StoreError, match="has schema 99, this Loray knows up to 4"):
-        Store(url)
-
-
-def test_a_table_of_the_first_schema_is_brought_up_to_date(store, url, tmp_path):
-    job = store.add([spec("a")], "r1")[0]
-    store.close()
-    with sqlite3.connect(tmp_path / "deep/loray.db") as connection:
-        connection.execute("DROP TABLE profiles")
-        connection.execute("DROP TABLE stays")
-        connection.execute("DROP TABLE tokens")
-        connection.execute("ALTER TABLE jobs DROP COLUMN owner")
-        connection.execute("UPDATE schema_version SET version = 1")
-    again = Store(url)
-    assert again.get(job.id) == job
-    again.assign(job.id, "x@cpu:0#1", "boot")
-    assert [stay.job_id for stay in again.stays()] == [job.id]
-    again.save_profiles({"cpu": {"samples": 1}})
-    again.save_profiles({"cpu": {"samples": 2}})
-    again.close()
-    assert Store(url).profiles() == {"cpu": {"samples": 2}}
-
-
 def test_a_name_is_its_owners_newest_job(store):
     mine = store.add([spec("a")], "r1", "anna")[0]
     assert (mine.owner, store.get(mine.id).owner) == ("anna", "anna")
