@@ -95,15 +95,15 @@ class _Common(Strict):
 class TextPart(Strict):
     """A part of a message."""
 
-    type: Literal["text"]
-    text: str
+    type: Literal["text"] = Field(description="What it is: `text`, nothing else.")
+    text: str = Field(description="The text.")
 
 
 class MessageIn(Strict):
     """One turn of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    role: Literal["system", "developer", "user", "assistant"] = Field(description="Who speaks.")
+    content: str | list[TextPart] = Field(description="What is said: text, or parts of text.")
 
     def turn(self) -> ChatMessage:
         """As the chat template reads it."""
@@ -114,7 +114,7 @@ class MessageIn(Strict):
 class TextFormat(Strict):
     """The form of an answer."""
 
-    type: Literal["text"]
+    type: Literal["text"] = Field(description="Text, nothing else.")
 
 
 class ChatRequest(_Common):

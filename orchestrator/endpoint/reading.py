@@ -17,7 +17,7 @@ from orchestrator.validation.field_index import dotted
 from orchestrator.validation.problems import explain
 
 BODY_BYTES = 16 * 2**20
-CALLER = "caller"
+CALLER = web.RequestKey("caller", Caller)
 _BODY_SECONDS = 30.0
 _AT_ONCE_BYTES = 1 << 16  # longer ones are parsed in a thread, so that they hold up nobody
 
@@ -26,8 +26,7 @@ Model = TypeVar("Model", bound=Strict)
 
 def caller_of(request: web.Request) -> Caller:
     """Whose request it is."""
-    caller: Caller = request[CALLER]
-    return caller
+    return request[CALLER]
 
 
 async def read_body(request: web.Request) -> bytes:

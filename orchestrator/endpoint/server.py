@@ -15,7 +15,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from weakref import WeakSet
 
 from aiohttp import web
 
@@ -59,7 +58,7 @@ class Door:
         self.tokens = TokenBook(self._token)
         self.url: str | None = None
         self.problem: str | None = None
-        app = web.Application(client_max_size=BODY_BYTES, middlewares=[web.middleware(self._guard)])
+        app = web.Application(client_max_size=BODY_BYTES, middlewares=[self._guard])
         api_routes.add_verbs(app, orchestrator)
         openai_routes.add_routes(app, orchestrator, config.max_open_answers)
         self._runner = web.AppRunner(
@@ -72,7 +71,7 @@ class Door:
             shutdown_timeout=2.0,
         )
         self._listener: asyncio.Server | None = None
-        self._have_spoken: WeakSet[Any] = WeakSet()
+        self._silent: dict[Any, asyncio.TimerHandle] = {}  # connections that have sent no whole header yet
         self._tried = asyncio.Event()
         self._opening = asyncio.get_running_loop().create_task(self._open())
 
@@ -132,19 +131,22 @@ class Door:
         if server is None:
             raise RuntimeError("the runner has no server; set it up first")
         protocol = server()
-        is_full = len(server.connections) >= _MOST_CONNECTIONS
-        asyncio.get_running_loop().call_later(0.0 if is_full else _HEADER_SECONDS, self._drop_if_silent, protocol)
+        seconds = 0.0 if len(server.connections) >= _MOST_CONNECTIONS else _HEADER_SECONDS
+        self._silent[protocol] = asyncio.get_running_loop().call_later(seconds, self._drop, protocol)
         return protocol
 
-    def _drop_if_silent(self, protocol: Any) -> None:
-        if protocol not in self._have_spoken and protocol.transport is not None:
+    def _drop(self, protocol: Any) -> None:
+        del self._silent[protocol]
+        if protocol.transport is not None:
             protocol.transport.abort()
 
+    @web.middleware
     async def _guard(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         """Let nobody pass without a token, and turn every error into JSON."""
-        self._have_spoken.add(request.protocol)
+        if (timer := self._silent.pop(request.protocol, None)) is not None:
+            timer.cancel()
         try:
             request[CALLER] = self._caller(request)
             return await handler(request)
