@@ -1,5 +1,6 @@
 """OpenAI's own client at the door, before a real desk with a tiny model: only Ray and training are left out."""
 
+import contextlib
 import json
 import math
 import socket
@@ -212,7 +213,7 @@ def test_who_says_nothing_is_sent_away(desk, tmp_path, monkeypatch):
         silent[0].sendall(b"GET / HTTP/1.1\r\nA: ")
         for connection in silent:
             connection.settimeout(10)
-            with pytest.raises(ConnectionResetError):
-                assert connection.recv(1)
+            with contextlib.suppress(ConnectionResetError):
+                assert connection.recv(1) == b""  # no byte more, and no waiting for one
             connection.close()
         assert raw(door, "/api/jobs")[0] == 401
