@@ -27,7 +27,7 @@ def talker(served, tmp_path_factory):
         served.run("submit", files.write("chatty", max_steps=1_000_000, save_steps=25, save_total_limit=400)).returncode
         == 0
     )
-    wait_until(lambda: served.json("show", "chatty")["step"] > 5)
+    wait_until(lambda: served.json("show", "chatty")["step"] > 25)
     yield files
     served.run("cancel", "chatty")
 
