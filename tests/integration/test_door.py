@@ -23,10 +23,8 @@ def talker(served, tmp_path_factory):
     """A job that trains as long as the tests of this file run."""
     folder = tmp_path_factory.mktemp("talker")
     files = JobFiles(folder, save_talking_base(folder), token_rows(24))
-    assert (
-        served.run("submit", files.write("chatty", max_steps=1_000_000, save_steps=25, save_total_limit=400)).returncode
-        == 0
-    )
+    job = files.write("chatty", max_steps=1_000_000, save_steps=25, save_total_limit=400)
+    assert served.run("submit", job).returncode == 0
     wait_until(lambda: served.json("show", "chatty")["step"] > 25)
     yield files
     served.run("cancel", "chatty")
