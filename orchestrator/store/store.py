@@ -212,6 +212,12 @@ class Store:
             rows = connection.execute(sa.select(*columns).order_by(tables.stays.c.seq))
             return [Stay(**row._mapping) for row in rows]
 
+    def assigned_at(self, job_id: str) -> float:
+        """When a running job was given to its actor (Unix time)."""
+        query = sa.select(sa.func.max(tables.stays.c.since)).where(tables.stays.c.job_id == job_id)
+        with self._engine.begin() as connection:
+            return float(connection.scalar(query) or time.time())
+
     # -- changing ------------------------------------------------------------------------------------------------
 
     def move(self, job_id: str, state: JobState, message: str, **changes: Any) -> JobRecord:
@@ -274,6 +280,12 @@ class Store:
             self._set(connection, job_id, {"wish": wish.value if wish else None, **changes})
             self._log(connection, job_id, message)
             return self._get(connection, job_id)
+
+    def set_losses(self, job_id: str, losses: Losses, message: str) -> None:
+        """Write what lost actors say of a job, with an event."""
+        with self._engine.begin() as connection:
+            self._set(connection, job_id, {"losses": losses.row()})
+            self._log(connection, job_id, message)
 
     def set_progress(self, progress: Mapping[str, Mapping[str, Any]]) -> None:
         """Write the progress of several jobs."""
