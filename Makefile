@@ -26,11 +26,9 @@ $(READY): pyproject.toml constraints.txt Makefile
 model: $(READY)  ## Convert SmolLM2-135M-Instruct to safetensors, once (half a minute)
 	@$(BIN)/python configs/models/fetch_demo_model.py
 
-demo: model  ## Co-train the demo's adapters, then ask each of them the same question
+demo: model  ## Watch six adapters train together, ask one while it trains, then all of them
 	rm -rf out/demo
-	$(BIN)/loray run configs/jobs/demo.yaml
-	@$(BIN)/loray ask --base --max-tokens 40 \
-		$$(find out/demo -name adapter_model.safetensors -printf '%h\n' | sort) "What is the sun?"
+	@$(BIN)/python -m demo
 
 check: $(READY)  ## Check style and types, and run the quick tests: what to run before each commit
 	@$(MAKE) --no-print-directory --output-sync -j 2 lint quick

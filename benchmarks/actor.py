@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 import psutil
-from common import workload
 import yaml
+from common import workload
 from rich.console import Console
 from rich.table import Table
 
@@ -137,7 +137,7 @@ def _vocabulary(base: str) -> int:
 
 def train(base: str, specs: Path, threads: int) -> None:
     """The bare engine's process: every job from the first shared batch on."""
-    import loray_loop
+    from common import loray_loop
 
     from gpu_actor.contract.config import AdapterSpec
     from gpu_actor.training.trainer import CoTrainer

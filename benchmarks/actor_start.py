@@ -134,7 +134,7 @@ def _no_tokenizer() -> object:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--write-base"]:
-        from workload import tiny_base
+        from common.workload import tiny_base
 
         tiny_base(Path(sys.argv[2]))
     elif sys.argv[1:2] == ["--start"]:

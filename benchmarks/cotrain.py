@@ -20,14 +20,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from common import measure
 import torch
 import transformers
-from common import workload
+from common import measure, workload
 from common.measure import Memory
+from common.speed import SpeedRow, SpeedTest
 from rich.console import Console
 from rich.table import Table
-from common.speed import SpeedRow, SpeedTest
 
 from gpu_actor.contract.errors import BaseModelError
 

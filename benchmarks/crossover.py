@@ -21,9 +21,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from common import loray_loop
 import numpy as np
-from common import workload
+from common import loray_loop, workload
 from rich.console import Console
 from rich.table import Table
 from speed_model import fitted

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import argparse
 
-from many_bases import geometric
 from common.scenarios import TRACES, grids
+from many_bases import geometric
 
 from orchestrator.simulation.early_stop import StoppingSimulation
 from orchestrator.simulation.loss_curves import draw_curves

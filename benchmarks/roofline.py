@@ -20,10 +20,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from common import loray_loop
-from common import peft_loop
 import torch
-from common import workload
+from common import loray_loop, peft_loop, workload
 from rich.console import Console
 from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode

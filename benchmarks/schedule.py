@@ -18,8 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from many_bases import Row, base_rows, geometric, show
 from common.scenarios import Scenario, devices, grids, recorded, scenarios
+from many_bases import Row, base_rows, geometric, show
 from uneven import uneven_rows
 
 from orchestrator.scheduler.incremental import IncrementalPlan

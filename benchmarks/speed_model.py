@@ -68,7 +68,7 @@ def main() -> int:
 
 def measure(base: str, steps: int) -> list[StepSample]:
     """Shared steps of different numbers of adapters and tokens."""
-    import loray_loop
+    from common import loray_loop
 
     model: BaseModel = loray_loop.load_loray(base)
     samples: list[StepSample] = []

@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
-from many_bases import Row, geometric, show
 from common.scenarios import uneven
+from many_bases import Row, geometric, show
 
 from orchestrator.simulation.bounds import lower_bound
 from orchestrator.simulation.devices import load_of

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from .workload import Job, Run
 
 from gpu_actor.contract.report import TenantState
 from gpu_actor.data.dataset import load_dataset
 from gpu_actor.model.base_model import BaseModel
 from gpu_actor.training.tenant import Tenant
 from gpu_actor.training.trainer import CoTrainer
+
+from .workload import Job, Run
 
 
 def load_loray(base: str) -> BaseModel:

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, get_scheduler
-from .workload import Job, Run
 
 from gpu_actor.contract.locations import resolve_base_model
+
+from .workload import Job, Run
 
 Start = Mapping[tuple[str, str], torch.Tensor]  # by (module name, "A" or "B")
 

@@ -9,9 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from . import loray_loop
-from . import peft_loop
-from . import workload
+from . import loray_loop, peft_loop, workload
 
 DROPOUT = 0.05
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from gpu_actor.contract.errors import JobFailedError, LorayError
 from gpu_actor.contract.questions import Answer, Sampling
-from orchestrator.asking import Inquiry, answers
+from orchestrator.asking.inquiry import Inquiry, answers
 from orchestrator.cli import progress
 from orchestrator.cli.model_options import QUANTIZATIONS, OneStep, caller, one_of, step_of
 from orchestrator.cli.options import Address, AsJson

@@ -7,12 +7,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from orchestrator.store import tables
+from orchestrator.store import schema
 from orchestrator.store.errors import StoreError
 
 
 def open_database(url: str) -> sa.Engine:
-    """The database with every table in it; what is missing is made.
+    """The database with every table in it, as this Loray has them: what is missing is made, what is older is changed.
 
     Args:
         url: As SQLAlchemy writes it, sqlite or postgresql.
@@ -27,17 +27,17 @@ def open_database(url: str) -> sa.Engine:
         if engine.dialect.name == "sqlite":
             sa.event.listen(engine, "connect", _durable)
         with engine.begin() as connection:
-            version = tables.open_schema(connection)
+            newer = schema.upgrade(connection)
     except ImportError as error:
         reason = f"its driver is missing ({error}); install loray[postgres]"
         raise StoreError(f"database {_without_password(url)}: {reason}") from None
     except (sa.exc.SQLAlchemyError, OSError) as error:
         reason = str(getattr(error, "orig", None) or error).splitlines()[0]
         raise StoreError(f"the job table cannot be opened: {reason}; check `database` and `storage`") from None
-    if version > tables.SCHEMA_VERSION:
+    if newer is not None:
+        engine.dispose()
         raise StoreError(
-            f"the job table {_without_password(url)} has schema {version}, this Loray knows up to "
-            f"{tables.SCHEMA_VERSION}; use the Loray that wrote it, or give another `storage`"
+            f"the job table {_without_password(url)} {newer}; use the Loray that wrote it, or give another `storage`"
         )
     return engine
 

@@ -37,8 +37,7 @@ def profiles_of_earlier_runs(url: str) -> dict[str, dict[str, Any]]:
         engine = sa.create_engine(url)
         try:
             with engine.connect() as connection:
-                readable = tables.PROFILES_SINCE <= tables.schema_version(connection) <= tables.SCHEMA_VERSION
-                return read_profiles(connection) if readable else {}
+                return read_profiles(connection)  # where the table is missing or another one, that is an error
         finally:
             engine.dispose()
     except (ImportError, OSError, sa.exc.SQLAlchemyError):

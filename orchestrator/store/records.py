@@ -7,6 +7,7 @@ from enum import Enum
 from typing import Any
 
 from orchestrator.jobs.job import JobSpec, JobState
+from orchestrator.jobs.losses import Losses
 
 
 class Wish(str, Enum):
@@ -24,9 +25,11 @@ class JobRecord:
 
     Attributes:
         attempt: Number of the latest assignment to an actor; raised before the actor hears of it.
-        retries: Assignments that ended with the death of an actor.
+        retries: Deaths of an actor that are proven to be its own: those of a job that was tried alone.
+        losses: The actors that it has lost in a row.
         wish: What is wanted of it while it runs, until its actor has done it.
         queued_at: When it joined the queue for the last time.
+        owner: Whose it is.
     """
 
     seq: int
@@ -48,6 +51,8 @@ class JobRecord:
     started_at: float | None
     finished_at: float | None
     request_id: str
+    losses: Losses
+    owner: str
 
 
 @dataclass(frozen=True)
@@ -67,3 +72,12 @@ class ActorRecord:
     name: str
     slot: str
     base_model: str
+
+
+@dataclass(frozen=True)
+class TokenRecord:
+    """A token that somebody has: its SHA-256 in hexadecimal digits, never the token."""
+
+    owner: str
+    digest: str
+    created_at: float

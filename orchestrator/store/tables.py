@@ -1,13 +1,12 @@
-"""The tables of the job store."""
+"""The tables of the job store, as the latest of the `migrations` leaves them."""
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 
 from orchestrator.jobs.job import TERMINAL, JobState
+from orchestrator.jobs.owner import OPERATOR
 
-SCHEMA_VERSION, PROFILES_SINCE = 3, 2
-"""2 added `profiles`, 3 `stays`."""
 _LIVE = sorted(state.value for state in JobState if state not in TERMINAL)
 
 metadata = sa.MetaData()
@@ -34,6 +33,8 @@ jobs = sa.Table(
     sa.Column("started_at", sa.Double),
     sa.Column("finished_at", sa.Double),
     sa.Column("request_id", sa.String(128), nullable=False),
+    sa.Column("losses", sa.JSON(none_as_null=True)),
+    sa.Column("owner", sa.String(64), nullable=False, server_default=OPERATOR),
     sqlite_autoincrement=True,
 )
 is_live = jobs.c.state.in_(_LIVE)
@@ -77,23 +78,10 @@ profiles = sa.Table(
     sa.Column("key", sa.String(512), primary_key=True),
     sa.Column("values", sa.JSON, nullable=False),
 )
-
-
-def open_schema(connection: sa.Connection) -> int:
-    """Make the tables that are not there and bring older ones up to date.
-
-    Returns:
-        The version that was there: 0 for a new database. One above `SCHEMA_VERSION` is left as it is.
-    """
-    version = schema_version(connection)
-    if version < SCHEMA_VERSION:  # so far every version has only added tables
-        metadata.create_all(connection)
-        connection.execute(versions.insert().values(version=SCHEMA_VERSION))
-    return version
-
-
-def schema_version(connection: sa.Connection) -> int:
-    """The version of the tables in a database; 0 where there are none."""
-    if not sa.inspect(connection).has_table(versions.name):
-        return 0
-    return connection.scalar(sa.select(sa.func.max(versions.c.version))) or 0
+tokens = sa.Table(  # a hash each: who reads the table gets no token from it
+    "tokens",
+    metadata,
+    sa.Column("owner", sa.String(64), primary_key=True),
+    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+)

@@ -11,6 +11,7 @@ import sqlalchemy
 from gpu_actor.contract.config import DatasetConfig
 from gpu_actor.contract.errors import IllegalTransitionError, JobNotFoundError
 from orchestrator.jobs.job import JobSpec, JobState
+from orchestrator.jobs.owner import OwnerError
 from orchestrator.store.errors import LiveJobError, StoreError
 from orchestrator.store.records import ActorRecord, Wish
 from orchestrator.store.store import Store
@@ -240,28 +241,27 @@ def test_actors_are_remembered(store):
     assert store.actors() == [ActorRecord("x#2", "cpu:1", "tiny")]
 
 
-def test_a_newer_schema_is_refused_in_words(store, url, tmp_path):
-    with sqlite3.connect(tmp_path / "deep/loray.db") as connection:
-        connection.execute("UPDATE schema_version SET version = 99")
-    with pytest.raises(StoreError, match="has schema 99, this Loray knows up to 3"):
-        Store(url)
+def test_a_name_is_its_owners_newest_job(store):
+    mine = store.add([spec("a")], "r1", "anna")[0]
+    assert (mine.owner, store.get(mine.id).owner) == ("anna", "anna")
+    store.move(mine.id, JobState.CANCELLED, "cancelled")
+    other = store.add([spec("a", "/out/other")], "r2")[0]
+    assert other.owner == "operator"
+    assert store.find("a") == other
+    assert store.find("a", "anna").id == mine.id
+    assert store.find(other.id, "anna") == other
 
 
-def test_a_table_of_the_first_schema_is_brought_up_to_date(store, url, tmp_path):
-    job = store.add([spec("a")], "r1")[0]
-    store.close()
-    with sqlite3.connect(tmp_path / "deep/loray.db") as connection:
-        connection.execute("DROP TABLE profiles")
-        connection.execute("DROP TABLE stays")
-        connection.execute("UPDATE schema_version SET version = 1")
-    again = Store(url)
-    assert again.get(job.id) == job
-    again.assign(job.id, "x@cpu:0#1", "boot")
-    assert [stay.job_id for stay in again.stays()] == [job.id]
-    again.save_profiles({"cpu": {"samples": 1}})
-    again.save_profiles({"cpu": {"samples": 2}})
-    again.close()
-    assert Store(url).profiles() == {"cpu": {"samples": 2}}
+def test_tokens_come_once_and_go(store, url):
+    store.add_token("anna", "aa")
+    store.add_token("anna", "aa")
+    with pytest.raises(OwnerError, match="has a token already"):
+        store.add_token("anna", "bb")
+    assert [(token.owner, token.digest) for token in Store(url).tokens()] == [("anna", "aa")]
+    store.remove_token("anna")
+    assert store.tokens() == []
+    with pytest.raises(OwnerError, match="has no token"):
+        store.remove_token("anna")
 
 
 def test_a_database_that_cannot_be_opened_is_named_without_its_password(tmp_path):

@@ -1,22 +1,25 @@
-"""Who is asked what, and where it is answered: by the actor that hosts the base model, else by one local process."""
+"""What somebody wants to know: answered by the actor that hosts the base model, else by one local process."""
 
 from __future__ import annotations
 
-import json
+import contextlib
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from gpu_actor.contract.config import Quantization, is_template_path
-from gpu_actor.contract.errors import AdapterError
+from pydantic import TypeAdapter
+
+from gpu_actor.contract.config import Quantization
+from gpu_actor.contract.errors import ClusterUnavailableError
 from gpu_actor.contract.questions import Answer, Answerer, AskRequest, Sampling, Step
-from orchestrator.jobs.preflight import outside
+from orchestrator.asking.questions import Part
 from orchestrator.results.model_process import lines_of
 from orchestrator.results.trained_job import Call, find_result
 
 _POLL_SECONDS = 0.15
+
+ANSWERS = TypeAdapter(list[Answer])
 _Place = tuple[int, int]  # number of the answerer, number of the question
 
 
@@ -43,62 +46,6 @@ class Inquiry:
     sampling: Sampling = field(default_factory=Sampling)
     quantization: Quantization | None = None
     allow_pickle: bool = False
-
-
-@dataclass(frozen=True)
-class Part:
-    """The answerers of a request that answer in one place.
-
-    Attributes:
-        actor: Name of the actor; None: no actor hosts the base model, so a local process answers.
-        request: Theirs alone, under an id of its own.
-        numbers: Their places among all answerers.
-    """
-
-    actor: str | None
-    request: AskRequest
-    numbers: tuple[int, ...]
-
-
-def check_reach(request: AskRequest, roots: Sequence[str]) -> None:
-    """Check that nothing is read for a request from outside the allowed folders: who asks names the folders.
-
-    Args:
-        request: What is asked.
-        roots: The folders below which everything must lie; none allows every place.
-
-    Raises:
-        AdapterError: A folder or a template lies elsewhere.
-    """
-    for who in request.answerers:
-        template = who.chat_template if who.chat_template and is_template_path(who.chat_template) else None
-        for path in (who.folder, template):
-            if path is not None and (problem := outside(path, roots)):
-                raise AdapterError(f"{who.name}: {problem}")
-
-
-def divide(request: AskRequest, trains: Mapping[str, str], hosts: tuple[str, ...]) -> list[Part]:
-    """Divide a request among the actors: the one that trains a job has its newest step, any host may answer the others.
-
-    Args:
-        request: Of one base model.
-        trains: Actor by id of the jobs that it trains.
-        hosts: The actors that are ready and host the base model.
-    """
-    at_home = [trains.get(who.job_id) if who.job_id is not None else None for who in request.answerers]
-    at_home = [actor if actor in hosts else None for actor in at_home]
-    # who could answer anywhere joins an actor that answers anyway
-    anywhere = next((actor for actor in at_home if actor is not None), hosts[0] if hosts else None)
-    chosen = [actor or anywhere for actor in at_home]
-    parts = []
-    for place, actor in enumerate(dict.fromkeys(chosen)):
-        numbers = tuple(number for number, one in enumerate(chosen) if one == actor)
-        fields = {
-            "request_id": f"{request.request_id}-{place}",
-            "answerers": tuple(request.answerers[number] for number in numbers),
-        }
-        parts.append(Part(actor, request.model_copy(update=fields), numbers))
-    return parts
 
 
 def answers(inquiry: Inquiry, call: Call | None) -> Iterator[list[Answer]]:
@@ -191,13 +138,17 @@ def _at_actor(actor: str, request_id: str, call: Call) -> Iterator[list[Answer]]
     Raises:
         LorayError: It is gone.
     """
-    while True:
-        found: list[Answer] | None = call("answers", actor, request_id, again=True)
-        if found is not None:
-            yield found
-            if all(answer.finish_reason is not None for answer in found):
-                return
-        time.sleep(_POLL_SECONDS)
+    try:
+        while True:
+            found: list[Answer] | None = call("answers", actor, request_id, again=True)
+            if found is not None:
+                yield found
+                if all(answer.finish_reason is not None for answer in found):
+                    return
+            time.sleep(_POLL_SECONDS)
+    finally:  # whoever leaves early too: the actor makes no answer for nobody
+        with contextlib.suppress(ClusterUnavailableError):
+            call("withdraw", actor, request_id)
 
 
 def _locally(request: AskRequest, inquiry: Inquiry) -> Iterator[list[Answer]]:
@@ -209,8 +160,4 @@ def _locally(request: AskRequest, inquiry: Inquiry) -> Iterator[list[Answer]]:
     arguments = ["--quantization", inquiry.quantization] if inquiry.quantization else []
     arguments += ["--allow-pickle"] if inquiry.allow_pickle else []
     for line in lines_of("gpu_actor.ask", arguments, request.model_dump_json()):
-        yield [_read(fields) for fields in json.loads(line)]
-
-
-def _read(fields: Mapping[str, Any]) -> Answer:
-    return Answer(**{**fields, "log_probabilities": tuple(fields["log_probabilities"])})
+        yield ANSWERS.validate_json(line)
