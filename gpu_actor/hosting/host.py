@@ -13,7 +13,17 @@ from concurrent.futures import Future
 from dataclasses import replace
 
 from gpu_actor.contract.config import ActorOptions
-from gpu_actor.contract.orders import Ask, Attach, Detach, Finish, Forget, Order, SetBatchOrder, SetTokenBudget
+from gpu_actor.contract.orders import (
+    Ask,
+    Attach,
+    Detach,
+    Finish,
+    Forget,
+    Order,
+    SetBatchOrder,
+    SetTokenBudget,
+    Withdraw,
+)
 from gpu_actor.contract.questions import Answer
 from gpu_actor.contract.report import ActorPhase, ActorReport
 from gpu_actor.device.memory import MemoryMeter, memory_limit
@@ -87,6 +97,8 @@ class Host:
                 self._tasks.put(lambda hosted: hosted.trainer.set_budget(tokens))
             case Ask(request):
                 self._tasks.put(lambda hosted: hosted.answering.open(request))
+            case Withdraw(request_id):
+                self._tasks.put(lambda hosted: hosted.answering.withdraw(request_id))
 
     def answers(self, request_id: str) -> list[Answer] | None:
         """The answers to a request as far as they are made; None: it has not been begun."""

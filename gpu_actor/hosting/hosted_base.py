@@ -104,6 +104,7 @@ class HostedBase:
             tokens_per_s=trainer.tokens_per_s,
             batch_tokens=trainer.batch_tokens,
             batch_adapters=trainer.batch_adapters,
+            open_requests=self.answering.open_requests,
             tenants=tuple(trainer.reports()),
         )
 

@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from gpu_actor.actor import GpuActor
 from gpu_actor.contract.errors import ClusterUnavailableError
 from gpu_actor.contract.messages import one_line, short_model_name
-from gpu_actor.contract.orders import Ask
+from gpu_actor.contract.orders import Ask, Withdraw
 from gpu_actor.contract.questions import Answer, AskRequest
 from gpu_actor.contract.report import ActorPhase, ActorReport
 from orchestrator.cluster.cluster_config import ClusterConfig
@@ -306,6 +306,10 @@ class Fleet:
         """
         found: list[Answer] | None = await self._call(actor, lambda handle: handle.answers.remote(request_id))
         return found
+
+    async def withdraw(self, actor: str, request_id: str) -> None:
+        """Let an actor drop a request with its answers. One that is gone has dropped it."""
+        await self.send(Instruction(actor, Withdraw(request_id)))
 
     async def _call(self, actor: str, call: Callable[[Any], Any]) -> Any:
         member = self.members.get(actor)
