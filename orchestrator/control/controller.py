@@ -22,7 +22,7 @@ from gpu_actor.contract.errors import ClusterUnavailableError
 from gpu_actor.contract.messages import one_line
 from gpu_actor.contract.questions import Answer, AskRequest
 from orchestrator.asking import check_reach, divide
-from orchestrator.cluster.cluster_config import ClusterConfig, with_policy
+from orchestrator.cluster.cluster_config import ClusterConfig, ClusterFileError, with_policy
 from orchestrator.cluster.connection import CONTROLLER, NAMESPACE
 from orchestrator.cluster.fleet import Fleet
 from orchestrator.control import job_verbs
@@ -32,12 +32,14 @@ from orchestrator.control.reconcile import Reconciler
 from orchestrator.control.snapshot import SnapshotBuilder
 from orchestrator.jobs.job import TERMINAL, JobState
 from orchestrator.jobs.output_folder import make_folders, read_metrics, write_job_file
+from orchestrator.jobs.report_to import not_installed
 from orchestrator.knowledge.base_catalog import BaseCatalog
 from orchestrator.knowledge.profiles import Profiles
 from orchestrator.reporting.client_views import actor_view, job_view
 from orchestrator.reporting.dashboard_rows import TaskRows
 from orchestrator.reporting.metrics import Metrics
 from orchestrator.reporting.timeline import Timeline
+from orchestrator.reporting.trackers import Trackers
 from orchestrator.store.errors import LiveJobError
 from orchestrator.store.records import JobRecord
 from orchestrator.store.storage_lock import hold
@@ -71,18 +73,22 @@ class Controller:
             config: The cluster file.
 
         Raises:
+            ClusterFileError: It names a tracker that is not installed.
             StoreError: Another orchestrator uses the storage, or the job table cannot be opened.
         """
         # Not above: every command imports this module to look the orchestrator up; SQLAlchemy would be a third of that.
         from orchestrator.store.store import Store
 
         self._config = config
+        if lacking := not_installed(config.report_to):
+            raise ClusterFileError([Problem("cluster file", "report_to", lacking)])
         self._lock = hold(Path(config.storage))
         self._store = Store(config.database_url)
         env_vars = shared_environment()
         self._fleet = Fleet(config, self._store, env_vars)
         self._bases = BaseCatalog(env_vars, config.trust_remote_code)
         self._rows = TaskRows(self._store)
+        self._trackers = Trackers(self._store, config)
         profiles = Profiles(self._store)
         snapshots = SnapshotBuilder(self._store, self._fleet, self._bases, profiles, config.scheduler.makespan)
         self._admission = Admission(
@@ -92,7 +98,7 @@ class Controller:
             self._store,
             self._fleet,
             self._bases,
-            self._rows.started,
+            self._job_started,
             self._job_over,
             profiles,
             snapshots,
@@ -143,11 +149,16 @@ class Controller:
                 self._fleet.start(place.id, place.settings.base_model)
         for job in self._store.jobs([state for state in JobState if state not in TERMINAL]):
             if job.attempt:
-                self._rows.started(job)
+                self._job_started(job)
         self._adopted = True
+
+    def _job_started(self, job: JobRecord) -> None:
+        self._rows.started(job)
+        self._trackers.changed(job)
 
     def _job_over(self, job: JobRecord) -> None:
         self._rows.over(job.id)
+        self._trackers.changed(job)
         if job.state is JobState.SUCCEEDED and job.finished_at is not None:
             self._metrics.succeeded(job.finished_at - job.submitted_at)
 
@@ -390,6 +401,7 @@ class Controller:
         with contextlib.suppress(asyncio.CancelledError):
             await self._ticking
         self._reconciler.settle(await self._fleet.stop())
+        await self._trackers.stop()
         self._store.close()
 
     def _refuse_at_the_end(self) -> None:
