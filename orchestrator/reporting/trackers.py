@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from gpu_actor.contract.messages import one_line
-from orchestrator.cluster.cluster_config import ClusterConfig
+from orchestrator.cluster.cluster_config import ClusterConfig, ClusterFileError
 from orchestrator.cluster.places import HEAD
+from orchestrator.jobs.report_to import not_installed
 from orchestrator.store.records import JobRecord
 from orchestrator.tracking.process import TrackerProcess
 from orchestrator.tracking.tracker import TrackedJob
+from orchestrator.validation.problems import Problem
 
 if TYPE_CHECKING:
     from orchestrator.store.store import Store
@@ -32,7 +34,13 @@ class Trackers:
     """
 
     def __init__(self, store: Store, config: ClusterConfig) -> None:
-        """Nothing is started yet."""
+        """Nothing is started yet.
+
+        Raises:
+            ClusterFileError: The cluster file names a tracker that is not installed.
+        """
+        if lacking := not_installed(config.report_to):
+            raise ClusterFileError([Problem("cluster file", "report_to", lacking)])
         self._store, self._config = store, config
         self._process: Any = None
         self._unsaid: dict[str, TrackedJob] = {}  # the latest of each job
