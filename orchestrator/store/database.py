@@ -23,7 +23,7 @@ def open_database(url: str) -> sa.Engine:
     try:
         if url.startswith("sqlite"):
             Path(sa.make_url(url).database or ".").parent.mkdir(parents=True, exist_ok=True)
-        engine = sa.create_engine(url, pool_pre_ping=True)
+        engine = sa.create_engine(_with_driver(url), pool_pre_ping=True)
         if engine.dialect.name == "sqlite":
             sa.event.listen(engine, "connect", _durable)
         with engine.begin() as connection:
@@ -40,6 +40,12 @@ def open_database(url: str) -> sa.Engine:
             f"the job table {_without_password(url)} {newer}; use the Loray that wrote it, or give another `storage`"
         )
     return engine
+
+
+def _with_driver(url: str) -> sa.URL:
+    """The URL with the driver of loray[postgres], where it names none; SQLAlchemy 2.0 would want another."""
+    parts = sa.make_url(url)
+    return parts.set(drivername="postgresql+psycopg") if parts.drivername == "postgresql" else parts
 
 
 def _without_password(url: str) -> str:
