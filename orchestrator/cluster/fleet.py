@@ -14,6 +14,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -22,12 +23,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from gpu_actor.actor import GpuActor
 from gpu_actor.contract.errors import ClusterUnavailableError
 from gpu_actor.contract.messages import one_line, short_model_name
-from gpu_actor.contract.orders import Ask
+from gpu_actor.contract.orders import Ask, Withdraw
 from gpu_actor.contract.questions import Answer, AskRequest
 from gpu_actor.contract.report import ActorPhase, ActorReport
 from orchestrator.cluster.cluster_config import ClusterConfig
 from orchestrator.cluster.connection import NAMESPACE
-from orchestrator.cluster.member import Instruction, Loss, LossKind, Member, cause_of_death
+from orchestrator.cluster.member import Instruction, Loss, LossKind, Member, cause_of_death, is_nobodys_death
 from orchestrator.cluster.node_gpus import NodeGpus
 from orchestrator.cluster.obstacles import Obstacles
 from orchestrator.cluster.places import Place, configured_places
@@ -44,6 +45,7 @@ SILENCE_SECONDS = 60.0
 STOP_SECONDS = 60.0
 _POLL_SECONDS = 2.0
 _CALL_SECONDS = 5.0
+_ENDS = {ActorPhase.CRASHED: LossKind.DIED, ActorPhase.DEVICE_GONE: LossKind.DEVICE}
 
 
 class Fleet:
@@ -179,8 +181,10 @@ class Fleet:
         self.members[name] = Member(name, place, base_model, handle, started_at=time.monotonic())
 
     def end(self, name: str) -> None:
-        """End an actor at once and forget it."""
-        member = self.members.pop(name)
+        """End an actor at once and forget it; nothing happens if that was done before."""
+        member = self.members.pop(name, None)
+        if member is None:
+            return
         if member.request is not None:
             member.request.cancel()
         ray.kill(member.handle, no_restart=True)
@@ -190,9 +194,12 @@ class Fleet:
         """Let every actor write its checkpoints, and end all; returns them with their last reports."""
         members = list(self.members.values())
         await asyncio.gather(*(self._stop(member) for member in members))
+        await self._store.turn(partial(self._end_all, members))
+        return members
+
+    def _end_all(self, members: Sequence[Member]) -> None:
         for member in members:
             self.end(member.name)
-        return members
 
     async def _stop(self, member: Member) -> None:
         if not member.ready:
@@ -206,7 +213,7 @@ class Fleet:
     # -- talking -------------------------------------------------------------------------------------------------
 
     async def poll(self) -> list[Loss]:
-        """Ask every actor for its report, and wait a little for the answers; returns the actors that are lost."""
+        """Ask every actor for its report, and wait a little for the answers; returns the lost, who are to be ended."""
         for member in self.members.values():
             member.fresh = False
             if member.request is None:
@@ -217,7 +224,6 @@ class Fleet:
         losses = [loss for member in list(self.members.values()) if (loss := self._take_in(member))]
         for loss in losses:
             logger.warning("actor %s is lost: %s", loss.name, loss.reason)
-            self.end(loss.name)
         return losses
 
     def _take_in(self, member: Member) -> Loss | None:
@@ -257,6 +263,8 @@ class Fleet:
             member.place = replace(place, device_name=report.device_name)
         if report.state is ActorPhase.FAILED:
             return self._unloadable(member, report.reason or "no reason given")
+        if report.state in _ENDS:
+            return _loss(member, _ENDS[report.state], f"nothing runs on its device any more: {report.reason}")
         if member.ready:
             self.obstacles.loaded(place.id, member.base_model)
             if member.started_at is not None and member.load_seconds is None:
@@ -266,11 +274,17 @@ class Fleet:
     def _died(self, member: Member, error: Exception) -> Loss:
         logger.warning("actor %s died: %s", member.name, error)
         reason = f"its process died: {cause_of_death(error)}"
+        if is_nobodys_death(error) or member.place.node_id in self._dead_nodes():
+            return _loss(member, LossKind.NODE, reason)
         if not member.ready:
             deaths = self.obstacles.died_loading(member.place.id, member.base_model)
             if deaths is not None:
                 return self._unloadable(member, f"{deaths} actors in a row died while loading it; {reason}")
         return _loss(member, LossKind.DIED, reason)
+
+    @staticmethod
+    def _dead_nodes() -> set[str]:
+        return {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
 
     def _unloadable(self, member: Member, reason: str) -> Loss:
         self.obstacles.bar(member.place.id, member.base_model, reason)
@@ -297,6 +311,10 @@ class Fleet:
         """
         found: list[Answer] | None = await self._call(actor, lambda handle: handle.answers.remote(request_id))
         return found
+
+    async def withdraw(self, actor: str, request_id: str) -> None:
+        """Let an actor drop a request with its answers. One that is gone has dropped it."""
+        await self.send(Instruction(actor, Withdraw(request_id)))
 
     async def _call(self, actor: str, call: Callable[[Any], Any]) -> Any:
         member = self.members.get(actor)

@@ -1,15 +1,15 @@
 """The durable job table: what was accepted stays accepted, whatever dies.
 
-Every method is one transaction. One orchestrator at a time writes to a store; `orchestrator.control.controller` sees to
-that.
+Every method is one transaction, or a part of its caller's `turn`. One orchestrator at a time writes to a store;
+`orchestrator.control.controller` sees to that.
 """
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -17,16 +17,20 @@ from sqlalchemy.engine import Connection
 from gpu_actor.contract.errors import JobNotFoundError
 from orchestrator.jobs.job import ACCEPTED, TERMINAL, JobSpec, JobState, check_transition
 from orchestrator.jobs.losses import Losses
-from orchestrator.store import tables
+from orchestrator.jobs.owner import OPERATOR
+from orchestrator.store import tables, token_table
 from orchestrator.store.database import open_database
 from orchestrator.store.errors import LiveJobError
 from orchestrator.store.live_jobs import LIVE, LiveJobs
 from orchestrator.store.profile_table import read_profiles, write_profiles
-from orchestrator.store.records import ActorRecord, JobRecord, Stay, Wish
+from orchestrator.store.records import ActorRecord, JobRecord, Stay, TokenRecord, Wish
+from orchestrator.store.transactions import Transactions
 
 _DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
 _ALL_BUT_SPEC = [column for column in tables.jobs.c if column.name != "spec"]  # to read 10,000 specs takes seconds
 _CHUNK = 500  # names in one IN (...)
+
+_Result = TypeVar("_Result")
 
 
 class Store:
@@ -42,6 +46,18 @@ class Store:
         self._last_ms = 0
         self._specs: dict[str, JobSpec] = {}  # a job's spec never changes, and reading it is slow
         self._live = LiveJobs(self._read_live)
+        self._transactions = Transactions(self._engine, self._forget_live)
+
+    def _forget_live(self) -> None:
+        self._live = LiveJobs(self._read_live)
+
+    async def turn(self, work: Callable[[], _Result]) -> _Result:
+        """Do some work with this store in one transaction; see `Transactions.turn`, and use it in an event loop."""
+        return await self._transactions.turn(work)
+
+    def afterwards(self, call: Callable[[], object]) -> None:
+        """Do something once all that was written so far is safe."""
+        self._transactions.afterwards(call)
 
     def close(self) -> None:
         """Close every connection."""
@@ -51,7 +67,7 @@ class Store:
 
     def request(self, request_id: str) -> list[JobRecord] | None:
         """The jobs that a request was answered with, or None if it is new."""
-        with self._engine.begin() as connection:
+        with self._transactions.read() as connection:
             ids = connection.scalar(
                 sa.select(tables.requests.c.job_ids).where(tables.requests.c.request_id == request_id)
             )
@@ -59,13 +75,13 @@ class Store:
 
     def live_conflicts(self, specs: Sequence[JobSpec]) -> list[LiveJobError]:
         """Which jobs have the name or the output folder of a live job."""
-        with self._engine.begin() as connection:
+        with self._transactions.read() as connection:
             return self._conflicts(connection, specs)
 
     def newer_in_folder(self, job: JobRecord) -> JobRecord | None:
         """The newest of the jobs that came after a job and have its output folder, whatever their state."""
         query = sa.select(tables.jobs).where(tables.jobs.c.output_dir == job.output_dir, tables.jobs.c.seq > job.seq)
-        with self._engine.begin() as connection:
+        with self._transactions.read() as connection:
             row = connection.execute(query.order_by(tables.jobs.c.seq.desc()).limit(1)).first()
         return None if row is None else self._record(row)
 
@@ -88,7 +104,7 @@ class Store:
                     conflicts.append(LiveJobError(spec.name, field, _conflict(field, row)))
         return conflicts
 
-    def add(self, specs: Sequence[JobSpec], request_id: str) -> list[JobRecord]:
+    def add(self, specs: Sequence[JobSpec], request_id: str, owner: str = OPERATOR) -> list[JobRecord]:
         """Accept jobs, all or none. A request that was accepted before returns its jobs as they are now.
 
         Raises:
@@ -99,12 +115,12 @@ class Store:
             return earlier
         now = time.time()
         ids = [self._new_id() for _ in specs]
-        with self._engine.begin() as connection:
+        with self._transactions.write() as connection:
             conflicts = self._conflicts(connection, specs)
             if conflicts:
                 raise conflicts[0]
             for job_id, spec in zip(ids, specs, strict=True):
-                values = _new_row(job_id, spec, request_id, now)
+                values = {**_new_row(job_id, spec, request_id, now), "owner": owner}
                 connection.execute(tables.jobs.insert().values(**values))
                 self._live.touch(job_id)
                 self._log(connection, job_id, "accepted")
@@ -129,18 +145,22 @@ class Store:
         Raises:
             JobNotFoundError: No job has that id.
         """
-        with self._engine.begin() as connection:
+        with self._transactions.read() as connection:
             return self._get(connection, job_id)
 
-    def find(self, ref: str) -> JobRecord:
+    def find(self, ref: str, owner: str | None = None) -> JobRecord:
         """One job by its id or its name (the newest of that name).
+
+        Args:
+            ref: Its id or name.
+            owner: Whose jobs come before all others of that name.
 
         Raises:
             JobNotFoundError: No job has that id or name.
         """
-        by_id = sa.case((tables.jobs.c.id == ref, 0), else_=1)
+        by_id = sa.case((tables.jobs.c.id == ref, 0), (tables.jobs.c.owner == owner, 1), else_=2)
         query = sa.select(tables.jobs).where(sa.or_(tables.jobs.c.id == ref, tables.jobs.c.name == ref))
-        with self._engine.begin() as connection:
+        with self._transactions.read() as connection:
             row = connection.execute(query.order_by(by_id, tables.jobs.c.seq.desc()).limit(1)).first()
         if row is None:
             raise JobNotFoundError(f"no job has the id or name {ref!r}; `loray list` shows all")
@@ -160,7 +180,7 @@ class Store:
 
     def _read(self, *where: sa.ColumnElement[bool]) -> list[JobRecord]:
         query = sa.select(*_ALL_BUT_SPEC).where(*where).order_by(tables.jobs.c.seq)
-        with self._engine.begin() as connection:
+        with self._transactions.read() as connection:
             rows = connection.execute(query).all()
             self._read_specs(connection, [row.id for row in rows if row.id not in self._specs])
         return [self._record(row) for row in rows]
@@ -183,13 +203,13 @@ class Store:
     def counts(self) -> dict[JobState, int]:
         """Number of jobs by state, every state included."""
         query = sa.select(tables.jobs.c.state, sa.func.count()).group_by(tables.jobs.c.state)
-        with self._engine.begin() as connection:
+        with self._transactions.read() as connection:
             counts = {row[0]: row[1] for row in connection.execute(query)}
         return {state: counts.get(state.value, 0) for state in JobState}
 
     def note(self, job_id: str, message: str) -> None:
         """Add an event to a job's story; its state stays."""
-        with self._engine.begin() as connection:
+        with self._transactions.write() as connection:
             self._log(connection, job_id, message)
 
     def events(self, job_id: str, after: int = 0) -> list[dict[str, Any]]:
@@ -197,15 +217,21 @@ class Store:
         query = sa.select(tables.events.c.seq, tables.events.c.time, tables.events.c.message).where(
             tables.events.c.job_id == job_id, tables.events.c.seq > after
         )
-        with self._engine.begin() as connection:
+        with self._transactions.read() as connection:
             return [dict(row._mapping) for row in connection.execute(query.order_by(tables.events.c.seq))]
 
     def stays(self) -> list[Stay]:
         """Who was where when, in the order of the assignments."""
         columns = [tables.stays.c[name] for name in ("job_id", "actor", "since", "until")]
-        with self._engine.begin() as connection:
+        with self._transactions.read() as connection:
             rows = connection.execute(sa.select(*columns).order_by(tables.stays.c.seq))
             return [Stay(**row._mapping) for row in rows]
+
+    def assigned_at(self, job_id: str) -> float:
+        """When a running job was given to its actor (Unix time)."""
+        query = sa.select(sa.func.max(tables.stays.c.since)).where(tables.stays.c.job_id == job_id)
+        with self._transactions.read() as connection:
+            return float(connection.scalar(query) or time.time())
 
     # -- changing ------------------------------------------------------------------------------------------------
 
@@ -230,7 +256,7 @@ class Store:
             defaults |= {"actor": None, "boot_id": None}
         if state in TERMINAL:
             defaults["finished_at"] = now
-        with self._engine.begin() as connection:
+        with self._transactions.write() as connection:
             job = self._get(connection, job_id)
             check_transition(job.state, state)
             if job.state in TERMINAL:
@@ -246,7 +272,7 @@ class Store:
 
     def assign(self, job_id: str, actor: str, boot_id: str) -> JobRecord | None:
         """Give a queued job to an actor under a new attempt number; None if it is not queued any more."""
-        with self._engine.begin() as connection:
+        with self._transactions.write() as connection:
             job = self._get(connection, job_id)
             if job.state is not JobState.QUEUED:
                 return None
@@ -265,10 +291,16 @@ class Store:
 
     def wish(self, job_id: str, wish: Wish | None, message: str, **changes: Any) -> JobRecord:
         """Note what a person or the scheduler wants of a running job, with its event; optionally further columns."""
-        with self._engine.begin() as connection:
+        with self._transactions.write() as connection:
             self._set(connection, job_id, {"wish": wish.value if wish else None, **changes})
             self._log(connection, job_id, message)
             return self._get(connection, job_id)
+
+    def set_losses(self, job_id: str, losses: Losses, message: str) -> None:
+        """Write what lost actors say of a job, with an event."""
+        with self._transactions.write() as connection:
+            self._set(connection, job_id, {"losses": losses.row()})
+            self._log(connection, job_id, message)
 
     def set_progress(self, progress: Mapping[str, Mapping[str, Any]]) -> None:
         """Write the progress of several jobs."""
@@ -287,39 +319,56 @@ class Store:
         )
         for job_id in values:
             self._live.touch(job_id)
-        with self._engine.begin() as connection:
+        with self._transactions.write() as connection:
             connection.execute(change, [{"job": job_id, "new": value} for job_id, value in values.items()])
 
     # -- actors --------------------------------------------------------------------------------------------------
 
     def actors(self) -> list[ActorRecord]:
         """The actors that were started and not removed."""
-        with self._engine.begin() as connection:
+        with self._transactions.read() as connection:
             rows = connection.execute(sa.select(tables.actors).order_by(tables.actors.c.name))
             return [ActorRecord(**row._mapping) for row in rows]
 
     def add_actor(self, actor: ActorRecord) -> None:
         """Note an actor that is about to be started."""
-        with self._engine.begin() as connection:
+        with self._transactions.write() as connection:
             values = {"name": actor.name, "slot": actor.slot, "base_model": actor.base_model}
             connection.execute(tables.actors.insert().values(**values))
 
     def remove_actor(self, name: str) -> None:
         """Forget an actor that is gone."""
-        with self._engine.begin() as connection:
+        with self._transactions.write() as connection:
             connection.execute(tables.actors.delete().where(tables.actors.c.name == name))
 
     # -- profiles ------------------------------------------------------------------------------------------------
 
     def profiles(self) -> dict[str, dict[str, Any]]:
         """What was learned of devices, by key."""
-        with self._engine.begin() as connection:
+        with self._transactions.read() as connection:
             return read_profiles(connection)
 
     def save_profiles(self, profiles: Mapping[str, Mapping[str, Any]]) -> None:
         """Write what was learned of some devices."""
-        with self._engine.begin() as connection:
+        with self._transactions.write() as connection:
             write_profiles(connection, profiles)
+
+    # -- tokens --------------------------------------------------------------------------------------------------
+
+    def tokens(self) -> list[TokenRecord]:
+        """Who has a token."""
+        with self._transactions.read() as connection:
+            return token_table.read_tokens(connection)
+
+    def add_token(self, owner: str, digest: str) -> None:
+        """Note a token; see `token_table.add_token`."""
+        with self._transactions.write() as connection:
+            token_table.add_token(connection, owner, digest)
+
+    def remove_token(self, owner: str) -> None:
+        """Take a token back; see `token_table.remove_token`."""
+        with self._transactions.write() as connection:
+            token_table.remove_token(connection, owner)
 
     def _record(self, row: sa.Row[Any]) -> JobRecord:
         values = dict(row._mapping)

@@ -157,7 +157,7 @@ def unknown_field_hint(path: FieldPath, index: FieldIndex, document: Document | 
 
 
 def _missing_message(node: Mapping[str, Any]) -> str:
-    return f"is missing; give {_inside_a_sentence(node['description'])}"
+    return f"is missing; give {_inside_a_sentence(node.get('description', 'It.'))}"
 
 
 def _misfit_message(value: Any, node: dict[str, Any]) -> str:
@@ -202,6 +202,8 @@ def allowed_values(node: dict[str, Any]) -> str:
         return _inside_a_sentence(node["description"])
     if kind == "string" and node.get("minLength"):
         return "text that is not empty"
+    if kind == "array" and (choices := _choices(node["items"])):
+        return f"a list of any of {', '.join(choices)}"
     if kind == "array":
         return f"a list of {_PLURALS[node['items'].get('type', 'object')]}"
     if kind == "object" and "properties" not in node:
