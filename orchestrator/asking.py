@@ -17,8 +17,8 @@ from gpu_actor.contract import file_names
 from gpu_actor.contract.config import Quantization, is_template_path
 from gpu_actor.contract.errors import AdapterError, ClusterUnavailableError, LorayError
 from gpu_actor.contract.questions import Answer, Answerer, AskRequest, Sampling, Step
+from gpu_actor.contract.roots import outside
 from orchestrator.jobs.job_file import load_jobs
-from orchestrator.jobs.preflight import outside
 
 _POLL_SECONDS = 0.15
 _MARKS = (file_names.JOB, file_names.ADAPTER_CONFIG)
@@ -73,7 +73,7 @@ def check_reach(request: AskRequest, roots: Sequence[str]) -> None:
 
     Args:
         request: What is asked.
-        roots: The folders below which everything must lie; none allows every place.
+        roots: As in `outside`.
 
     Raises:
         AdapterError: A folder or a template lies elsewhere.

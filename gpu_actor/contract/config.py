@@ -294,6 +294,7 @@ class ActorOptions(Strict):
     gradient_checkpointing: bool = False
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the base model.")
     allow_pickle: bool = Field(False, description="Read pickled weights (.bin) where there are no safetensors.")
+    allowed_roots: tuple[str, ...] = Field((), description="Folders below which jobs write; none: anywhere.")
 
     @model_validator(mode="after")
     def _quantization_fits(self) -> ActorOptions:

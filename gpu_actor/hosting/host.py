@@ -42,7 +42,7 @@ class Host:
         self._published = replace(blank, memory_limit=limit)  # as of the latest shared batch
         self._loading: Future[HostedBase] = Future()
         self._tasks: queue.Queue[Task] = queue.Queue()
-        self._preparer = Preparer(self._loading, self._tasks.put, self._publish)
+        self._preparer = Preparer(self._loading, self._tasks.put, self._publish, options.allowed_roots)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="loray-train", daemon=True)
         self._thread.start()

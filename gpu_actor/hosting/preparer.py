@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 from gpu_actor.adapters.start_check import check_adapter_fits
 from gpu_actor.contract.config import AdapterSpec
+from gpu_actor.contract.errors import InvalidJobError
 from gpu_actor.contract.report import TenantReport, TenantState
+from gpu_actor.contract.roots import outside
 from gpu_actor.data.dataset import LoadedDataset, load_dataset
 from gpu_actor.device.failures import is_out_of_memory
 from gpu_actor.hosting.hosted_base import HostedBase, end_if_device_lost
@@ -33,7 +35,11 @@ class Preparer:
     """Makes tenants of the jobs that come to one actor, one after the other."""
 
     def __init__(
-        self, loading: Future[HostedBase], post: Callable[[Task], None], publish: Callable[[HostedBase], None]
+        self,
+        loading: Future[HostedBase],
+        post: Callable[[Task], None],
+        publish: Callable[[HostedBase], None],
+        allowed_roots: Sequence[str],
     ) -> None:
         """Nothing is prepared before the base model is loaded.
 
@@ -41,8 +47,10 @@ class Preparer:
             loading: Has the base model as soon as it is loaded.
             post: Lets the training thread do something between two shared batches.
             publish: Makes what is so now the actor's report.
+            allowed_roots: Folders below which jobs write, looked at again here: what was checked when a job was
+                submitted may lead elsewhere by now.
         """
-        self._loading, self._post, self._publish = loading, post, publish
+        self._loading, self._post, self._publish, self._roots = loading, post, publish, allowed_roots
         self._lock = threading.Lock()
         self._attempts: dict[str, int] = {}  # newest attempt seen, by job
         self._reports: dict[str, TenantReport] = {}  # of jobs that are being prepared, or have failed in it
@@ -100,6 +108,8 @@ class Preparer:
 
     def _make(self, hosted: HostedBase, spec: AdapterSpec, attempt: int) -> None:
         try:
+            if problem := outside(spec.output_dir, self._roots):
+                raise InvalidJobError(f"output_dir: {problem}")
             dataset = load_data(hosted.base, spec, hosted.tokenizer)
         except Exception as error:
             self._cannot_start(spec, attempt, error)

@@ -86,7 +86,7 @@ class Controller:
         profiles = Profiles(self._store)
         snapshots = SnapshotBuilder(self._store, self._fleet, self._bases, profiles, config.scheduler.makespan)
         self._admission = Admission(
-            self._store, self._fleet, self._bases, snapshots, config.allowed_roots, allow_pickle=config.allow_pickle
+            self._store, self._fleet, self._bases, snapshots, config.roots, allow_pickle=config.allow_pickle
         )
         self._reconciler = Reconciler(
             self._store,
@@ -213,7 +213,7 @@ class Controller:
             ClusterUnavailableError: An actor is gone, or does not take it.
         """
         whole = AskRequest.model_validate(request)
-        check_reach(whole, self._config.allowed_roots)
+        check_reach(whole, self._config.roots)
         trains = {job.id: job.actor for job in self._store.jobs([JobState.RUNNING]) if job.actor is not None}
         parts = divide(whole, trains, self._fleet.hosts(whole.base_model))
         for part in parts:

@@ -14,6 +14,7 @@ from gpu_actor.contract import file_names
 from gpu_actor.contract.config import is_template_path
 from gpu_actor.contract.errors import BaseModelError
 from gpu_actor.contract.locations import find_base, is_hub_id, loray_home, pickles_in, safetensors_in
+from gpu_actor.contract.roots import outside
 from gpu_actor.data.readers.read_records import is_hub_dataset
 from orchestrator.jobs.data_checks import dataset_problem, objective_problem, split_problem, template_problem
 from orchestrator.jobs.job import JobSpec
@@ -49,11 +50,11 @@ def check_files(jobs: Sequence[JobSpec], *, allow_pickle: bool = False, goes_on:
 
 
 def check_roots(jobs: Sequence[JobSpec], roots: Sequence[str]) -> list[Problem]:
-    """Which paths of the jobs lie outside the allowed folders once links are followed.
+    """Which paths of the jobs may not be used.
 
     Args:
         jobs: The jobs; hub ids are no paths and pass.
-        roots: The folders below which everything must lie; none allows every place.
+        roots: As in `outside`.
     """
     return [
         Problem(f"job {job.name}", field, message)
@@ -61,20 +62,6 @@ def check_roots(jobs: Sequence[JobSpec], roots: Sequence[str]) -> list[Problem]:
         for field, value in _paths(job)
         if (message := outside(value, roots))
     ]
-
-
-def outside(path: str, roots: Sequence[str]) -> str:
-    """That a path lies outside the allowed folders once links are followed, in words; empty where it does not.
-
-    Args:
-        path: Absolute.
-        roots: As in `check_roots`.
-    """
-    real = Path(os.path.realpath(path))
-    if not roots or any(real.is_relative_to(os.path.realpath(root)) for root in roots):
-        return ""
-    leads = "" if str(real) == path else f" leads to {real} and"
-    return f"{show(path)}{leads} is outside the allowed folders; allowed: below {', '.join(roots)}"
 
 
 class _Checks:
@@ -116,6 +103,11 @@ class _Checks:
             _, problem = self._adapter_config(job.training.reference_adapter)
             problems.append(("training.reference_adapter", problem))
         return [(field, problem) for field, problem in problems if problem]
+
+
+def named_places(jobs: Sequence[JobSpec]) -> list[str]:
+    """The files and folders that jobs name, for whoever wrote the jobs and may allow them."""
+    return list(dict.fromkeys(value for job in jobs for _, value in _paths(job)))
 
 
 def _paths(job: JobSpec) -> list[tuple[str, str]]:
