@@ -19,8 +19,9 @@ from gpu_actor.contract.errors import (
 )
 from gpu_actor.contract.questions import Answer
 from orchestrator import formatting
-from orchestrator.asking import Inquiry, answers
+from orchestrator.asking.inquiry import Inquiry, answers
 from orchestrator.cluster import connection
+from orchestrator.endpoint.tokens import digest_of, new_token
 from orchestrator.jobs.job import TERMINAL, JobFileError, JobSpec, JobState
 from orchestrator.jobs.job_file import jobs_from_mapping, load_jobs
 from orchestrator.jobs.preflight import check_files
@@ -240,6 +241,30 @@ class Client:
         for state in answers(Inquiry(tuple(jobs), questions, **settings), self.call):
             found = state
         return found
+
+    def add_token(self, owner: str) -> str:
+        """Lets somebody in by the HTTP door.
+
+        Args:
+            owner: Their name, which their jobs bear; `operator` may do everything.
+
+        Returns:
+            The token. It is made here, and the orchestrator gets no more of it than a hash.
+
+        Raises:
+            OwnerError: They have a token already, or it is no name.
+        """
+        token = new_token()
+        self.call("add_token", owner, digest_of(token), again=True)
+        return token
+
+    def tokens(self) -> list[dict[str, Any]]:
+        """Who has a token: `owner` and `created_at` (Unix seconds) of each."""
+        return cast("list[dict[str, Any]]", self.call("tokens", again=True))
+
+    def revoke_token(self, owner: str) -> None:
+        """Takes somebody's token back at once."""
+        self.call("revoke_token", owner)
 
     def ping(self) -> dict[str, Any]:
         """Who answers: version, storage folder, process id and node of the orchestrator."""

@@ -26,6 +26,10 @@ class NoAnswerError(DataError):
     """A record is whole but has a blank answer: it is left out and counted, and its data set goes on."""
 
 
+class TooLongError(DataError):
+    """A question leaves no room for an answer: the base model was made for fewer tokens."""
+
+
 class BaseModelError(LorayError, ValueError):
     """A base model cannot be loaded, hooked or packed."""
 

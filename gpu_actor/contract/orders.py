@@ -75,4 +75,11 @@ class Ask:
     request: AskRequest
 
 
-Order = Attach | Detach | Finish | Forget | SetBatchOrder | SetTokenBudget | Ask
+@dataclass(frozen=True)
+class Withdraw:
+    """Drop a request with its answers, made or in the making: nobody waits for them any more."""
+
+    request_id: str
+
+
+Order = Attach | Detach | Finish | Forget | SetBatchOrder | SetTokenBudget | Ask | Withdraw

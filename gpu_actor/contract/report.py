@@ -12,6 +12,8 @@ class ActorPhase(str, Enum):
     LOADING = "loading"
     READY = "ready"
     FAILED = "failed"  # its base model cannot be served; `ActorReport.reason` says why
+    CRASHED = "crashed"  # a kernel failed, after which nothing runs on the device in this process
+    DEVICE_GONE = "device gone"  # the device failed by itself
 
 
 class TenantState(str, Enum):
@@ -93,4 +95,5 @@ class ActorReport:
     tokens_per_s: float = 0.0  # real tokens of all adapters together, over the last seconds
     batch_tokens: int = 0  # tokens in the latest shared batch
     batch_adapters: int = 0  # adapters in the latest shared batch
+    open_requests: int = 0  # whose answers are being made, or have not been fetched and withdrawn
     tenants: tuple[TenantReport, ...] = field(default_factory=tuple)

@@ -13,9 +13,9 @@ from gpu_actor.adapters.peft_files import read_adapter
 from gpu_actor.adapters.weights import AdapterWeights
 from gpu_actor.contract.errors import LorayError
 from gpu_actor.contract.messages import one_line
-from gpu_actor.contract.questions import Answer, Answerer, AskRequest
+from gpu_actor.contract.questions import Answer, Answerer, AskRequest, Question, Sampling
 from gpu_actor.generation.generator import MOST_TOKENS, Generator
-from gpu_actor.generation.prompts import end_tokens, prompt_of
+from gpu_actor.generation.prompts import end_tokens, prompt_of, shown
 from gpu_actor.generation.reply import Reply
 from gpu_actor.generation.saved_steps import saved_step
 from gpu_actor.model.base_model import BaseModel
@@ -31,27 +31,37 @@ LiveAdapter = Callable[[str], Snapshot | None]
 
 @dataclass
 class _Line:
-    """One answerer and one question; `reply` is None where it cannot be answered."""
+    """One answer; `reply` is None as long as it is not begun, and where it cannot be."""
 
-    name: str
-    question: str
+    who: Answerer
+    question: Question
+    sampling: Sampling
     which: str = ""
     reply: Reply | None = None
-    error: str | None = None
+    error: Exception | None = None
 
     def answer(self) -> Answer:
-        if self.error is not None or self.reply is None:
-            finish = None if self.error is None else "error"
+        name, question = self.who.name, shown(self.question)
+        if self.error is not None:
             text = "" if self.reply is None else self.reply.text
-            return Answer(self.name, self.question, self.which, text, finish_reason=finish, error=self.error)
-        reply = self.reply
+            kind = type(self.error).__name__
+            return Answer(
+                name, question, self.which, text, finish_reason="error", error=one_line(self.error), error_type=kind
+            )
+        if self.reply is None:
+            return Answer(name, question, self.which)
+        # before the tokens: other threads ask, and what is finished must be whole
+        finish_reason = self.reply.finish_reason
         return Answer(
-            self.name,
-            self.question,
+            name,
+            question,
             self.which,
-            reply.text,
-            tuple(reply.log_probabilities),
-            reply.finish_reason,
+            self.reply.text,
+            tuple(self.reply.log_probabilities),
+            finish_reason,
+            prompt_tokens=len(self.reply.prompt),
+            tokens=tuple(self.reply.noted),
+            prompt=tuple(self.reply.noted_prompt),
         )
 
 
@@ -86,8 +96,13 @@ class AnswerDesk:
         """Whether nothing is being answered."""
         return self._generator is None or self._generator.idle
 
+    @property
+    def open_requests(self) -> int:
+        """Requests whose answers are being made, or wait to be fetched."""
+        return len(self._open)
+
     def answers(self, request_id: str) -> list[Answer] | None:
-        """The answers to a request as far as they are made, question by question; None: it is not known here."""
+        """The answers to a request as far as they are made, by question, answerer and choice; None: it is unknown."""
         opened = self._open.get(request_id)
         if opened is None:
             return None
@@ -103,7 +118,12 @@ class AnswerDesk:
         """
         if request.request_id in self._open:
             return
-        lines = [_Line(who.name, question) for question in request.questions for who in request.answerers]
+        lines = [
+            _Line(who, question, sampling)
+            for question in request.questions
+            for who in request.answerers
+            for sampling in _choices(request)
+        ]
         self._open[request.request_id] = _Open(lines)
         try:
             if self._generator is None:
@@ -112,33 +132,33 @@ class AnswerDesk:
         except LorayError as error:
             _fail(lines, error)
             return
-        count = len(request.answerers)
-        for place, who in enumerate(request.answerers):
+        for who in request.answerers:
+            theirs = [line for line in lines if line.who is who]
             try:
-                self._ask(self._generator, request, who, lines[place::count], tokenizer, live)
+                weights, which = self._adapter(who, live)
+                for line in theirs:
+                    line.which = which
+                    self._ask(self._generator, request, line, weights, tokenizer)
             except (LorayError, OSError) as error:
-                _fail(lines[place::count], error)
+                self._generator.drop([line.reply for line in theirs if line.reply is not None])
+                _fail(theirs, error)
 
     def _ask(
-        self,
-        generator: Generator,
-        request: AskRequest,
-        who: Answerer,
-        lines: list[_Line],
-        tokenizer: Any,
-        live: LiveAdapter,
+        self, generator: Generator, request: AskRequest, line: _Line, weights: AdapterWeights | None, tokenizer: Any
     ) -> None:
-        weights, which = self._adapter(who, live)
-        ends = end_tokens(self._base, tokenizer)
         known = self._base.description.vocab_size
-        for line in lines:
-            line.which = which
-            ids = prompt_of(tokenizer, line.question, request.system, who.chat_template, known)
-            reply = Reply(
-                weights, ids, request.sampling, ends, lambda tokens: tokenizer.decode(tokens, skip_special_tokens=True)
-            )
-            generator.add(reply)
-            line.reply = reply
+        reply = Reply(
+            weights,
+            prompt_of(tokenizer, line.question, request.system, line.who.chat_template, known),
+            line.sampling,
+            end_tokens(self._base, tokenizer),
+            lambda tokens: tokenizer.decode(tokens, skip_special_tokens=True),
+            likeliest=request.likeliest,
+            score_prompt=request.score_prompt,
+            name_of=lambda token: tokenizer.decode([token]),
+        )
+        generator.add(reply)
+        line.reply = reply
 
     def _adapter(self, who: Answerer, live: LiveAdapter) -> tuple[AdapterWeights | None, str]:
         if who.folder is None:
@@ -163,6 +183,12 @@ class AnswerDesk:
             raise
         self._clear()
 
+    def withdraw(self, request_id: str) -> None:
+        """Drop a request with its answers, made or in the making."""
+        opened = self._open.pop(request_id, None)
+        if opened is not None and self._generator is not None:
+            self._generator.drop([line.reply for line in opened.lines if line.reply is not None])
+
     def _give_up(self, error: Exception) -> None:
         """What the generator holds is in no state to go on."""
         self._generator = None
@@ -174,11 +200,15 @@ class AnswerDesk:
         now = time.monotonic()
         for request_id, opened in list(self._open.items()):
             if now - opened.asked_at > _UNASKED_SECONDS:
-                del self._open[request_id]
-                if self._generator is not None:
-                    self._generator.drop([line.reply for line in opened.lines if line.reply is not None])
+                self.withdraw(request_id)
+
+
+def _choices(request: AskRequest) -> list[Sampling]:
+    """How each answer to one question is chosen: each with the next seed."""
+    first = request.sampling
+    return [first.model_copy(update={"seed": (first.seed + i) % 2**63}) for i in range(request.choices)]
 
 
 def _fail(lines: list[_Line], error: Exception) -> None:
     for line in lines:
-        line.error = one_line(error)
+        line.error = error

@@ -12,11 +12,12 @@ import torch
 
 from gpu_actor.adapters.weights import AdapterWeights
 from gpu_actor.batch.shared_batch import MicroBatch, SharedBatch, Tokens, pack
-from gpu_actor.contract.errors import DataError
+from gpu_actor.contract.errors import DataError, TooLongError
 from gpu_actor.contract.messages import one_line
 from gpu_actor.generation.cache import KeyValueCache, Prefill
 from gpu_actor.generation.reply import Reply
 from gpu_actor.generation.sampling import choose
+from gpu_actor.generation.scoring import likeliest, score_prompt
 from gpu_actor.model.base_model import BaseModel
 
 logger = logging.getLogger(__name__)
@@ -61,13 +62,13 @@ class Generator:
         Raises:
             DataError: Its prompt is empty, or leaves no room for an answer.
         """
-        most = self._base.description.longest_sequence
+        most = self._base.description.positions
         if not len(reply.prompt):
             raise DataError("the question has no token; ask something")
         if most is not None and len(reply.prompt) >= most:
-            raise DataError(
-                f"the question has {len(reply.prompt)} tokens, the base model has a table of {most} positions for "
-                "question and answer together; ask something shorter"
+            raise TooLongError(
+                f"the question has {len(reply.prompt)} tokens, the base model was made for {most}, question and answer "
+                "together; ask something shorter"
             )
         self._waiting.append(reply)
 
@@ -91,11 +92,11 @@ class Generator:
             asked = self._take_in() or self._running
             if not asked:
                 return []
-            hidden = self._hidden(asked)
-            logits = self._base.head(hidden)
+            logits = self._base.head(self._hidden(asked))
+            others = likeliest(logits, [reply.likeliest or 0 for reply in asked])
         chosen = choose(logits, [(reply.sampling, len(reply.tokens)) for reply in asked])
-        for reply, (token, log_probability) in zip(asked, chosen, strict=True):
-            reply.add(token, log_probability, last=self._is_full(reply))
+        for reply, (token, log_probability), row in zip(asked, chosen, others, strict=True):
+            reply.add(token, log_probability, last=self._is_full(reply), likeliest=row)
         self._keep([reply.finish_reason is None for reply in self._running])
         return asked
 
@@ -119,15 +120,18 @@ class Generator:
 
     def _hidden(self, asked: Sequence[Reply]) -> torch.Tensor:
         """Hidden states [answers, hidden] of the last token of each answer."""
-        if not self.cached:
-            return _last(self._base, [(reply.weights, _whole(reply)) for reply in asked])
-        if asked[0].tokens:
+        if self.cached and asked[0].tokens:
             rows = [(reply.weights, _whole(reply)[-1:]) for reply in asked]
             return _decode(self._base, rows, self._cache)
-        return _prefill(self._base, [(reply.weights, reply.prompt) for reply in asked], self._cache)
+        rows = [(reply.weights, _whole(reply)) for reply in asked]
+        sequences = _prefill(self._base, rows, self._cache) if self.cached else _sequences(self._base, rows)
+        for reply, hidden in zip(asked, sequences, strict=True):
+            if reply.score_prompt and not reply.noted_prompt:
+                score_prompt(reply, hidden, self._base.head)
+        return _last(sequences)
 
     def _is_full(self, reply: Reply) -> bool:
-        most = self._base.description.longest_sequence
+        most = self._base.description.positions
         return most is not None and len(reply.prompt) + len(reply.tokens) + 1 >= most
 
     def _keep(self, stays: Sequence[bool]) -> None:
@@ -158,27 +162,28 @@ def _batch(base: BaseModel, rows: Sequence[_Row]) -> SharedBatch:
     return pack(parts, base.device)
 
 
-def _ends(batch: SharedBatch) -> torch.Tensor:
-    """int64 [sequences], the row of the last token of each."""
-    return batch.borders[1:].long() - 1
+def _last(sequences: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Hidden states [rows, hidden] of the last token of each sequence [any, hidden]."""
+    return torch.stack([hidden[-1] for hidden in sequences])
 
 
-def _last(base: BaseModel, rows: Sequence[_Row]) -> torch.Tensor:
-    """Hidden states [rows, hidden] of the last token of each sequence, computed whole."""
+def _sequences(base: BaseModel, rows: Sequence[_Row]) -> Sequence[torch.Tensor]:
+    """Hidden states [its tokens, hidden] of each sequence."""
     batch = _batch(base, rows)
     try:
-        return base.hidden(batch)[0].index_select(0, _ends(batch))
+        hidden: torch.Tensor = base.hidden(batch)[0]
+        return list(hidden.split(list(batch.lengths)))
     finally:
         base.rest()
 
 
-def _prefill(base: BaseModel, rows: Sequence[_Row], cache: KeyValueCache) -> torch.Tensor:
+def _prefill(base: BaseModel, rows: Sequence[_Row], cache: KeyValueCache) -> Sequence[torch.Tensor]:
     """The same; keys and values join the cache."""
     batch = _batch(base, rows)
     prefill = Prefill(batch.lengths)
-    hidden = base.body.hidden_with(prefill, batch)
+    hidden: torch.Tensor = base.body.hidden_with(prefill, batch)[0]
     cache.join(prefill)
-    return hidden[0].index_select(0, _ends(batch))
+    return list(hidden.split(list(batch.lengths)))
 
 
 def _decode(base: BaseModel, rows: Sequence[_Row], cache: KeyValueCache) -> torch.Tensor:
@@ -199,7 +204,7 @@ def _same_with_cache(base: BaseModel) -> bool:
             _prefill(base, [(None, row[:-_CHECK_STEPS]) for row in ids], cache)
             for step in range(_CHECK_STEPS, 0, -1):
                 found = _decode(base, [(None, row[len(row) - step :][:1]) for row in ids], cache)
-            expected = _last(base, [(None, row) for row in ids])
+            expected = _last(_sequences(base, [(None, row) for row in ids]))
         difference = ((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item()
     except Exception as error:  # whatever the family's code raises
         logger.info("%s: no key-value cache (%s)", base.ref, one_line(error), exc_info=error)

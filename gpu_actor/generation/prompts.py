@@ -8,35 +8,68 @@ import numpy as np
 
 from gpu_actor.batch.shared_batch import Tokens
 from gpu_actor.contract.errors import DataError
+from gpu_actor.contract.questions import Conversation, Question, RawText, TokenIds
 from gpu_actor.data.chat_template import ChatTemplate
 from gpu_actor.model.base_model import BaseModel
 
 
-def prompt_of(tokenizer: Any, question: str, system: str | None, chat_template: str | None, vocabulary: int) -> Tokens:
+def prompt_of(
+    tokenizer: Any, question: Question, system: str | None, chat_template: str | None, vocabulary: int
+) -> Tokens:
     """Token ids [n] of a question, ready for the answer to follow.
 
     Args:
         tokenizer: The base model's.
-        question: What a user says.
+        question: What a user says, a whole conversation, or what is taken as it is.
         system: What the conversation begins with.
-        chat_template: Of the job; None: the tokenizer's own. Without either the text is taken as it is.
+        chat_template: Of the job; None: the tokenizer's own. Without either what a user says is taken as it is.
         vocabulary: Tokens that the base model knows.
 
     Raises:
-        DataError: The template refuses it, or the base model does not know one of its tokens.
+        DataError: The template refuses it, there is none for a conversation, or the base model does not know one of its
+            tokens.
     """
-    template = ChatTemplate(tokenizer, chat_template)
-    if template.source() is None:
-        text, marked = question if system is None else f"{system}\n\n{question}", True
+    if isinstance(question, TokenIds):
+        ids: list[int] = list(question.ids)
+    elif isinstance(question, RawText):
+        ids = tokenizer(question.text, add_special_tokens=True)["input_ids"]
     else:
-        messages = [{"role": "user", "content": question}]
-        if system is not None:
-            messages.insert(0, {"role": "system", "content": system})
+        ids = _said(tokenizer, question, system, ChatTemplate(tokenizer, chat_template))
+    if ids and not 0 <= min(ids) <= max(ids) < vocabulary:
+        wrong = next(i for i in ids if not 0 <= i < vocabulary)
+        raise DataError(f"the question has a token {wrong}, the base model knows 0 to {vocabulary - 1}")
+    return np.array(ids, dtype=np.int32)
+
+
+def _said(tokenizer: Any, question: str | Conversation, system: str | None, template: ChatTemplate) -> list[int]:
+    """Token ids of what goes through a chat template."""
+    said = [("user", question)] if isinstance(question, str) else [(m.role, m.content) for m in question.messages]
+    if system is not None:
+        said.insert(0, ("system", system))
+    if template.source() is not None:
+        messages = [{"role": role, "content": content} for role, content in said]
         text, marked = template.render(messages, None, add_generation_prompt=True), False
-    ids = np.array(tokenizer(text, add_special_tokens=marked)["input_ids"], dtype=np.int32)
-    if len(ids) and ids.max() >= vocabulary:
-        raise DataError(f"the question has a token {ids.max()}, the base model knows {vocabulary}")
+    elif isinstance(question, str) or [role for role, _ in said] == ["user"]:
+        text, marked = "\n\n".join(content for _, content in said), True
+    else:
+        raise DataError(
+            "neither the base model nor the job has a chat template for a conversation; send one user message, or the "
+            "text as it is to be gone on with"
+        )
+    ids: list[int] = tokenizer(text, add_special_tokens=marked)["input_ids"]
     return ids
+
+
+def shown(question: Question) -> str:
+    """A question for people: what was said, or last said."""
+    match question:
+        case Conversation(messages=messages):
+            return messages[-1].content
+        case RawText(text=text):
+            return text
+        case TokenIds():
+            return ""
+    return question
 
 
 def end_tokens(base: BaseModel, tokenizer: Any) -> set[int]:

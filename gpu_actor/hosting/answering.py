@@ -38,6 +38,11 @@ class Answering:
         """Whether nothing is being answered."""
         return self._desk.idle
 
+    @property
+    def open_requests(self) -> int:
+        """Requests whose answers are being made, or wait to be fetched."""
+        return self._desk.open_requests
+
     def answers(self, request_id: str) -> list[Answer] | None:
         """The answers to a request as far as they are made; None: it is not open. Any thread may ask."""
         return self._desk.answers(request_id)
@@ -45,6 +50,11 @@ class Answering:
     def open(self, request: AskRequest) -> None:
         """Begin to answer, by copies of the adapters as they are now."""
         self._timed(lambda: self._desk.open(request, self._trainer.snapshot))
+
+    def withdraw(self, request_id: str) -> None:
+        """Drop a request with its answers."""
+        self._desk.withdraw(request_id)
+        self._mark()
 
     def after_batch(self, seconds: float) -> None:
         """Go on answering, as long as the shared batch that took `seconds` pays for.

@@ -19,7 +19,8 @@ from gpu_actor.contract.report import TenantReport, TenantState
 from gpu_actor.contract.roots import outside
 from gpu_actor.data.dataset import LoadedDataset, load_dataset
 from gpu_actor.device.failures import is_out_of_memory
-from gpu_actor.hosting.hosted_base import HostedBase, end_if_device_lost
+from gpu_actor.hosting.device_end import DeviceEnd
+from gpu_actor.hosting.hosted_base import HostedBase
 from gpu_actor.model.base_model import BaseModel
 from gpu_actor.training.attempts import reason_of
 from gpu_actor.training.references import read_reference
@@ -39,6 +40,7 @@ class Preparer:
         loading: Future[HostedBase],
         post: Callable[[Task], None],
         publish: Callable[[HostedBase], None],
+        device: DeviceEnd,
         allowed_roots: Sequence[str],
     ) -> None:
         """Nothing is prepared before the base model is loaded.
@@ -47,10 +49,12 @@ class Preparer:
             loading: Has the base model as soon as it is loaded.
             post: Lets the training thread do something between two shared batches.
             publish: Makes what is so now the actor's report.
+            device: Hears of every error.
             allowed_roots: Folders below which jobs write, looked at again here: what was checked when a job was
                 submitted may lead elsewhere by now.
         """
-        self._loading, self._post, self._publish, self._roots = loading, post, publish, allowed_roots
+        self._device, self._roots = device, allowed_roots
+        self._loading, self._post, self._publish = loading, post, publish
         self._lock = threading.Lock()
         self._attempts: dict[str, int] = {}  # newest attempt seen, by job
         self._reports: dict[str, TenantReport] = {}  # of jobs that are being prepared, or have failed in it
@@ -126,8 +130,8 @@ class Preparer:
         self._post(partial(self._hand_over, tenant))
 
     def _cannot_start(self, spec: AdapterSpec, attempt: int, error: Exception) -> None:
-        end_if_device_lost(error)
-        self._report_failure(spec, attempt, error)
+        if not self._device.is_told_by(error):
+            self._report_failure(spec, attempt, error)
 
     def _report_failure(self, spec: AdapterSpec, attempt: int, error: Exception) -> None:
         logger.info("job %s cannot start", spec.name, exc_info=error)

@@ -39,4 +39,15 @@ PolicyName = Annotated[
         show_default=False,
     ),
 ]
+HttpPort = Annotated[
+    int | None,
+    typer.Option(
+        "--http",
+        metavar="PORT",
+        min=0,
+        max=65535,
+        help="Also open the HTTP door there, on the loopback interface; 0: any free port.",
+        show_default=False,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]

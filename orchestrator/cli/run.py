@@ -13,17 +13,18 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from gpu_actor.contract.errors import IllegalTransitionError
+from gpu_actor.contract.errors import IllegalTransitionError, LorayError
 from gpu_actor.contract.locations import loray_home
 from orchestrator import formatting
 from orchestrator.cli import display, progress
-from orchestrator.cli.options import Address, AsJson, ClusterFile, JobFiles, PolicyName
+from orchestrator.cli.options import Address, AsJson, ClusterFile, HttpPort, JobFiles, PolicyName
 from orchestrator.cli.stop_signals import stop_code, stop_signals
 from orchestrator.client import Client, Job, JobView, read_jobs
 from orchestrator.cluster.address import CLUSTER_FILE, find_address
-from orchestrator.cluster.cluster_config import load_cluster_config, with_policy
+from orchestrator.cluster.cluster_config import load_cluster_config, with_http, with_policy
 from orchestrator.cluster.connection import Connection
 from orchestrator.control import launch
+from orchestrator.endpoint.door_file import door_path
 from orchestrator.jobs.job import JobSpec, JobState
 from orchestrator.jobs.preflight import named_places
 
@@ -83,9 +84,10 @@ def run(
     raise typer.Exit(exit_code(views))
 
 
-def _warn_of_unused(cluster: Path | None, policy: str | None, link: Connection) -> None:
+def _warn_of_unused(cluster: Path | None, policy: str | None, link: Connection, http: int | None = None) -> None:
     unused = [str(cluster)] if cluster else []
     unused += [f"--policy {policy}"] if policy else []
+    unused += [f"--http {http}"] if http is not None else []
     if unused and not link.orchestrator_started:
         stderr = display.make_console(stderr=True)
         which = f"{' and '.join(unused)} {'is' if len(unused) == 1 else 'are'} not used"
@@ -185,10 +187,14 @@ def submit(
 
 
 def serve(
-    cluster: ClusterFile = None, policy: PolicyName = None, address: Address = None, as_json: AsJson = False
+    cluster: ClusterFile = None,
+    policy: PolicyName = None,
+    http: HttpPort = None,
+    address: Address = None,
+    as_json: AsJson = False,
 ) -> None:
     """Start Ray and the orchestrator here until Ctrl-C, or put the orchestrator on the Ray cluster at --address."""
-    config = with_policy(load_cluster_config(cluster), policy)
+    config = with_http(with_policy(load_cluster_config(cluster), policy), http)
     storage = Path(config.storage)
     running = find_address(address, storage)
     if running and running.source == str(storage / CLUSTER_FILE):
@@ -197,7 +203,7 @@ def serve(
         )
     if running:
         with launch.join_or_start(address, config) as link:
-            _warn_of_unused(cluster, policy, link)
+            _warn_of_unused(cluster, policy, link, http)
             _announce(link, as_json=as_json)
         return
     if not as_json:
@@ -215,14 +221,23 @@ def serve(
 
 
 def _announce(link: Connection, *, as_json: bool) -> None:
-    storage = Client().ping()["storage"]
+    found = Client().ping()
+    storage, door = found["storage"], found["http"] or {"url": None, "problem": None}
+    if door["problem"]:
+        raise LorayError(f"the HTTP door at {door['problem']}; give --http another port, or 0 for any free one")
     if as_json:
-        progress.print_json_line({"address": link.address, "dashboard": link.dashboard, "storage": storage})
+        url = door["url"]
+        progress.print_json_line(
+            {"address": link.address, "dashboard": link.dashboard, "storage": storage, "http": url}
+        )
         return
     console = display.make_console()
     say(console, f"Loray runs at {link.address}; jobs and their states are kept in {storage}")
     if link.dashboard:
         say(console, _dashboard(link))
+    if door["url"]:
+        where = door_path(Path(storage))
+        say(console, f"HTTP door: {door['url']} (/api, and OpenAI's /v1); the operator's token is in {where}")
     option = "" if Path(storage) == loray_home() else f" --address {link.address}"
     say(console, f"submit with: loray submit{option} JOB.yaml")
     if link.started:

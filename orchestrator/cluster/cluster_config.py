@@ -131,6 +131,23 @@ class SchedulerConfig(Strict):
         return value
 
 
+class HttpConfig(Strict):
+    """The HTTP door of the orchestrator."""
+
+    port: int | None = Field(
+        default=None, ge=0, le=65535, description="Where it listens; 0: any free port; null: there is no door."
+    )
+    host: str = Field(
+        default="127.0.0.1",
+        min_length=1,
+        description="The interface it listens on. Tokens travel in the clear: others reach it through ssh, or through "
+        "a proxy with TLS.",
+    )
+    max_open_answers: int = Field(
+        default=32, ge=1, le=10_000, description="Requests to models that are answered at a time; more are refused."
+    )
+
+
 class ClusterConfig(Strict):
     """The whole cluster file; every field has a default."""
 
@@ -148,6 +165,7 @@ class ClusterConfig(Strict):
         description="`auto` (one actor per GPU, one CPU actor where there is none), or a list of actors.",
     )
     scheduler: SchedulerConfig = Field(default_factory=SchedulerConfig, description="How jobs are placed.")
+    http: HttpConfig = Field(default_factory=HttpConfig, description="The HTTP door, as of `loray serve --http PORT`.")
     allowed_roots: list[str] | None = Field(
         default=None,
         min_length=1,
@@ -229,6 +247,13 @@ def with_policy(config: ClusterConfig, policy: str | None) -> ClusterConfig:
         message = f"{show(policy)} is no policy; allowed: {', '.join(POLICIES)}"
         raise ClusterFileError([Problem("--policy", "", message)])
     return config.model_copy(update={"scheduler": config.scheduler.model_copy(update={"policy": policy})})
+
+
+def with_http(config: ClusterConfig, port: int | None) -> ClusterConfig:
+    """The settings with the door at a port, named on the command line; None leaves them as they are."""
+    if port is None:
+        return config
+    return config.model_copy(update={"http": config.http.model_copy(update={"port": port})})
 
 
 def _with_absolute_paths(config: ClusterConfig, folder: Path) -> ClusterConfig:

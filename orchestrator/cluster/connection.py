@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -12,7 +13,15 @@ from typing import Any
 
 from gpu_actor.contract.errors import ClusterUnavailableError, LorayError
 from orchestrator.cluster.address import ClusterAddress, answers, checked, find_address, host_and_port
-from orchestrator.cluster.ray_internals import Access, auth_token, probe_access, reread_environment, resolve_auto
+from orchestrator.cluster.ray_internals import (
+    Access,
+    auth_token,
+    hides_on_loopback,
+    loopback_only,
+    probe_access,
+    reread_environment,
+    resolve_auto,
+)
 
 NAMESPACE = "loray"
 CONTROLLER = "loray-controller"
@@ -86,9 +95,11 @@ def join(cluster: ClusterAddress) -> Connection:
         address = resolve_auto() if cluster.address == "auto" else cluster.address
         if address:
             _use_auth_mode(address, where)
-        context = ray.init(
-            address=address or "auto", namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR
-        )
+        here = loopback_only() if hides_on_loopback(address) else contextlib.nullcontext()
+        with here:
+            context = ray.init(
+                address=address or "auto", namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR
+            )
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         if isinstance(error, LorayError):
             raise
@@ -151,11 +162,30 @@ def wait_for_answers(refs: Sequence[Any], timeout: float) -> None:
         done, _ = ray.wait(list(refs), num_returns=len(refs), timeout=max(0.0, min(_LOOK_SECONDS, left)))
         if len(done) == len(refs) or left <= _LOOK_SECONDS:
             return
-        if not answers(address):
+        if not runs(address):
             raise ClusterUnavailableError(
                 f"Ray at {address} has ended: its head was stopped or killed. Jobs and their states are kept; "
                 "`loray serve`, or `loray run` with the same file, goes on with them from their last checkpoints"
             )
+
+
+def runs(address: str) -> bool:
+    """Whether the connected cluster still runs: its head, and Ray's own process on this node.
+
+    Ray itself finds out only after a minute or two that the second is gone.
+
+    Args:
+        address: `host:port` of its head.
+    """
+    import ray
+
+    if not answers(address):
+        return False
+    here = ray.get_runtime_context().get_node_id()
+    raylets = [
+        (n["NodeManagerAddress"], n["NodeManagerPort"]) for n in ray.nodes() if n["NodeID"] == here and n["Alive"]
+    ]
+    return any(answers(f"{host}:{port}") for host, port in raylets)
 
 
 def controller() -> Any:

@@ -22,12 +22,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from gpu_actor.actor import GpuActor
 from gpu_actor.contract.errors import ClusterUnavailableError
 from gpu_actor.contract.messages import one_line, short_model_name
-from gpu_actor.contract.orders import Ask
+from gpu_actor.contract.orders import Ask, Withdraw
 from gpu_actor.contract.questions import Answer, AskRequest
 from gpu_actor.contract.report import ActorPhase, ActorReport
 from orchestrator.cluster.cluster_config import ClusterConfig
 from orchestrator.cluster.connection import NAMESPACE
-from orchestrator.cluster.member import Instruction, Loss, LossKind, Member, cause_of_death
+from orchestrator.cluster.member import Instruction, Loss, LossKind, Member, cause_of_death, is_nobodys_death
 from orchestrator.cluster.node_gpus import NodeGpus
 from orchestrator.cluster.obstacles import Obstacles
 from orchestrator.cluster.places import Place, configured_places
@@ -44,6 +44,7 @@ SILENCE_SECONDS = 60.0
 STOP_SECONDS = 60.0
 _POLL_SECONDS = 2.0
 _CALL_SECONDS = 5.0
+_ENDS = {ActorPhase.CRASHED: LossKind.DIED, ActorPhase.DEVICE_GONE: LossKind.DEVICE}
 
 
 class Fleet:
@@ -258,6 +259,8 @@ class Fleet:
             member.place = replace(place, device_name=report.device_name)
         if report.state is ActorPhase.FAILED:
             return self._unloadable(member, report.reason or "no reason given")
+        if report.state in _ENDS:
+            return _loss(member, _ENDS[report.state], f"nothing runs on its device any more: {report.reason}")
         if member.ready:
             self.obstacles.loaded(place.id, member.base_model)
             if member.started_at is not None and member.load_seconds is None:
@@ -267,11 +270,17 @@ class Fleet:
     def _died(self, member: Member, error: Exception) -> Loss:
         logger.warning("actor %s died: %s", member.name, error)
         reason = f"its process died: {cause_of_death(error)}"
+        if is_nobodys_death(error) or member.place.node_id in self._dead_nodes():
+            return _loss(member, LossKind.NODE, reason)
         if not member.ready:
             deaths = self.obstacles.died_loading(member.place.id, member.base_model)
             if deaths is not None:
                 return self._unloadable(member, f"{deaths} actors in a row died while loading it; {reason}")
         return _loss(member, LossKind.DIED, reason)
+
+    @staticmethod
+    def _dead_nodes() -> set[str]:
+        return {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
 
     def _unloadable(self, member: Member, reason: str) -> Loss:
         self.obstacles.bar(member.place.id, member.base_model, reason)
@@ -298,6 +307,10 @@ class Fleet:
         """
         found: list[Answer] | None = await self._call(actor, lambda handle: handle.answers.remote(request_id))
         return found
+
+    async def withdraw(self, actor: str, request_id: str) -> None:
+        """Let an actor drop a request with its answers. One that is gone has dropped it."""
+        await self.send(Instruction(actor, Withdraw(request_id)))
 
     async def _call(self, actor: str, call: Callable[[Any], Any]) -> Any:
         member = self.members.get(actor)

@@ -20,13 +20,18 @@ _CAUSES = (
     re.compile(r"The actor is dead because (.+)"),
     re.compile(r"The actor died because of an error raised in its creation task, (.+)"),
 )
+_NO_JOBS_DOING = re.compile(  # nor that of anything else in the process
+    r"because its node has died|because its owner has died|was killed by `?ray\.kill|because GCS could not load it"
+)
 
 
 class LossKind(str, Enum):
     """How an actor was lost."""
 
-    DIED = "died"
+    DIED = "died"  # its process, by itself: killed, out of memory, a crash
     SILENT = "silent"
+    NODE = "node"  # its node is gone, or Ray was told to end it
+    DEVICE = "device"  # its device is gone
     UNSTARTED = "unstarted"
     UNLOADABLE = "unloadable"  # its base model cannot be loaded
 
@@ -40,6 +45,11 @@ class Loss:
     base_model: str
     kind: LossKind
     reason: str
+
+    @property
+    def by_itself(self) -> bool:
+        """Whether its process ended by itself, so that one of its jobs may have had a part in it."""
+        return self.kind in (LossKind.DIED, LossKind.SILENT)
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,11 @@ class Member:
     def ready(self) -> bool:
         """Whether it can train."""
         return self.report is not None and self.report.state is ActorPhase.READY
+
+
+def is_nobodys_death(error: Exception) -> bool:
+    """Whether Ray says that an actor died for a reason in which no process of its own had a part."""
+    return bool(_NO_JOBS_DOING.search(plain(str(error))))
 
 
 def cause_of_death(error: Exception) -> str:

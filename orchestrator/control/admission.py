@@ -1,10 +1,10 @@
-"""What a job must pass before it is accepted. All problems of all jobs of a request are listed at once."""
+"""Jobs on their way into the queue: what they must pass, all problems of a request listed at once, and what follows."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -13,19 +13,27 @@ from gpu_actor.adapters.start_check import check_adapter_fits
 from gpu_actor.adapters.targets import plan_layers
 from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.errors import LorayError
+from orchestrator.cluster.cluster_config import ClusterConfig, with_policy
 from orchestrator.cluster.fleet import Fleet
 from orchestrator.control.job_needs import scheduling_view
+from orchestrator.control.preview import plan_apart
 from orchestrator.control.snapshot import SnapshotBuilder
-from orchestrator.jobs.job import JobSpec
+from orchestrator.jobs.job import TERMINAL, JobSpec, JobState
+from orchestrator.jobs.output_folder import make_folders, write_job_file
 from orchestrator.jobs.preflight import check_files, check_roots
 from orchestrator.knowledge.base_catalog import BaseCatalog
 from orchestrator.scheduler.policy import decide
 from orchestrator.scheduler.view import ActorState, ActorView, ClusterView
+from orchestrator.store.errors import LiveJobError
+from orchestrator.store.records import JobRecord
 from orchestrator.validation.field_index import dotted
 from orchestrator.validation.problems import Problem, explain
 
 if TYPE_CHECKING:
     from orchestrator.store.store import Store
+
+Jobs = Sequence[Mapping[str, Any]]
+"""The fields of each `JobSpec`, paths absolute."""
 
 
 class Admission:
@@ -88,6 +96,58 @@ class Admission:
             return await self._bases.get(ref)
         except LorayError as error:
             return str(error).removeprefix("base_model: ")
+
+
+class Submissions:
+    """What is submitted to one orchestrator."""
+
+    def __init__(self, config: ClusterConfig, store: Store, bases: BaseCatalog, admission: Admission) -> None:
+        self._config, self._store, self._bases, self._admission = config, store, bases, admission
+
+    async def check(self, jobs: Jobs) -> list[dict[str, str]]:
+        """What keeps jobs from being accepted."""
+        _, problems = await self._admission.check(jobs)
+        return [asdict(problem) for problem in problems]
+
+    async def plan(self, jobs: Jobs, policy: str | None, view: Callable[[], ClusterView]) -> dict[str, Any]:
+        """What would become of jobs; see `Controller.plan`.
+
+        Args:
+            jobs: What would be submitted.
+            policy: Name of a policy to plan with; None: that of this cluster.
+            view: Gives the cluster as it is.
+        """
+        name = with_policy(self._config, policy).scheduler.policy
+        specs, problems = await self._admission.check(jobs)
+        if problems:
+            return {"jobs": [], "problems": [asdict(problem) for problem in problems]}
+        bases = {spec.base_model: await self._bases.get(spec.base_model) for spec in specs}
+        names = {job.id: job.name for job in self._store.jobs([JobState.QUEUED, JobState.RUNNING])}
+        rows = await plan_apart(specs, view(), bases, name, names)
+        return {"jobs": rows, "problems": []}
+
+    async def submit(self, jobs: Jobs, request_id: str, owner: str) -> tuple[list[JobRecord], list[Problem]]:
+        """Accept jobs, all or none; see `Controller.submit`.
+
+        Returns:
+            The jobs, and what keeps them from being accepted; one of them is empty.
+        """
+        accepted = self._store.request(request_id)
+        if accepted is None:
+            specs, problems = await self._admission.check(jobs)
+            accepted = self._store.request(request_id)  # the same request may have come twice at a time
+        if accepted is None:
+            problems = problems or await asyncio.to_thread(make_folders, specs)
+            if problems:
+                return [], problems
+            try:
+                accepted = self._store.add(specs, request_id, owner)
+            except LiveJobError as error:
+                return [], [Problem(f"job {error.job}", error.field, error.message)]
+        for job in accepted:
+            if job.state not in TERMINAL:
+                await asyncio.to_thread(write_job_file, job.spec)
+        return accepted, []
 
 
 def _read(jobs: Sequence[Mapping[str, Any]]) -> tuple[list[JobSpec], list[Problem]]:

@@ -20,45 +20,32 @@ import ray
 
 from gpu_actor.contract.errors import ClusterUnavailableError
 from gpu_actor.contract.messages import one_line
-from gpu_actor.contract.questions import Answer, AskRequest
-from orchestrator.asking import check_reach, divide
-from orchestrator.cluster.cluster_config import ClusterConfig, with_policy
+from gpu_actor.contract.questions import Answer
+from orchestrator.asking.questions import Questions
+from orchestrator.cluster.cluster_config import ClusterConfig
 from orchestrator.cluster.connection import CONTROLLER, NAMESPACE
+from orchestrator.cluster.environment import shared_environment
 from orchestrator.cluster.fleet import Fleet
 from orchestrator.control import job_verbs
-from orchestrator.control.admission import Admission
-from orchestrator.control.preview import plan_apart
+from orchestrator.control.admission import Admission, Submissions
 from orchestrator.control.reconcile import Reconciler
 from orchestrator.control.snapshot import SnapshotBuilder
 from orchestrator.jobs.job import TERMINAL, JobState
-from orchestrator.jobs.output_folder import make_folders, read_metrics, write_job_file
+from orchestrator.jobs.output_folder import read_metrics
+from orchestrator.jobs.owner import OPERATOR, check_owner
 from orchestrator.knowledge.base_catalog import BaseCatalog
 from orchestrator.knowledge.profiles import Profiles
 from orchestrator.reporting.client_views import actor_view, job_view
 from orchestrator.reporting.dashboard_rows import TaskRows
 from orchestrator.reporting.metrics import Metrics
 from orchestrator.reporting.timeline import Timeline
-from orchestrator.store.errors import LiveJobError
 from orchestrator.store.records import JobRecord
 from orchestrator.store.storage_lock import hold
-from orchestrator.validation.problems import Problem
 from orchestrator.version import __version__
 
 logger = logging.getLogger("loray.controller")
 
-# What of the starting process's environment the actors must share, so that all find the same models.
-_SHARED_ENVIRONMENT = ("LORAY_HOME", "HF_HOME", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "RAY_worker_niceness")
-
 JobDict = dict[str, Any]
-
-
-def shared_environment() -> dict[str, str]:
-    """What of this process's environment the orchestrator and its actors get.
-
-    Ray lowers the priority of its workers to nice 15: beside any other program they would get a thirtieth of a core.
-    """
-    shared = {name: os.environ[name] for name in _SHARED_ENVIRONMENT if name in os.environ}
-    return {"RAY_worker_niceness": "0", **shared}
 
 
 class Controller:
@@ -73,7 +60,8 @@ class Controller:
         Raises:
             StoreError: Another orchestrator uses the storage, or the job table cannot be opened.
         """
-        # Not above: every command imports this module to look the orchestrator up; SQLAlchemy would be a third of that.
+        # Not above: every command imports this module to look the orchestrator up, and these would be a third of that.
+        from orchestrator.endpoint.server import Door
         from orchestrator.store.store import Store
 
         self._config = config
@@ -85,9 +73,10 @@ class Controller:
         self._rows = TaskRows(self._store)
         profiles = Profiles(self._store)
         snapshots = SnapshotBuilder(self._store, self._fleet, self._bases, profiles, config.scheduler.makespan)
-        self._admission = Admission(
-            self._store, self._fleet, self._bases, snapshots, config.roots, allow_pickle=config.allow_pickle
-        )
+        roots = config.roots
+        admission = Admission(self._store, self._fleet, self._bases, snapshots, roots, allow_pickle=config.allow_pickle)
+        self._submissions = Submissions(config, self._store, self._bases, admission)
+        self._questions = Questions(self._store, self._fleet, roots)
         self._reconciler = Reconciler(
             self._store,
             self._fleet,
@@ -106,6 +95,8 @@ class Controller:
         self._wake = asyncio.Event()
         self._ending: asyncio.Task[None] | None = None
         self._leaving: asyncio.Task[None] | None = None
+        self._door = Door(self, config.http, Path(config.storage)) if config.http.port is not None else None
+        self._tokens_changed()
         self._ticking = asyncio.get_running_loop().create_task(self._run())
 
     # -- the loop ------------------------------------------------------------------------------------------------
@@ -163,8 +154,11 @@ class Controller:
     # -- asking --------------------------------------------------------------------------------------------------
 
     async def ping(self) -> dict[str, Any]:
-        """Who this is and where its state lives."""
+        """Who this is, where its state lives, and where its HTTP door is."""
+        if self._door is not None:
+            await self._door.tried()
         return {
+            "http": None if self._door is None else {"url": self._door.url, "problem": self._door.problem},
             "version": __version__,
             "storage": self._config.storage,
             "pid": os.getpid(),
@@ -175,13 +169,13 @@ class Controller:
         """All jobs in the order of arrival."""
         return [self._view(job) for job in self._store.jobs()]
 
-    async def get_job(self, ref: str) -> JobDict:
-        """One job by id or name (the newest of that name).
+    async def get_job(self, ref: str, owner: str | None = None) -> JobDict:
+        """One job by id or name (the newest of that name; an owner's own come first).
 
         Raises:
             JobNotFoundError: No job has that id or name.
         """
-        return self._view(self._store.find(ref))
+        return self._view(self._store.find(ref, owner))
 
     async def metrics(self, ref: str, skip: int = 0) -> list[dict[str, Any]]:
         """The rows of a job's `metrics.jsonl` after the first `skip`.
@@ -212,14 +206,7 @@ class Controller:
             AdapterError: A folder lies outside the allowed ones.
             ClusterUnavailableError: An actor is gone, or does not take it.
         """
-        whole = AskRequest.model_validate(request)
-        check_reach(whole, self._config.roots)
-        trains = {job.id: job.actor for job in self._store.jobs([JobState.RUNNING]) if job.actor is not None}
-        parts = divide(whole, trains, self._fleet.hosts(whole.base_model))
-        for part in parts:
-            if part.actor is not None:
-                await self._fleet.ask(part.actor, part.request)
-        return [{"actor": part.actor, "request": part.request.model_dump(), "numbers": part.numbers} for part in parts]
+        return await self._questions.ask(request)
 
     async def answers(self, actor: str, request_id: str) -> list[Answer] | None:
         """The answers of an actor to a request as far as they are made; None: it has not begun.
@@ -227,7 +214,11 @@ class Controller:
         Raises:
             ClusterUnavailableError: It is gone, or does not answer.
         """
-        return await self._fleet.answers(actor, request_id)
+        return await self._questions.answers(actor, request_id)
+
+    async def withdraw(self, actor: str, request_id: str) -> None:
+        """Let an actor drop a request with its answers: nobody waits for them."""
+        await self._questions.withdraw(actor, request_id)
 
     async def timeline(self, ids: Sequence[str]) -> dict[str, Any]:
         """Where jobs were when, and how full the places were: see `orchestrator.reporting.timeline`.
@@ -260,6 +251,34 @@ class Controller:
     def _view(self, job: JobRecord) -> JobDict:
         return job_view(job, self._reconciler.progress.counters.get(job.id))
 
+    # -- tokens --------------------------------------------------------------------------------------------------
+
+    async def tokens(self) -> list[dict[str, Any]]:
+        """Who has a token of the HTTP door: `owner` and `created_at` of each."""
+        return [{"owner": token.owner, "created_at": token.created_at} for token in self._store.tokens()]
+
+    async def add_token(self, owner: str, digest: str) -> None:
+        """Let somebody in by the HTTP door, by the SHA-256 of a token.
+
+        Raises:
+            OwnerError: They have another token, or no name that an owner can have.
+        """
+        self._store.add_token(check_owner(owner), digest)
+        self._tokens_changed()
+
+    async def revoke_token(self, owner: str) -> None:
+        """Let somebody in no more; their jobs go on.
+
+        Raises:
+            OwnerError: They have no token.
+        """
+        self._store.remove_token(owner)
+        self._tokens_changed()
+
+    def _tokens_changed(self) -> None:
+        if self._door is not None:
+            self._door.tokens.given = {token.owner: token.digest for token in self._store.tokens()}
+
     # -- submitting ----------------------------------------------------------------------------------------------
 
     async def check(self, jobs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -268,8 +287,7 @@ class Controller:
         Args:
             jobs: Fields of `JobSpec`, paths absolute.
         """
-        _, problems = await self._admission.check(jobs)
-        return [asdict(problem) for problem in problems]
+        return await self._submissions.check(jobs)
 
     async def plan(self, jobs: Sequence[Mapping[str, Any]], policy: str | None = None) -> dict[str, Any]:
         """What would become of jobs if they were submitted now; nothing is accepted.
@@ -284,44 +302,26 @@ class Controller:
         Raises:
             ClusterFileError: There is no such policy.
         """
-        name = with_policy(self._config, policy).scheduler.policy
-        specs, problems = await self._admission.check(jobs)
-        if problems:
-            return {"jobs": [], "problems": [asdict(problem) for problem in problems]}
-        bases = {spec.base_model: await self._bases.get(spec.base_model) for spec in specs}
-        view = self._reconciler.snapshot().view
-        names = {job.id: job.name for job in self._store.jobs([JobState.QUEUED, JobState.RUNNING])}
-        rows = await plan_apart(specs, view, bases, name, names)
-        return {"jobs": rows, "problems": []}
+        return await self._submissions.plan(jobs, policy, lambda: self._reconciler.snapshot().view)
 
-    async def submit(self, jobs: Sequence[Mapping[str, Any]], request_id: str) -> dict[str, Any]:
+    async def submit(self, jobs: Sequence[Mapping[str, Any]], request_id: str, owner: str = OPERATOR) -> dict[str, Any]:
         """Accept jobs, all or none.
 
         Args:
             jobs: Fields of `JobSpec`, paths absolute.
             request_id: Chosen by the client; the same request again returns the jobs that it made before.
+            owner: Whose they are.
 
         Returns:
             `accepted` (the jobs) and `problems`; one of them is empty.
         """
         self._refuse_at_the_end()
-        accepted = self._store.request(request_id)
-        if accepted is None:
-            specs, problems = await self._admission.check(jobs)
-            accepted = self._store.request(request_id)  # the same request may have come twice at a time
-        if accepted is None:
-            problems = problems or await asyncio.to_thread(make_folders, specs)
-            if problems:
-                return _refused(problems)
-            try:
-                accepted = self._store.add(specs, request_id)
-            except LiveJobError as error:
-                return _refused([Problem(f"job {error.job}", error.field, error.message)])
-        for job in accepted:
-            if job.state not in TERMINAL:
-                await asyncio.to_thread(write_job_file, job.spec)
+        accepted, problems = await self._submissions.submit(jobs, request_id, owner)
         self._wake.set()
-        return {"accepted": [self._view(job) for job in accepted], "problems": []}
+        return {
+            "accepted": [self._view(job) for job in accepted],
+            "problems": [asdict(problem) for problem in problems],
+        }
 
     # -- changing ------------------------------------------------------------------------------------------------
 
@@ -386,6 +386,8 @@ class Controller:
         self._leaving = asyncio.get_running_loop().create_task(_leave())
 
     async def _end(self) -> None:
+        if self._door is not None:
+            await self._door.close()
         self._ticking.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._ticking
@@ -401,7 +403,3 @@ async def _leave() -> None:
     """End this actor for good, a moment after its last answer has left."""
     await asyncio.sleep(0.2)
     ray.kill(ray.get_actor(CONTROLLER, namespace=NAMESPACE), no_restart=True)
-
-
-def _refused(problems: Sequence[Problem]) -> dict[str, Any]:
-    return {"accepted": [], "problems": [asdict(problem) for problem in problems]}

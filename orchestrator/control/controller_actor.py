@@ -10,8 +10,9 @@ from gpu_actor.contract.errors import ClusterUnavailableError
 from gpu_actor.contract.locations import loray_home
 from orchestrator.cluster.cluster_config import ClusterConfig
 from orchestrator.cluster.connection import CONTROLLER, NAMESPACE
+from orchestrator.cluster.environment import shared_environment
 from orchestrator.cluster.places import HEAD
-from orchestrator.control.controller import Controller, shared_environment
+from orchestrator.control.controller import Controller
 
 _START_SECONDS = 90.0
 _MOST_CALLS = 100_000  # under way at a time; every job that runs holds one

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gpu_actor.contract.report import TenantReport, TenantState
 from orchestrator.control.job_verbs import resume_hint
 from orchestrator.control.live_progress import LiveProgress
+from orchestrator.jobs import losses
 from orchestrator.jobs.job import TERMINAL, JobState
 from orchestrator.jobs.output_folder import discard_checkpoints
 from orchestrator.knowledge.swap_times import Swaps
 from orchestrator.reporting.client_views import progress_of
+from orchestrator.store.live_jobs import LIVE
 from orchestrator.store.records import JobRecord, Wish
 
 if TYPE_CHECKING:
@@ -59,14 +62,33 @@ class JobEnds:
         else:
             self._move(job, JobState.QUEUED, f"back in the queue: {reason}", reason=None, **changes)
 
-    def lost_actor(self, job: JobRecord, reason: str) -> None:
-        """A running job lost its actor through no wish of anybody: queue it again, as often as it may."""
-        most = job.spec.queue.max_retries
-        if job.wish not in (Wish.CANCEL, Wish.PAUSE) and job.retries >= most:
-            times = f"lost its actor {job.retries + 1} times, queue.max_retries is {most}"
-            self.fail(job, f"{times}; the last time: {reason}")
+    def lost_actor(self, job: JobRecord, reason: str, *, by_itself: bool = False, alone: bool = False) -> None:
+        """A running job lost its actor through no wish of anybody: queue it again, unless it is the cause.
+
+        Args:
+            job: Which one.
+            reason: How the actor was lost.
+            by_itself: Whether the process died by itself; else the job had no part in it.
+            alone: Whether no other job was there.
+        """
+        now, most = time.time(), job.spec.queue.max_retries
+        step, seconds = int(self._progress.of(job).get("step") or 0), now - self._store.assigned_at(job.id)
+        lost = losses.LostActor(job.actor or "", reason, by_itself, alone, step, seconds, now)
+        held, culprit = losses.after(job.losses, lost), losses.is_culprit(job.losses, lost, most)
+        changes: dict[str, Any] = {"losses": held.row(), "retries": job.retries + culprit}
+        if culprit:
+            self._clear_others(job, held)
+        if culprit and len(held.deaths) > most and job.wish not in (Wish.CANCEL, Wish.PAUSE):
+            self.fail(job, losses.culprit_reason(held, reason), **changes)
         else:
-            self.give_back(job, reason, retries=job.retries + 1)
+            self.give_back(job, reason, waiting_for=held.waits(now), **changes)
+
+    def _clear_others(self, culprit: JobRecord, held: losses.Losses) -> None:
+        """Nobody else is suspected any more for the actors that a job has killed."""
+        for job in self._store.jobs(LIVE):
+            left = losses.explained(job.losses, held)
+            if job.id != culprit.id and left != job.losses:
+                self._store.set_losses(job.id, left, f"is cleared: {culprit.name} was alone on an actor that died")
 
     def fail(self, job: JobRecord, reason: str, *, verb: str = "failed", **changes: Any) -> None:
         """A job has failed; `verb` begins the message of its last event."""

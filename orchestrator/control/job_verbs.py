@@ -5,7 +5,7 @@ The state of a running job changes only when its actor has let go of it: until t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gpu_actor.contract.errors import IllegalTransitionError
 from orchestrator.jobs.job import TERMINAL, JobState
@@ -80,11 +80,10 @@ def retry(store: Store, job: JobRecord, *, from_start: bool = False) -> JobRecor
     checkpoint = None if from_start else newest_checkpoint(job.output_dir)
     if checkpoint is not None:
         message = f"retried: it goes on from {checkpoint}"
-        return store.move(job.id, JobState.QUEUED, message, retries=0, reason=None)
+        return store.move(job.id, JobState.QUEUED, message, retries=0, losses=None, reason=None)
     discard_run(job.output_dir)
-    return store.move(
-        job.id, JobState.QUEUED, "retried: it starts over", retries=0, progress={}, reason=None, started_at=None
-    )
+    anew: dict[str, Any] = {"retries": 0, "losses": None, "progress": {}, "reason": None, "started_at": None}
+    return store.move(job.id, JobState.QUEUED, "retried: it starts over", **anew)
 
 
 def resume_hint(job: JobRecord) -> str:

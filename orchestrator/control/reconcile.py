@@ -24,6 +24,7 @@ from orchestrator.control.plan_execution import PlanExecution
 from orchestrator.control.replanning import Replanner
 from orchestrator.control.snapshot import Snapshot, SnapshotBuilder
 from orchestrator.jobs.job import JobState
+from orchestrator.jobs.losses import NONE, outlived, tried_alone
 from orchestrator.knowledge.base_catalog import BaseCatalog
 from orchestrator.knowledge.profiles import Profiles
 from orchestrator.knowledge.swap_times import Swaps
@@ -175,11 +176,25 @@ class Reconciler:
         if tenant.state is TenantState.TRAINING:
             self._swaps.trains(member.place, job)
             self.progress.trains(job, progress_of(tenant))
+            if job.losses != NONE and self._outlives(job, tenant.step):
+                job = self._cleared(job)
         if job.wish is None:
             return []
         if job.wish is Wish.FINISH:
             return [Instruction(member.name, Finish(job.id, job.reason or ""))]
         return [Instruction(member.name, Detach(job.id, keep=job.wish is not Wish.CANCEL))]
+
+    def _outlives(self, job: JobRecord, step: int) -> bool:
+        return outlived(job.losses, step, time.time() - self._store.assigned_at(job.id))
+
+    def _cleared(self, job: JobRecord) -> JobRecord:
+        """Nothing is held against a job any more; from a trial it gives its place to the next, if anybody waits."""
+        told = f"is past step {job.losses.step}, where its actors were lost: nothing is held against it"
+        self._store.set_losses(job.id, NONE, told)
+        others = (other for other in self._store.jobs([JobState.QUEUED]) if _tried_alone(other))
+        if job.wish is None and _tried_alone(job) and any(others):
+            return self._store.wish(job.id, Wish.YIELD, "makes room: others are to be tried alone next")
+        return self._store.get(job.id)
 
     def _tell_of_files(self, job: JobRecord, tenant: TenantReport) -> None:
         """Make events of what has happened to a job's files since its last report."""
@@ -215,8 +230,10 @@ class Reconciler:
 
     def actor_lost(self, loss: Loss) -> None:
         """An actor is gone: its jobs go on elsewhere, and those whose base model can be loaded nowhere fail."""
-        for job in self.running().get(loss.name, {}).values():
-            self.ends.lost_actor(job, f"{loss.name} is lost: {loss.reason}")
+        jobs = self.running().get(loss.name, {}).values()
+        for job in jobs:
+            reason = f"{loss.name} is lost: {loss.reason}"
+            self.ends.lost_actor(job, reason, by_itself=loss.by_itself, alone=len(jobs) == 1)
         failures = self._fleet.give_up(loss.base_model) if loss.kind is LossKind.UNLOADABLE else []
         for job in self._store.jobs([JobState.QUEUED]) if failures else ():
             if job.spec.base_model == loss.base_model:
@@ -230,3 +247,7 @@ class Reconciler:
             if job.actor is not None:
                 instructions.append(Instruction(job.actor, Finish(job_id, reason)))
         return instructions
+
+
+def _tried_alone(job: JobRecord) -> bool:
+    return tried_alone(job.losses, job.spec.queue.max_retries)

@@ -13,6 +13,7 @@ from gpu_actor.contract.errors import LorayError
 from orchestrator.cluster.fleet import Fleet
 from orchestrator.control.job_needs import AdapterNeed, before_its_rungs, scheduling_view
 from orchestrator.jobs.job import JobSpec, JobState
+from orchestrator.jobs.losses import tried_alone
 from orchestrator.knowledge.base_catalog import BaseCatalog
 from orchestrator.knowledge.data_size import DataSize, guess_size, guess_sizes
 from orchestrator.knowledge.place_models import with_models
@@ -31,7 +32,8 @@ class Snapshot:
 
     Attributes:
         view: What the scheduler decides on.
-        held: Queued jobs that are left out of it, and why: their base models are not described yet.
+        held: Queued jobs that are left out of it, and why: their base models are not described yet, or they wait for
+            their next try.
     """
 
     view: ClusterView
@@ -63,7 +65,7 @@ class Snapshot:
             old = before.pop(job.id, None)
             if old is job:
                 continue
-            if old is not None and (job.priority != old.priority or _has_grown(job, old)):
+            if old is not None and (job.priority != old.priority or job.alone != old.alone or _has_grown(job, old)):
                 return None
             if old is None or job.actor != old.actor:
                 if old is not None and old.actor is not None:
@@ -91,7 +93,7 @@ class Events:
 
 
 def _job_facts(job: JobView) -> object:
-    return job.id, job.actor, job.movable, job.leaving, job.steps_total
+    return job.id, job.actor, job.movable, job.leaving, job.steps_total, job.alone
 
 
 def _has_grown(job: JobView, old: JobView) -> bool:
@@ -161,9 +163,12 @@ class SnapshotBuilder:
         unsure: dict[str, str] = {}  # place -> why it is not known how much memory is free there
         described: dict[str, BaseDescription | str] = {}
         records = self._store.jobs([JobState.QUEUED, JobState.RUNNING])
-        last_arrival = max((job.submitted_at for job in records), default=0.0)
+        last_arrival, now = max((job.submitted_at for job in records), default=0.0), time.time()
         for job in records:
             place, ref = self._place_of(job), job.spec.base_model
+            if job.state is JobState.QUEUED and (why := job.losses.waits(now)):
+                held[job.id] = why
+                continue
             if job.state is JobState.RUNNING and place is None:
                 continue  # the next tick sees that its actor is gone
             if ref not in described:
@@ -179,7 +184,7 @@ class SnapshotBuilder:
                 (held if place is None else unsure)[place or job.id] = str(error)
         self._forget_all_but(jobs)
         places = tuple(self._place_views(bases, unsure))
-        view = ClusterView(fit_oversized_jobs(jobs, places, bases), places, bases, time.time(), self._makespan)
+        view = ClusterView(fit_oversized_jobs(jobs, places, bases), places, bases, now, self._makespan)
         return Snapshot(view, held)
 
     def places(self, base: BaseDescription) -> tuple[ActorView, ...]:
@@ -215,7 +220,8 @@ class SnapshotBuilder:
             return last.view
         counters = tuple(progress.get(name) for name in ("step", "total_steps", "longest", "tokens_per_step"))
         started = job.attempt > 0 or bool(job.progress)
-        facts = (base, counters, place, devices, movable, job.wish, job.queued_at, started)
+        alone = tried_alone(job.losses, job.spec.queue.max_retries)
+        facts = (base, counters, place, devices, movable, job.wish, job.queued_at, started, job.losses)
         if last is not None and last.facts == facts:
             self._views[job.id] = replace(last, source=source)
             return last.view
@@ -227,10 +233,11 @@ class SnapshotBuilder:
             submitted_at=job.submitted_at,
             queued_at=job.queued_at,
             actor=place,
-            movable=movable,
+            movable=movable and not alone,  # a trial goes on until the job is cleared or found out
             leaving=place is not None and job.wish is not None,
             returns=job.wish in (None, Wish.YIELD),
             started=started,
+            alone=alone,
         )
         self._views[job.id] = _BuiltView(source, facts, view)
         return view

@@ -33,7 +33,8 @@ class QueueConfig(Strict):
         default=2,
         ge=0,
         le=100,
-        description="Fresh starts from the last checkpoint after a failure that may pass.",
+        description="Fresh starts from the last checkpoint after the process of the actor has died; from the second "
+        "on, and on the last, the job is tried alone. What dies with its node or its device does not count.",
     )
 
 

@@ -70,41 +70,35 @@ NONE = Losses()
 
 
 @dataclass(frozen=True)
-class Loss:
+class LostActor:
     """How a job lost its actor.
 
     Attributes:
-        actor: Its name.
-        reason: In words.
-        process: Whether the process died by itself; else the job had no part in it.
+        name: Of the actor.
+        reason: How it was lost, in words.
+        by_itself: Whether its process died by itself; else the job had no part in it.
         alone: Whether the job was the only one there.
         step: How far it was.
         seconds: How long it had been there.
         time: When it was lost (Unix time).
     """
 
-    actor: str
+    name: str
     reason: str
-    process: bool
+    by_itself: bool
     alone: bool
     step: int
     seconds: float
     time: float
 
 
-def after(losses: Losses, loss: Loss) -> Losses:
-    """What is held against a job after a further loss, and when it may be tried again."""
-    deaths = (*losses.deaths, loss.actor) if loss.process else losses.deaths
-    others = losses.others + (not loss.process)
+def after(losses: Losses, lost: LostActor) -> Losses:
+    """What is held against a job when it has lost a further actor, and when it may be tried again."""
+    deaths = (*losses.deaths, lost.name) if lost.by_itself else losses.deaths
+    others = losses.others + (not lost.by_itself)
     wait = min(MOST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2.0 ** min(len(deaths) + others - 1, 30))
-    return Losses(
-        deaths,
-        others,
-        max(losses.step, loss.step),
-        max(losses.seconds, loss.seconds),
-        loss.time + wait,
-        loss.reason,
-    )
+    step, seconds = max(losses.step, lost.step), max(losses.seconds, lost.seconds)
+    return Losses(deaths, others, step, seconds, lost.time + wait, lost.reason)
 
 
 def tried_alone(losses: Losses, max_retries: int) -> bool:
@@ -113,15 +107,17 @@ def tried_alone(losses: Losses, max_retries: int) -> bool:
     return deaths > 0 and deaths >= min(SUSPECT_DEATHS, max_retries)
 
 
-def is_culprit(losses: Losses, loss: Loss, max_retries: int) -> bool:
-    """Whether a loss proves that the job kills its actors: it was alone, and has had its fresh starts.
+def is_culprit(losses: Losses, lost: LostActor, max_retries: int) -> bool:
+    """Whether a further loss proves that a job kills its actors: the process died that had the job alone, as a suspect.
+
+    A job without any retry has no second try to be found out by: its first death alone counts.
 
     Args:
-        losses: What was held against it before.
-        loss: The latest.
+        losses: What was held against the job before.
+        lost: The latest of its actors.
         max_retries: `queue.max_retries` of the job.
     """
-    return loss.process and loss.alone and len(losses.deaths) >= max_retries
+    return lost.by_itself and lost.alone and (tried_alone(losses, max_retries) or not max_retries)
 
 
 def explained(losses: Losses, culprit: Losses) -> Losses:
@@ -150,10 +146,11 @@ def culprit_reason(losses: Losses, latest: str) -> str:
         losses: With the latest loss.
         latest: The actor's end, in words.
     """
+    times = formatting.plural(len(losses.deaths), "time")
     return (
-        f"the process of its actor died {formatting.plural(len(losses.deaths), 'time')} in a row, the last time with "
-        f"no other job on it ({latest}), so this job is taken to be the cause; most often the machine's memory runs "
-        "out (lower training.cutoff_len or training.per_device_train_batch_size, look at its data file and tokenizer, or "
-        "set `memory_limit` for the actor), else the actor's log in the Ray dashboard has more. `loray retry` goes on "
-        "from its last checkpoint"
+        f"the process of its actor died {times} in a row, the last time with no other job on it ({latest}), so it is "
+        "taken to be the cause. Most often memory runs out: lower training.cutoff_len or "
+        "training.per_device_train_batch_size, look at its data file and tokenizer, or give the actor a "
+        "`memory_limit`; else the actor's log in the Ray dashboard has more. `loray retry` goes on from its last "
+        "checkpoint"
     )

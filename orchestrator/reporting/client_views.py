@@ -56,6 +56,7 @@ def job_view(job: JobRecord, live: Mapping[str, Any] | None = None) -> dict[str,
     return {
         "id": job.id,
         "name": job.name,
+        "owner": job.owner,
         "state": job.state.value,
         "base_model": job.spec.base_model,
         "priority": job.spec.queue.priority,
@@ -100,6 +101,7 @@ def actor_view(place: ActorView, member: Member | None, jobs: Sequence[str]) -> 
         "step_seconds": report.step_seconds if report else 0.0,
         "batch_tokens": report.batch_tokens if report else 0,
         "batch_adapters": report.batch_adapters if report else 0,
+        "open_requests": report.open_requests if report else 0,
         "jobs": list(jobs),
         "reason": place.reason or (report.reason if report else None),
     }

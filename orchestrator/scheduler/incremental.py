@@ -3,8 +3,8 @@
 An `IncrementalPlan` is a full plan that has been carried out as far as it goes at once, with its columns, its order
 and its policy. It answers arrivals and ends by the rules of the full plan (`Planner._place`, the policy's `cost`,
 `takes` and `hopeful`), in a few vector operations. Everything else it leaves to the next full plan: who is taken off,
-moved, kept a place for or refused, base models, and the reasons of those who wait. A place on which any of that is
-under way is shut: nothing starts there, and what ends there asks for a full plan.
+moved, kept a place for, tried alone or refused, base models, and the reasons of those who wait. A place on which any
+of that is under way is shut: nothing starts there, and what ends there asks for a full plan.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ class IncrementalPlan(Planner):
         for job in np.flatnonzero(self._asked & (self._target != self._jobs.at) & (self._target >= 0)).tolist():
             if job not in starts:  # it counts on a place that is still loading, and takes one that is free sooner
                 self._target[job] = -1
-        self._queued = self._asked & (self._jobs.at < 0) & (self._target < 0) & ~self._jobs.leaving
+        self._queued = self._asked & (self._jobs.at < 0) & (self._target < 0) & ~self._jobs.leaving & ~self._jobs.alone
         self._rank = self._policy.rank(np.arange(self._jobs.count))
         queue = self._order[self._queued[self._order]]  # of each base model, the best first; some are gone since
         self._queue = {base: queue[self._jobs.base[queue] == base] for base in range(len(self._bases))}
         self._shut()
 
     def _shut(self) -> None:
-        """Shut the places where anybody leaves or is still to come, or that are kept: from here on nobody's hosts."""
+        """Shut the places where anybody leaves, is alone or still to come, or that are kept: from here on nobody's."""
         jobs, places, full = self._jobs, self._places, self.full
-        shut = ~places.ready | places.closed | (places.kept_for >= 0)
+        shut = ~places.ready | places.closed | (places.kept_for >= 0) | places.solo
         shut |= np.array([bool(there) for there in places.leaving], bool)
         shut[[self._place_number[place] for place in full.after.values()]] = True
         shut[[int(jobs.at[self._number[job]]) for job in (*full.preemptions, *full.moves)]] = True
@@ -71,6 +71,8 @@ class IncrementalPlan(Planner):
             now: The time, on the clock of the view.
         """
         if any(job.base_model not in self._planned_bases or now - job.queued_at >= PATIENCE_S for job in arrived):
+            return None
+        if any(job.alone for job in arrived):
             return None
         freed = self._free(gone)
         if freed is None:

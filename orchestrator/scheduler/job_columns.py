@@ -88,6 +88,7 @@ class Jobs:
         devices: Of the places, each once.
         bytes, worst: What a job takes of a place, a row for each of the devices (`Places.size`).
         sizes: The same by device and job, for who asks of one: a number of a column costs as much as the whole column.
+        alone: Whether it shares no place.
         leaving: Whether it is planned as if it were in the queue, and is not there yet.
         base: Index of its base model in `bases`.
         least_further: Shared batches that one step takes beyond the first, where the token budget is the largest.
@@ -119,6 +120,7 @@ class Jobs:
         self.priority = table["priority"]
         self.class_weight, self.weight = table["weight"], table["weight"].copy()
         self.movable, self.leaving = table["movable"], table["leaving"]
+        self.alone = np.array([job.alone for job in views], bool)
         self.age = view.now - table["submitted_at"]
         self.waited = np.where(self.leaving, 0.0, view.now - table["queued_at"])
         self.added, self.shared = np.zeros(self.count), np.zeros(self.count)
@@ -184,6 +186,7 @@ class Jobs:
         self.movable, self.leaving, self.lost = (
             np.append(column, np.zeros(more, bool)) for column in (self.movable, self.leaving, self.lost)
         )
+        self.alone = np.append(self.alone, [job.alone for job in views])
         self.age = np.append(self.age, now - table["submitted_at"])
         self.waited = np.append(self.waited, now - table["queued_at"])
         self.at, self.base = np.append(self.at, np.full(more, -1, np.int64)), np.append(self.base, base)

@@ -40,6 +40,7 @@ class Places:
         self.budget = np.array([actor.shape.token_budget for actor in actors], np.float64)
         self._kinds: dict[str, list[int]] = {}  # by base model
         self.kept_for = np.full(self.count, -1, np.int64)
+        self.solo = np.zeros(self.count, bool)  # with a job that shares no place
         self.closed = np.zeros(self.count, bool)  # planned for another base model, and to be emptied first
         self.attached: list[list[int]] = [[] for _ in actors]
         self.leaving: list[list[JobView]] = [[] for _ in actors]  # jobs that were told to leave and are still there
@@ -148,11 +149,14 @@ class Places:
         return self._jobs.sizes[int(self.size[place])][job]
 
     def fits(self, job: int) -> Mask:
-        """Where a further job fits."""
-        return self.room.fits(self._jobs.bytes[self._sizes, job], self._jobs.worst[self._sizes, job])
+        """Where a further job fits, by its memory and by the company there."""
+        fits = self.room.fits(self._jobs.bytes[self._sizes, job], self._jobs.worst[self._sizes, job]) & ~self.solo
+        return fits & (self.jobs_on == 0) if self._jobs.alone[job] else fits
 
     def fits_at(self, place: int, job: int) -> bool:
         """Whether a further job fits on one place."""
+        if self.solo[place] or (self._jobs.alone[job] and self.jobs_on[place]):
+            return False
         return self.room.fits_at(place, *self.size_at(place, job))
 
     def may_fit(self, where: Mask, jobs: Ints) -> Mask:
@@ -190,6 +194,7 @@ class Places:
         self.room.add(place, *self.size_at(place, job))
         self.vacant -= int(not self.jobs_on[place] and not self.pending[place] and self.ready[place])
         self.jobs_on[place] += 1
+        self.solo[place] |= self._jobs.alone[job]
 
     def share(self, place: int, job: int) -> None:
         """Count a job that is held for those whose sharing is weighed from here on."""
@@ -209,6 +214,7 @@ class Places:
         self.vacant += int(self.ready[place])
         self.jobs_on[place], self.weight_on[place] = 0, 0.0
         self._sharers[place], self._sharing[:, place] = 0, 0.0
+        self.solo[place] = False
         for other in there:
             self.add(place, other)
 
@@ -232,6 +238,11 @@ class Places:
             for view in self.leaving[place]:
                 room.add(place, *view.size_on(self.views[place].shape.device))
         return room
+
+    def company(self) -> list[list[bool]]:
+        """Of every job that is attached now whether it shares no place, by place."""
+        here = [[bool(self._jobs.alone[job]) for job in there] for there in self.attached]
+        return [[*one, *(view.alone for view in leaving)] for one, leaving in zip(here, self.leaving, strict=True)]
 
     def added(self, job: int) -> Floats:
         """v of a job on each place."""

@@ -43,7 +43,9 @@ class Planner:
             self._rehosts = hosting.rebalance(self._places, self._jobs, self._bases)
         self._policy.begin()
         self._outpaced = self._places.find_outpaced()
-        self._order = self._policy.order()
+        order = self._policy.order()
+        alone = self._jobs.alone[order]
+        self._order = np.concatenate([order[alone], order[~alone]])  # a trial is short, and its suspects wait for it
 
     def _tabulate(self, view: ClusterView) -> None:
         actors = sorted(view.actors, key=lambda actor: actor.id)
@@ -184,7 +186,7 @@ class Planner:
         cost = np.where(places.fits(job), wanted, np.inf)
         if np.isfinite(cost).any():
             self._put(job, self._stay_or_go(job, here, cost) if here >= 0 else self._go(job, cost))
-        elif here < 0 and jobs.waited[job] >= PATIENCE_S and self._may_keep(wanted, hosts):
+        elif here < 0 and jobs.waited[job] >= PATIENCE_S and (self._may_keep(wanted, hosts) or jobs.alone[job]):
             self._keep(job)
 
     def _may_keep(self, wanted: Floats, hosts: Mask) -> bool:
@@ -267,7 +269,7 @@ class Planner:
         jobs, places, target = self._jobs, self._places, self._target
         names = [job.id for job in jobs.views]
         ids = [place.id for place in places.views]
-        present = places.present()
+        present, company = places.present(), places.company()
         placements: dict[int, int] = {}
         after: dict[int, int] = {}
         for job in (job for job in queued if target[job] >= 0):
@@ -275,8 +277,11 @@ class Planner:
             if not places.ready[place]:
                 continue
             size = places.size_at(place, job)
-            if not jobs.leaving[job] and present.fits_at(place, *size):
+            alone = bool(jobs.alone[job])
+            bears = not any(company[place]) and not (alone and company[place])
+            if not jobs.leaving[job] and bears and present.fits_at(place, *size):
                 present.add(place, *size)
+                company[place].append(alone)
                 placements[job] = place
             else:
                 after[job] = place

@@ -15,6 +15,8 @@ What is the same under every policy:
    memory says so as well; one that has started waits, with the same reason.
 5. Only a job that is `movable` is taken off its actor, and only under a policy that pre-empts.
 
+6. A job that is tried `alone` starts only where nobody else is, and nobody joins it. It goes first: a trial is short.
+
 What is a policy's own: the order of the jobs, and where each is wanted (see `policies`).
 """
 

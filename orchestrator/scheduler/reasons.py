@@ -47,6 +47,8 @@ class Reasons:
         if after is not None:
             return f"starts on {places.views[after].name} once a job that gives way has left it"
         hosts, ref = self._hosts[base], self._bases[base]
+        if self._jobs.alone[job] and hosts:
+            return f"is tried alone, since actors died that it was on: every actor that hosts {ref} has other jobs"
         for place in self._loading[base]:
             if job in places.planned[place] or self._fits(job, place):
                 if places.closed[place]:
@@ -57,6 +59,9 @@ class Reasons:
         for place in self._kept[base]:
             if places.kept_for[place] != job and self._fits(job, place):
                 return f"{places.views[place].name} is kept for a job that has waited longer"
+        for place in hosts:
+            if places.solo[place] and self._fits(job, place):
+                return f"{places.views[place].name} is kept for a job alone, since actors died that it was on"
         roomiest = self._roomiest[base]
         if self._fits(job, roomiest):
             return self._turns[base]

@@ -143,6 +143,7 @@ class JobView:
             is planned as if it were off already, so that nobody else has to leave for the same reason.
         returns: Whether it joins the queue when it has left; a job that was cancelled or paused does not.
         started: Whether it has ever been on an actor: it is never rejected any more.
+        alone: Whether it shares no actor: it is tried alone, because actors died that it was on.
         sizes: Device of a place (`ActorShape.device`) -> what it takes there, where devices run micro-batches of
             different sizes. On others `adapter_bytes` and `worst_tokens` count.
     """
@@ -163,6 +164,7 @@ class JobView:
     leaving: bool = False
     returns: bool = True
     started: bool = False
+    alone: bool = False
     sizes: Mapping[str, JobSize] = field(default_factory=dict)
 
     def size_on(self, device: str) -> JobSize:

@@ -29,6 +29,7 @@ class JobRecord:
         losses: The actors that it has lost in a row.
         wish: What is wanted of it while it runs, until its actor has done it.
         queued_at: When it joined the queue for the last time.
+        owner: Whose it is.
     """
 
     seq: int
@@ -51,6 +52,7 @@ class JobRecord:
     finished_at: float | None
     request_id: str
     losses: Losses
+    owner: str
 
 
 @dataclass(frozen=True)
@@ -70,3 +72,12 @@ class ActorRecord:
     name: str
     slot: str
     base_model: str
+
+
+@dataclass(frozen=True)
+class TokenRecord:
+    """A token that somebody has: its SHA-256 in hexadecimal digits, never the token."""
+
+    owner: str
+    digest: str
+    created_at: float

@@ -17,12 +17,13 @@ from sqlalchemy.engine import Connection
 from gpu_actor.contract.errors import JobNotFoundError
 from orchestrator.jobs.job import ACCEPTED, TERMINAL, JobSpec, JobState, check_transition
 from orchestrator.jobs.losses import Losses
-from orchestrator.store import tables
+from orchestrator.jobs.owner import OPERATOR
+from orchestrator.store import tables, token_table
 from orchestrator.store.database import open_database
 from orchestrator.store.errors import LiveJobError
 from orchestrator.store.live_jobs import LIVE, LiveJobs
 from orchestrator.store.profile_table import read_profiles, write_profiles
-from orchestrator.store.records import ActorRecord, JobRecord, Stay, Wish
+from orchestrator.store.records import ActorRecord, JobRecord, Stay, TokenRecord, Wish
 
 _DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
 _ALL_BUT_SPEC = [column for column in tables.jobs.c if column.name != "spec"]  # to read 10,000 specs takes seconds
@@ -88,7 +89,7 @@ class Store:
                     conflicts.append(LiveJobError(spec.name, field, _conflict(field, row)))
         return conflicts
 
-    def add(self, specs: Sequence[JobSpec], request_id: str) -> list[JobRecord]:
+    def add(self, specs: Sequence[JobSpec], request_id: str, owner: str = OPERATOR) -> list[JobRecord]:
         """Accept jobs, all or none. A request that was accepted before returns its jobs as they are now.
 
         Raises:
@@ -104,7 +105,7 @@ class Store:
             if conflicts:
                 raise conflicts[0]
             for job_id, spec in zip(ids, specs, strict=True):
-                values = _new_row(job_id, spec, request_id, now)
+                values = {**_new_row(job_id, spec, request_id, now), "owner": owner}
                 connection.execute(tables.jobs.insert().values(**values))
                 self._live.touch(job_id)
                 self._log(connection, job_id, "accepted")
@@ -132,13 +133,17 @@ class Store:
         with self._engine.begin() as connection:
             return self._get(connection, job_id)
 
-    def find(self, ref: str) -> JobRecord:
+    def find(self, ref: str, owner: str | None = None) -> JobRecord:
         """One job by its id or its name (the newest of that name).
+
+        Args:
+            ref: Its id or name.
+            owner: Whose jobs come before all others of that name.
 
         Raises:
             JobNotFoundError: No job has that id or name.
         """
-        by_id = sa.case((tables.jobs.c.id == ref, 0), else_=1)
+        by_id = sa.case((tables.jobs.c.id == ref, 0), (tables.jobs.c.owner == owner, 1), else_=2)
         query = sa.select(tables.jobs).where(sa.or_(tables.jobs.c.id == ref, tables.jobs.c.name == ref))
         with self._engine.begin() as connection:
             row = connection.execute(query.order_by(by_id, tables.jobs.c.seq.desc()).limit(1)).first()
@@ -207,6 +212,12 @@ class Store:
             rows = connection.execute(sa.select(*columns).order_by(tables.stays.c.seq))
             return [Stay(**row._mapping) for row in rows]
 
+    def assigned_at(self, job_id: str) -> float:
+        """When a running job was given to its actor (Unix time)."""
+        query = sa.select(sa.func.max(tables.stays.c.since)).where(tables.stays.c.job_id == job_id)
+        with self._engine.begin() as connection:
+            return float(connection.scalar(query) or time.time())
+
     # -- changing ------------------------------------------------------------------------------------------------
 
     def move(self, job_id: str, state: JobState, message: str, **changes: Any) -> JobRecord:
@@ -270,6 +281,12 @@ class Store:
             self._log(connection, job_id, message)
             return self._get(connection, job_id)
 
+    def set_losses(self, job_id: str, losses: Losses, message: str) -> None:
+        """Write what lost actors say of a job, with an event."""
+        with self._engine.begin() as connection:
+            self._set(connection, job_id, {"losses": losses.row()})
+            self._log(connection, job_id, message)
+
     def set_progress(self, progress: Mapping[str, Mapping[str, Any]]) -> None:
         """Write the progress of several jobs."""
         self._set_all("progress", {job_id: dict(values) for job_id, values in progress.items()})
@@ -320,6 +337,23 @@ class Store:
         """Write what was learned of some devices."""
         with self._engine.begin() as connection:
             write_profiles(connection, profiles)
+
+    # -- tokens --------------------------------------------------------------------------------------------------
+
+    def tokens(self) -> list[TokenRecord]:
+        """Who has a token."""
+        with self._engine.begin() as connection:
+            return token_table.read_tokens(connection)
+
+    def add_token(self, owner: str, digest: str) -> None:
+        """Note a token; see `token_table.add_token`."""
+        with self._engine.begin() as connection:
+            token_table.add_token(connection, owner, digest)
+
+    def remove_token(self, owner: str) -> None:
+        """Take a token back; see `token_table.remove_token`."""
+        with self._engine.begin() as connection:
+            token_table.remove_token(connection, owner)
 
     def _record(self, row: sa.Row[Any]) -> JobRecord:
         values = dict(row._mapping)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from orchestrator.jobs.job import TERMINAL, JobState
+from orchestrator.jobs.owner import OPERATOR
 
 _LIVE = sorted(state.value for state in JobState if state not in TERMINAL)
 
@@ -33,6 +34,7 @@ jobs = sa.Table(
     sa.Column("finished_at", sa.Double),
     sa.Column("request_id", sa.String(128), nullable=False),
     sa.Column("losses", sa.JSON(none_as_null=True)),
+    sa.Column("owner", sa.String(64), nullable=False, server_default=OPERATOR),
     sqlite_autoincrement=True,
 )
 is_live = jobs.c.state.in_(_LIVE)
@@ -75,4 +77,11 @@ profiles = sa.Table(
     metadata,
     sa.Column("key", sa.String(512), primary_key=True),
     sa.Column("values", sa.JSON, nullable=False),
+)
+tokens = sa.Table(  # a hash each: who reads the table gets no token from it
+    "tokens",
+    metadata,
+    sa.Column("owner", sa.String(64), primary_key=True),
+    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
 )

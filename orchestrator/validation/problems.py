@@ -157,7 +157,7 @@ def unknown_field_hint(path: FieldPath, index: FieldIndex, document: Document | 
 
 
 def _missing_message(node: Mapping[str, Any]) -> str:
-    return f"is missing; give {_inside_a_sentence(node['description'])}"
+    return f"is missing; give {_inside_a_sentence(node.get('description', 'It.'))}"
 
 
 def _misfit_message(value: Any, node: dict[str, Any]) -> str:

@@ -120,7 +120,7 @@ def served():
             taken.listen()
         cluster = home.path / "cluster.yaml"
         cluster.write_text(f"actors: [{{cpu_threads: 1}}]\nallowed_roots: [{tempfile.gettempdir()}, {ROOT}]\n")
-        home.serving = home.start(*LORAY, "serve", "--cluster", cluster, log="serve")
+        home.serving = home.start(*LORAY, "serve", "--cluster", cluster, "--http", "0", log="serve")
         home.wait_for("Ctrl-C stops it", home.serving, log="serve")
         taken.close()
         yield home

@@ -57,7 +57,7 @@ def test_a_killed_actor_is_replaced_and_its_job_goes_on_from_the_checkpoint(orch
     name, pid = first_checkpoint(orchestrator, spec)
     os.kill(pid, signal.SIGKILL)
     done = orchestrator.wait("one", "SUCCEEDED")
-    assert (done["attempt"], done["retries"]) == (2, 1)
+    assert (done["attempt"], done["retries"]) == (2, 0)
     assert any(name in event and "back in the queue" in event for event in orchestrator.events("one"))
     assert steps_of(done) == list(range(1, 151))
     assert name not in processes("tiny-a@")
@@ -68,12 +68,37 @@ def test_a_killed_actor_is_replaced_and_its_job_goes_on_from_the_checkpoint(orch
     assert adapters[0] == adapters[1]
 
 
+def test_a_job_that_kills_every_actor_it_is_on_is_found_out_and_its_neighbours_go_on_unharmed(orchestrator, make):
+    """Whenever the job is on an actor, the actor's process is killed."""
+    good = [make(name, steps=100, save_steps=10) for name in ("good-1", "good-2")]
+    bad_id = orchestrator.submit(*good, make("bad", steps=LONG))[-1]
+    kills = 0
+    while (job := orchestrator.wait(bad_id, "RUNNING", "FAILED"))["state"] == "RUNNING":
+        pid = wait_until(lambda name=job["actor"]: processes("tiny-a@").get(name, 1))
+        if pid > 1:  # else it is gone already, and its death not heard of yet
+            os.kill(pid, signal.SIGKILL)
+            kills += 1
+        orchestrator.wait(bad_id, until=lambda now, before=job["attempt"]: now["state"] != "RUNNING")
+    assert kills == 3
+    assert "no other job on it" in job["reason"]
+    assert job["retries"] == 1
+    done = [orchestrator.wait(spec.name, "SUCCEEDED") for spec in good]
+    assert [job["retries"] for job in done] == [0, 0]
+    assert any("tried alone" in event or "is cleared" in event for event in orchestrator.events("good-2"))
+    alone = [s.model_copy(update={"name": f"{s.name}-alone", "output_dir": s.output_dir + "-alone"}) for s in good]
+    orchestrator.submit(*alone)
+    for disturbed, undisturbed in zip(good, alone, strict=True):
+        orchestrator.wait(undisturbed.name, "SUCCEEDED")
+        adapters = [(Path(s.output_dir) / "adapter_model.safetensors").read_bytes() for s in (disturbed, undisturbed)]
+        assert adapters[0] == adapters[1]
+
+
 def test_a_job_that_keeps_losing_its_actor_fails_in_the_end_and_a_retry_goes_on_from_its_checkpoint(orchestrator, make):
     spec = make("one", steps=600, max_retries=0, save_steps=50)
     _, pid = first_checkpoint(orchestrator, spec)
     os.kill(pid, signal.SIGKILL)
     failed = orchestrator.wait("one", "FAILED")
-    assert "lost its actor 1 times, queue.max_retries is 0" in failed["reason"]
+    assert "the process of its actor died 1 time in a row" in failed["reason"]
     newest = newest_checkpoint(failed["output_dir"])
     orchestrator.call("retry", "one")
     assert orchestrator.events("one")[-1] == f"retried: it goes on from {newest}"
@@ -119,7 +144,7 @@ def test_both_die_at_once(orchestrator, make):
     os.kill(orchestrators_pid, signal.SIGKILL)
     os.kill(pid, signal.SIGKILL)
     done = orchestrator.wait("one", "SUCCEEDED")
-    assert done["retries"] == 1
+    assert done["retries"] == 0
     assert steps_of(done) == list(range(1, 151))
 
 

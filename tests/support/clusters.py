@@ -44,8 +44,15 @@ def used(jobs, at):
     return model.fixed_bytes + sum(size.bytes for size in sizes) + model.bytes_per_token * activations
 
 
+def bears(jobs, new, at):
+    """Whether a job may join those of an actor: neither is one that shares it with nobody."""
+    here = [j for j in jobs if j.actor == at.id]
+    return not here or not (new.alone or any(j.alone for j in here))
+
+
 @st.composite
-def clusters(draw):
+def clusters(draw, alone=False):
+    """A cluster; with jobs among them that share no place, if they may."""
     models = draw(st.sampled_from([CAPPED, SUMMED]))
     actors = []
     for number in range(draw(st.integers(0, 5))):
@@ -73,12 +80,17 @@ def clusters(draw):
             submitted_at=-age,
             queued_at=-age,
             movable=draw(st.booleans()),
+            alone=alone and draw(st.integers(0, 5)) == 5,
         )
         if draw(st.booleans()):
             j = replace(j, sizes={"cpu": JobSize(draw(st.integers(1, 70)), min(j.worst_tokens, 32))})
         busy = [a for a in actors if a.base_model == j.base_model and a.state in (ActorState.READY, ActorState.BLOCKED)]
         at = draw(st.sampled_from([None, *busy]))
-        if at is not None and used([*jobs, replace(j, actor=at.id)], at) <= (at.memory_limit or 0):
+        if (
+            at is not None
+            and bears(jobs, j, at)
+            and used([*jobs, replace(j, actor=at.id)], at) <= (at.memory_limit or 0)
+        ):
             j = replace(j, actor=at.id)
             if draw(st.integers(0, 4)) == 4:
                 j = replace(j, movable=False, leaving=True, returns=draw(st.booleans()))

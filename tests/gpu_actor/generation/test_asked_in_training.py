@@ -7,7 +7,15 @@ import torch
 
 from gpu_actor.actor import GpuActor
 from gpu_actor.contract.orders import Ask, Attach
-from gpu_actor.contract.questions import Answerer, AskRequest, Sampling
+from gpu_actor.contract.questions import (
+    Answerer,
+    AskRequest,
+    ChatMessage,
+    Conversation,
+    RawText,
+    Sampling,
+    TokenIds,
+)
 from gpu_actor.generation.desk import AnswerDesk
 from gpu_actor.hosting.answering import Answering
 from gpu_actor.loading.tokenizer import load_tokenizer
@@ -130,3 +138,50 @@ def test_an_actor_answers_while_it_trains_and_when_it_rests(tmp_path, talking_ba
 
 def is_whole(answers):
     return answers is not None and all(answer.finish_reason for answer in answers)
+
+
+def test_a_conversation_has_choices_and_what_is_withdrawn_leaves_nothing(talking_base):
+    base = BaseModel.load(talking_base)
+    tokenizer = load_tokenizer(base.ref)
+    desk = AnswerDesk(base, lambda: tokenizer)
+    turns = (("user", "Hello"), ("assistant", "Hi."), ("user", "Who are you?"))
+    whole = Conversation(messages=tuple(ChatMessage(role=role, content=content) for role, content in turns))
+    rendered = tokenizer.apply_chat_template(
+        [{"role": role, "content": content} for role, content in turns], add_generation_prompt=True, tokenize=False
+    )
+    ids = tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    request = AskRequest(
+        request_id="r",
+        base_model="tiny",
+        questions=(whole, RawText(text=rendered), TokenIds(ids=tuple(ids))),
+        answerers=(Answerer(name="base"),),
+        sampling=Sampling(max_tokens=6, temperature=1.0, seed=5),
+        choices=2,
+        likeliest=2,
+    )
+    desk.open(request, lambda _: None)
+    while not desk.idle:
+        desk.step()
+    found = desk.answers("r")
+    assert [answer.prompt_tokens for answer in found] == [len(ids)] * 6
+    assert [found[0].text, found[1].text] * 3 == [answer.text for answer in found]  # one prompt in three forms
+    assert found[0].text != found[1].text
+    assert all(len(token.likeliest) == 2 for answer in found for token in answer.tokens)
+    desk.open(request.model_copy(update={"request_id": "s"}), lambda _: None)
+    desk.step()
+    assert (desk.open_requests, desk.idle) == (2, False)
+    for name in ("r", "s", "unknown"):
+        desk.withdraw(name)
+    assert (desk.open_requests, desk.idle, desk.answers("r")) == (0, True, None)
+
+
+@pytest.mark.parametrize("wrong", [TokenIds(ids=(5, 100_000)), TokenIds(ids=(-1,)), TokenIds(ids=(5,) * 600)])
+def test_a_question_at_fault_is_told_from_other_failures_and_takes_its_company_along(talking_base, wrong):
+    base = BaseModel.load(talking_base)
+    tokenizer = load_tokenizer(base.ref)
+    desk = AnswerDesk(base, lambda: tokenizer)
+    who = (Answerer(name="base"), Answerer(name="gone", folder="/nowhere"))
+    fields = {"request_id": "r", "base_model": "tiny", "questions": ("Who?", wrong), "answerers": who}
+    desk.open(AskRequest(**fields), lambda _: None)
+    assert [answer.error_type for answer in desk.answers("r")] == ["DataError", "AdapterError"] * 2
+    assert desk.idle

@@ -9,6 +9,7 @@ from gpu_actor.adapters.peft_files import save_adapter
 from gpu_actor.contract.errors import DataError
 from gpu_actor.contract.lora_config import LoraConfig
 from gpu_actor.contract.questions import Sampling
+from gpu_actor.generation import scoring
 from gpu_actor.generation.generator import Generator
 from gpu_actor.generation.reply import Reply
 from gpu_actor.generation.sampling import choose
@@ -144,6 +145,31 @@ def test_a_table_of_positions_ends_an_answer_and_refuses_what_is_too_long():
     base = family_hooked("gpt2", n_positions=32)
     (reply,) = answered(base, (None, prompt(24), {}))
     assert (len(reply.tokens), reply.finish_reason) == (8, "length")
-    for ids, why in ((prompt(32), "table of 32 positions"), (prompt(0), "no token")):
+    for ids, why in ((prompt(32), "was made for 32"), (prompt(0), "no token")):
         with pytest.raises(DataError, match=why):
             Generator(base).add(Reply(None, ids, Sampling()))
+
+
+@pytest.mark.parametrize("kind", ["llama", "lfm2"])
+def test_prompts_and_answers_are_scored_as_by_transformers(kind, monkeypatch):
+    monkeypatch.setattr(scoring, "_POSITIONS", 4)
+    base = BaseModel.serve("tiny", model_of(kind))
+    generator = Generator(base)
+    replies = [
+        Reply(None, ids, Sampling(max_tokens=3, seed=1), likeliest=count, score_prompt=True)
+        for ids, count in ((prompt(11), 3), (prompt(6, 1), 0))
+    ]
+    for reply in replies:
+        generator.add(reply)
+    generator.run()
+    for reply, count in zip(replies, (3, 0), strict=True):
+        ids = torch.tensor([*reply.prompt.tolist(), *reply.tokens])
+        with torch.no_grad():
+            expected = model_of(kind)(input_ids=ids[None]).logits[0].log_softmax(-1)
+        noted = [*reply.noted_prompt, *reply.noted]
+        assert [token.text for token in noted] == [str(i) for i in ids.tolist()]
+        assert noted[0].log_probability is None
+        found = torch.tensor([token.log_probability for token in noted[1:]])
+        torch.testing.assert_close(found, expected[:-1].gather(1, ids[1:, None])[:, 0], rtol=1e-4, atol=1e-4)
+        for token, row in zip(noted[1:], expected, strict=False):
+            assert [int(name) for name, _ in token.likeliest] == row.topk(count).indices.tolist()

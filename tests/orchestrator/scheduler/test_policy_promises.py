@@ -21,7 +21,7 @@ def without_who_comes_back(seen, policy):
 
 
 @many
-@given(clusters(), policies)
+@given(clusters(alone=True), policies)
 def test_no_job_is_lost_or_doubled(seen, policy):
     plan = decide(seen, policy)
     queued = sorted(j.id for j in seen.jobs if j.actor is None)
@@ -36,7 +36,7 @@ def test_no_job_is_lost_or_doubled(seen, policy):
 
 
 @many
-@given(clusters(), policies)
+@given(clusters(alone=True), policies)
 def test_only_movable_jobs_on_ready_actors_leave_and_only_where_the_policy_preempts(seen, policy):
     plan = decide(seen, policy)
     actors = {a.id: a for a in seen.actors}
@@ -49,13 +49,16 @@ def test_only_movable_jobs_on_ready_actors_leave_and_only_where_the_policy_preem
 
 
 @many
-@given(clusters(), policies, st.booleans())
+@given(clusters(alone=True), policies, st.booleans())
 def test_no_plan_goes_over_memory_or_onto_the_wrong_actor(seen, policy, room_made):
     plan = decide(seen, policy)
     after = carry_out(seen, plan, room_made=room_made)
     if room_made:
         after = replace(after, jobs=tuple(replace(j, actor=plan.after.get(j.id, j.actor)) for j in after.jobs))
     actors = {a.id: a for a in seen.actors}
+    for at in seen.actors:
+        here = [j for j in after.jobs if j.actor == at.id]
+        assert len(here) < 2 or not any(j.alone for j in here)
     for name, place in {**plan.placements, **(plan.after if room_made else {})}.items():
         at = actors[place]
         base = next(j.base_model for j in seen.jobs if j.id == name)
@@ -144,7 +147,9 @@ def test_when_those_who_leave_are_off_the_next_plan_does_as_was_said(seen, polic
 
 
 @settings(max_examples=500)
-@given(clusters(), st.sampled_from(sorted(name for name in POLICIES if POLICIES[name].preempts)), st.randoms())
+@given(
+    clusters(alone=True), st.sampled_from(sorted(name for name in POLICIES if POLICIES[name].preempts)), st.randoms()
+)
 @pytest.mark.slow
 def test_while_they_leave_one_after_the_other_nobody_else_has_to(seen, policy, random):
     """Between a plan and the last checkpoint that it asks for there are many looks at the cluster.
@@ -186,7 +191,7 @@ def test_a_job_with_more_priority_is_never_worse_off(seen, policy, data):
 
 
 @settings(max_examples=40)
-@given(clusters(), policies)
+@given(clusters(alone=True), policies)
 def test_every_job_gets_its_turn(seen, policy):
     """When every loading ends, nothing is blocked and running jobs end one after another, all that is queued starts."""
     actors = tuple(

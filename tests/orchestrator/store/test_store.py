@@ -11,6 +11,7 @@ import sqlalchemy
 from gpu_actor.contract.config import DatasetConfig
 from gpu_actor.contract.errors import IllegalTransitionError, JobNotFoundError
 from orchestrator.jobs.job import JobSpec, JobState
+from orchestrator.jobs.owner import OwnerError
 from orchestrator.store.errors import LiveJobError, StoreError
 from orchestrator.store.records import ActorRecord, Wish
 from orchestrator.store.store import Store
@@ -238,6 +239,29 @@ def test_actors_are_remembered(store):
     store.add_actor(ActorRecord("x#2", "cpu:1", "tiny"))
     store.remove_actor("x#1")
     assert store.actors() == [ActorRecord("x#2", "cpu:1", "tiny")]
+
+
+def test_a_name_is_its_owners_newest_job(store):
+    mine = store.add([spec("a")], "r1", "anna")[0]
+    assert (mine.owner, store.get(mine.id).owner) == ("anna", "anna")
+    store.move(mine.id, JobState.CANCELLED, "cancelled")
+    other = store.add([spec("a", "/out/other")], "r2")[0]
+    assert other.owner == "operator"
+    assert store.find("a") == other
+    assert store.find("a", "anna").id == mine.id
+    assert store.find(other.id, "anna") == other
+
+
+def test_tokens_come_once_and_go(store, url):
+    store.add_token("anna", "aa")
+    store.add_token("anna", "aa")
+    with pytest.raises(OwnerError, match="has a token already"):
+        store.add_token("anna", "bb")
+    assert [(token.owner, token.digest) for token in Store(url).tokens()] == [("anna", "aa")]
+    store.remove_token("anna")
+    assert store.tokens() == []
+    with pytest.raises(OwnerError, match="has no token"):
+        store.remove_token("anna")
 
 
 def test_a_database_that_cannot_be_opened_is_named_without_its_password(tmp_path):

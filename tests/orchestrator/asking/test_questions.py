@@ -4,7 +4,7 @@ import pytest
 
 from gpu_actor.contract.errors import AdapterError
 from gpu_actor.contract.questions import Answerer, AskRequest
-from orchestrator.asking import check_reach, divide
+from orchestrator.asking.questions import check_reach, divide
 
 BASE, DONE, ONE, TWO = (
     Answerer(name="base"),

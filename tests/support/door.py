@@ -1,0 +1,95 @@
+"""The HTTP door before a real desk with a tiny base model: all of it but Ray and training."""
+
+import asyncio
+import contextlib
+import threading
+import time
+
+from gpu_actor.contract.errors import JobNotFoundError
+from gpu_actor.contract.questions import AskRequest
+from gpu_actor.generation.desk import AnswerDesk
+from gpu_actor.loading.tokenizer import load_tokenizer
+from gpu_actor.model.base_model import BaseModel
+from orchestrator.cluster.cluster_config import HttpConfig
+from orchestrator.endpoint.server import Door
+
+PATIENCE = 60.0
+
+
+class DeskOrchestrator:
+    """What is behind the door: one actor, which is a desk in a thread, and jobs that are rows of a dictionary."""
+
+    def __init__(self, base):
+        self.base = BaseModel.load(base)
+        tokenizer = load_tokenizer(base)
+        self.desk = AnswerDesk(self.base, lambda: tokenizer)
+        self.jobs, self.calls, self.hosts, self.stopped = {}, [], True, False
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def _work(self):
+        while not self.stopped:
+            with self._lock:
+                self.desk.step()
+            time.sleep(0.001 if self.desk.idle else 0)
+
+    def add_job(self, name, owner, folder="/nowhere", state="SUCCEEDED"):
+        spec = {"base_model": self.base.ref, "dataset": {"chat_template": None}}
+        fields = {"id": f"id-{name}", "name": name, "owner": owner, "state": state, "spec": spec}
+        self.jobs[name] = {**fields, "output_dir": str(folder), "total_steps": 0, "submitted_at": 1.0}
+
+    async def list_jobs(self):
+        return list(self.jobs.values())
+
+    async def get_job(self, ref, owner=None):
+        for view in self.jobs.values():
+            if ref in (view["id"], view["name"]):
+                return view
+        raise JobNotFoundError(f"no job has the id or name {ref!r}")
+
+    async def cluster(self):
+        state = "ready" if self.hosts else "loading"
+        return {"actors": [{"base_model": self.base.ref, "state": state}]}
+
+    async def ask(self, request):
+        whole = AskRequest.model_validate(request)
+        with self._lock:
+            self.desk.open(whole, lambda _: None)
+        return [{"actor": "desk" if self.hosts else None, "request": request, "numbers": (0,)}]
+
+    async def answers(self, actor, request_id):
+        return self.desk.answers(request_id)
+
+    async def withdraw(self, actor, request_id):
+        with self._lock:
+            self.desk.withdraw(request_id)
+
+    async def cancel(self, ref):
+        self.calls.append(("cancel", ref))
+        return self.jobs[ref.removeprefix("id-")]
+
+
+@contextlib.contextmanager
+def open_door(orchestrator, storage, **settings):
+    """The door before an orchestrator, in an event loop in a thread; closed on leaving."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+
+    def run(coroutine):
+        return asyncio.run_coroutine_threadsafe(coroutine, loop).result(PATIENCE)
+
+    async def make():
+        door = Door(orchestrator, HttpConfig(port=0, **settings), storage)
+        await door.tried()
+        return door
+
+    door = run(make())
+    try:
+        yield door
+    finally:
+        run(door.close())
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(PATIENCE)
+        loop.close()
