@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -16,15 +17,21 @@ from orchestrator.cli.model_options import QUANTIZATIONS, OneStep, caller, one_o
 from orchestrator.cli.options import Address, AsJson
 from orchestrator.results.export_job import export_job
 from orchestrator.results.trained_job import find_result
+from orchestrator.results.vllm import vllm_command
 
 _GIB = 2**30
-Job = Annotated[
-    str, typer.Argument(metavar="JOB", help="Name or id of a job, or an output folder.", show_default=False)
+Jobs = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="JOB...",
+        help="Name or id of a job, or an output folder; several with --vllm-command.",
+        show_default=False,
+    ),
 ]
 
 
 def export(
-    job: Job,
+    jobs: Jobs,
     merged: Annotated[
         Path | None,
         typer.Option("--merged", metavar="DIR", help="The base model with the adapter merged in.", show_default=False),
@@ -45,6 +52,9 @@ def export(
         str | None,
         typer.Option("--push", metavar="REPO", help="Upload the adapter to the hub.", show_default=False),
     ] = None,
+    vllm: Annotated[
+        bool, typer.Option("--vllm-command", help="Print the command that serves the adapters by vLLM.")
+    ] = False,
     step: OneStep = "latest",
     quantization: Annotated[
         str | None,
@@ -65,10 +75,16 @@ def export(
         "push": push,
     }
     given = {form: target for form, target in wanted.items() if target is not None}
-    if len(given) != 1:
-        raise LorayError(f"give one of --{', --'.join(wanted)}")
+    if len(given) + vllm != 1:
+        raise LorayError(f"give one of --{', --'.join(wanted)}, --vllm-command")
+    call = caller(address)
+    if vllm:
+        _print_command(vllm_command([find_result(job, call) for job in jobs], step_of(step)), as_json=as_json)
+        return
     ((form, target),) = given.items()
-    found = find_result(job, caller(address))
+    if len(jobs) > 1:
+        raise LorayError(f"--{form} takes one job, and these are {len(jobs)}: {', '.join(jobs)}")
+    found = find_result(jobs[0], call)
     request = ExportRequest(
         name=found.name,
         base_model=found.base_model,
@@ -85,6 +101,13 @@ def export(
         progress.print_json(asdict(made))
     else:
         _show(request, made)
+
+
+def _print_command(words: list[str], *, as_json: bool) -> None:
+    if as_json:
+        progress.print_json({"command": words})
+    else:
+        print(shlex.join(words))
 
 
 def _quiet(done: int, total: int) -> None:

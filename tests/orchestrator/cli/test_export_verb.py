@@ -19,6 +19,9 @@ def home():
         (("--merged", "a", "--step", "last"), 2, "--step: 'last' is not known; give latest or best"),
         (("--merged", "a", "--quantization", "q4"), 2, "--quantization: 'q4' is not known; give nf4 or int8"),
         (("--merged", "a"), 3, "is no output folder"),
+        (("other", "--merged", "a"), 2, "--merged takes one job, and these are 2"),
+        (("--vllm-command", "--merged", "a"), 2, "give one of --merged"),
+        (("--vllm-command", "--step", "3"), 2, "no adapter in"),
     ],
 )
 def test_what_cannot_be_exported_is_one_line(home, tmp_path, arguments, code, message):
