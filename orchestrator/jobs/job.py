@@ -11,6 +11,7 @@ from gpu_actor.contract.errors import IllegalTransitionError, InvalidJobError
 from gpu_actor.contract.locations import is_hub_id, looks_like_path
 from gpu_actor.contract.lora_config import LoraConfig
 from gpu_actor.contract.strict import Strict
+from orchestrator.jobs.report_to import TrackerName
 from orchestrator.validation.problems import ProblemsError
 from orchestrator.validation.yaml_file import write_document
 
@@ -57,6 +58,11 @@ class JobSpec(Strict):
     output_dir: str = Field(
         min_length=1,
         description="The folder of the finished adapter, new or empty; relative paths start at the job file.",
+    )
+
+    report_to: list[TrackerName] | None = Field(
+        default=None,
+        description="Experiment trackers that the metrics also go to; [] for none, null: those of the cluster file.",
     )
 
     @field_validator("base_model")
