@@ -143,7 +143,7 @@ class Submissions:
             if problems:
                 return [], problems
             try:
-                accepted = self._store.add(specs, request_id, owner)
+                accepted = await self._store.turn(lambda: self._store.add(specs, request_id, owner))
             except LiveJobError as error:
                 return [], [Problem(f"job {error.job}", error.field, error.message)]
         for job in accepted:
