@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 
 from gpu_actor.contract.config import Quantization, check_quantization
 from gpu_actor.contract.locations import is_local_model, looks_like_path, loray_home
+from gpu_actor.contract.roots import default_roots
 from gpu_actor.contract.strict import Strict
 from orchestrator.jobs.report_to import TrackerName
 from orchestrator.scheduler.policy import DEFAULT, POLICIES
@@ -170,10 +171,11 @@ class ClusterConfig(Strict):
         description="Experiment trackers that get the metrics of jobs which name none themselves.",
     )
     http: HttpConfig = Field(default_factory=HttpConfig, description="The HTTP door, as of `loray serve --http PORT`.")
-    allowed_roots: list[str] = Field(
-        default_factory=list,
-        description="Folders below which data sets, outputs, start adapters and base model folders must lie; "
-        "none: anywhere.",
+    allowed_roots: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        description="Folders below which data sets, outputs, start adapters and base model folders must lie, hidden "
+        "names and folders of the system excepted; null: the folder where Loray is started, your home, the storage.",
     )
     trust_remote_code: bool = Field(
         default=False, description="Whether Python code that comes with a base model may run on the actors."
@@ -196,6 +198,11 @@ class ClusterConfig(Strict):
         if not value:
             raise ValueError("names no actor; give at least one, or auto")
         return value
+
+    @property
+    def roots(self) -> list[str]:
+        """The allowed folders; by default those of the process that asks."""
+        return self.allowed_roots if self.allowed_roots is not None else default_roots(self.storage)
 
     @property
     def database_url(self) -> str:
@@ -269,7 +276,7 @@ def _with_absolute_paths(config: ClusterConfig, folder: Path) -> ClusterConfig:
     return config.model_copy(
         update={
             "storage": absolute(config.storage),
-            "allowed_roots": [absolute(root) for root in config.allowed_roots],
+            "allowed_roots": [absolute(root) for root in config.allowed_roots] if config.allowed_roots else None,
             "actors": actors,
         }
     )

@@ -157,7 +157,8 @@ class Fleet:
         name = f"{short_model_name(base_model)}@{place_id}#{secrets.token_hex(2)}"
         self._store.add_actor(ActorRecord(name, place_id, base_model))
         strategy = NodeAffinitySchedulingStrategy(place.node_id, soft=False) if place.node_id else "DEFAULT"
-        options = place.options(name, base_model, self._config.trust_remote_code, self._config.allow_pickle)
+        config = self._config
+        options = place.options(name, base_model, config.trust_remote_code, config.allow_pickle, config.roots)
         try:
             handle = (
                 ray.remote(GpuActor)

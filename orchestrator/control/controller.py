@@ -80,7 +80,7 @@ class Controller:
         self._trackers = Trackers(self._store, config)
         profiles = Profiles(self._store)
         snapshots = SnapshotBuilder(self._store, self._fleet, self._bases, profiles, config.scheduler.makespan)
-        roots = config.allowed_roots
+        roots = config.roots
         admission = Admission(self._store, self._fleet, self._bases, snapshots, roots, allow_pickle=config.allow_pickle)
         self._submissions = Submissions(config, self._store, self._bases, admission)
         self._questions = Questions(self._store, self._fleet, roots)
