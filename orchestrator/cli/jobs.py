@@ -49,7 +49,7 @@ def list_jobs(
     shown = [view for view in wanted if every or (view["finished_at"] or oldest) >= oldest]
     if chart is not None:
         names = {view["id"]: view["name"] for view in shown}
-        write_chart(chart, draw(client.timeline(list(names)), names, f"Loray at {client.connection.address}"))
+        write_chart(chart, draw(client.timeline(list(names)), names, f"Loray at {client.address}"))
     if as_json:
         progress.print_json(shown)
         return
@@ -190,7 +190,7 @@ def _picture(client: Client, width: int) -> Group:
     counts = ", ".join(f"{count} {state}" for state, count in cluster["jobs"].items() if count) or "no jobs yet"
     views = [view for view in client.list_jobs() if view["state"] in formatting.LIVE_STATES]
     return Group(
-        Text(f"Loray at {client.connection.address}: {counts}\n"),
+        Text(f"Loray at {client.address}: {counts}\n"),
         display.actor_table(cluster["actors"]),
         Text(),
         display.job_table(formatting.by_liveliness(views), width),

@@ -25,8 +25,9 @@ Address = Annotated[
     str | None,
     typer.Option(
         "--address",
-        metavar="HOST:PORT",
-        help="Ray cluster to use; default: RAY_ADDRESS, then the one started on this machine.",
+        metavar="ADDRESS",
+        help="HOST:PORT of a Ray cluster, or URL of an HTTP door (its token: LORAY_TOKEN); default: LORAY_ADDRESS, "
+        "RAY_ADDRESS, then what was started on this machine.",
         show_default=False,
     ),
 ]

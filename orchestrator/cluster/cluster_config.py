@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 from gpu_actor.contract.config import Quantization, check_quantization
 from gpu_actor.contract.locations import is_local_model, looks_like_path, loray_home
 from gpu_actor.contract.strict import Strict
+from orchestrator.jobs.owner import OPERATOR
 from orchestrator.scheduler.policy import DEFAULT, POLICIES
 from orchestrator.validation.field_index import dotted
 from orchestrator.validation.problems import Problem, ProblemsError, explain, show
@@ -145,6 +146,20 @@ class HttpConfig(Strict):
     max_open_answers: int = Field(
         default=32, ge=1, le=10_000, description="Requests to models that are answered at a time; more are refused."
     )
+    max_upload: Size = Field(
+        default=2 * 2**30,
+        gt=0,
+        description="Bytes of one file that a job from elsewhere reads, or a size such as 2GiB.",
+    )
+
+
+class QuotaConfig(Strict):
+    """How much of the cluster one owner's jobs may take."""
+
+    queued: int | None = Field(default=None, ge=0, description="Most jobs that wait or are paused; null: any number.")
+    running: int | None = Field(
+        default=None, ge=1, description="Most jobs that train at a time, the others wait; null: any number."
+    )
 
 
 class ClusterConfig(Strict):
@@ -165,6 +180,10 @@ class ClusterConfig(Strict):
     )
     scheduler: SchedulerConfig = Field(default_factory=SchedulerConfig, description="How jobs are placed.")
     http: HttpConfig = Field(default_factory=HttpConfig, description="The HTTP door, as of `loray serve --http PORT`.")
+    quotas: dict[str, QuotaConfig] = Field(
+        default_factory=dict,
+        description="By owner; `default` is that of everybody who is not named, but for the operator.",
+    )
     allowed_roots: list[str] = Field(
         default_factory=list,
         description="Folders below which data sets, outputs, start adapters and base model folders must lie; "
@@ -191,6 +210,15 @@ class ClusterConfig(Strict):
         if not value:
             raise ValueError("names no actor; give at least one, or auto")
         return value
+
+    def quota_of(self, owner: str) -> QuotaConfig:
+        """How much an owner's jobs may take."""
+        rest = QuotaConfig() if owner == OPERATOR else self.quotas.get("default", QuotaConfig())
+        return self.quotas.get(owner, rest)
+
+    def most_running(self, owner: str) -> int | None:
+        """How many of an owner's jobs may train at a time; None: any number."""
+        return self.quota_of(owner).running
 
     @property
     def database_url(self) -> str:

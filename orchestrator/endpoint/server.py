@@ -24,6 +24,7 @@ from orchestrator.endpoint.door_file import DoorFile, read_door_file, remove_doo
 from orchestrator.endpoint.protocol import Orchestrator
 from orchestrator.endpoint.reading import BODY_BYTES, CALLER
 from orchestrator.endpoint.tokens import Caller, TokenBook, new_token
+from orchestrator.endpoint.uploads import Uploads
 
 logger = logging.getLogger("loray.endpoint")
 
@@ -59,7 +60,8 @@ class Door:
         self.url: str | None = None
         self.problem: str | None = None
         app = web.Application(client_max_size=BODY_BYTES, middlewares=[self._guard])
-        api_routes.add_verbs(app, orchestrator)
+        api_routes.add_verbs(app, orchestrator, storage)
+        Uploads(storage, config.max_upload).add_routes(app)
         openai_routes.add_routes(app, orchestrator, config.max_open_answers)
         self._runner = web.AppRunner(
             app,

@@ -103,7 +103,6 @@ def test_list_draws_the_jobs_that_it_shows(tmp_path, monkeypatch):
         """Answers as an orchestrator with two jobs of two states would."""
 
         def __init__(self, address):
-            self.connection = self
             self.address = "here"
 
         def list_jobs(self):
