@@ -20,7 +20,9 @@ ROOMS = [
     "orchestrator.link",
     "orchestrator.endpoint",
     "orchestrator.asking",
+    "orchestrator.results",
     "orchestrator.reporting",
+    "orchestrator.tracking",
     "orchestrator.knowledge",
     "orchestrator.cluster",
     "orchestrator.store",
@@ -34,6 +36,8 @@ ROOMS = [
     "gpu_actor.hosting",
     "gpu_actor.ask",
     "gpu_actor.export_chatglm",
+    "gpu_actor.export",
+    "gpu_actor.exporting",
     "gpu_actor.generation",
     "gpu_actor.training",
     "gpu_actor.model",
@@ -139,9 +143,15 @@ def test_pure_rooms_know_neither_ray_nor_torch(room):
 
 def test_nothing_that_the_orchestrator_imports_loads_torch():
     modules = [module for module in FILES if module.startswith("orchestrator") and not module.endswith("__main__")]
+    modules = [module for module in modules if not re.fullmatch(r"orchestrator\.tracking\.\w+_run", module)]
     script = f"import importlib, sys\nfor m in {modules}: importlib.import_module(m)\nprint('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_the_libraries_of_trackers_are_loaded_by_nobody_but_their_process():
+    """`orchestrator.tracking.follower` loads the file of a tracker by its name."""
+    assert [module for module, found in OURS.items() for to, *_ in found if re.search(r"tracking\.\w+_run$", to)] == []
 
 
 def test_looking_the_orchestrator_up_loads_no_database():

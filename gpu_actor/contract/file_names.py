@@ -10,9 +10,15 @@ CHECKSUMS = "checksums.json"  # of the adapter's files, and of those of a checkp
 PICKLED_ADAPTER = "adapter_model.bin"  # of old PEFT releases; Loray does not read it
 JOB = "job.yaml"
 METRICS = "metrics.jsonl"
+TRACKED = "tracked-*.json"  # how much of the metrics an experiment tracker has, a file for each
 CHECKPOINTS = "checkpoint-*"
 CHECKPOINT_DRAFTS = ".checkpoint-*.tmp"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+def tracked(tracker: str) -> str:
+    """Name of the file that says how much of the metrics a tracker has."""
+    return TRACKED.replace("*", tracker)
 
 
 def checkpoint_folder(step: int) -> str:

@@ -12,6 +12,8 @@ class ActorPhase(str, Enum):
     LOADING = "loading"
     READY = "ready"
     FAILED = "failed"  # its base model cannot be served; `ActorReport.reason` says why
+    CRASHED = "crashed"  # a kernel failed, after which nothing runs on the device in this process
+    DEVICE_GONE = "device gone"  # the device failed by itself
 
 
 class TenantState(str, Enum):

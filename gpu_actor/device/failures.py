@@ -11,6 +11,18 @@ _OUT_OF_MEMORY = (
     "cuda error: out of memory",
     "cublas_status_alloc_failed",
 )
+# Words of CUDA (cudaGetErrorString) for what no kernel has done: the hardware, the driver, or their being away.
+_DEVICE_GONE = (
+    "ecc error",
+    "nvlink",
+    "hardware stack error",
+    "no cuda-capable device",
+    "device(s) is/are busy or unavailable",
+    "device not ready",
+    "driver",
+    "system not yet initialized",
+    "unknown error",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -27,3 +39,9 @@ def is_device_lost(error: BaseException) -> bool:
     kind: type[BaseException] | None = getattr(torch, "AcceleratorError", None)  # torch 2.8
     lost = isinstance(error, RuntimeError) and "CUDA error" in str(error) if kind is None else isinstance(error, kind)
     return lost and not is_out_of_memory(error)
+
+
+def is_device_gone(error: BaseException) -> bool:
+    """Whether a device is lost by itself, and not by what ran on it: an adapter may have had a part in all else."""
+    text = str(error).lower()
+    return is_device_lost(error) and any(phrase in text for phrase in _DEVICE_GONE)

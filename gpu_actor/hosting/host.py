@@ -27,7 +27,8 @@ from gpu_actor.contract.orders import (
 from gpu_actor.contract.questions import Answer
 from gpu_actor.contract.report import ActorPhase, ActorReport
 from gpu_actor.device.memory import MemoryMeter, memory_limit
-from gpu_actor.hosting.hosted_base import HostedBase, end_if_device_lost
+from gpu_actor.hosting.device_end import DeviceEnd
+from gpu_actor.hosting.hosted_base import HostedBase
 from gpu_actor.hosting.preparer import Preparer, Task
 from gpu_actor.training.attempts import reason_of
 
@@ -52,7 +53,8 @@ class Host:
         self._published = replace(blank, memory_limit=limit)  # as of the latest shared batch
         self._loading: Future[HostedBase] = Future()
         self._tasks: queue.Queue[Task] = queue.Queue()
-        self._preparer = Preparer(self._loading, self._tasks.put, self._publish)
+        self._device = DeviceEnd()
+        self._preparer = Preparer(self._loading, self._tasks.put, self._publish, self._device)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="loray-train", daemon=True)
         self._thread.start()
@@ -61,6 +63,8 @@ class Host:
         """The state of the actor and of every adapter on it, as of the latest shared batch."""
         preparing = self._preparer.reports()  # first: a job that begins to train now is in both, never in neither
         published = self._published
+        if self._device.phase is not None:  # nothing more is asked of the device
+            return replace(published, state=self._device.phase, reason=self._device.reason)
         trained = [tenant for tenant in published.tenants if tenant.job_id not in preparing]
         used = self._memory.used()
         ready = published.state is ActorPhase.READY
@@ -105,6 +109,7 @@ class Host:
         """End the training thread after it has written a checkpoint of every adapter. Waits for that."""
         self._stopping.set()
         self._preparer.stop()
+        self._device.stop()
         self._thread.join()
 
     # -- the training thread -------------------------------------------------------------------------------------
@@ -119,17 +124,20 @@ class Host:
             return
         self._loading.set_result(hosted)
         self._publish(hosted)
-        while not self._stopping.is_set():
+        while not self._stopping.is_set() and self._device.phase is None:
             self._do_tasks(hosted)
             started = time.monotonic()
             try:
                 hosted.trainer.step()
                 hosted.answering.after_batch(time.monotonic() - started)
             except Exception as error:  # the trainer ends a bad job by itself; nothing else must end the others
-                end_if_device_lost(error)
+                if self._device.is_told_by(error):
+                    return
                 logger.exception("a shared batch failed outside any job")
                 self._stopping.wait(_IDLE_WAIT_S)
             self._publish(hosted)
+        if self._device.phase is not None:
+            return
         for job_id in hosted.trainer.tenant_ids():
             hosted.trainer.detach(job_id, keep=True)
         self._publish(hosted)
@@ -142,7 +150,8 @@ class Host:
                 try:
                     task(hosted)
                 except Exception as error:
-                    end_if_device_lost(error)
+                    if self._device.is_told_by(error):
+                        return
                     logger.exception("an order could not be carried out")
                 task = self._tasks.get_nowait()
         except queue.Empty:

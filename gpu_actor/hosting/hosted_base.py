@@ -15,7 +15,6 @@ from gpu_actor.contract.config import ActorOptions
 from gpu_actor.contract.footprint import first_token_budget, weight_bytes
 from gpu_actor.contract.report import ActorPhase, ActorReport
 from gpu_actor.device.cuda_process import prepare_gpu
-from gpu_actor.device.failures import is_device_lost
 from gpu_actor.device.memory import MemoryMeter, device_name
 from gpu_actor.hosting.answering import Answering
 from gpu_actor.loading.config_files import load_config
@@ -127,10 +126,3 @@ def _first_budget(base: BaseModel, options: ActorOptions, room: int) -> int:
     return first_token_budget(
         description, base.device.type, room, base.dtype.itemsize, checkpointing=options.gradient_checkpointing
     )
-
-
-def end_if_device_lost(error: Exception) -> None:
-    """End the process if nothing runs on its device any more; it is started anew, and the jobs go on."""
-    if is_device_lost(error):
-        logger.critical("the device is lost, so this process ends: jobs go on from checkpoints", exc_info=error)
-        os._exit(1)

@@ -17,7 +17,8 @@ from gpu_actor.contract.config import AdapterSpec
 from gpu_actor.contract.report import TenantReport, TenantState
 from gpu_actor.data.dataset import LoadedDataset, load_dataset
 from gpu_actor.device.failures import is_out_of_memory
-from gpu_actor.hosting.hosted_base import HostedBase, end_if_device_lost
+from gpu_actor.hosting.device_end import DeviceEnd
+from gpu_actor.hosting.hosted_base import HostedBase
 from gpu_actor.model.base_model import BaseModel
 from gpu_actor.training.attempts import reason_of
 from gpu_actor.training.references import read_reference
@@ -33,7 +34,11 @@ class Preparer:
     """Makes tenants of the jobs that come to one actor, one after the other."""
 
     def __init__(
-        self, loading: Future[HostedBase], post: Callable[[Task], None], publish: Callable[[HostedBase], None]
+        self,
+        loading: Future[HostedBase],
+        post: Callable[[Task], None],
+        publish: Callable[[HostedBase], None],
+        device: DeviceEnd,
     ) -> None:
         """Nothing is prepared before the base model is loaded.
 
@@ -41,7 +46,9 @@ class Preparer:
             loading: Has the base model as soon as it is loaded.
             post: Lets the training thread do something between two shared batches.
             publish: Makes what is so now the actor's report.
+            device: Hears of every error.
         """
+        self._device = device
         self._loading, self._post, self._publish = loading, post, publish
         self._lock = threading.Lock()
         self._attempts: dict[str, int] = {}  # newest attempt seen, by job
@@ -116,8 +123,8 @@ class Preparer:
         self._post(partial(self._hand_over, tenant))
 
     def _cannot_start(self, spec: AdapterSpec, attempt: int, error: Exception) -> None:
-        end_if_device_lost(error)
-        self._report_failure(spec, attempt, error)
+        if not self._device.is_told_by(error):
+            self._report_failure(spec, attempt, error)
 
     def _report_failure(self, spec: AdapterSpec, attempt: int, error: Exception) -> None:
         logger.info("job %s cannot start", spec.name, exc_info=error)

@@ -46,14 +46,11 @@ def tensors_of(files: BaseFiles, allow_pickle: bool = False) -> Iterator[tuple[s
     Raises:
         BaseModelError: There are no weights, or they are damaged.
     """
-    folder = files.folder or _download(files.place, allow_pickle)
-    check_safetensors(folder)
-    shards = _shards(folder, _WHOLE, safetensors_in(folder))
+    folder = local_folder(files, allow_pickle)
+    shards = safetensors_shards(folder)
     if shards:
         for path in shards:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - it is no dictionary
-                    yield name, file.get_tensor(name)
+            yield from tensors_in(path)
         return
     pickles = pickles_in(folder)
     if not pickles:
@@ -62,6 +59,32 @@ def tensors_of(files: BaseFiles, allow_pickle: bool = False) -> Iterator[tuple[s
         raise BaseModelError(f"base_model: {folder} {PICKLES_REFUSED}")
     for path in _shards(folder, _WHOLE_PICKLE, pickles):
         yield from _unpickled(path).items()
+
+
+def local_folder(files: BaseFiles, allow_pickle: bool = False) -> Path:
+    """The folder of a base model on this machine, fetched from the hub if need be.
+
+    Raises:
+        BaseModelError: It cannot be fetched.
+    """
+    return files.folder or _download(files.place, allow_pickle)
+
+
+def safetensors_shards(folder: Path) -> list[Path]:
+    """The safetensors files that hold the weights of a base model's folder; none where there are only others.
+
+    Raises:
+        BaseModelError: They are damaged, or one is missing.
+    """
+    check_safetensors(folder)
+    return _shards(folder, _WHOLE, safetensors_in(folder))
+
+
+def tensors_in(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name and value of every tensor of a safetensors file."""
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 - it is no dictionary
+            yield name, file.get_tensor(name)
 
 
 def _shards(folder: Path, whole: str, files: list[Path]) -> list[Path]:
@@ -96,7 +119,7 @@ def _download(ref: str, allow_pickle: bool) -> Path:
     """The local copy of a hub id: its configuration, tokenizer and weights."""
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.model", "*.safetensors"]
+    patterns = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.safetensors"]
     try:
         folder = Path(snapshot_download(ref, allow_patterns=patterns))
         if allow_pickle and not safetensors_in(folder):

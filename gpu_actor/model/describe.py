@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from gpu_actor.contract.description import BaseDescription
-from gpu_actor.contract.errors import BaseModelError
-from gpu_actor.contract.messages import one_line
 from gpu_actor.loading.config_files import load_config
 from gpu_actor.loading.layers import describe_model
-from gpu_actor.loading.model_class import auto_class
+from gpu_actor.loading.model_class import model_without_weights
 
 
 def describe_base(ref: str, trust_remote_code: bool = False) -> BaseDescription:
@@ -22,17 +20,11 @@ def describe_base(ref: str, trust_remote_code: bool = False) -> BaseDescription:
     Raises:
         BaseModelError: The reference is no causal language model that transformers can build.
     """
-    import torch
-
     from gpu_actor.model.count_activations import count_activations
     from gpu_actor.model.training_mode import foresee_training_mode
 
     config = load_config(ref, trust_remote_code)
-    try:
-        with torch.device("meta"):
-            model = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
-    except Exception as error:
-        raise BaseModelError(f"base_model: {ref}: transformers cannot build this model ({one_line(error)})") from None
+    model = model_without_weights(ref, config, trust_remote_code)
     counted = count_activations(config, trust_remote_code=trust_remote_code)
     description = describe_model(ref, model)
     return replace(description, activations=counted, training_mode=foresee_training_mode(model))

@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import subprocess
-import sys
-import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter
 
-from gpu_actor.contract import file_names
 from gpu_actor.contract.config import Quantization
-from gpu_actor.contract.errors import AdapterError, ClusterUnavailableError, LorayError
+from gpu_actor.contract.errors import ClusterUnavailableError
 from gpu_actor.contract.questions import Answer, Answerer, AskRequest, Sampling, Step
 from orchestrator.asking.questions import Part
-from orchestrator.jobs.job_file import load_jobs
+from orchestrator.results.model_process import lines_of
+from orchestrator.results.trained_job import Call, find_result
 
 _POLL_SECONDS = 0.15
-_MARKS = (file_names.JOB, file_names.ADAPTER_CONFIG)
 
 ANSWERS = TypeAdapter(list[Answer])
-Call = Callable[..., Any]
-"""Calls a method of the orchestrator by name."""
 _Place = tuple[int, int]  # number of the answerer, number of the question
 
 
@@ -89,36 +80,15 @@ def _answerer(ref: str, step: Step, call: Call | None) -> tuple[str, Answerer]:
     Raises:
         LorayError: It is neither an output folder nor known to the orchestrator.
     """
-    folder = Path(ref).expanduser().absolute()
-    if any((folder / name).is_file() for name in _MARKS):
-        return _of_folder(ref, folder, step)
-    if call is None:
-        raise ClusterUnavailableError(
-            f"{ref} is no output folder ({' or '.join(_MARKS)} would be there), and no cluster runs that knows such a "
-            "job; give the job's output folder, or start the cluster with `loray serve`"
-        )
-    view = call("get_job", ref, again=True)
-    spec = view["spec"]
-    return spec["base_model"], Answerer(
-        name=view["name"],
-        folder=view["output_dir"],
-        job_id=view["id"],
+    found = find_result(ref, call)
+    return found.base_model, Answerer(
+        name=found.name,
+        folder=found.folder,
+        job_id=found.job_id,
         step=step,
-        total_steps=view["total_steps"] or None,
-        chat_template=spec["dataset"]["chat_template"],
+        total_steps=found.total_steps,
+        chat_template=found.chat_template,
     )
-
-
-def _of_folder(ref: str, folder: Path, step: Step) -> tuple[str, Answerer]:
-    if (folder / file_names.JOB).is_file():
-        (spec,) = load_jobs([folder / file_names.JOB])
-        template = spec.dataset.chat_template
-        return spec.base_model, Answerer(name=spec.name, folder=str(folder), step=step, chat_template=template)
-    try:
-        base = json.loads((folder / file_names.ADAPTER_CONFIG).read_text("utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AdapterError(f"{folder / file_names.ADAPTER_CONFIG}: damaged ({error})") from None
-    return str(base), Answerer(name=ref, folder=str(folder), step=step)
 
 
 def _parts(inquiry: Inquiry, base: str, found: Sequence[tuple[str, Answerer]], call: Call | None) -> list[Part]:
@@ -187,24 +157,7 @@ def _locally(request: AskRequest, inquiry: Inquiry) -> Iterator[list[Answer]]:
     Raises:
         LorayError: It cannot; the message is its own.
     """
-    command = [sys.executable, "-m", "gpu_actor.ask"]
-    command += ["--quantization", inquiry.quantization] if inquiry.quantization else []
-    command += ["--allow-pickle"] if inquiry.allow_pickle else []
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8"
-        )
-        try:
-            if process.stdin is None or process.stdout is None:
-                raise RuntimeError("a process without pipes")
-            process.stdin.write(request.model_dump_json())
-            process.stdin.close()
-            for line in process.stdout:
-                yield ANSWERS.validate_json(line)
-            if process.wait():
-                errors.seek(0)
-                said = errors.read().strip().splitlines()
-                raise LorayError(said[-1] if said else f"the process that answers ended with {process.returncode}")
-        finally:
-            process.kill()
-            process.wait()
+    arguments = ["--quantization", inquiry.quantization] if inquiry.quantization else []
+    arguments += ["--allow-pickle"] if inquiry.allow_pickle else []
+    for line in lines_of("gpu_actor.ask", arguments, request.model_dump_json()):
+        yield ANSWERS.validate_json(line)

@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 from gpu_actor.contract.errors import ClusterUnavailableError, JobFailedError, LorayError, WaitTimeoutError
-from orchestrator.cli import ask, display, jobs, plan, progress, run, simulate, tokens
+from orchestrator.cli import ask, display, export, jobs, plan, progress, run, simulate, tokens
 from orchestrator.jobs.job import JobFileError
 from orchestrator.version import __version__
 
@@ -35,6 +35,7 @@ app.command("resume")(jobs.resume)
 app.command("retry")(jobs.retry)
 app.command()(jobs.top)
 app.command()(ask.ask)
+app.command()(export.export)
 app.command()(plan.plan)
 app.command()(simulate.simulate)
 app.add_typer(tokens.tokens, name="token")

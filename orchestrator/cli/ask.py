@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
 
-from gpu_actor.contract.config import Quantization
-from gpu_actor.contract.errors import ClusterUnavailableError, JobFailedError, LorayError
-from gpu_actor.contract.questions import Answer, Sampling, Step
+from gpu_actor.contract.errors import JobFailedError, LorayError
+from gpu_actor.contract.questions import Answer, Sampling
 from orchestrator.asking.inquiry import Inquiry, answers
 from orchestrator.cli import progress
+from orchestrator.cli.model_options import QUANTIZATIONS, OneStep, caller, one_of, step_of
 from orchestrator.cli.options import Address, AsJson
-from orchestrator.client import Client
 
 Asked = Annotated[
     list[str],
@@ -26,9 +25,6 @@ Asked = Annotated[
         show_default=False,
     ),
 ]
-_QUANTIZATIONS: dict[str, Quantization] = {"nf4": "nf4", "int8": "int8"}
-Choice = TypeVar("Choice")
-OneStep = Annotated[str, typer.Option("--step", metavar="latest|best|N", help="Which step of a job answers.")]
 
 
 def ask(
@@ -64,28 +60,18 @@ def ask(
         jobs=tuple(jobs),
         questions=tuple(questions),
         base=base,
-        step=_step(step),
+        step=step_of(step),
         system=system,
         sampling=_sampling(**fields, seed=seed, stop=tuple(stop or ())),
-        quantization=_one_of(_QUANTIZATIONS, "--quantization", quantization) if quantization else None,
+        quantization=one_of(QUANTIZATIONS, "--quantization", quantization) if quantization else None,
         allow_pickle=allow_pickle,
     )
-    states = answers(inquiry, _caller(address))
+    states = answers(inquiry, caller(address))
     found = _last(states) if as_json else _show(states, several=len(questions) > 1)
     if as_json:
         progress.print_json([asdict(answer) for answer in found])
     if missing := [f"{answer.name}: {answer.error}" for answer in found if answer.error is not None]:
         raise JobFailedError("\n".join(dict.fromkeys(missing)))
-
-
-def _caller(address: str | None) -> Any:
-    """What reaches the orchestrator; None where none was named and none runs."""
-    try:
-        return Client(address).call
-    except ClusterUnavailableError:
-        if address is not None:
-            raise
-        return None
 
 
 def _lines(file: Path) -> list[str]:
@@ -97,19 +83,6 @@ def _lines(file: Path) -> list[str]:
     if not questions:
         raise LorayError(f"--file: {file} has no question; write one a line")
     return questions
-
-
-def _step(step: str) -> Step:
-    if step.isdecimal():
-        return int(step)
-    named: dict[str, Step] = {"latest": "latest", "best": "best"}
-    return _one_of(named, "--step", step)
-
-
-def _one_of(choices: Mapping[str, Choice], option: str, given: str) -> Choice:
-    if given not in choices:
-        raise LorayError(f"{option}: {given!r} is not known; give {' or '.join(choices)}")
-    return choices[given]
 
 
 def _sampling(**fields: Any) -> Sampling:

@@ -14,6 +14,7 @@ from gpu_actor.contract.config import Quantization, check_quantization
 from gpu_actor.contract.locations import is_local_model, looks_like_path, loray_home
 from gpu_actor.contract.strict import Strict
 from orchestrator.jobs.owner import OPERATOR
+from orchestrator.jobs.report_to import TrackerName
 from orchestrator.scheduler.policy import DEFAULT, POLICIES
 from orchestrator.validation.field_index import dotted
 from orchestrator.validation.problems import Problem, ProblemsError, explain, show
@@ -179,6 +180,10 @@ class ClusterConfig(Strict):
         description="`auto` (one actor per GPU, one CPU actor where there is none), or a list of actors.",
     )
     scheduler: SchedulerConfig = Field(default_factory=SchedulerConfig, description="How jobs are placed.")
+    report_to: list[TrackerName] = Field(
+        default_factory=list,
+        description="Experiment trackers that get the metrics of jobs which name none themselves.",
+    )
     http: HttpConfig = Field(default_factory=HttpConfig, description="The HTTP door, as of `loray serve --http PORT`.")
     quotas: dict[str, QuotaConfig] = Field(
         default_factory=dict,

@@ -151,11 +151,30 @@ def wait_for_answers(refs: Sequence[Any], timeout: float) -> None:
         done, _ = ray.wait(list(refs), num_returns=len(refs), timeout=max(0.0, min(_LOOK_SECONDS, left)))
         if len(done) == len(refs) or left <= _LOOK_SECONDS:
             return
-        if not answers(address):
+        if not runs(address):
             raise ClusterUnavailableError(
                 f"Ray at {address} has ended: its head was stopped or killed. Jobs and their states are kept; "
                 "`loray serve`, or `loray run` with the same file, goes on with them from their last checkpoints"
             )
+
+
+def runs(address: str) -> bool:
+    """Whether the connected cluster still runs: its head, and Ray's own process on this node.
+
+    Ray itself finds out only after a minute or two that the second is gone.
+
+    Args:
+        address: `host:port` of its head.
+    """
+    import ray
+
+    if not answers(address):
+        return False
+    here = ray.get_runtime_context().get_node_id()
+    raylets = [
+        (n["NodeManagerAddress"], n["NodeManagerPort"]) for n in ray.nodes() if n["NodeID"] == here and n["Alive"]
+    ]
+    return any(answers(f"{host}:{port}") for host, port in raylets)
 
 
 def controller() -> Any:

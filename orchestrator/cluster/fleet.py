@@ -44,6 +44,7 @@ SILENCE_SECONDS = 60.0
 STOP_SECONDS = 60.0
 _POLL_SECONDS = 2.0
 _CALL_SECONDS = 5.0
+_ENDS = {ActorPhase.CRASHED: LossKind.DIED, ActorPhase.DEVICE_GONE: LossKind.DEVICE}
 
 
 class Fleet:
@@ -257,6 +258,8 @@ class Fleet:
             member.place = replace(place, device_name=report.device_name)
         if report.state is ActorPhase.FAILED:
             return self._unloadable(member, report.reason or "no reason given")
+        if report.state in _ENDS:
+            return _loss(member, _ENDS[report.state], f"nothing runs on its device any more: {report.reason}")
         if member.ready:
             self.obstacles.loaded(place.id, member.base_model)
             if member.started_at is not None and member.load_seconds is None:

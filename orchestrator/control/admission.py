@@ -24,6 +24,7 @@ from orchestrator.jobs.job import TERMINAL, JobSpec, JobState
 from orchestrator.jobs.output_folder import make_folders, write_job_file
 from orchestrator.jobs.owner import OPERATOR
 from orchestrator.jobs.preflight import check_files, check_roots
+from orchestrator.jobs.report_to import not_installed
 from orchestrator.knowledge.base_catalog import BaseCatalog
 from orchestrator.scheduler.policy import decide
 from orchestrator.scheduler.view import ActorState, ActorView, ClusterView
@@ -68,6 +69,7 @@ class Admission:
         if outside:  # nothing there is even opened
             return specs, problems + outside
         problems += await asyncio.to_thread(check_files, specs, allow_pickle=self._config.allow_pickle)
+        problems += _unreachable_trackers(specs)
         problems += self._taken(specs)
         if not any(problem.field == "base_model" for problem in problems):
             problems += await self._check_bases(specs)
@@ -175,6 +177,14 @@ def _read(jobs: Sequence[Mapping[str, Any]]) -> tuple[list[JobSpec], list[Proble
             )
             problems += [Problem(source, dotted(path), message) for path, message in explained]
     return specs, problems
+
+
+def _unreachable_trackers(specs: Sequence[JobSpec]) -> list[Problem]:
+    return [
+        Problem(f"job {spec.name}", "report_to", message)
+        for spec in specs
+        if (message := not_installed(spec.report_to or ()))
+    ]
 
 
 def _misfits(spec: JobSpec, base: BaseDescription, places: Iterable[ActorView]) -> list[Problem]:

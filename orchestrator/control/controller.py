@@ -40,6 +40,7 @@ from orchestrator.reporting.client_views import actor_views, job_view
 from orchestrator.reporting.dashboard_rows import TaskRows
 from orchestrator.reporting.metrics import Metrics
 from orchestrator.reporting.timeline import Timeline
+from orchestrator.reporting.trackers import Trackers
 from orchestrator.store.records import JobRecord
 from orchestrator.store.storage_lock import hold
 from orchestrator.version import __version__
@@ -59,6 +60,7 @@ class Controller:
             config: The cluster file.
 
         Raises:
+            ClusterFileError: It names a tracker that is not installed.
             StoreError: Another orchestrator uses the storage, or the job table cannot be opened.
         """
         # Not above: every command imports this module to look the orchestrator up, and these would be a third of that.
@@ -72,6 +74,7 @@ class Controller:
         self._fleet = Fleet(config, self._store, env_vars)
         self._bases = BaseCatalog(env_vars, config.trust_remote_code)
         self._rows = TaskRows(self._store)
+        self._trackers = Trackers(self._store, config)
         profiles = Profiles(self._store)
         snapshots = SnapshotBuilder(
             self._store, self._fleet, self._bases, profiles, config.scheduler.makespan, config.most_running
@@ -84,7 +87,7 @@ class Controller:
             self._store,
             self._fleet,
             self._bases,
-            self._rows.started,
+            self._job_started,
             self._job_over,
             profiles,
             snapshots,
@@ -137,11 +140,16 @@ class Controller:
                 self._fleet.start(place.id, place.settings.base_model)
         for job in self._store.jobs([state for state in JobState if state not in TERMINAL]):
             if job.attempt:
-                self._rows.started(job)
+                self._job_started(job)
         self._adopted = True
+
+    def _job_started(self, job: JobRecord) -> None:
+        self._rows.started(job)
+        self._trackers.changed(job)
 
     def _job_over(self, job: JobRecord) -> None:
         self._rows.over(job.id)
+        self._trackers.changed(job)
         if job.state is JobState.SUCCEEDED and job.finished_at is not None:
             self._metrics.succeeded(job.finished_at - job.submitted_at)
 
@@ -392,6 +400,7 @@ class Controller:
         with contextlib.suppress(asyncio.CancelledError):
             await self._ticking
         self._reconciler.settle(await self._fleet.stop())
+        await self._trackers.stop()
         self._store.close()
 
     def _refuse_at_the_end(self) -> None:

@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpu_actor.contract.errors import ClusterUnavailableError, LorayError
-from orchestrator.cluster.address import answers, find_address, remove_cluster_file, write_cluster_file
+from orchestrator.cluster.address import find_address, remove_cluster_file, write_cluster_file
 from orchestrator.cluster.cluster_config import ClusterConfig
-from orchestrator.cluster.connection import NAMESPACE, Connection, connection_of, controller, join
+from orchestrator.cluster.connection import NAMESPACE, Connection, connection_of, controller, join, runs
 from orchestrator.cluster.ray_internals import any_agent_port, sessions_of_their_own
 
 LOCK_FILE = "cluster.lock"
@@ -100,7 +100,7 @@ def _shut_down_controller(connection: Connection) -> None:
 
     end = controller().shutdown.options(max_task_retries=0).remote()
     deadline = time.monotonic() + SHUTDOWN_SECONDS
-    while answers(connection.address) and time.monotonic() < deadline:
+    while runs(connection.address) and time.monotonic() < deadline:
         done, _ = ray.wait([end], timeout=1.0)
         if done:
             ray.get(end)

@@ -11,6 +11,7 @@ from gpu_actor.contract.errors import IllegalTransitionError, InvalidJobError
 from gpu_actor.contract.locations import is_hub_id, looks_like_path
 from gpu_actor.contract.lora_config import LoraConfig
 from gpu_actor.contract.strict import Strict
+from orchestrator.jobs.report_to import TrackerName
 from orchestrator.validation.problems import ProblemsError
 from orchestrator.validation.yaml_file import write_document
 
@@ -33,8 +34,8 @@ class QueueConfig(Strict):
         default=2,
         ge=0,
         le=100,
-        description="Fresh starts from the last checkpoint after the process of the actor has died; from the second on, "
-        "and on the last, the job is tried alone. What dies with its node or its device does not count.",
+        description="Fresh starts from the last checkpoint after the process of the actor has died; from the second "
+        "on, and on the last, the job is tried alone. What dies with its node or its device does not count.",
     )
 
 
@@ -57,6 +58,11 @@ class JobSpec(Strict):
     output_dir: str = Field(
         min_length=1,
         description="The folder of the finished adapter, new or empty; relative paths start at the job file.",
+    )
+
+    report_to: list[TrackerName] | None = Field(
+        default=None,
+        description="Experiment trackers that the metrics also go to; [] for none, null: those of the cluster file.",
     )
 
     @field_validator("base_model")

@@ -64,8 +64,8 @@ def newest_checkpoint(output_dir: str) -> str | None:
 def discard_run(output_dir: str) -> None:
     """Remove all that a run has left but `job.yaml`, so that the job starts over."""
     discard_checkpoints(output_dir)
-    for name in _RESULTS:
-        (Path(output_dir) / name).unlink(missing_ok=True)
+    for path in (*(Path(output_dir) / name for name in _RESULTS), *Path(output_dir).glob(file_names.TRACKED)):
+        path.unlink(missing_ok=True)
 
 
 def read_metrics(output_dir: str, skip: int = 0) -> list[dict[str, Any]]:

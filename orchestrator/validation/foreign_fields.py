@@ -48,7 +48,9 @@ _PACKED = ForeignField(note="samples are always packed without padding, each att
 _ATTENTION = ForeignField(note="the actor chooses the attention kernel by itself")
 _DISTRIBUTED = ForeignField(note="an actor trains on one device, and jobs are spread over the actors")
 _NOT_NEEDED = ForeignField(note="there is nothing of this kind to set here")
-_TRACKING = ForeignField(note="numbers of each step are in metrics.jsonl of the output folder")
+_PROJECT = ForeignField(
+    "report_to", "report_to", note="the project is set by WANDB_PROJECT where the orchestrator is started"
+)
 _ADAMW = ForeignField(note="the optimizer is always AdamW, set by training.adam_beta1, adam_beta2 and weight_decay")
 _FOLDER = ForeignField("output_dir", note="each job writes one adapter into it")
 _EVERY_EPOCH = ForeignField(
@@ -194,10 +196,10 @@ FOREIGN_FIELDS: Mapping[str, ForeignField] = {
     "overwrite_output_dir": _FOLDER,
     "output": _FOLDER,
     "run_name": ForeignField("name"),
-    "report_to": _TRACKING,
-    "wandb_project": _TRACKING,
-    "logging_dir": _TRACKING,
-    "plot_loss": _TRACKING,
+    "wandb_project": _PROJECT,
+    "use_wandb": ForeignField("report_to", "report_to", note="[wandb]"),
+    "logging_dir": ForeignField("report_to", "report_to", note="[tensorboard] writes into output_dir"),
+    "plot_loss": ForeignField(note="`loray report` draws the losses"),
     "push_to_hub": ForeignField(
         note="the adapter is written to output_dir in PEFT's format, to be uploaded from there"
     ),

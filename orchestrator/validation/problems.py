@@ -202,6 +202,8 @@ def allowed_values(node: dict[str, Any]) -> str:
         return _inside_a_sentence(node["description"])
     if kind == "string" and node.get("minLength"):
         return "text that is not empty"
+    if kind == "array" and (choices := _choices(node["items"])):
+        return f"a list of any of {', '.join(choices)}"
     if kind == "array":
         return f"a list of {_PLURALS[node['items'].get('type', 'object')]}"
     if kind == "object" and "properties" not in node:

@@ -1,6 +1,5 @@
 """The actor as Ray drives it, without Ray: control returns at once, training goes on in its thread."""
 
-import os
 import threading
 import time
 from types import SimpleNamespace
@@ -186,22 +185,6 @@ def test_a_job_that_finds_no_memory_while_others_train_is_made_between_two_share
     assert [thread is host._thread for thread in threads].count(True) == 2
 
 
-def test_a_device_on_which_nothing_runs_any_more_ends_the_process_and_no_job(tmp_path, actor, host, monkeypatch):
-    """As after a failed assertion in a CUDA kernel: the fleet starts the actor anew."""
-    ends = []
-    monkeypatch.setattr(os, "_exit", lambda code: (ends.append(code), host._stopping.set()))
-
-    def fails(batch):
-        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
-
-    monkeypatch.setattr(trainer_of(host).base, "hidden", fails)
-    for name in ("one", "two"):
-        actor.carry_out(Attach(make_spec(tmp_path, name, token_rows(10), {"r": 4}, SHORT), 1))
-    host._thread.join(60)
-    assert ends == [1]
-    assert TenantState.FAILED not in {tenant.state for tenant in actor.report().tenants}
-
-
 def test_what_cannot_be_done_between_two_batches_ends_no_training(tmp_path, actor, host):
     def fails(_):
         raise OSError("no")
@@ -243,3 +226,28 @@ def test_a_base_that_cannot_be_loaded_is_said_and_fails_its_jobs(tmp_path):
         assert "config.json" in actor.report().reason
     finally:
         actor.stop()
+
+
+@pytest.mark.parametrize(
+    ("words", "phase"),
+    [
+        ("CUDA error: device-side assert triggered", ActorPhase.CRASHED),
+        ("CUDA error: uncorrectable ECC error encountered", ActorPhase.DEVICE_GONE),
+    ],
+)
+def test_an_actor_whose_device_is_lost_says_so_and_asks_it_for_nothing_more(tmp_path, actor, host, words, phase):
+    """The fleet then starts another; no job has failed."""
+
+    def fails(*_, **__):
+        raise torch.AcceleratorError(words)
+
+    for name in ("one", "two"):
+        actor.carry_out(Attach(make_spec(tmp_path, name, token_rows(10), {"r": 4}, LONG), 1))
+        wait_for(actor, has(name, TenantState.TRAINING))
+    trainer_of(host).base.hidden = fails
+    wait_for(actor, lambda report, _: report.state is phase)
+    host._memory.used = fails
+    assert words in actor.report().reason
+    assert [tenant.state for tenant in actor.report().tenants] == [TenantState.TRAINING] * 2
+    host._thread.join(60)
+    assert not host._thread.is_alive()

@@ -77,11 +77,12 @@ def test_a_signal_to_the_whole_group_cancels_in_a_cluster_of_our_own(files, numb
         assert not list((files.folder / "out" / f"stopped-{code}").glob("checkpoint-*"))
 
 
-def test_serve_says_that_its_head_was_killed(files):
+@pytest.mark.parametrize("part", ["gcs_server", "raylet"])
+def test_serve_says_that_its_head_was_killed(files, part):
     with Home() as home:
         process = home.start(*LORAY, "serve", log="own")
         home.wait_for("Ctrl-C stops it", process, log="own")
-        (head,) = (child for child in psutil.Process(process.pid).children() if child.name() == "gcs_server")
+        (head,) = (child for child in psutil.Process(process.pid).children() if child.name() == part)
         head.kill()
         assert process.wait(120) == 3
         said = (home.path / "own").read_text().splitlines()[-1]

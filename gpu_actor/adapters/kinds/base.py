@@ -170,6 +170,15 @@ class AdapterKind:
         for target, value in zip(layer.trained, saved, strict=True):
             target.copy_(value)
 
+    def merged(self, layer: AdaptedLayer, weight: torch.Tensor) -> torch.Tensor:
+        """The weight of a linear layer that computes by itself what the layer and the adapter compute together.
+
+        Args:
+            layer: The adapter's tensors.
+            weight: W [out, in], in fp32 or fp64; it may be changed in place.
+        """
+        raise NotImplementedError
+
     @property
     def saves_shared(self) -> bool:
         """Whether the shared tensors are written to the file."""

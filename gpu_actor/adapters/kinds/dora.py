@@ -33,6 +33,14 @@ class Dora(Lora):
         a, b, magnitude = layer.trained
         magnitude.copy_(weight_norm(a, b, layer.plan.scaling, layer.base))
 
+    def merged(self, layer: AdaptedLayer, weight: torch.Tensor) -> torch.Tensor:
+        """m / ||W + s B A|| times W + s B A, output by output."""
+        import torch
+
+        adapted = super().merged(layer, weight)
+        factor = layer.trained[2] / torch.linalg.vector_norm(adapted, dim=1)
+        return adapted.mul_(factor[:, None])
+
     def working_values(self, plans: Sequence[LayerPlan]) -> int:
         """The adapted weight, which is made to be measured."""
         return max(plan.in_features * plan.out_features for plan in plans)

@@ -44,6 +44,11 @@ class Lora(AdapterKind):
         for tensor, value in zip(layer.trained, values, strict=False):
             tensor.copy_(value)
 
+    def merged(self, layer: AdaptedLayer, weight: torch.Tensor) -> torch.Tensor:
+        """W + s B A; of PiSSA by the matrices in its file, of twice the rank."""
+        a, b = self.to_file(layer)[:2]
+        return weight.add_((b @ a).mul_(layer.plan.scaling))
+
     def config(self) -> dict[str, Any]:
         """PEFT writes whole numbers for alpha."""
         alphas = {key: _whole(alpha) for key, alpha in self.lora.alpha_pattern.items()}

@@ -67,6 +67,11 @@ class Vera(AdapterKind):
         lambda_b.zero_()
         lambda_d.fill_(self.lora.d_initial)
 
+    def merged(self, layer: AdaptedLayer, weight: torch.Tensor) -> torch.Tensor:
+        """W + (lambda_b * B) (lambda_d * A)."""
+        (lambda_b, lambda_d), (a, b) = layer.trained, layer.frozen
+        return weight.add_((lambda_b[:, None] * b) @ (lambda_d[:, None] * a))
+
     def config_of_start(self) -> dict[str, Any]:
         """PEFT's field that says that there is a start."""
         return {"init_weights": True}

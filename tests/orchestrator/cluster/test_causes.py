@@ -3,7 +3,7 @@
 import pytest
 
 from gpu_actor.contract.messages import one_line
-from orchestrator.cluster.member import cause_of_death
+from orchestrator.cluster.member import cause_of_death, is_nobodys_death
 
 HEAD = "The actor died unexpectedly before finishing this task.\n\tclass_name: GpuActor\n\tactor_id: 5d0e\n\tpid: 31\n"
 
@@ -34,3 +34,16 @@ def test_a_message_holds_nothing_that_a_terminal_obeys():
     assert text.startswith("red tab")
     assert "\u00fcber" in text
     assert len(one_line(RuntimeError("x" * 1000))) == 300
+
+
+@pytest.mark.parametrize(
+    ("cause", "nobodys"),
+    [
+        ("The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit", False),
+        ("The actor died because its node has died. Node Id: 7f", True),
+        ("The actor is dead because its owner has died. Owner Id: 7f", True),
+        ("The actor is dead because it was killed by `ray.kill`.", True),
+    ],
+)
+def test_whose_death_may_be_a_jobs_doing(cause, nobodys):
+    assert is_nobodys_death(RuntimeError(f"{HEAD}{cause}")) is nobodys

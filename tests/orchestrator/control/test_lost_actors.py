@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from gpu_actor.contract.report import TenantReport, TenantState
+from gpu_actor.contract.report import ActorPhase, ActorReport, TenantReport, TenantState
 from orchestrator.cluster.member import Loss, LossKind
 from orchestrator.control import job_verbs
 from orchestrator.jobs.job import JobState
@@ -189,3 +189,17 @@ def test_an_actor_that_is_gone_after_a_restart_of_the_orchestrator_is_charged_to
     house.reconciler.observe()
     job = house.jobs()["a"]
     assert (job.state, job.retries, job.losses.deaths, job.losses.others) == (JobState.QUEUED, 0, (), 1)
+
+
+@pytest.mark.parametrize(
+    ("phase", "kind"), [(ActorPhase.CRASHED, LossKind.DIED), (ActorPhase.DEVICE_GONE, LossKind.DEVICE)]
+)
+def test_an_actor_that_says_its_device_is_lost_is_replaced(house, phase, kind):
+    house.submit("a")
+    house.round()
+    member = house.fleet.at("cpu:0")
+    loss = house.fleet._answered(
+        member, ActorReport(member.name, "boot", phase, reason="CUDA error: uncorrectable ECC")
+    )
+    assert (loss.kind, loss.by_itself) == (kind, kind is LossKind.DIED)
+    assert "uncorrectable ECC" in loss.reason

@@ -79,10 +79,10 @@ def test_a_nul_in_a_path_is_refused_by_name(place: tuple[str, ...]):
     assert "holds a NUL character" in first["msg"]
 
 
-def test_the_actor_gets_the_job_without_its_place_in_the_queue():
+def test_the_actor_gets_the_job_without_what_is_none_of_its_business():
     spec = JobSpec(**MINIMAL, lora={"r": 16}, queue={"priority": 3})
     adapter = spec.to_adapter_spec("job-1")
-    assert adapter.model_dump() == {"job_id": "job-1", **spec.model_dump(exclude={"queue"})}
+    assert adapter.model_dump() == {"job_id": "job-1", **spec.model_dump(exclude={"queue", "report_to"})}
     assert AdapterSpec(**adapter.model_dump(mode="json")) == adapter
 
 

@@ -1,0 +1,43 @@
+"""Trackio. Its own environment variables hold, TRACKIO_DIR and TRACKIO_SPACE_ID among them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import trackio
+
+from orchestrator.jobs.job import JobState
+from orchestrator.tracking.tracker import PROJECT, Run, RunIdentity
+
+
+def open_run(identity: RunIdentity) -> Run:
+    """Begin a run, or resume the one of this name; its name holds the id, by which Trackio tells runs apart."""
+    return _TrackioRun(
+        trackio.init(
+            project=os.environ.get("TRACKIO_PROJECT", PROJECT),
+            name=f"{identity.name}-{identity.id}",
+            space_id=os.environ.get("TRACKIO_SPACE_ID"),
+            config=dict(identity.settings),
+            resume="allow",
+            embed=False,
+        )
+    )
+
+
+class _TrackioRun:
+    def __init__(self, run: trackio.Run) -> None:
+        self._run = run
+
+    def log(self, values: Mapping[str, float], step: int, _time: float) -> None:
+        self._run.log(dict(values), step=step)
+
+    def flush(self) -> None:
+        """A thread of its own passes rows on."""
+
+    def finish(self, state: JobState, reason: str | None, step: int) -> None:
+        self._run.log({"state": state.value, "reason": reason or ""}, step=step)
+        self._run.finish()
+
+    def close(self) -> None:
+        self._run.finish()

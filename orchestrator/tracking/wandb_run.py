@@ -1,0 +1,50 @@
+"""Weights & Biases. Its own environment variables hold: WANDB_API_KEY, WANDB_MODE, WANDB_PROJECT and others."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import wandb
+
+from orchestrator.jobs.job import JobState
+from orchestrator.tracking.tracker import PROJECT, Run, RunIdentity
+
+_INIT_SECONDS = 30
+
+
+def open_run(identity: RunIdentity) -> Run:
+    """Begin a run of this id, or resume it; several can be open at a time."""
+    identity.storage.mkdir(parents=True, exist_ok=True)
+    return _WandbRun(
+        wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            id=identity.id,
+            name=identity.name,
+            resume="allow",
+            reinit="create_new",
+            dir=str(identity.storage),
+            config=dict(identity.settings),
+            settings=wandb.Settings(
+                console="off", silent=True, disable_code=True, disable_git=True, init_timeout=_INIT_SECONDS
+            ),
+        )
+    )
+
+
+class _WandbRun:
+    def __init__(self, run: wandb.Run) -> None:
+        self._run = run
+
+    def log(self, values: Mapping[str, float], step: int, time: float) -> None:
+        self._run.log({**values, "_timestamp": time}, step=step)
+
+    def flush(self) -> None:
+        """A thread of its own passes rows on."""
+
+    def finish(self, state: JobState, reason: str | None, _step: int) -> None:
+        self._run.summary.update({"state": state.value, "reason": reason or ""})
+        self._run.finish(exit_code=0 if state is JobState.SUCCEEDED else 1)
+
+    def close(self) -> None:
+        self._run.finish()

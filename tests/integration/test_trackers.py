@@ -1,0 +1,31 @@
+"""An experiment tracker of a job whose actor is killed, on real Ray: one run, every step once, and the end."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from support import tracker_runs
+from support.cluster import checkpointed, processes, steps_of, wait_until
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.xdist_group("ray_cluster")]
+
+
+def test_a_job_whose_actor_is_killed_stays_one_run(orchestrator, make):
+    spec = make("tracked", steps=300).model_copy(update={"report_to": ["tensorboard"]})
+    out = Path(spec.output_dir)
+    (job_id,) = orchestrator.submit(spec)
+    job = orchestrator.wait(job_id, "RUNNING", until=lambda job: job["step"] > 20 and checkpointed(job)())
+    wait_until(lambda: (out / "tracked-tensorboard.json").exists())
+    (pid,) = processes(job["actor"]).values()
+    os.kill(pid, signal.SIGKILL)
+    job = orchestrator.wait(job_id, "SUCCEEDED")
+    assert job["attempt"] == 2
+    assert steps_of(job) == list(range(1, 301))
+    wait_until(lambda: json.loads((out / "tracked-tensorboard.json").read_text())["over"])
+    ((_, run),) = tracker_runs.tensorboard(None, out).items()
+    assert sorted(step for step, _ in run["train/loss"]) == list(range(1, 301))
+    assert run["state"] == [(300, "SUCCEEDED")]
+    assert not list((Path(orchestrator.config.storage) / "tracking").glob(f"{job_id}*"))
