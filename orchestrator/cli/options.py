@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.scheduler.policy import POLICIES
-
 Chart = Annotated[
     Path | None,
     typer.Option("--gantt", metavar="FILE.svg", help="Also draw who trained where when.", show_default=False),
@@ -36,7 +34,7 @@ PolicyName = Annotated[
     typer.Option(
         "--policy",
         metavar="NAME",
-        help=f"Scheduler policy instead of the cluster file's: {', '.join(POLICIES)}.",
+        help="Scheduler policy instead of the cluster file's: cosrpt, srpt, fifo, fifo-4 or fifo-memory.",
         show_default=False,
     ),
 ]
