@@ -9,6 +9,7 @@ import tarfile
 import urllib.error
 import urllib.request
 
+import openapi_spec_validator
 import pytest
 
 from gpu_actor.contract.config import DatasetConfig
@@ -18,6 +19,7 @@ from orchestrator.client import Client
 from orchestrator.endpoint.door_file import DoorFile, door_path, read_door_file, write_door_file
 from orchestrator.endpoint.references import reach, resolved
 from orchestrator.endpoint.tokens import digest_of
+from orchestrator.endpoint.verbs import VERBS
 from orchestrator.jobs.job import JobFileError, JobSpec
 from orchestrator.jobs.owner import NotYoursError
 from orchestrator.link.choose import find_link
@@ -193,3 +195,12 @@ def test_the_file_with_the_token_is_for_this_user_alone_whatever_the_umask(tmp_p
         assert read_door_file(tmp_path / str(umask)).token == "t"
     path.chmod(0o644)  # others may have read it, or written it
     assert read_door_file(tmp_path / str(umask)) is None
+
+
+def test_the_description_is_valid_and_names_every_verb(door):
+    request = urllib.request.Request(f"{door.url}/openapi.json", headers={"Authorization": "Bearer annas-token"})
+    with urllib.request.urlopen(request) as response:
+        document = json.load(response)
+    openapi_spec_validator.validate(document)
+    named = {operation["operationId"] for path in document["paths"].values() for operation in path.values()}
+    assert set(VERBS) <= named
