@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,8 @@ class _Drafts(dict[Path, Path]):
     """Where each file is written before it gets its place."""
 
     def of(self, path: Path) -> Path:
-        """Where to write what belongs at `path`."""
-        self[path] = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        """Where to write what belongs at `path`: a name that nobody can have put a link at."""
+        self[path] = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
         return self[path]
 
 

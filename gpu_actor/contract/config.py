@@ -30,8 +30,8 @@ DATA_FIELDS = (
 """The columns that data formats know, and that `dataset.columns` can rename."""
 
 
-class DatasetConfig(Strict):
-    """Where the samples of one adapter come from and how they are split."""
+class DataSource(Strict):
+    """Where samples come from, how they are split, and how often they are seen."""
 
     path: str = Field(
         min_length=1,
@@ -56,6 +56,13 @@ class DatasetConfig(Strict):
     )
     val_size: float | int = Field(
         0.0, ge=0, le=10**9, description="Samples held out for evaluation: a share below 1, or a count from 1 up."
+    )
+
+    weight: float = Field(
+        1.0,
+        gt=0,
+        le=1000,
+        description="In a mix: how often an epoch takes each sample. 2 is twice, 0.5 every other one in turn.",
     )
 
     @field_validator("chat_template")
@@ -88,6 +95,33 @@ class DatasetConfig(Strict):
             if not isinstance(column, str) or not column:
                 raise ValueError(f"{field}: {str(column)[:80]!r} is no name of a column")
         return value
+
+    def samples_per_epoch(self, samples: int) -> int:
+        """How many samples an epoch takes of this set, which has so many to train on."""
+        return max(1, round(self.weight * samples))
+
+
+class DatasetConfig(DataSource):
+    """What one adapter is trained on: one data set, or a mix of several."""
+
+    mix: list[DataSource] = Field(
+        [],
+        description="Further data sets that are mixed in. `dataset` may be a list of data sets instead, the first of "
+        "which has the others as its mix.",
+    )
+
+    @property
+    def sources(self) -> tuple[DataSource, ...]:
+        """All data sets, in the order given."""
+        return (self, *self.mix)
+
+    @model_validator(mode="after")
+    def _weight_means_something(self) -> DatasetConfig:
+        if self.weight != 1 and not self.mix:
+            raise ValueError(
+                f"weight ({self.weight:g}) does nothing for a single data set; set training.num_train_epochs instead"
+            )
+        return self
 
 
 def is_template_path(chat_template: str) -> bool:
@@ -294,6 +328,7 @@ class ActorOptions(Strict):
     gradient_checkpointing: bool = False
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the base model.")
     allow_pickle: bool = Field(False, description="Read pickled weights (.bin) where there are no safetensors.")
+    allowed_roots: tuple[str, ...] = Field((), description="Folders below which jobs write; none: anywhere.")
 
     @model_validator(mode="after")
     def _quantization_fits(self) -> ActorOptions:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpu_actor.contract.config import DatasetConfig, TrainingConfig
+from gpu_actor.contract.config import DatasetConfig, DataSource, TrainingConfig
 from gpu_actor.contract.errors import DataError, NoAnswerError, UnfitDataError
 from gpu_actor.data.formats import SampleReader
 from gpu_actor.data.readers.read_records import read_records
 from gpu_actor.data.records import Unpaired
 from gpu_actor.data.sample_encoder import SampleEncoder
-from gpu_actor.data.samples import EMPTY_ANSWER, NO_ANSWER, AnySet, Collector, UnpairedSet
+from gpu_actor.data.samples import EMPTY_ANSWER, NO_ANSWER, AnySet, Collector, UnpairedSet, joined
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,12 +27,27 @@ logger = logging.getLogger(__name__)
 SHOWN_PROBLEMS = 5
 
 
+@dataclass(frozen=True)
+class MixedSource:
+    """One data set of a mix, whose training samples lie one behind the other, behind those of the sets before it.
+
+    Attributes:
+        name: For people: the last part of its path.
+        samples: How many samples there are to train on.
+        per_epoch: How many of them an epoch takes, by its weight.
+    """
+
+    name: str
+    samples: int
+    per_epoch: int
+
+
 @dataclass(frozen=True, eq=False)
 class LoadedDataset:
     """A data set that is ready to train on.
 
     Attributes:
-        train: Training samples in the order of the file.
+        train: Training samples in the order of the file, of a mix set by set.
         val: Samples held out for evaluation, in the order of the file; may be empty.
         truncated: Samples of the whole file that were cut to `cutoff_len`.
         dropped: Samples of the whole file that were left out, because their answer is blank or no token in them
@@ -41,6 +57,7 @@ class LoadedDataset:
         unread: The columns that were not read, in words of bounded length; empty where there are none.
         shortened: Conversations of the whole file in which the chat template left out a part of an answer that is to
             be learned (the thoughts of earlier turns, say).
+        mix: The data sets of a mix; empty where there is one alone.
     """
 
     train: AnySet
@@ -50,6 +67,7 @@ class LoadedDataset:
     longest: int
     unread: str = ""
     shortened: int = 0
+    mix: tuple[MixedSource, ...] = ()
 
 
 def load_dataset(
@@ -59,10 +77,10 @@ def load_dataset(
     vocab_size: int,
     positions: int | None = None,
 ) -> LoadedDataset:
-    """Read, tokenise, cut and split the data set of one adapter.
+    """Read, tokenise, cut and split the data set of one adapter, or each of those that it mixes.
 
     Args:
-        config: The file, its format and the share to hold out.
+        config: The files, their formats and the shares to hold out.
         training: `cutoff_len`, `train_on_inputs` and `seed` are used.
         tokenizer: Gives the base model's tokenizer; not called for the format `tokens`.
         vocab_size: Number of tokens that the base model knows.
@@ -70,8 +88,47 @@ def load_dataset(
 
     Raises:
         DataError: The file cannot be read, has records that cannot be used (all are counted, the first ones
-            are named by line), leaves nothing to train on, or has a sample that the base model cannot run.
+            are named by line), leaves nothing to train on, or has a sample that the base model cannot run; of a mix
+            the message begins with the place in the list.
     """
+    if not config.mix:
+        return _load(config, training, tokenizer, vocab_size, positions)
+    parts = []
+    for number, source in enumerate(config.sources):
+        try:
+            parts.append(_load(source, training, tokenizer, vocab_size, positions))
+        except DataError as error:
+            raise type(error)(f"dataset[{number}]: {error}") from None
+    return _mixed(config.sources, parts)
+
+
+def _mixed(sources: Sequence[DataSource], parts: Sequence[LoadedDataset]) -> LoadedDataset:
+    names = [Path(source.path).name for source in sources]
+    unread = [f"{name}: {part.unread}" for name, part in zip(names, parts, strict=True) if part.unread]
+    unique = [name if names.count(name) == 1 else f"{name}[{number}]" for number, name in enumerate(names)]
+    counts = [len(part.train) for part in parts]
+    return LoadedDataset(
+        train=joined([part.train for part in parts]),
+        val=joined([part.val for part in parts]),
+        truncated=sum(part.truncated for part in parts),
+        dropped=sum(part.dropped for part in parts),
+        longest=max(part.longest for part in parts),
+        unread="; ".join(unread),
+        shortened=sum(part.shortened for part in parts),
+        mix=tuple(
+            MixedSource(name, count, source.samples_per_epoch(count))
+            for name, count, source in zip(unique, counts, sources, strict=True)
+        ),
+    )
+
+
+def _load(
+    config: DataSource,
+    training: TrainingConfig,
+    tokenizer: Callable[[], PreTrainedTokenizerBase],
+    vocab_size: int,
+    positions: int | None,
+) -> LoadedDataset:
     path = config.path
     reader = SampleReader(config, training, vocab_size)
     encoder = SampleEncoder(config, training, tokenizer, vocab_size)
@@ -117,7 +174,7 @@ def _list_problems(path: str, problems: Sequence[str], bad: int, records: int) -
 
 
 def _finish(
-    path: str, collected: Collector, records: int, unread: str, config: DatasetConfig, training: TrainingConfig
+    path: str, collected: Collector, records: int, unread: str, config: DataSource, training: TrainingConfig
 ) -> LoadedDataset:
     samples = collected.collected()
     if samples is None:

@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Callable, Mapping
 
-from gpu_actor.contract.config import DatasetConfig, DatasetFormat, TrainingConfig
+from gpu_actor.contract.config import DatasetFormat, DataSource, TrainingConfig
 from gpu_actor.contract.errors import DataError, UnfitDataError
 from gpu_actor.contract.messages import shorten
 from gpu_actor.contract.objective_fields import PAIR_OBJECTIVES
@@ -35,7 +35,7 @@ class SampleReader:
         unread: The columns that none of them was read from.
     """
 
-    def __init__(self, config: DatasetConfig, training: TrainingConfig, vocab_size: int) -> None:
+    def __init__(self, config: DataSource, training: TrainingConfig, vocab_size: int) -> None:
         """Nothing is settled before the first record.
 
         Args:

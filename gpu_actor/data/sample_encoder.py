@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpu_actor.contract.config import DatasetConfig, TrainingConfig
+from gpu_actor.contract.config import DataSource, TrainingConfig
 from gpu_actor.contract.errors import DataError, UnfitDataError
 from gpu_actor.data.records import Chat, Pair, Sample, Single, Tokens, Unpaired
 from gpu_actor.data.samples import Labelled
@@ -22,7 +22,7 @@ class SampleEncoder:
 
     def __init__(
         self,
-        config: DatasetConfig,
+        config: DataSource,
         training: TrainingConfig,
         tokenizer: Callable[[], PreTrainedTokenizerBase],
         vocab_size: int,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,6 +111,35 @@ class UnpairedSet:
 
 AnySet = SampleSet | PairSet | UnpairedSet
 """The samples of one data set, whatever its objective."""
+
+
+def joined(sets: Sequence[AnySet]) -> AnySet:
+    """Several sets of one kind as one, one behind the other."""
+    if len(sets) == 1:
+        return sets[0]
+    if all(isinstance(one, PairSet) for one in sets):
+        chosen, rejected = ([getattr(one, side) for one in sets] for side in ("chosen", "rejected"))
+        return PairSet(_joined(chosen), _joined(rejected))
+    if all(isinstance(one, UnpairedSet) for one in sets):
+        answers = _joined([one.answers for one in sets if isinstance(one, UnpairedSet)])
+        return UnpairedSet(answers, np.concatenate([one.desirable for one in sets if isinstance(one, UnpairedSet)]))
+    return _joined([one for one in sets if isinstance(one, SampleSet)])
+
+
+def _joined(sets: Sequence[SampleSet]) -> SampleSet:
+    starts = np.cumsum([0, *(len(one.input_ids) for one in sets)])
+    firsts = np.cumsum([0, *(len(one.offsets) - 1 for one in sets)])
+    offsets = [one.offsets[:-1] + start for one, start in zip(sets, starts, strict=False)]
+    orders = [
+        (np.arange(len(one)) if one.order is None else one.order) + first
+        for one, first in zip(sets, firsts, strict=False)
+    ]
+    return SampleSet(
+        np.concatenate([one.input_ids for one in sets]),
+        np.concatenate([one.labels for one in sets]),
+        np.concatenate([*offsets, starts[-1:]]),
+        np.concatenate(orders),
+    )
 
 
 def answer_start(labels: IdArray) -> int:

@@ -27,12 +27,13 @@ class StepMeter:
         before: Bytes in use when the step began.
         peak: Highest use of the latest step.
         highest: Highest use of all steps, and of what was done beside them.
+        highest_alone: Highest use of the steps during which no other thread took memory; 0 before the first one.
         alone: Whether nothing but the latest step took memory meanwhile.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.memory = MemoryMeter(str(device))
-        self.before = self.peak = self.highest = 0
+        self.before = self.peak = self.highest = self.highest_alone = 0
         self._warm: set[str] = set()
         self._left: set[str] = set()  # adapters that left during the step
         self._training_peak = 0  # of the step so far, before it was put aside the last time
@@ -94,6 +95,8 @@ class StepMeter:
         spans = [(self._started, self._watch.mark()), *self._aside]
         self.peak = max(self._training_peak, self.memory.peak())
         self.highest = max(self.highest, self.peak)
+        if self.alone:
+            self.highest_alone = max(self.highest_alone, self.peak)
         jobs, lengths = set(job_ids), list(lengths)
         if whole and self.alone and jobs <= self._warm:
             squares = sum(length * length for length in lengths)

@@ -120,6 +120,11 @@ class KeyValueCache:
         return out.reshape(1, rows, heads, -1)
 
     @property
+    def token_bytes(self) -> int:
+        """Bytes of the keys and values of one token of one row; 0 while there is no row."""
+        return sum(part[0, :, 0].numel() * part.element_size() for pair in self._calls for part in pair if part.numel())
+
+    @property
     def _room(self) -> int:
         return self._calls[0][0].shape[2] if self._calls else 0
 

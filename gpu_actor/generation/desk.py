@@ -14,7 +14,7 @@ from gpu_actor.adapters.weights import AdapterWeights
 from gpu_actor.contract.errors import LorayError
 from gpu_actor.contract.messages import one_line
 from gpu_actor.contract.questions import Answer, Answerer, AskRequest, Question, Sampling
-from gpu_actor.generation.generator import MOST_TOKENS, Generator
+from gpu_actor.generation.generator import MOST_TOKENS, Generator, Room
 from gpu_actor.generation.prompts import end_tokens, prompt_of, shown
 from gpu_actor.generation.reply import Reply
 from gpu_actor.generation.saved_steps import saved_step
@@ -79,15 +79,18 @@ class AnswerDesk:
     One thread steps and opens; any thread may ask for answers.
     """
 
-    def __init__(self, base: BaseModel, tokenizer: Callable[[], Any], most_tokens: int = MOST_TOKENS) -> None:
+    def __init__(
+        self, base: BaseModel, tokenizer: Callable[[], Any], most_tokens: int = MOST_TOKENS, room: Room | None = None
+    ) -> None:
         """Nothing is asked yet.
 
         Args:
             base: The base model.
             tokenizer: Gives its tokenizer.
             most_tokens: As of `Generator`.
+            room: As of `Generator`.
         """
-        self._base, self._tokenizer, self._most_tokens = base, tokenizer, most_tokens
+        self._base, self._tokenizer, self._most_tokens, self._room = base, tokenizer, most_tokens, room
         self._generator: Generator | None = None  # made for the first question
         self._open: dict[str, _Open] = {}
 
@@ -127,7 +130,7 @@ class AnswerDesk:
         self._open[request.request_id] = _Open(lines)
         try:
             if self._generator is None:
-                self._generator = Generator(self._base, self._most_tokens)
+                self._generator = Generator(self._base, self._most_tokens, self._room)
             tokenizer = self._tokenizer()
         except LorayError as error:
             _fail(lines, error)

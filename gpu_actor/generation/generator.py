@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import groupby
 
@@ -29,6 +29,7 @@ _CHECK_STEPS = 3
 # In two ways of computing a model agrees to rounding; a position or a state that is lost is gross.
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
 
+Room = Callable[[], float]
 _Row = tuple[AdapterWeights | None, Tokens]
 
 
@@ -41,17 +42,18 @@ class Generator:
         cached: Whether keys and values are kept.
     """
 
-    def __init__(self, base: BaseModel, most_tokens: int = MOST_TOKENS) -> None:
+    def __init__(self, base: BaseModel, most_tokens: int = MOST_TOKENS, room: Room | None = None) -> None:
         """Ask the base model whether it gives the same with a cache as without.
 
         Args:
             base: Served; only one thread at a time may use it.
             most_tokens: Of the answers in work with their prompts, as long as they may become; one that is longer has
                 the place to itself.
+            room: Bytes that their keys and values may take; None: any.
         """
-        self._most_tokens = most_tokens
-        self._base = base
-        self.cached = base.packed and _same_with_cache(base)
+        self._base, self._most_tokens, self._room = base, most_tokens, room
+        self._token_bytes = _checked_token_bytes(base) if base.packed else 0
+        self.cached = self._token_bytes > 0
         self._cache = KeyValueCache(base.device)
         self._waiting: list[Reply] = []
         self._running: list[Reply] = []
@@ -108,15 +110,22 @@ class Generator:
     def _take_in(self) -> list[Reply]:
         """Those of the waiting answers whose prompts are computed now; they run from here on."""
         taken, tokens, kept = 0, 0, sum(map(_longest, self._running))
+        most = self._most_kept()
         for reply in self._waiting:
             tokens += len(reply.prompt)
             kept += _longest(reply)
-            if (taken and tokens > _PREFILL_TOKENS) or ((taken or self._running) and kept > self._most_tokens):
+            if (taken and tokens > _PREFILL_TOKENS) or ((taken or self._running) and kept > most):
                 break
             taken += 1
         asked, self._waiting = self._waiting[:taken], self._waiting[taken:]
         self._running += asked
         return asked
+
+    def _most_kept(self) -> float:
+        """Tokens of answers that may be in work at a time."""
+        if self._room is None or not self.cached:
+            return self._most_tokens
+        return min(self._most_tokens, self._room() / self._token_bytes)
 
     def _hidden(self, asked: Sequence[Reply]) -> torch.Tensor:
         """Hidden states [answers, hidden] of the last token of each answer."""
@@ -193,8 +202,8 @@ def _decode(base: BaseModel, rows: Sequence[_Row], cache: KeyValueCache) -> torc
     return base.body.hidden_with(cache, replace(_batch(base, rows), position_ids=places))[0]
 
 
-def _same_with_cache(base: BaseModel) -> bool:
-    """Whether a few tokens, computed one by one with a cache, are those of whole sequences."""
+def _checked_token_bytes(base: BaseModel) -> int:
+    """Bytes that a cache keeps of a token; 0 if a few tokens, computed one by one, are not those of whole sequences."""
     random = np.random.default_rng(0)
     vocabulary = base.description.vocab_size
     ids = [random.integers(0, vocabulary, length + _CHECK_STEPS, dtype=np.int32) for length in _CHECK_LENGTHS]
@@ -208,10 +217,10 @@ def _same_with_cache(base: BaseModel) -> bool:
         difference = ((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item()
     except Exception as error:  # whatever the family's code raises
         logger.info("%s: no key-value cache (%s)", base.ref, one_line(error), exc_info=error)
-        return False
+        return 0
     same = difference <= _TOLERANCE[base.dtype]
     if not same:
         logger.info(
             "%s: with a key-value cache it computes something else (by %.1e): none is kept", base.ref, difference
         )
-    return same
+    return cache.token_bytes if same else 0

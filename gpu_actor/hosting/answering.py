@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +29,7 @@ class Answering:
             tokenizer: Gives a tokenizer that no other thread uses.
         """
         self._trainer = trainer
-        self._desk = AnswerDesk(base, tokenizer, _TOKENS_PER_BUDGET * trainer.token_budget)
+        self._desk = AnswerDesk(base, tokenizer, _TOKENS_PER_BUDGET * trainer.token_budget, self._room)
         self._credit = 0.0  # seconds that answers may take before the next shared batch; debts too
         self._guest = contextlib.ExitStack()
         self._is_guest = False
@@ -55,6 +56,12 @@ class Answering:
         """Drop a request with its answers."""
         self._desk.withdraw(request_id)
         self._mark()
+
+    def _room(self) -> float:
+        """Bytes that training, at its highest so far, has left of the actor's limit: answers wait for more."""
+        meter = self._trainer.meter
+        limit = self._trainer.memory_limit
+        return math.inf if limit is None else limit - (meter.highest_alone or meter.memory.used())
 
     def after_batch(self, seconds: float) -> None:
         """Go on answering, as long as the shared batch that took `seconds` pays for.

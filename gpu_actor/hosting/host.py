@@ -54,7 +54,7 @@ class Host:
         self._loading: Future[HostedBase] = Future()
         self._tasks: queue.Queue[Task] = queue.Queue()
         self._device = DeviceEnd()
-        self._preparer = Preparer(self._loading, self._tasks.put, self._publish, self._device)
+        self._preparer = Preparer(self._loading, self._tasks.put, self._publish, self._device, options.allowed_roots)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="loray-train", daemon=True)
         self._thread.start()

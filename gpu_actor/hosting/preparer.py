@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 from gpu_actor.adapters.start_check import check_adapter_fits
 from gpu_actor.contract.config import AdapterSpec
+from gpu_actor.contract.errors import InvalidJobError
 from gpu_actor.contract.report import TenantReport, TenantState
+from gpu_actor.contract.roots import outside
 from gpu_actor.data.dataset import LoadedDataset, load_dataset
 from gpu_actor.device.failures import is_out_of_memory
 from gpu_actor.hosting.device_end import DeviceEnd
@@ -39,6 +41,7 @@ class Preparer:
         post: Callable[[Task], None],
         publish: Callable[[HostedBase], None],
         device: DeviceEnd,
+        allowed_roots: Sequence[str],
     ) -> None:
         """Nothing is prepared before the base model is loaded.
 
@@ -47,8 +50,10 @@ class Preparer:
             post: Lets the training thread do something between two shared batches.
             publish: Makes what is so now the actor's report.
             device: Hears of every error.
+            allowed_roots: Folders below which jobs write, looked at again here: what was checked when a job was
+                submitted may lead elsewhere by now.
         """
-        self._device = device
+        self._device, self._roots = device, allowed_roots
         self._loading, self._post, self._publish = loading, post, publish
         self._lock = threading.Lock()
         self._attempts: dict[str, int] = {}  # newest attempt seen, by job
@@ -107,6 +112,8 @@ class Preparer:
 
     def _make(self, hosted: HostedBase, spec: AdapterSpec, attempt: int) -> None:
         try:
+            if problem := outside(spec.output_dir, self._roots):
+                raise InvalidJobError(f"output_dir: {problem}")
             dataset = load_data(hosted.base, spec, hosted.tokenizer)
         except Exception as error:
             self._cannot_start(spec, attempt, error)

@@ -10,6 +10,20 @@ from gpu_actor.contract.locations import BaseFiles, find_base
 from gpu_actor.contract.messages import one_line
 from gpu_actor.loading.chatglm import glm_config, is_chatglm
 
+# Ten times and more what the largest models have.
+_MOST = {
+    "num_hidden_layers": 2_000,
+    "hidden_size": 2**19,
+    "intermediate_size": 2**21,
+    "num_attention_heads": 2**14,
+    "num_key_value_heads": 2**14,
+    "head_dim": 2**16,
+    "vocab_size": 2**24,
+    "num_experts": 2**14,
+    "num_local_experts": 2**14,
+    "n_routed_experts": 2**14,
+}
+
 
 def load_config(ref: str, trust_remote_code: bool = False) -> Any:
     """The `transformers` configuration of a base model, from its config.json or its GGUF file.
@@ -21,7 +35,7 @@ def load_config(ref: str, trust_remote_code: bool = False) -> Any:
 
     files = find_base(ref)
     if files.gguf_file is not None:
-        return _gguf_config(ref, files)
+        return _of_possible_size(ref, _gguf_config(ref, files))
     raw = read_config(ref)
     if is_chatglm(raw):
         return glm_config(raw, ref)
@@ -38,9 +52,27 @@ def load_config(ref: str, trust_remote_code: bool = False) -> Any:
             "unquantised one, and set the actor's quantization in the cluster file (nf4 or int8)"
         )
     try:
-        return AutoConfig.from_pretrained(files.place, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(files.place, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise _unusable(ref, error) from None
+    return _of_possible_size(ref, config)
+
+
+def _of_possible_size(ref: str, config: Any) -> Any:
+    """The configuration, unless its sizes are beyond every model's: building it would go on for hours.
+
+    Raises:
+        BaseModelError: They are.
+    """
+    for part in (config, config.get_text_config(decoder=True)):
+        for name, most in _MOST.items():
+            size = getattr(part, name, None)
+            if isinstance(size, int) and size > most:
+                raise BaseModelError(
+                    f"base_model: {ref}: {name} is {size:,} in its configuration; allowed: up to {most:,}. Is the "
+                    "file damaged?"
+                )
+    return config
 
 
 def read_config(ref: str) -> dict[str, Any]:

@@ -26,13 +26,13 @@ def append_rows(output_dir: Path, rows: Iterable[str]) -> None:
     """
     path = output_dir / file_names.METRICS
     left = "".join(rows).encode()
-    with path.open("ab", buffering=0) as file:  # a buffer would be written once more when the file is closed
+    with open(path, "ab", buffering=0, opener=_no_link) as file:  # a buffer would be written again at the end
         before = file.tell()
         try:
             while left:
                 left = left[file.write(left) :]
         except OSError:
-            os.truncate(path, before)  # half a row would spoil those that come after it
+            file.truncate(before)  # half a row would spoil those that come after it
             raise
 
 
@@ -45,7 +45,7 @@ def trim_metrics(output_dir: Path, step: int) -> None:
     if not path.exists():
         return
     kept = 0
-    with path.open("rb") as file:
+    with open(path, "r+b", opener=_no_link) as file:
         for line in file:
             try:
                 if not line.endswith(b"\n") or json.loads(line)["step"] > step:
@@ -53,7 +53,12 @@ def trim_metrics(output_dir: Path, step: int) -> None:
             except (ValueError, KeyError, TypeError):
                 break
             kept += len(line)
-    os.truncate(path, kept)
+        file.truncate(kept)
+
+
+def _no_link(path: str, flags: int) -> int:
+    """Opens the file itself: a link in its place, which somebody else has put there, may lead anywhere."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def added(sums: Mapping[str, _Number], more: Mapping[str, _Number]) -> dict[str, _Number]:

@@ -6,6 +6,7 @@ A folder that cannot be written costs no job and no row: what is to be written w
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -63,6 +64,7 @@ class RunFiles:
         self._checkpoint_due = False
         self._best_is_back = False
         self._again_at = 0.0  # monotonic
+        self._place = os.path.realpath(self.folder)
 
     def resume(self) -> Progress | None:
         """Go on from the newest checkpoint that is whole; None where the job starts, whose start values are not set.
@@ -194,6 +196,8 @@ class RunFiles:
             if not self.folder.is_dir():
                 self.folder.mkdir(parents=True)
                 self.notes.append(f"{self.folder} was gone, and was made again; what was in it is lost")
+            if os.path.realpath(self.folder) != self._place:
+                raise OSError(f"{self.folder} leads elsewhere than when the job began ({self._place}); put it back")
             write()
         except OSError as error:
             if not self.failure:

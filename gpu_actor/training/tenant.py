@@ -32,7 +32,7 @@ from gpu_actor.training.micro_batches import MicroBatches
 from gpu_actor.training.optimizer import make_optimizer, make_scheduler, warmup_steps
 from gpu_actor.training.references import reference_folder
 from gpu_actor.training.run_files import RunFiles
-from gpu_actor.training.sample_order import DataCursor
+from gpu_actor.training.sample_order import DataCursor, MixCounts
 from gpu_actor.training.taken_step import StepValues, TakenStep
 
 _RATE_WINDOW = 20  # optimizer steps over which tokens/s and the time left are averaged
@@ -82,7 +82,7 @@ class Tenant:
         self.weights = weights
         self.data = data
         self.output_dir = Path(spec.output_dir)
-        self.cursor = DataCursor(spec.training, len(data.train))
+        self.cursor = DataCursor(spec.training, len(data.train), data.mix)
         self.optimizer = make_optimizer(weights, spec.training)
         self.scheduler = make_scheduler(self.optimizer, spec.training, self.cursor.total_steps)
         self.files = RunFiles(spec, weights, self.optimizer, self.scheduler, digest(data.train, data.val))
@@ -93,9 +93,9 @@ class Tenant:
         self.left_out = 0
         self.split = 1
         self.cap: int | None = None
-        lengths = self.data.train.lengths()
-        self._longest = int(lengths.max())
-        self._mean_step_tokens = float(lengths.sum()) / self.cursor.steps_per_epoch
+        self._longest = int(data.train.lengths().max())
+        self._mix_counts = MixCounts(data)
+        self._mean_step_tokens = self._mix_counts.tokens_per_epoch / self.cursor.steps_per_epoch
         self._times: deque[tuple[float, int]] = deque([(time.monotonic(), self.progress.tokens)], _RATE_WINDOW)
         self._plan_step()
 
@@ -250,6 +250,7 @@ class Tenant:
                 learning_rate=taken.learning_rate,
                 grad_norm=found.norm,
                 tokens=taken.tokens,
+                **self._mix_counts.figures(self.cursor.step(step - 1)),
                 time=time.time(),
             )
             after = dataclasses.replace(after, logged_loss=0.0, logged_steps=0, logged_figures={}, figure_steps={})

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from gpu_actor.contract.config import is_template_path
 from gpu_actor.contract.errors import AdapterError
 from gpu_actor.contract.questions import Answer, AskRequest
+from gpu_actor.contract.roots import outside
 from orchestrator.jobs.job import JobState
-from orchestrator.jobs.preflight import outside
 
 if TYPE_CHECKING:
     from orchestrator.cluster.fleet import Fleet
@@ -37,7 +37,7 @@ def check_reach(request: AskRequest, roots: Sequence[str]) -> None:
 
     Args:
         request: What is asked.
-        roots: The folders below which everything must lie; none allows every place.
+        roots: As in `outside`.
 
     Raises:
         AdapterError: A folder or a template lies elsewhere.

@@ -26,6 +26,7 @@ from orchestrator.cluster.connection import Connection
 from orchestrator.control import launch
 from orchestrator.endpoint.door_file import door_path
 from orchestrator.jobs.job import JobSpec, JobState
+from orchestrator.jobs.preflight import named_places
 from orchestrator.link.choose import is_elsewhere
 
 CANCEL_SECONDS = 60.0
@@ -59,6 +60,8 @@ def run(
         raise LorayError("run trains on a Ray cluster; through an HTTP door it is `loray submit --wait JOB.yaml`")
     config = with_policy(load_cluster_config(cluster), policy)
     specs = read_jobs(job_files, goes_on=True)
+    if config.allowed_roots is None:  # who writes the jobs and starts the cluster allows what the jobs name
+        config = config.model_copy(update={"allowed_roots": [*config.roots, *named_places(specs)]})
     console = display.make_console(quiet=as_json)
     if find_address(address, Path(config.storage)) is None:
         console.print("starting Ray on this machine ...")

@@ -12,6 +12,7 @@ from typing import Any
 
 from gpu_actor.contract.errors import ClusterUnavailableError
 from gpu_actor.contract.locations import loray_home
+from gpu_actor.contract.private_files import private_file, private_folder
 
 CLUSTER_FILE = "cluster.json"
 PROBE_SECONDS = 5.0
@@ -118,9 +119,10 @@ def write_cluster_file(storage: Path, address: str, dashboard: str | None, pid: 
         dashboard: URL of the Ray dashboard.
         pid: The process that the cluster ends with, if there is one.
     """
-    storage.mkdir(parents=True, exist_ok=True)
+    private_folder(storage)
     draft = storage / f"{CLUSTER_FILE}.{os.getpid()}"
     cluster = {"address": address, "pid": pid, "dashboard": dashboard}
+    private_file(draft)
     draft.write_text(json.dumps(cluster) + "\n", encoding="utf-8")
     draft.replace(storage / CLUSTER_FILE)
 

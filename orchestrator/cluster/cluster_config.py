@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 
 from gpu_actor.contract.config import Quantization, check_quantization
 from gpu_actor.contract.locations import is_local_model, looks_like_path, loray_home
+from gpu_actor.contract.roots import default_roots
 from gpu_actor.contract.strict import Strict
 from orchestrator.jobs.owner import OPERATOR
 from orchestrator.jobs.report_to import TrackerName
@@ -189,10 +190,11 @@ class ClusterConfig(Strict):
         default_factory=dict,
         description="By owner; `default` is that of everybody who is not named, but for the operator.",
     )
-    allowed_roots: list[str] = Field(
-        default_factory=list,
-        description="Folders below which data sets, outputs, start adapters and base model folders must lie; "
-        "none: anywhere.",
+    allowed_roots: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        description="Folders below which data sets, outputs, start adapters and base model folders must lie, hidden "
+        "names and folders of the system excepted; null: the folder where Loray is started, your home, the storage.",
     )
     trust_remote_code: bool = Field(
         default=False, description="Whether Python code that comes with a base model may run on the actors."
@@ -224,6 +226,11 @@ class ClusterConfig(Strict):
     def most_running(self, owner: str) -> int | None:
         """How many of an owner's jobs may train at a time; None: any number."""
         return self.quota_of(owner).running
+
+    @property
+    def roots(self) -> list[str]:
+        """The allowed folders; by default those of the process that asks."""
+        return self.allowed_roots if self.allowed_roots is not None else default_roots(self.storage)
 
     @property
     def database_url(self) -> str:
@@ -297,7 +304,7 @@ def _with_absolute_paths(config: ClusterConfig, folder: Path) -> ClusterConfig:
     return config.model_copy(
         update={
             "storage": absolute(config.storage),
-            "allowed_roots": [absolute(root) for root in config.allowed_roots],
+            "allowed_roots": [absolute(root) for root in config.allowed_roots] if config.allowed_roots else None,
             "actors": actors,
         }
     )

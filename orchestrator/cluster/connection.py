@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -12,7 +13,15 @@ from typing import Any
 
 from gpu_actor.contract.errors import ClusterUnavailableError, LorayError
 from orchestrator.cluster.address import ClusterAddress, answers, checked, find_address, host_and_port
-from orchestrator.cluster.ray_internals import Access, auth_token, probe_access, reread_environment, resolve_auto
+from orchestrator.cluster.ray_internals import (
+    Access,
+    auth_token,
+    hides_on_loopback,
+    loopback_only,
+    probe_access,
+    reread_environment,
+    resolve_auto,
+)
 
 NAMESPACE = "loray"
 CONTROLLER = "loray-controller"
@@ -86,9 +95,11 @@ def join(cluster: ClusterAddress) -> Connection:
         address = resolve_auto() if cluster.address == "auto" else cluster.address
         if address:
             _use_auth_mode(address, where)
-        context = ray.init(
-            address=address or "auto", namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR
-        )
+        here = loopback_only() if hides_on_loopback(address) else contextlib.nullcontext()
+        with here:
+            context = ray.init(
+                address=address or "auto", namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR
+            )
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         if isinstance(error, LorayError):
             raise

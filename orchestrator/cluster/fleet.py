@@ -14,6 +14,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -156,7 +157,8 @@ class Fleet:
         name = f"{short_model_name(base_model)}@{place_id}#{secrets.token_hex(2)}"
         self._store.add_actor(ActorRecord(name, place_id, base_model))
         strategy = NodeAffinitySchedulingStrategy(place.node_id, soft=False) if place.node_id else "DEFAULT"
-        options = place.options(name, base_model, self._config.trust_remote_code, self._config.allow_pickle)
+        config = self._config
+        options = place.options(name, base_model, config.trust_remote_code, config.allow_pickle, config.roots)
         try:
             handle = (
                 ray.remote(GpuActor)
@@ -180,8 +182,10 @@ class Fleet:
         self.members[name] = Member(name, place, base_model, handle, started_at=time.monotonic())
 
     def end(self, name: str) -> None:
-        """End an actor at once and forget it."""
-        member = self.members.pop(name)
+        """End an actor at once and forget it; nothing happens if that was done before."""
+        member = self.members.pop(name, None)
+        if member is None:
+            return
         if member.request is not None:
             member.request.cancel()
         ray.kill(member.handle, no_restart=True)
@@ -191,9 +195,12 @@ class Fleet:
         """Let every actor write its checkpoints, and end all; returns them with their last reports."""
         members = list(self.members.values())
         await asyncio.gather(*(self._stop(member) for member in members))
+        await self._store.turn(partial(self._end_all, members))
+        return members
+
+    def _end_all(self, members: Sequence[Member]) -> None:
         for member in members:
             self.end(member.name)
-        return members
 
     async def _stop(self, member: Member) -> None:
         if not member.ready:
@@ -207,7 +214,7 @@ class Fleet:
     # -- talking -------------------------------------------------------------------------------------------------
 
     async def poll(self) -> list[Loss]:
-        """Ask every actor for its report, and wait a little for the answers; returns the actors that are lost."""
+        """Ask every actor for its report, and wait a little for the answers; returns the lost, who are to be ended."""
         for member in self.members.values():
             member.fresh = False
             if member.request is None:
@@ -218,7 +225,6 @@ class Fleet:
         losses = [loss for member in list(self.members.values()) if (loss := self._take_in(member))]
         for loss in losses:
             logger.warning("actor %s is lost: %s", loss.name, loss.reason)
-            self.end(loss.name)
         return losses
 
     def _take_in(self, member: Member) -> Loss | None:

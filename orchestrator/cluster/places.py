@@ -78,7 +78,14 @@ class Place:
             memory_limit=self.memory_limit,
         )
 
-    def options(self, name: str, base_model: str, trust_remote_code: bool, allow_pickle: bool = False) -> ActorOptions:
+    def options(
+        self,
+        name: str,
+        base_model: str,
+        trust_remote_code: bool,
+        allow_pickle: bool = False,
+        allowed_roots: Sequence[str] = (),
+    ) -> ActorOptions:
         """The options of an actor here.
 
         Args:
@@ -86,6 +93,7 @@ class Place:
             base_model: What it hosts.
             trust_remote_code: Whether Python code that comes with the base model may run.
             allow_pickle: Whether pickled weights are read.
+            allowed_roots: Folders below which jobs write; none: anywhere.
         """
         return ActorOptions(
             name=name,
@@ -100,6 +108,7 @@ class Place:
             gradient_checkpointing=self.settings.gradient_checkpointing,
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
+            allowed_roots=tuple(allowed_roots),
         )
 
 

@@ -6,6 +6,8 @@ Ray promises none of these names. They were looked up in Ray 2.50 to 2.53 and in
   that Loray starts listens at Ray's own port, and beside a second Ray `ray job submit` is refused.
 - `ray._private.services.ConsolePopen`: in 2.60. Without it Ray's own processes hear the signals that are sent to the
   process group of a `loray run`, and end before it can end its jobs in order.
+- `ray._private.ray_constants.ENABLE_RAY_CLUSTER` and the variable `RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER`: in all of them.
+  Without them Ray's own processes listen on every interface of the machine.
 - `ray._private.services.canonicalize_bootstrap_address`: in all of them. Without it `ray.init` resolves `auto`, and
   takes its own long way to find out that a cluster does not let it in.
 - the gRPC method `/ray.rpc.NodeInfoGcsService/CheckAlive`: in all of them. Without it, or without the package `grpc`,
@@ -28,7 +30,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cluster.address import PROBE_SECONDS, answers
+from orchestrator.cluster.address import PROBE_SECONDS, answers, host_and_port
 
 _MISSING = (ImportError, AttributeError)
 
@@ -65,6 +67,48 @@ def any_agent_port() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def loopback_only() -> Iterator[None]:
+    """Lets a Ray that is started or joined meanwhile be at 127.0.0.1, where no other machine reaches it.
+
+    On macOS and Windows Ray does so by itself, to spare people their firewall's questions. On Linux even a node that is
+    told to be at 127.0.0.1 looks for another address, and all its processes but the dashboard listen everywhere.
+    """
+    variable = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # read by the processes that are started
+    before = os.environ.get(variable)
+    try:
+        constants: Any = importlib.import_module("ray._private.ray_constants")
+        enabled = constants.ENABLE_RAY_CLUSTER
+    except _MISSING:
+        yield
+        return
+    constants.ENABLE_RAY_CLUSTER, os.environ[variable] = False, "0"
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = enabled
+        if before is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = before
+
+
+def hides_on_loopback(address: str | None) -> bool:
+    """Whether a cluster is one that `loopback_only` made: it answers at 127.0.0.1 and at no other address of here.
+
+    Args:
+        address: `host:port` of its head.
+    """
+    host_port = host_and_port(address or "")
+    if host_port is None or host_port[0] not in ("127.0.0.1", "localhost", "::1"):
+        return False
+    try:
+        here: Any = importlib.import_module("ray._private.services").get_node_ip_address
+    except _MISSING:
+        return False
+    return not answers(f"{here()}:{host_port[1]}")
+
+
+@contextlib.contextmanager
 def sessions_of_their_own() -> Iterator[None]:
     """Puts the processes of a Ray that is started meanwhile out of reach of signals to our process group.
 
@@ -94,7 +138,8 @@ def resolve_auto() -> str | None:
         resolve: Any = importlib.import_module("ray._private.services").canonicalize_bootstrap_address
     except _MISSING:
         return None
-    address = resolve("auto")
+    with loopback_only():  # else it takes 127.0.0.1 for a mistake
+        address = resolve("auto")
     return None if address is None else str(address)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -65,7 +64,7 @@ class Admission:
         if not problems and not specs:
             problems = [Problem("request", "", "holds no job; give at least one")]
         problems += self._beyond_quota(len(specs), owner)
-        outside = check_roots(specs, reach(owner, self._config.allowed_roots, Path(self._config.storage)))
+        outside = check_roots(specs, reach(owner, self._config))
         if outside:  # nothing there is even opened
             return specs, problems + outside
         problems += await asyncio.to_thread(check_files, specs, allow_pickle=self._config.allow_pickle)
@@ -156,7 +155,7 @@ class Submissions:
             if problems:
                 return [], problems
             try:
-                accepted = self._store.add(specs, request_id, owner)
+                accepted = await self._store.turn(lambda: self._store.add(specs, request_id, owner))
             except LiveJobError as error:
                 return [], [Problem(f"job {error.job}", error.field, error.message)]
         for job in accepted:

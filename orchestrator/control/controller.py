@@ -11,10 +11,11 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -44,6 +45,9 @@ from orchestrator.reporting.trackers import Trackers
 from orchestrator.store.records import JobRecord
 from orchestrator.store.storage_lock import hold
 from orchestrator.version import __version__
+
+if TYPE_CHECKING:
+    from orchestrator.store.store import Store
 
 logger = logging.getLogger("loray.controller")
 
@@ -81,8 +85,7 @@ class Controller:
         )
         admission = Admission(self._store, self._fleet, self._bases, snapshots, config)
         self._submissions = Submissions(config, self._store, self._bases, admission)
-        roots = reach(OPERATOR, config.allowed_roots, Path(config.storage))
-        self._questions = Questions(self._store, self._fleet, roots)
+        self._questions = Questions(self._store, self._fleet, reach(OPERATOR, config))
         self._reconciler = Reconciler(
             self._store,
             self._fleet,
@@ -123,7 +126,7 @@ class Controller:
 
     async def _tick(self) -> None:
         if not self._adopted:
-            self._take_over()
+            await self._store.turn(self._take_over)
         for loss in await self._reconciler.tick():
             self._metrics.actor_lost(loss.kind.value)
         self._metrics.jobs(self._store.counts())
@@ -268,7 +271,8 @@ class Controller:
         Raises:
             OwnerError: They have another token, or no name that an owner can have.
         """
-        self._store.add_token(check_owner(owner), digest)
+        check_owner(owner)
+        await self._store.turn(lambda: self._store.add_token(owner, digest))
         self._tokens_changed()
 
     async def revoke_token(self, owner: str) -> None:
@@ -277,7 +281,7 @@ class Controller:
         Raises:
             OwnerError: They have no token.
         """
-        self._store.remove_token(owner)
+        await self._store.turn(lambda: self._store.remove_token(owner))
         self._tokens_changed()
 
     def _tokens_changed(self) -> None:
@@ -340,10 +344,10 @@ class Controller:
             JobNotFoundError: No job has that id or name.
             IllegalTransitionError: It is over.
         """
-        job = job_verbs.cancel(self._store, self._find(ref))
+        job = await self._change(ref, job_verbs.cancel)
         if job.state in TERMINAL:
             self._job_over(job)
-        return self._changed(job)
+        return self._view(job)
 
     async def pause(self, ref: str) -> JobDict:
         """Take a job off its actor, with a checkpoint, and hold it until `resume`.
@@ -352,7 +356,7 @@ class Controller:
             JobNotFoundError: No job has that id or name.
             IllegalTransitionError: It is over, or is being cancelled.
         """
-        return self._changed(job_verbs.pause(self._store, self._find(ref)))
+        return self._view(await self._change(ref, job_verbs.pause))
 
     async def resume(self, ref: str) -> JobDict:
         """Put a paused job back into the queue.
@@ -361,7 +365,7 @@ class Controller:
             JobNotFoundError: No job has that id or name.
             IllegalTransitionError: It is over, or is being cancelled.
         """
-        return self._changed(job_verbs.resume(self._store, self._find(ref)))
+        return self._view(await self._change(ref, job_verbs.resume))
 
     async def retry(self, ref: str, from_start: bool = False) -> JobDict:
         """Put a failed or cancelled job back into the queue, under its own id.
@@ -374,15 +378,14 @@ class Controller:
             JobNotFoundError: No job has that id or name.
             IllegalTransitionError: It neither failed nor was cancelled, or another job has its name or folder.
         """
-        return self._changed(job_verbs.retry(self._store, self._find(ref), from_start=from_start))
+        return self._view(await self._change(ref, partial(job_verbs.retry, from_start=from_start)))
 
-    def _find(self, ref: str) -> JobRecord:
+    async def _change(self, ref: str, verb: Callable[[Store, JobRecord], JobRecord]) -> JobRecord:
+        """Do what somebody asks of a job; what comes back is in the store."""
         self._refuse_at_the_end()
-        return self._store.find(ref)
-
-    def _changed(self, job: JobRecord) -> JobDict:
+        job = await self._store.turn(lambda: verb(self._store, self._store.find(ref)))
         self._wake.set()
-        return self._view(job)
+        return job
 
     # -- the end -------------------------------------------------------------------------------------------------
 
@@ -399,7 +402,8 @@ class Controller:
         self._ticking.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._ticking
-        self._reconciler.settle(await self._fleet.stop())
+        members = await self._fleet.stop()
+        await self._store.turn(lambda: self._reconciler.settle(members))
         await self._trackers.stop()
         self._store.close()
 

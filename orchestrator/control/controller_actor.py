@@ -36,7 +36,7 @@ def start_or_attach_controller(config: ClusterConfig) -> Any:
         get_if_exists=True,
         resources={HEAD: 0.001},
         runtime_env={"env_vars": {**shared_environment(), "LORAY_HOME": str(loray_home())}},
-    ).remote(config)
+    ).remote(config.model_copy(update={"allowed_roots": config.roots}))  # by the folder where we are, not where it is
     try:
         ray.get(handle.ping.remote(), timeout=_START_SECONDS)
     except ray.exceptions.RayActorError as error:

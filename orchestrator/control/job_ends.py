@@ -41,9 +41,10 @@ class JobEnds:
         if tenant.state is TenantState.SUCCEEDED:
             message = f"succeeded after {tenant.step} steps" + (f": {tenant.reason}" if tenant.reason else "")
             self._move(job, JobState.SUCCEEDED, message, progress=counters, reason=tenant.reason)
-            discard_checkpoints(job.output_dir)  # not before: a job whose end is not recorded goes on from the last one
+            # not before: a job whose end is not recorded goes on from the last one
+            self._store.afterwards(lambda: discard_checkpoints(job.output_dir))
         elif job.wish is Wish.CANCEL or tenant.state is TenantState.CANCELLED:
-            discard_checkpoints(job.output_dir)
+            self._store.afterwards(lambda: discard_checkpoints(job.output_dir))
             self._move(job, JobState.CANCELLED, f"cancelled at step {tenant.step}", progress=counters)
         elif tenant.state is TenantState.FAILED:
             self.fail(job, tenant.reason or "the actor gave no reason", progress=counters)
@@ -55,7 +56,7 @@ class JobEnds:
     def give_back(self, job: JobRecord, reason: str, **changes: Any) -> None:
         """A running job is on no actor any more: do what a person wanted of it, or queue it again."""
         if job.wish is Wish.CANCEL:
-            discard_checkpoints(job.output_dir)
+            self._store.afterwards(lambda: discard_checkpoints(job.output_dir))
             self._move(job, JobState.CANCELLED, f"cancelled ({reason})")
         elif job.wish is Wish.PAUSE:
             self._move(job, JobState.PAUSED, f"paused ({reason})", **changes)
@@ -101,4 +102,4 @@ class JobEnds:
         self._progress.forget(job)
         self._swaps.forget(job)
         if state in TERMINAL:
-            self._on_end(moved)
+            self._store.afterwards(lambda: self._on_end(moved))

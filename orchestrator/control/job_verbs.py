@@ -23,7 +23,7 @@ def cancel(store: Store, job: JobRecord) -> JobRecord:
     if job.state is JobState.RUNNING:
         return store.wish(job.id, Wish.CANCEL, "asked to cancel")
     job = store.move(job.id, JobState.CANCELLED, "cancelled")
-    discard_checkpoints(job.output_dir)
+    store.afterwards(lambda: discard_checkpoints(job.output_dir))
     return job
 
 

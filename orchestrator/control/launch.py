@@ -14,7 +14,7 @@ from gpu_actor.contract.errors import ClusterUnavailableError, LorayError
 from orchestrator.cluster.address import find_address, remove_cluster_file, write_cluster_file
 from orchestrator.cluster.cluster_config import ClusterConfig
 from orchestrator.cluster.connection import NAMESPACE, Connection, connection_of, controller, join, runs
-from orchestrator.cluster.ray_internals import any_agent_port, sessions_of_their_own
+from orchestrator.cluster.ray_internals import any_agent_port, loopback_only, sessions_of_their_own
 
 LOCK_FILE = "cluster.lock"
 STARTING_SECONDS = 60.0
@@ -67,7 +67,7 @@ def _start_ray() -> Connection:
     os.environ.pop("RAY_ADDRESS", None)  # it would win over address="local" in the processes started from here
     import ray
 
-    with any_agent_port(), sessions_of_their_own():
+    with any_agent_port(), loopback_only(), sessions_of_their_own():
         context = ray.init(
             address="local",
             namespace=NAMESPACE,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from gpu_actor.contract.orders import Attach, Detach, Finish, Forget
@@ -86,17 +86,26 @@ class Reconciler:
         """Bring the cluster one step further; returns the actors that were found lost."""
         self._fleet.discover()
         losses = await self._fleet.poll()
+        instructions = await self._store.turn(lambda: self._take_in(losses))
+        await self._snapshots.prepare()
+        instructions += await self._store.turn(self._decide)
+        await asyncio.gather(*(self._fleet.send(instruction) for instruction in instructions))
+        return losses
+
+    def _take_in(self, losses: Sequence[Loss]) -> list[Instruction]:
+        """Record what has happened since the last tick; returns the orders that follow from it."""
         for loss in losses:
+            self._fleet.end(loss.name)
             self.actor_lost(loss)
         instructions = self.observe()
         self.tuning.learn()
-        instructions += self._stop_early()
-        await self._snapshots.prepare()
+        return instructions + self._stop_early()
+
+    def _decide(self) -> list[Instruction]:
+        """Record what the policy wants; returns the orders that carry it out."""
         planned = self.execution.record(self._replanner.plan(self.snapshot()))
-        instructions += self.tuning.token_budgets(self.running())  # an actor makes room before a further adapter comes
-        instructions += planned
-        await asyncio.gather(*(self._fleet.send(instruction) for instruction in instructions))
-        return losses
+        # an actor makes room before a further adapter comes
+        return self.tuning.token_budgets(self.running()) + planned
 
     def settle(self, members: Iterable[Member]) -> None:
         """Take in the last reports of stopped actors, and put what they did not finish back into the queue."""

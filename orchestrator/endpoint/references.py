@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.jobs.owner import OPERATOR
+
+if TYPE_CHECKING:
+    from orchestrator.cluster.cluster_config import ClusterConfig
 
 PLACES = (
     ("dataset", "path"),
@@ -67,16 +70,12 @@ def resolved(job: Mapping[str, Any], storage: Path, owner: str) -> dict[str, Any
     return fields
 
 
-def reach(owner: str, allowed_roots: Sequence[str], storage: Path) -> list[str]:
-    """The folders below which everything must lie that an owner's jobs name; none: everywhere.
+def reach(owner: str, config: ClusterConfig) -> list[str]:
+    """The folders below which everything must lie that an owner's jobs name.
 
-    Only the operator's jobs may go everywhere, and they too go nowhere else if the cluster file has `allowed_roots`.
-
-    Args:
-        owner: Whose jobs they are.
-        allowed_roots: Of the cluster file.
-        storage: The storage folder of the orchestrator.
+    Whoever is not the operator reaches what the cluster file allows by name, what was sent, and their own results.
     """
+    storage = Path(config.storage)
     if owner == OPERATOR:
-        return [*allowed_roots, str(uploads(storage)), str(storage / "outputs")] if allowed_roots else []
-    return [*allowed_roots, str(uploads(storage)), str(outputs(storage, owner))]
+        return [*config.roots, str(uploads(storage)), str(storage / "outputs")]
+    return [*(config.allowed_roots or ()), str(uploads(storage)), str(outputs(storage, owner))]

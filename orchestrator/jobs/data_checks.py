@@ -8,7 +8,7 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
-from gpu_actor.contract.config import DatasetConfig, TrainingConfig
+from gpu_actor.contract.config import DatasetConfig, DataSource, TrainingConfig
 from gpu_actor.contract.errors import DataError, NoAnswerError
 from gpu_actor.contract.objective_fields import PAIR_OBJECTIVES
 from gpu_actor.data.formats import SampleReader
@@ -47,7 +47,7 @@ def template_problem(value: str) -> str:
     return _file_problem(path)
 
 
-def split_problem(data: DatasetConfig) -> str:
+def split_problem(data: DataSource) -> str:
     """Whether a plain file is given what only data sets of the hub have."""
     if is_hub_dataset(data.path) or os.path.isdir(data.path):
         return ""
@@ -55,7 +55,7 @@ def split_problem(data: DatasetConfig) -> str:
     return f"{' and '.join(given)}: only data sets of the hub have this; remove it for a file" if given else ""
 
 
-def objective_problem(data: DatasetConfig, training: TrainingConfig) -> str:
+def objective_problem(data: DataSource, training: TrainingConfig) -> str:
     """Whether the format of the data is one that the objective learns from."""
     pairs, objective = data.format == "preference", training.objective
     if pairs and objective not in PAIR_OBJECTIVES:
@@ -70,10 +70,17 @@ def objective_problem(data: DatasetConfig, training: TrainingConfig) -> str:
 
 
 def first_records_remark(data: DatasetConfig, training: TrainingConfig) -> str:
-    """What the first records of a text file tell a person: why they cannot be used, or which columns are not read.
+    """What the first records of text files tell a person: why they cannot be used, or which columns are not read.
 
     Tables and data sets of the hub are not opened: that would take long.
     """
+    remarks = [_first_records_remark(source, training) for source in data.sources]
+    if not data.mix:
+        return remarks[0]
+    return "; ".join(f"dataset[{number}]: {remark}" for number, remark in enumerate(remarks) if remark)
+
+
+def _first_records_remark(data: DataSource, training: TrainingConfig) -> str:
     path = Path(data.path)
     text_file = path.suffix.lower() in (".jsonl", ".json", ".csv") and path.is_file()
     if not text_file or is_hub_dataset(data.path):

@@ -9,7 +9,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.validation.field_index import FieldIndex, dotted
+from orchestrator.validation.field_index import ITEM, FieldIndex, dotted
 from orchestrator.validation.problems import show, unknown_field_hint
 
 Settings = Sequence[tuple[tuple[str, ...], Any]]
@@ -83,7 +83,7 @@ def read_axes(grid: Any, index: FieldIndex) -> tuple[list[Axis], list[tuple[tupl
 
 def _axis_problem(key: Any, values: Any, index: FieldIndex) -> str:
     path = tuple(str(key).split("."))
-    if path not in index.leaves:
+    if path not in index.leaves or ITEM in path:
         if fields := index.nodes.get(path, {}).get("properties"):
             return f"is a section; name its fields with a dot, such as {key}.{next(iter(fields))}: [...]"
         hint = unknown_field_hint(path if path[:-1] in index.nodes else (str(key),), index, "job")

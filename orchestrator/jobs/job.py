@@ -108,7 +108,8 @@ def _blind_rule(spec: JobSpec) -> str | None:
     """Which rule about losses could never act, in words: it sees nothing, or another one would have to use it."""
     rules, training = spec.early_stop, spec.training
     every, last = training.eval_steps, training.max_steps
-    if every is not None and not spec.dataset.val_size:
+    holds_out = any(source.val_size for source in spec.dataset.sources)
+    if every is not None and not holds_out:
         return (
             f"training.eval_steps ({every}) does nothing without samples to evaluate on; set dataset.val_size, such as "
             "0.05, or leave eval_steps out"
@@ -118,7 +119,7 @@ def _blind_rule(spec: JobSpec) -> str | None:
             f"early_stop.patience needs evaluations, and training.eval_steps ({every}) exceeds training.max_steps "
             f"({last}); lower eval_steps, or leave patience out"
         )
-    if rules.patience is not None and not spec.dataset.val_size:
+    if rules.patience is not None and not holds_out:
         return "early_stop.patience needs evaluations; set dataset.val_size, such as 0.05, or leave patience out"
     if rules.min_delta and rules.patience is None:
         return f"early_stop.min_delta {rules.min_delta:g} does nothing without early_stop.patience; give both or none"
@@ -131,7 +132,7 @@ def _blind_rule(spec: JobSpec) -> str | None:
             "early_stop.halving_steps compares the jobs of a grid, and this job is in none; give it a grid, or give "
             "jobs that are submitted together the same early_stop.group"
         )
-    evaluated = spec.dataset.val_size and training.eval_steps is not None and training.eval_steps <= rules.halving_steps
+    evaluated = holds_out and training.eval_steps is not None and training.eval_steps <= rules.halving_steps
     if training.logging_steps > rules.halving_steps and not evaluated:
         return (
             f"early_stop.halving_steps {rules.halving_steps} comes before the first loss is known; set "

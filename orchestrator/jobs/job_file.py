@@ -164,6 +164,9 @@ class _Plan:
         self.axes: list[Axis] = []
         self._folder = folder
         self._fields = entry.merged()
+        self._is_list = isinstance(self._fields.get("dataset"), list)
+        if self._is_list:
+            self._fields["dataset"] = _as_mix(self._fields["dataset"])
         grid = self._fields.pop("grid", None)
         if grid is not None:
             self.axes, problems = read_axes(grid, field_index(JobSpec))
@@ -217,7 +220,8 @@ class _Plan:
         try:
             return JobSpec.model_validate(fields), []
         except ValidationError as error:
-            return None, explain(error, fields, _JobFields, "job")
+            found = explain(error, fields, _JobFields, "job")
+            return None, [(_in_list(path), message) for path, message in found] if self._is_list else found
 
 
 def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -248,18 +252,54 @@ def _with(fields: Mapping[str, Any], path: tuple[str, ...], value: Any) -> Mappi
     return {**fields, head: value}
 
 
+def _as_mix(sources: list[Any]) -> Any:
+    """A list of data sets as the first of them with the others as its mix; anything else stays, for its own error."""
+    if sources and all(isinstance(source, Mapping) for source in sources) and "mix" not in sources[0]:
+        return {**sources[0], "mix": sources[1:]}
+    return sources
+
+
+def _in_list(path: FieldPath) -> FieldPath:
+    """Where a field of such a mix stands in the list."""
+    match path:
+        case ("dataset", "mix", int(number), *rest):
+            return ("dataset", number + 1, *rest)
+        case ("dataset", str(name), *rest) if name != "mix":
+            return ("dataset", 0, name, *rest)
+    return path
+
+
 def _with_absolute_paths(fields: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
     for path in _PATHS:
         value: Any = fields
         for part in path:
             value = value.get(part) if isinstance(value, Mapping) else None
-        if isinstance(value, str | Path) and str(value):
-            if path == ("dataset", "chat_template") and not is_template_path(str(value)):
-                continue  # the template itself
-            absolute = os.path.abspath(folder / os.path.expanduser(value))
-            if path == ("base_model",) and not looks_like_path(str(value)) and not is_local_model(absolute):
-                continue  # a hub id
-            if path == ("dataset", "path") and is_hub_dataset(str(value)) and not os.path.exists(absolute):
-                continue
+        if (absolute := _absolute(path, value, folder)) is not None:
             fields = _with(fields, path, absolute)
+    data = fields.get("dataset")
+    mix = data.get("mix") if isinstance(data, Mapping) else None
+    if isinstance(mix, list):
+        moved = [_source_with_absolute_paths(source, folder) for source in mix]
+        fields = _with(fields, ("dataset", "mix"), moved)
     return fields
+
+
+def _source_with_absolute_paths(source: Any, folder: Path) -> Any:
+    if not isinstance(source, Mapping):
+        return source
+    found = {name: _absolute(("dataset", name), source.get(name), folder) for name in ("path", "chat_template")}
+    return {**source, **{name: path for name, path in found.items() if path is not None}}
+
+
+def _absolute(path: tuple[str, ...], value: Any, folder: Path) -> str | None:
+    """The absolute path that a field means; None where it is no path, or leads to the hub."""
+    if not isinstance(value, str | Path) or not str(value):
+        return None
+    if path == ("dataset", "chat_template") and not is_template_path(str(value)):
+        return None  # the template itself
+    absolute = os.path.abspath(folder / os.path.expanduser(value))
+    if path == ("base_model",) and not looks_like_path(str(value)) and not is_local_model(absolute):
+        return None  # a hub id
+    if path == ("dataset", "path") and is_hub_dataset(str(value)) and not os.path.exists(absolute):
+        return None
+    return absolute

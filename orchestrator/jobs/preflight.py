@@ -11,9 +11,10 @@ from typing import Any
 
 from gpu_actor.adapters.peft_config import lack_of_weights, unsupported
 from gpu_actor.contract import file_names
-from gpu_actor.contract.config import is_template_path
+from gpu_actor.contract.config import DataSource, TrainingConfig, is_template_path
 from gpu_actor.contract.errors import BaseModelError
 from gpu_actor.contract.locations import find_base, is_hub_id, loray_home, pickles_in, safetensors_in
+from gpu_actor.contract.roots import outside
 from gpu_actor.data.readers.read_records import is_hub_dataset
 from orchestrator.jobs.data_checks import dataset_problem, objective_problem, split_problem, template_problem
 from orchestrator.jobs.job import JobSpec
@@ -49,11 +50,11 @@ def check_files(jobs: Sequence[JobSpec], *, allow_pickle: bool = False, goes_on:
 
 
 def check_roots(jobs: Sequence[JobSpec], roots: Sequence[str]) -> list[Problem]:
-    """Which paths of the jobs lie outside the allowed folders once links are followed.
+    """Which paths of the jobs may not be used.
 
     Args:
         jobs: The jobs; hub ids are no paths and pass.
-        roots: The folders below which everything must lie; none allows every place.
+        roots: As in `outside`.
     """
     return [
         Problem(f"job {job.name}", field, message)
@@ -61,20 +62,6 @@ def check_roots(jobs: Sequence[JobSpec], roots: Sequence[str]) -> list[Problem]:
         for field, value in _paths(job)
         if (message := outside(value, roots))
     ]
-
-
-def outside(path: str, roots: Sequence[str]) -> str:
-    """That a path lies outside the allowed folders once links are followed, in words; empty where it does not.
-
-    Args:
-        path: Absolute.
-        roots: As in `check_roots`.
-    """
-    real = Path(os.path.realpath(path))
-    if not roots or any(real.is_relative_to(os.path.realpath(root)) for root in roots):
-        return ""
-    leads = "" if str(real) == path else f" leads to {real} and"
-    return f"{show(path)}{leads} is outside the allowed folders; allowed: below {', '.join(roots)}"
 
 
 class _Checks:
@@ -92,16 +79,11 @@ class _Checks:
         relative = [(field, value) for field, value in _paths(job) if not os.path.isabs(value)]
         if relative:
             return [(field, f"{show(value)} is not an absolute path; give it from '/' on") for field, value in relative]
-        data = job.dataset
         problems = [
-            ("dataset.path", self._dataset(data.path)),
-            ("dataset", split_problem(data)),
-            ("dataset.format", objective_problem(data, job.training)),
+            *(problem for where, data in _sources(job) for problem in self._of_data(where, data, job.training)),
             ("base_model", self._base_model(job.base_model)),
             ("output_dir", self._output(job.output_dir)),
         ]
-        if data.chat_template is not None and is_template_path(data.chat_template):
-            problems.append(("dataset.chat_template", self._template(data.chat_template)))
         if job.lora.init_adapter is not None:
             config, problem = self._adapter_config(job.lora.init_adapter)
             problems.append(("lora.init_adapter", problem))
@@ -117,13 +99,35 @@ class _Checks:
             problems.append(("training.reference_adapter", problem))
         return [(field, problem) for field, problem in problems if problem]
 
+    def _of_data(self, where: str, data: DataSource, training: TrainingConfig) -> _Problems:
+        problems = [
+            (f"{where}.path", self._dataset(data.path)),
+            (where, split_problem(data)),
+            (f"{where}.format", objective_problem(data, training)),
+        ]
+        if data.chat_template is not None and is_template_path(data.chat_template):
+            problems.append((f"{where}.chat_template", self._template(data.chat_template)))
+        return problems
+
+
+def _sources(job: JobSpec) -> list[tuple[str, DataSource]]:
+    """The data sets of a job, each with what a person calls it."""
+    sources = job.dataset.sources
+    return [("dataset" if len(sources) == 1 else f"dataset[{i}]", source) for i, source in enumerate(sources)]
+
+
+def named_places(jobs: Sequence[JobSpec]) -> list[str]:
+    """The files and folders that jobs name, for whoever wrote the jobs and may allow them."""
+    return list(dict.fromkeys(value for job in jobs for _, value in _paths(job)))
+
 
 def _paths(job: JobSpec) -> list[tuple[str, str]]:
     paths = [("output_dir", job.output_dir)]
-    if not is_hub_dataset(job.dataset.path):
-        paths.insert(0, ("dataset.path", job.dataset.path))
-    if job.dataset.chat_template is not None and is_template_path(job.dataset.chat_template):
-        paths.append(("dataset.chat_template", job.dataset.chat_template))
+    for where, data in reversed(_sources(job)):
+        if not is_hub_dataset(data.path):
+            paths.insert(0, (f"{where}.path", data.path))
+        if data.chat_template is not None and is_template_path(data.chat_template):
+            paths.append((f"{where}.chat_template", data.chat_template))
     if job.lora.init_adapter is not None:
         paths.append(("lora.init_adapter", job.lora.init_adapter))
     if job.training.reference_adapter is not None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from orchestrator.jobs.grid import NOT_IN_A_GRID
 from orchestrator.jobs.job import JobSpec
-from orchestrator.validation.field_index import FieldIndex, dotted, field_index
+from orchestrator.validation.field_index import ITEM, FieldIndex, dotted, field_index
 
 
 def job_schema() -> dict[str, Any]:
@@ -55,19 +55,23 @@ def _section(index: FieldIndex, path: tuple[str, ...], whole: bool) -> dict[str,
         schema["default"] = {}
     if not path:
         schema["properties"]["grid"] = {"$ref": "#/$defs/Grid"}
+        data = schema["properties"]["dataset"]  # one data set, or a list of them
+        data |= {"type": ["object", "array"], "items": data["properties"]["mix"]["items"], "minItems": 1}
     if whole and "required" in node:
         schema["required"] = node["required"]
     return schema
 
 
 def _leaf(index: FieldIndex, path: tuple[str, ...]) -> dict[str, Any]:
-    return {key: value for key, value in index.nodes[path].items() if key != "title"}
+    leaf = {key: value for key, value in index.nodes[path].items() if key != "title"}
+    item = (*path, ITEM)
+    return {**leaf, "items": _section(index, item, whole=True)} if index.nodes.get(item, {}).get("properties") else leaf
 
 
 def _grid(index: FieldIndex) -> dict[str, Any]:
     fields = {}
     for path in index.leaves:
-        if dotted(path) not in NOT_IN_A_GRID:
+        if dotted(path) not in NOT_IN_A_GRID and ITEM not in path:
             item = {key: value for key, value in _leaf(index, path).items() if key != "default"}
             fields[dotted(path)] = {"type": "array", "items": item, "minItems": 1, "uniqueItems": True}
     return {

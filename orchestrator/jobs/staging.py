@@ -11,11 +11,11 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpu_actor.contract.config import is_template_path
+from gpu_actor.contract.config import DataSource, is_template_path
 from gpu_actor.contract.errors import InvalidJobError
 from gpu_actor.contract.locations import looks_like_path
 from orchestrator.jobs.job import JobSpec
@@ -68,10 +68,8 @@ def _stage(job: JobSpec, storage: Path, copies: dict[str, str]) -> JobSpec:
         return copies[path]
 
     changes: dict[str, Any] = {}
-    data = {"path": copied(job.dataset.path)}  # a hub id is no path in a package
-    if job.dataset.chat_template is not None and is_template_path(job.dataset.chat_template):
-        data["chat_template"] = copied(job.dataset.chat_template)
-    changes["dataset"] = job.dataset.model_copy(update=data)
+    mix = [source.model_copy(update=_moved(source, copied)) for source in job.dataset.mix]
+    changes["dataset"] = job.dataset.model_copy(update={**_moved(job.dataset, copied), "mix": mix})
     if job.lora.init_adapter is not None:
         changes["lora"] = job.lora.model_copy(update={"init_adapter": copied(job.lora.init_adapter)})
     if job.training.reference_adapter is not None:
@@ -83,6 +81,14 @@ def _stage(job: JobSpec, storage: Path, copies: dict[str, str]) -> JobSpec:
     if root is not None:
         changes["output_dir"] = str(storage / "outputs" / Path(os.path.normpath(job.output_dir)).relative_to(root))
     return job.model_copy(update=changes)
+
+
+def _moved(source: DataSource, copied: Callable[[str], str]) -> dict[str, str]:
+    """The paths of a data set, where they are from now on."""
+    data = {"path": copied(source.path)}  # a hub id is no path in a package
+    if source.chat_template is not None and is_template_path(source.chat_template):
+        data["chat_template"] = copied(source.chat_template)
+    return data
 
 
 def _upload(path: str, job_name: str, storage: Path) -> str:

@@ -14,10 +14,12 @@ import ray
 from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.errors import BaseModelError, LorayError
 from gpu_actor.contract.locations import find_base
-from gpu_actor.model.describe import describe_base
+from gpu_actor.model.describe import describe_within_limits
 from orchestrator.knowledge.description_files import description_file, recall, remember
 
 DESCRIBE_SECONDS = 240.0
+_PROCESSOR_SECONDS = 200  # the largest models take some ten
+_MEMORY = 8 * 2**30
 _ASK_AGAIN_SECONDS = 30.0
 
 
@@ -33,7 +35,7 @@ class BaseCatalog:
         """
         # A fresh worker each time: one that has imported torch would go on holding hundreds of megabytes.
         remote = ray.remote(num_cpus=0, max_calls=1, runtime_env={"env_vars": env_vars})
-        self._describe = remote(describe_base)
+        self._describe = remote(describe_within_limits)
         self._trust = trust_remote_code
         self._descriptions: dict[tuple[str, float | None], BaseDescription] = {}
         self._asked: dict[tuple[str, float | None], asyncio.Task[BaseDescription]] = {}
@@ -83,7 +85,12 @@ class BaseCatalog:
         if recalled is not None:
             return recalled
         file = await asyncio.to_thread(description_file, ref, self._trust)
-        description: BaseDescription = await self._describe.remote(ref, self._trust)
+        described = self._describe.remote(ref, self._trust, _PROCESSOR_SECONDS, _MEMORY)
+        try:
+            description: BaseDescription = await described
+        except asyncio.CancelledError:
+            ray.cancel(described, force=True)  # nobody waits for it any more
+            raise
         if await asyncio.to_thread(description_file, ref, self._trust) == file:  # else it is of files that are gone
             await asyncio.to_thread(remember, description, self._trust)
         return description
@@ -104,4 +111,9 @@ def _reason(ref: str, error: Exception) -> str:
         return str(cause)
     if isinstance(cause, asyncio.TimeoutError):
         return f"{ref} could not be examined within {DESCRIBE_SECONDS:.0f} s; is the hub or its disk within reach?"
+    if isinstance(cause, ray.exceptions.WorkerCrashedError):
+        return (
+            f"{ref} could not be examined: the process that did so ended; it may have taken its {_PROCESSOR_SECONDS} s "
+            "of processor time. Is its configuration what it should be?"
+        )
     return f"{ref} could not be examined: {type(cause).__name__}: {' '.join(str(cause).split())[:300]}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpu_actor.contract.config import DatasetConfig
+from gpu_actor.contract.config import DatasetConfig, DataSource
 
 _SAMPLE_BYTES = 64 * 1024
 _BYTES_PER_TOKEN = 4.0  # of text, in most tokenizers and languages
@@ -17,7 +17,7 @@ _BYTES_PER_TOKEN = 4.0  # of text, in most tokenizers and languages
 
 @dataclass(frozen=True)
 class DataSize:
-    """Number of training samples, and their mean length in tokens before any cut."""
+    """Number of training samples that an epoch takes, and their mean length in tokens before any cut."""
 
     samples: int
     mean_tokens: float
@@ -29,9 +29,20 @@ def guess_size(dataset: DatasetConfig) -> DataSize | None:
     Nobody has looked into the file yet, and the scheduler asks in every look: whatever is in it, nothing is raised.
     """
     try:
-        return _guess(dataset, Path(dataset.path))
+        sizes = [_guess(source, Path(source.path)) for source in dataset.sources]
     except (OSError, ValueError, RecursionError):
         return None
+    known = [
+        (source.samples_per_epoch(size.samples), size)
+        for source, size in zip(dataset.sources, sizes, strict=True)
+        if size
+    ]
+    if len(known) < len(sizes):
+        return None
+    if not dataset.mix:
+        return known[0][1]
+    samples = sum(taken for taken, _ in known)
+    return DataSize(samples, sum(taken * size.mean_tokens for taken, size in known) / samples)
 
 
 def guess_sizes(datasets: Mapping[str, DatasetConfig]) -> dict[str, DataSize | None]:
@@ -48,7 +59,7 @@ def guess_sizes(datasets: Mapping[str, DatasetConfig]) -> dict[str, DataSize | N
     return {key: sizes[text] for key, text in settings.items()}
 
 
-def _guess(dataset: DatasetConfig, path: Path) -> DataSize | None:
+def _guess(dataset: DataSource, path: Path) -> DataSize | None:
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(_SAMPLE_BYTES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -71,7 +72,7 @@ class Trackers:
                 await self._tell()
                 followed, remarks = await self._call("news")
                 for job_id, message in remarks:
-                    self._store.note(job_id, message)
+                    await self._store.turn(partial(self._store.note, job_id, message))
             except Exception as error:  # whatever happens to trackers happens to nothing else
                 logger.warning("the process that reports to trackers: %s", one_line(error))
             await asyncio.sleep(_LOOK_SECONDS)

@@ -7,8 +7,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from gpu_actor.contract.private_files import private_file, private_folder
 from orchestrator.store import schema
 from orchestrator.store.errors import StoreError
+
+_MEMORY = ":memory:"
 
 
 def open_database(url: str) -> sa.Engine:
@@ -22,7 +25,10 @@ def open_database(url: str) -> sa.Engine:
     """
     try:
         if url.startswith("sqlite"):
-            Path(sa.make_url(url).database or ".").parent.mkdir(parents=True, exist_ok=True)
+            path = Path(sa.make_url(url).database or _MEMORY)
+            if path.name != _MEMORY:
+                private_folder(path.parent)
+                private_file(path)  # SQLite gives its journals the same permissions
         engine = sa.create_engine(url, pool_pre_ping=True)
         if engine.dialect.name == "sqlite":
             sa.event.listen(engine, "connect", _durable)

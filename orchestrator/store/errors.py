@@ -9,6 +9,10 @@ class StoreError(LorayError, RuntimeError):
     """The job table cannot be used."""
 
 
+class StoreUnavailableError(StoreError):
+    """The job table cannot be reached, or written, for the time being."""
+
+
 class LiveJobError(InvalidJobError):
     """A live job has that name or that output folder.
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TextIO
 
+from gpu_actor.contract.private_files import private_folder
 from orchestrator.store.errors import StoreError
 
 LOCK_FILE = "controller.lock"
@@ -21,7 +22,7 @@ def open_file(storage: Path, name: str) -> TextIO:
         StoreError: It cannot be written.
     """
     try:
-        storage.mkdir(parents=True, exist_ok=True)
+        private_folder(storage)
         return (storage / name).open("a+", encoding="utf-8")
     except OSError as error:
         raise StoreError(f"the storage {storage} cannot be used: {error.strerror}; give another `storage`") from None

@@ -1,15 +1,15 @@
 """The durable job table: what was accepted stays accepted, whatever dies.
 
-Every method is one transaction. One orchestrator at a time writes to a store; `orchestrator.control.controller` sees to
-that.
+Every method is one transaction, or a part of its caller's `turn`. One orchestrator at a time writes to a store;
+`orchestrator.control.controller` sees to that.
 """
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -24,10 +24,13 @@ from orchestrator.store.errors import LiveJobError
 from orchestrator.store.live_jobs import LIVE, LiveJobs
 from orchestrator.store.profile_table import read_profiles, write_profiles
 from orchestrator.store.records import ActorRecord, JobRecord, Stay, TokenRecord, Wish
+from orchestrator.store.transactions import Transactions
 
 _DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
 _ALL_BUT_SPEC = [column for column in tables.jobs.c if column.name != "spec"]  # to read 10,000 specs takes seconds
 _CHUNK = 500  # names in one IN (...)
+
+_Result = TypeVar("_Result")
 
 
 class Store:
@@ -43,6 +46,18 @@ class Store:
         self._last_ms = 0
         self._specs: dict[str, JobSpec] = {}  # a job's spec never changes, and reading it is slow
         self._live = LiveJobs(self._read_live)
+        self._transactions = Transactions(self._engine, self._forget_live)
+
+    def _forget_live(self) -> None:
+        self._live = LiveJobs(self._read_live)
+
+    async def turn(self, work: Callable[[], _Result]) -> _Result:
+        """Do some work with this store in one transaction; see `Transactions.turn`, and use it in an event loop."""
+        return await self._transactions.turn(work)
+
+    def afterwards(self, call: Callable[[], object]) -> None:
+        """Do something once all that was written so far is safe."""
+        self._transactions.afterwards(call)
 
     def close(self) -> None:
         """Close every connection."""
@@ -52,7 +67,7 @@ class Store:
 
     def request(self, request_id: str) -> list[JobRecord] | None:
         """The jobs that a request was answered with, or None if it is new."""
-        with self._engine.begin() as connection:
+        with self._transactions.read() as connection:
             ids = connection.scalar(
                 sa.select(tables.requests.c.job_ids).where(tables.requests.c.request_id == request_id)
             )
@@ -60,13 +75,13 @@ class Store:
 
     def live_conflicts(self, specs: Sequence[JobSpec]) -> list[LiveJobError]:
         """Which jobs have the name or the output folder of a live job."""
-        with self._engine.begin() as connection:
+        with self._transactions.read() as connection:
             return self._conflicts(connection, specs)
 
     def newer_in_folder(self, job: JobRecord) -> JobRecord | None:
         """The newest of the jobs that came after a job and have its output folder, whatever their state."""
         query = sa.select(tables.jobs).where(tables.jobs.c.output_dir == job.output_dir, tables.jobs.c.seq > job.seq)
-        with self._engine.begin() as connection:
+        with self._transactions.read() as connection:
             row = connection.execute(query.order_by(tables.jobs.c.seq.desc()).limit(1)).first()
         return None if row is None else self._record(row)
 
@@ -100,7 +115,7 @@ class Store:
             return earlier
         now = time.time()
         ids = [self._new_id() for _ in specs]
-        with self._engine.begin() as connection:
+        with self._transactions.write() as connection:
             conflicts = self._conflicts(connection, specs)
             if conflicts:
                 raise conflicts[0]
@@ -130,7 +145,7 @@ class Store:
         Raises:
             JobNotFoundError: No job has that id.
         """
-        with self._engine.begin() as connection:
+        with self._transactions.read() as connection:
             return self._get(connection, job_id)
 
     def find(self, ref: str, owner: str | None = None) -> JobRecord:
@@ -145,7 +160,7 @@ class Store:
         """
         by_id = sa.case((tables.jobs.c.id == ref, 0), (tables.jobs.c.owner == owner, 1), else_=2)
         query = sa.select(tables.jobs).where(sa.or_(tables.jobs.c.id == ref, tables.jobs.c.name == ref))
-        with self._engine.begin() as connection:
+        with self._transactions.read() as connection:
             row = connection.execute(query.order_by(by_id, tables.jobs.c.seq.desc()).limit(1)).first()
         if row is None:
             raise JobNotFoundError(f"no job has the id or name {ref!r}; `loray list` shows all")
@@ -165,7 +180,7 @@ class Store:
 
     def _read(self, *where: sa.ColumnElement[bool]) -> list[JobRecord]:
         query = sa.select(*_ALL_BUT_SPEC).where(*where).order_by(tables.jobs.c.seq)
-        with self._engine.begin() as connection:
+        with self._transactions.read() as connection:
             rows = connection.execute(query).all()
             self._read_specs(connection, [row.id for row in rows if row.id not in self._specs])
         return [self._record(row) for row in rows]
@@ -188,13 +203,13 @@ class Store:
     def counts(self) -> dict[JobState, int]:
         """Number of jobs by state, every state included."""
         query = sa.select(tables.jobs.c.state, sa.func.count()).group_by(tables.jobs.c.state)
-        with self._engine.begin() as connection:
+        with self._transactions.read() as connection:
             counts = {row[0]: row[1] for row in connection.execute(query)}
         return {state: counts.get(state.value, 0) for state in JobState}
 
     def note(self, job_id: str, message: str) -> None:
         """Add an event to a job's story; its state stays."""
-        with self._engine.begin() as connection:
+        with self._transactions.write() as connection:
             self._log(connection, job_id, message)
 
     def events(self, job_id: str, after: int = 0) -> list[dict[str, Any]]:
@@ -202,20 +217,20 @@ class Store:
         query = sa.select(tables.events.c.seq, tables.events.c.time, tables.events.c.message).where(
             tables.events.c.job_id == job_id, tables.events.c.seq > after
         )
-        with self._engine.begin() as connection:
+        with self._transactions.read() as connection:
             return [dict(row._mapping) for row in connection.execute(query.order_by(tables.events.c.seq))]
 
     def stays(self) -> list[Stay]:
         """Who was where when, in the order of the assignments."""
         columns = [tables.stays.c[name] for name in ("job_id", "actor", "since", "until")]
-        with self._engine.begin() as connection:
+        with self._transactions.read() as connection:
             rows = connection.execute(sa.select(*columns).order_by(tables.stays.c.seq))
             return [Stay(**row._mapping) for row in rows]
 
     def assigned_at(self, job_id: str) -> float:
         """When a running job was given to its actor (Unix time)."""
         query = sa.select(sa.func.max(tables.stays.c.since)).where(tables.stays.c.job_id == job_id)
-        with self._engine.begin() as connection:
+        with self._transactions.read() as connection:
             return float(connection.scalar(query) or time.time())
 
     # -- changing ------------------------------------------------------------------------------------------------
@@ -241,7 +256,7 @@ class Store:
             defaults |= {"actor": None, "boot_id": None}
         if state in TERMINAL:
             defaults["finished_at"] = now
-        with self._engine.begin() as connection:
+        with self._transactions.write() as connection:
             job = self._get(connection, job_id)
             check_transition(job.state, state)
             if job.state in TERMINAL:
@@ -257,7 +272,7 @@ class Store:
 
     def assign(self, job_id: str, actor: str, boot_id: str) -> JobRecord | None:
         """Give a queued job to an actor under a new attempt number; None if it is not queued any more."""
-        with self._engine.begin() as connection:
+        with self._transactions.write() as connection:
             job = self._get(connection, job_id)
             if job.state is not JobState.QUEUED:
                 return None
@@ -276,14 +291,14 @@ class Store:
 
     def wish(self, job_id: str, wish: Wish | None, message: str, **changes: Any) -> JobRecord:
         """Note what a person or the scheduler wants of a running job, with its event; optionally further columns."""
-        with self._engine.begin() as connection:
+        with self._transactions.write() as connection:
             self._set(connection, job_id, {"wish": wish.value if wish else None, **changes})
             self._log(connection, job_id, message)
             return self._get(connection, job_id)
 
     def set_losses(self, job_id: str, losses: Losses, message: str) -> None:
         """Write what lost actors say of a job, with an event."""
-        with self._engine.begin() as connection:
+        with self._transactions.write() as connection:
             self._set(connection, job_id, {"losses": losses.row()})
             self._log(connection, job_id, message)
 
@@ -304,55 +319,55 @@ class Store:
         )
         for job_id in values:
             self._live.touch(job_id)
-        with self._engine.begin() as connection:
+        with self._transactions.write() as connection:
             connection.execute(change, [{"job": job_id, "new": value} for job_id, value in values.items()])
 
     # -- actors --------------------------------------------------------------------------------------------------
 
     def actors(self) -> list[ActorRecord]:
         """The actors that were started and not removed."""
-        with self._engine.begin() as connection:
+        with self._transactions.read() as connection:
             rows = connection.execute(sa.select(tables.actors).order_by(tables.actors.c.name))
             return [ActorRecord(**row._mapping) for row in rows]
 
     def add_actor(self, actor: ActorRecord) -> None:
         """Note an actor that is about to be started."""
-        with self._engine.begin() as connection:
+        with self._transactions.write() as connection:
             values = {"name": actor.name, "slot": actor.slot, "base_model": actor.base_model}
             connection.execute(tables.actors.insert().values(**values))
 
     def remove_actor(self, name: str) -> None:
         """Forget an actor that is gone."""
-        with self._engine.begin() as connection:
+        with self._transactions.write() as connection:
             connection.execute(tables.actors.delete().where(tables.actors.c.name == name))
 
     # -- profiles ------------------------------------------------------------------------------------------------
 
     def profiles(self) -> dict[str, dict[str, Any]]:
         """What was learned of devices, by key."""
-        with self._engine.begin() as connection:
+        with self._transactions.read() as connection:
             return read_profiles(connection)
 
     def save_profiles(self, profiles: Mapping[str, Mapping[str, Any]]) -> None:
         """Write what was learned of some devices."""
-        with self._engine.begin() as connection:
+        with self._transactions.write() as connection:
             write_profiles(connection, profiles)
 
     # -- tokens --------------------------------------------------------------------------------------------------
 
     def tokens(self) -> list[TokenRecord]:
         """Who has a token."""
-        with self._engine.begin() as connection:
+        with self._transactions.read() as connection:
             return token_table.read_tokens(connection)
 
     def add_token(self, owner: str, digest: str) -> None:
         """Note a token; see `token_table.add_token`."""
-        with self._engine.begin() as connection:
+        with self._transactions.write() as connection:
             token_table.add_token(connection, owner, digest)
 
     def remove_token(self, owner: str) -> None:
         """Take a token back; see `token_table.remove_token`."""
-        with self._engine.begin() as connection:
+        with self._transactions.write() as connection:
             token_table.remove_token(connection, owner)
 
     def _record(self, row: sa.Row[Any]) -> JobRecord:

@@ -89,7 +89,7 @@ class FieldIndex:
         close = difflib.get_close_matches(name, self.names(path[:-1]), n=1)
         if close and "." not in name:
             return dotted((*path[:-1], close[0]))
-        elsewhere = {leaf[-1]: leaf for leaf in self.leaves} | {dotted(leaf): leaf for leaf in self.leaves}
+        elsewhere = {leaf[-1]: leaf for leaf in reversed(self.leaves)} | {dotted(leaf): leaf for leaf in self.leaves}
         close = difflib.get_close_matches(name, elsewhere, n=1, cutoff=0.75)
         return dotted(elsewhere[close[0]]) if close else None
 

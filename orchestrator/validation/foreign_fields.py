@@ -65,6 +65,7 @@ _TARGETS = ForeignField("lora.target_modules")
 _OBJECTIVE = ForeignField("training.objective")
 _BETA = ForeignField("training.beta")
 _START = ForeignField("lora.init_adapter")
+_MIX = ForeignField("dataset.weight", note="of each data set in a list: how often an epoch takes its samples")
 
 FOREIGN_FIELDS: Mapping[str, ForeignField] = {
     # the model
@@ -94,7 +95,9 @@ FOREIGN_FIELDS: Mapping[str, ForeignField] = {
     "xformers_attention": _ATTENTION,
     # the data
     "data": ForeignField("dataset.path"),
-    "datasets": ForeignField("dataset.path"),
+    "datasets": ForeignField("dataset", note="a list of data sets, each with its path"),
+    "mix_strategy": _MIX,
+    "interleave_probs": _MIX,
     "dataset_path": ForeignField("dataset.path"),
     "dataset_name": ForeignField("dataset.path"),
     "dataset_text_field": ForeignField("dataset.columns", note="such as {text: content}"),

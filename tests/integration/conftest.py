@@ -119,7 +119,7 @@ def served():
             taken.bind(("", AGENT_PORT))
             taken.listen()
         cluster = home.path / "cluster.yaml"
-        cluster.write_text("actors: [{cpu_threads: 1}]\n")
+        cluster.write_text(f"actors: [{{cpu_threads: 1}}]\nallowed_roots: [{tempfile.gettempdir()}, {ROOT}]\n")
         home.serving = home.start(*LORAY, "serve", "--cluster", cluster, "--http", "0", log="serve")
         home.wait_for("Ctrl-C stops it", home.serving, log="serve")
         taken.close()

@@ -1,11 +1,13 @@
 """The command line with real training on a real cluster: the verbs, and `run` that joins."""
 
+import ipaddress
 import json
 import os
 import pty
 import signal
 import sys
 
+import psutil
 import pytest
 
 from support.command import LORAY, ROOT, JobFiles
@@ -220,3 +222,19 @@ def test_a_terminal_gets_a_live_picture(home, files):
     assert "tokens/s in all" in text
     assert "memory" in text
     assert "SUCCEEDED" in text.rpartition("\x1b[2K")[2]
+
+
+def test_no_other_machine_reaches_what_serve_has_started(served):
+    """Ray listens everywhere by itself, for its own cluster of one machine too."""
+    found = psutil.process_iter(["cmdline"])
+    family = {process for process in found if str(served.path) in " ".join(process.info["cmdline"] or [])}
+    family.add(psutil.Process(served.serving.pid))
+    family |= {child for process in family for child in process.children(recursive=True)}
+    ports = {
+        (process.name(), *connection.laddr)
+        for process in family
+        for connection in process.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert len({name for name, *_ in ports}) >= 5  # the orchestrator, the head, the raylet, its agents, the dashboard
+    assert [place for place in ports if not ipaddress.ip_address(place[1].removeprefix("::ffff:")).is_loopback] == []

@@ -1,5 +1,6 @@
 """The way of a job on real Ray, with the real engine on a tiny random LLaMA; all tests share an orchestrator."""
 
+import sqlite3
 import time
 from pathlib import Path
 
@@ -170,6 +171,25 @@ def test_a_queued_job_can_be_paused_and_cancelled_at_once(orchestrator, make):
     assert orchestrator.call("pause", "queued")["state"] == "PAUSED"
     assert orchestrator.call("resume", "queued")["state"] == "QUEUED"
     assert orchestrator.call("cancel", "queued")["state"] == "CANCELLED"
+
+
+def test_while_somebody_holds_the_job_table_reads_are_answered_and_a_wish_when_it_is_written(orchestrator, make):
+    orchestrator.submit(make("one", steps=LONG))
+    orchestrator.wait("one", "RUNNING", until=lambda job: job["step"])
+    other = sqlite3.connect(orchestrator.config.database_url.removeprefix("sqlite:///"), isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    wish = orchestrator.handle.pause.remote("one")
+    try:
+        for _ in range(20):
+            assert orchestrator.call("get_job", "one")["state"] == "RUNNING"
+            assert "one" in [job["name"] for job in orchestrator.call("list_jobs")]
+            assert orchestrator.call("cluster")["controller"]["trouble"] is None
+            time.sleep(0.05)
+        assert ray.wait([wish], timeout=12)[0] == []  # longer than SQLite waits by itself
+    finally:
+        other.close()
+    assert ray.get(wish, timeout=60)["name"] == "one"
+    orchestrator.wait("one", "PAUSED")
 
 
 def test_illegal_wishes_are_refused_in_words(orchestrator, make):

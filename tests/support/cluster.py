@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import tempfile
 import time
 from pathlib import Path
 
@@ -94,7 +95,8 @@ def start_orchestrator(storage, **fields):
     from orchestrator.cluster.cluster_config import ClusterConfig
     from orchestrator.control.controller_actor import start_or_attach_controller
 
-    fields = {"storage": str(storage), "scheduler": {"tick_seconds": 0.1}, **fields}
+    anywhere = tempfile.gettempdir()  # the folders of all tests lie there
+    fields = {"storage": str(storage), "scheduler": {"tick_seconds": 0.1}, "allowed_roots": [anywhere], **fields}
     config = ClusterConfig.model_validate(fields)
     return Orchestrator(start_or_attach_controller(config), config)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from gpu_actor.contract.config import DatasetConfig
+from gpu_actor.contract.config import DataSource
 from gpu_actor.contract.errors import DataError
 from gpu_actor.contract.locations import is_hub_id
 from gpu_actor.contract.messages import shorten
@@ -35,7 +35,7 @@ def is_hub_dataset(ref: str) -> bool:
     return "/" in ref and is_hub_id(ref) and Path(ref).suffix.lower() not in DATA_SUFFIXES
 
 
-def read_records(config: DatasetConfig) -> Iterator[tuple[str, Record | DataError]]:
+def read_records(config: DataSource) -> Iterator[tuple[str, Record | DataError]]:
     """Stream the records of a data set, their columns under the names that Loray knows.
 
     Yields:
@@ -59,7 +59,7 @@ def read_records(config: DatasetConfig) -> Iterator[tuple[str, Record | DataErro
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
-def _read_file(path: Path, config: DatasetConfig) -> Numbered:
+def _read_file(path: Path, config: DataSource) -> Numbered:
     for field in ("split", "name"):
         if getattr(config, field) is not None:
             raise DataError(
@@ -73,7 +73,7 @@ def _read_file(path: Path, config: DatasetConfig) -> Numbered:
     return reader(path)
 
 
-def _renamed(rows: Iterable[tuple[int, Record | DataError]], config: DatasetConfig) -> Numbered:
+def _renamed(rows: Iterable[tuple[int, Record | DataError]], config: DataSource) -> Numbered:
     """The records with the columns of `dataset.columns` under their new names."""
     unseen = {column for ours, column in config.columns.items() if ours in _OPTIONAL}
     bad = good = 0

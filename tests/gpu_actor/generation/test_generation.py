@@ -13,8 +13,10 @@ from gpu_actor.generation import scoring
 from gpu_actor.generation.generator import Generator
 from gpu_actor.generation.reply import Reply
 from gpu_actor.generation.sampling import choose
+from gpu_actor.hosting.answering import Answering
 from gpu_actor.model.base_model import BaseModel
 from gpu_actor.operators.products import LoopedProducts
+from gpu_actor.training.trainer import CoTrainer
 from support.architectures import architecture_model
 from support.engine import family_hooked, served_as_on_a_gpu
 from support.tiny import FAMILIES, family_model
@@ -173,3 +175,31 @@ def test_prompts_and_answers_are_scored_as_by_transformers(kind, monkeypatch):
         torch.testing.assert_close(found, expected[:-1].gather(1, ids[1:, None])[:, 0], rtol=1e-4, atol=1e-4)
         for token, row in zip(noted[1:], expected, strict=False):
             assert [int(name) for name, _ in token.likeliest] == row.topk(count).indices.tolist()
+
+
+def test_answers_wait_for_memory_that_training_needs():
+    base = BaseModel.serve("tiny", model_of("llama"))
+    token = 2 * 2 * 2 * 8 * 4  # keys and values of 2 layers with 2 heads of 8 numbers of 4 bytes
+    room = 40 * token
+    generator = Generator(base, room=lambda: room)
+    replies = [Reply(None, prompt(9, seed), Sampling(max_tokens=TOKENS)) for seed in range(3)]  # 21 tokens each
+    for reply in replies:
+        generator.add(reply)
+    assert generator.step() == replies[:1]  # 40 hold one of them and not two
+    room = 45 * token
+    assert generator.step() == replies[1:2]
+    room = 0  # what is begun goes on, and the last one waits until it has the place to itself
+    while not replies[1].finish_reason:
+        assert replies[2] not in generator.step()
+    generator.run()
+    alone = answered(base, *((None, prompt(9, seed), {}) for seed in range(3)))
+    assert [reply.tokens for reply in replies] == [reply.tokens for reply in alone]
+
+
+def test_an_actor_leaves_training_its_memory(tiny_base):
+    base = BaseModel.load(tiny_base)
+    trainer = CoTrainer(base, memory_limit=10**9)
+    answering = Answering(base, trainer, lambda: None)
+    assert answering._room() == pytest.approx(10**9 - trainer.meter.memory.used(), abs=2**25)
+    trainer.meter.highest_alone = 10**9 - 5_000
+    assert answering._room() == 5_000

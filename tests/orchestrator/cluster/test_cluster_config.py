@@ -33,7 +33,7 @@ def test_without_a_file_everything_has_a_default(monkeypatch: pytest.MonkeyPatch
     config = load_cluster_config(None)
     assert config.storage == str(tmp_path / "h")
     assert make_url(config.database_url).database == str(tmp_path / "h" / "loray.db")
-    assert (config.actors, config.scheduler.policy, config.allowed_roots) == ("auto", "cosrpt", [])
+    assert (config.actors, config.scheduler.policy, config.allowed_roots) == ("auto", "cosrpt", None)
     assert config.trust_remote_code is False
 
 

@@ -16,6 +16,7 @@ from gpu_actor.contract.config import DatasetConfig
 from gpu_actor.contract.errors import ClusterUnavailableError, JobNotFoundError, LorayError
 from gpu_actor.contract.lora_config import LoraConfig
 from orchestrator.client import Client
+from orchestrator.cluster.cluster_config import ClusterConfig
 from orchestrator.endpoint.door_file import DoorFile, door_path, read_door_file, write_door_file
 from orchestrator.endpoint.references import reach, resolved
 from orchestrator.endpoint.tokens import digest_of
@@ -149,9 +150,8 @@ def test_what_a_job_reads_is_sent_once_and_becomes_a_path_there(door, anna, tmp_
     with open(path) as sent:
         assert sent.read() == data.read_text()
     assert os.listdir(found["lora"]["init_adapter"]) == ["adapter_config.json"]
-    roots = reach("anna", [], storage)
+    roots = reach("anna", ClusterConfig(storage=str(storage)))
     assert all(any(place.startswith(root) for root in roots) for place in (path, found["output_dir"]))
-    assert reach("operator", [], storage) == []
     for name in ("upload:" + "0" * 64 + "/../x", "output:../x", "upload:short/x", "/etc/passwd"):
         odd = {"dataset": {"path": name}, "output_dir": name}
         assert resolved(odd, storage, "anna") == odd  # no reference: the checks of jobs refuse it

@@ -1,0 +1,51 @@
+"""A base model's configuration comes from whoever names the base: what it asks for is bounded before it is built."""
+
+import json
+import multiprocessing
+
+import pytest
+
+from gpu_actor.contract.errors import BaseModelError
+from gpu_actor.model import describe
+from gpu_actor.model.describe import describe_base, describe_within_limits
+from support.tiny import tiny_config
+
+
+@pytest.mark.parametrize(
+    ("field", "size"), [("hidden_size", 10**9), ("num_hidden_layers", 10**7), ("vocab_size", 2**40)]
+)
+def test_sizes_that_no_model_has_are_refused_at_once(tmp_path, field, size):
+    config = {**tiny_config().to_dict(), "architectures": ["LlamaForCausalLM"], field: size}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BaseModelError, match=rf"{field} is {size:,} in its configuration; allowed: up to"):
+        describe_base(str(tmp_path))
+
+
+def _greedy(_ref, _trust):
+    return bytearray(3 * 2**30)
+
+
+def _endless(_ref, _trust):
+    while True:
+        pass
+
+
+def _describe(replacement, seconds, answers):
+    describe.describe_base = replacement
+    try:
+        describe_within_limits("base", False, seconds, 2**30)
+    except BaseModelError as error:
+        answers.put(str(error))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("replacement", "said", "code"), [(_greedy, "more than 1 GiB", 0), (_endless, None, -24)])
+def test_what_gets_past_that_is_ended(replacement, said, code):
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    process = context.Process(target=_describe, args=(replacement, 12, answers))
+    process.start()
+    if said is not None:
+        assert said in answers.get(timeout=120)
+    process.join(120)
+    assert process.exitcode == code  # 24 is SIGXCPU
