@@ -148,6 +148,11 @@ class HttpConfig(Strict):
     max_open_answers: int = Field(
         default=32, ge=1, le=10_000, description="Requests to models that are answered at a time; more are refused."
     )
+    allowed_roots: list[str] = Field(
+        default_factory=list,
+        description="Folders below which jobs of others than the operator may lie too, beside what they have sent and "
+        "their own results.",
+    )
     max_upload: Size = Field(
         default=2 * 2**30,
         gt=0,
@@ -301,8 +306,10 @@ def _with_absolute_paths(config: ClusterConfig, folder: Path) -> ClusterConfig:
             else actor
             for actor in actors
         ]
+    shared = [absolute(root) for root in config.http.allowed_roots]
     return config.model_copy(
         update={
+            "http": config.http.model_copy(update={"allowed_roots": shared}),
             "storage": absolute(config.storage),
             "allowed_roots": [absolute(root) for root in config.allowed_roots] if config.allowed_roots else None,
             "actors": actors,

@@ -73,9 +73,9 @@ def resolved(job: Mapping[str, Any], storage: Path, owner: str) -> dict[str, Any
 def reach(owner: str, config: ClusterConfig) -> list[str]:
     """The folders below which everything must lie that an owner's jobs name.
 
-    Whoever is not the operator reaches what the cluster file allows by name, what was sent, and their own results.
+    Whoever is not the operator reaches what was sent, their own results, and what the cluster file allows to all.
     """
     storage = Path(config.storage)
     if owner == OPERATOR:
         return [*config.roots, str(uploads(storage)), str(storage / "outputs")]
-    return [*(config.allowed_roots or ()), str(uploads(storage)), str(outputs(storage, owner))]
+    return [*config.http.allowed_roots, str(uploads(storage)), str(outputs(storage, owner))]
