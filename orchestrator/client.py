@@ -17,13 +17,14 @@ from gpu_actor.contract.errors import (
 )
 from orchestrator import formatting
 from orchestrator.endpoint.tokens import digest_of, new_token
-from orchestrator.jobs.job import TERMINAL, JobFileError, JobSpec, JobState
+from orchestrator.jobs.states import TERMINAL, JobState
 from orchestrator.link.choose import find_link, is_elsewhere
 from orchestrator.link.http_link import HttpLink
 from orchestrator.validation.problems import Problem
 
 if TYPE_CHECKING:
     from gpu_actor.contract.questions import Answer
+    from orchestrator.jobs.job import JobSpec
 
 # What submits and asks is imported where it is used: to look at the queue takes half as long without.
 JobSource: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | JobSpec"
@@ -69,6 +70,9 @@ def read_jobs(
     """
     several = isinstance(source, Sequence) and not isinstance(source, str)
     sources = cast("Sequence[JobSource]", source) if several else [cast("JobSource", source)]
+    from orchestrator.jobs.job import JobFileError
+    from orchestrator.jobs.preflight import check_files
+
     specs: list[JobSpec] = []
     problems: list[Problem] = []
     for number, one in enumerate(sources, start=1):
@@ -76,8 +80,6 @@ def read_jobs(
             specs += _read_one(one, f"job {number}" if len(sources) > 1 else "job")
         except JobFileError as error:
             problems += error.problems
-    from orchestrator.jobs.preflight import check_files
-
     # Whether pickled weights may be read is the operator's choice, which only the orchestrator knows.
     problems = problems or check_files(specs, allow_pickle=True, goes_on=goes_on)
     problems = [problem for problem in problems if not (elsewhere and problem.field in _OF_THE_ORCHESTRATOR)]
@@ -97,6 +99,7 @@ def _the_only(source: JobSource, *, elsewhere: bool) -> JobSpec:
 
 
 def _read_one(source: JobSource, name: str) -> list[JobSpec]:
+    from orchestrator.jobs.job import JobSpec
     from orchestrator.jobs.job_file import jobs_from_mapping, load_jobs
 
     if isinstance(source, JobSpec):
@@ -308,6 +311,8 @@ class Client:
 
 def _raise_problems(answer: Mapping[str, Any]) -> None:
     if answer["problems"]:
+        from orchestrator.jobs.job import JobFileError
+
         raise JobFileError([Problem(**problem) for problem in answer["problems"]])
 
 

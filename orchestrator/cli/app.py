@@ -13,7 +13,6 @@ from typer.core import TyperGroup
 
 from gpu_actor.contract.errors import ClusterUnavailableError, JobFailedError, LorayError, WaitTimeoutError
 from orchestrator.cli import display, progress
-from orchestrator.jobs.job import JobFileError
 from orchestrator.version import __version__
 
 FAILED, REFUSED, NO_CLUSTER = 1, 2, 3
@@ -105,6 +104,8 @@ def exit_code(error: Exception) -> int:
 
 def report(error: Exception) -> None:
     """Tells a person on stderr what went wrong."""
+    from orchestrator.jobs.job import JobFileError
+
     if isinstance(error, JobFileError) and len(error.problems) > 1:
         lines = [f"{len(error.problems)} problems, and no job was submitted:"]
         lines += [f"  {problem}" for problem in error.problems]

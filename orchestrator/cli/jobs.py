@@ -18,7 +18,7 @@ from orchestrator.cli import display, progress
 from orchestrator.cli.chart import draw, write_chart
 from orchestrator.cli.options import Address, AsJson, Chart
 from orchestrator.client import Client, JobView
-from orchestrator.jobs.job import JobState
+from orchestrator.jobs.states import JobState
 
 Ref = Annotated[str, typer.Argument(metavar="JOB", help="Id or name of a job.", show_default=False)]
 Refs = Annotated[list[str], typer.Argument(metavar="JOB...", help="Ids or names of jobs.", show_default=False)]

@@ -25,8 +25,9 @@ from orchestrator.cluster.cluster_config import load_cluster_config, with_http, 
 from orchestrator.cluster.connection import Connection
 from orchestrator.control import launch
 from orchestrator.endpoint.door_file import door_path
-from orchestrator.jobs.job import JobSpec, JobState
+from orchestrator.jobs.job import JobSpec
 from orchestrator.jobs.preflight import named_places
+from orchestrator.jobs.states import JobState
 from orchestrator.link.choose import is_elsewhere
 
 CANCEL_SECONDS = 60.0

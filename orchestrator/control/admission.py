@@ -19,11 +19,12 @@ from orchestrator.control.job_needs import scheduling_view
 from orchestrator.control.preview import plan_apart
 from orchestrator.control.snapshot import SnapshotBuilder
 from orchestrator.endpoint.references import reach
-from orchestrator.jobs.job import TERMINAL, JobSpec, JobState
+from orchestrator.jobs.job import JobSpec
 from orchestrator.jobs.output_folder import make_folders, write_job_file
 from orchestrator.jobs.owner import OPERATOR
 from orchestrator.jobs.preflight import check_files, check_roots
 from orchestrator.jobs.report_to import not_installed
+from orchestrator.jobs.states import TERMINAL, JobState
 from orchestrator.knowledge.base_catalog import BaseCatalog
 from orchestrator.scheduler.policy import decide
 from orchestrator.scheduler.view import ActorState, ActorView, ClusterView

@@ -32,9 +32,9 @@ from orchestrator.control.admission import Admission, Submissions
 from orchestrator.control.reconcile import Reconciler
 from orchestrator.control.snapshot import SnapshotBuilder
 from orchestrator.endpoint.references import reach
-from orchestrator.jobs.job import TERMINAL, JobState
 from orchestrator.jobs.output_folder import read_metrics
 from orchestrator.jobs.owner import OPERATOR, check_owner
+from orchestrator.jobs.states import TERMINAL, JobState
 from orchestrator.knowledge.base_catalog import BaseCatalog
 from orchestrator.knowledge.profiles import Profiles
 from orchestrator.reporting.client_views import actor_views, job_view

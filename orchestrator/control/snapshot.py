@@ -12,8 +12,9 @@ from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.errors import LorayError
 from orchestrator.cluster.fleet import Fleet
 from orchestrator.control.job_needs import AdapterNeed, before_its_rungs, scheduling_view
-from orchestrator.jobs.job import JobSpec, JobState
+from orchestrator.jobs.job import JobSpec
 from orchestrator.jobs.losses import tried_alone
+from orchestrator.jobs.states import JobState
 from orchestrator.knowledge.base_catalog import BaseCatalog
 from orchestrator.knowledge.data_size import DataSize, guess_size, guess_sizes
 from orchestrator.knowledge.place_models import with_models

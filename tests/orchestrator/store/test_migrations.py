@@ -7,8 +7,8 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from orchestrator.jobs.job import JobState
 from orchestrator.jobs.losses import NONE
+from orchestrator.jobs.states import JobState
 from orchestrator.store import tables
 from orchestrator.store.errors import StoreError
 from orchestrator.store.store import Store
