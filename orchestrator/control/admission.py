@@ -19,6 +19,7 @@ from orchestrator.control.job_needs import scheduling_view
 from orchestrator.control.preview import plan_apart
 from orchestrator.control.snapshot import SnapshotBuilder
 from orchestrator.endpoint.references import reach
+from orchestrator.formatting import plural
 from orchestrator.jobs.job import JobSpec
 from orchestrator.jobs.output_folder import make_folders, write_job_file
 from orchestrator.jobs.owner import OPERATOR
@@ -82,7 +83,8 @@ class Admission:
         waiting = sum(job.owner == owner for job in self._store.jobs([JobState.QUEUED, JobState.PAUSED]))
         if waiting + count <= most:
             return []
-        message = f"{owner} has {waiting} jobs waiting, and {count} more would exceed the quota of {most}; submit fewer"
+        has = f"{owner} has {plural(waiting, 'job')} waiting"
+        message = f"{has}, and {count} more would exceed the quota of {most}; submit fewer"
         return [Problem("request", "", message)]
 
     def _taken(self, specs: Sequence[JobSpec]) -> list[Problem]:
