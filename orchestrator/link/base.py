@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-RETRY_SECONDS = 30.0
+RETRY_SECONDS = 60.0
 """How long a call is made again that nobody answered, where it may be."""
 
 POLL_SECONDS = 0.5

@@ -119,6 +119,25 @@ def test_an_error_keeps_its_kind_on_its_way(door, paper, anna, tmp_path, monkeyp
     assert Client().list_jobs()[0]["name"] == "annas"
 
 
+def test_a_submission_whose_answer_is_lost_is_made_again_under_its_id(anna, paper, monkeypatch):
+    send, sent = anna._link._send, []
+
+    def losing(method, *arguments):
+        answer = send(method, *arguments)
+        sent.append(method)
+        if sent == ["POST"]:
+            raise ConnectionResetError("the connection broke")
+        return answer
+
+    monkeypatch.setattr(anna._link, "_send", losing)
+    anna.accept([])
+    (_, _, first, _), (_, _, second, _) = paper.calls
+    assert (first, sent) == (second, ["POST", "POST"])
+    sent.clear()
+    with pytest.raises(ClusterUnavailableError, match="the connection broke"):
+        anna.cancel("annas")  # which is not made again by itself
+
+
 def test_the_door_of_this_machine_is_found_without_being_named(door, tmp_path, monkeypatch):
     monkeypatch.setenv("LORAY_HOME", str(tmp_path / "storage"))
     link = find_link(None, None)
