@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -43,6 +44,7 @@ class HttpLink:
         self._headers = {"Authorization": f"Bearer {token}"}
         self._connection: http.client.HTTPConnection | None = None
         self._used_at = 0.0
+        self._lock = threading.Lock()  # threads that share a client take turns
         try:
             self._connected(_CONNECT_SECONDS)
         except OSError as error:
@@ -101,17 +103,18 @@ class HttpLink:
         timeout: float,
         headers: Mapping[str, str] | None = None,
     ) -> tuple[int, bytes]:
-        connection = self._connected(timeout)
-        try:
-            content = body() if callable(body) else body
-            connection.request(method, self._prefix + path, content, {**self._headers, **(headers or {})})
-            response = connection.getresponse()
-            answer = response.read()
-        except BaseException:
-            self._close()
-            raise
-        self._used_at = time.monotonic()
-        return response.status, answer
+        with self._lock:
+            connection = self._connected(timeout)
+            try:
+                content = body() if callable(body) else body
+                connection.request(method, self._prefix + path, content, {**self._headers, **(headers or {})})
+                response = connection.getresponse()
+                answer = response.read()
+            except BaseException:
+                self._close()
+                raise
+            self._used_at = time.monotonic()
+            return response.status, answer
 
     def _connected(self, timeout: float) -> http.client.HTTPConnection:
         if self._connection is not None and time.monotonic() - self._used_at > _FRESH_SECONDS:
