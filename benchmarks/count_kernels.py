@@ -40,7 +40,8 @@ from gpu_actor.training.optimizer import make_optimizer
 _RANK, _LENGTH = 16, 12
 _LAYERS = (2, 3)
 _DEPTH = 32  # of the model whose step is told
-_CASES = [(1, 4, 0.0), (8, 4, 0.0), (8, 4, 0.05), (16, 2, 0.0)]  # adapters, samples of each, dropout
+# adapters, samples of each, dropout
+_CASES = [(1, 4, 0.0), (8, 4, 0.0), (8, 4, 0.05), (16, 2, 0.0), (1, 1, 0.0), (64, 1, 0.0)]
 OPERATORS: dict[str, Products | None] = {
     "segment by segment": None,
     "one product per adapter": LoopedProducts(),
@@ -143,8 +144,14 @@ def measure() -> list[Row]:
     return rows
 
 
+def slopes(rows: list[Row]) -> dict[str, float]:
+    """By operator, what each further adapter of one sample adds to a layer outside attention, from 1 to 64 of them."""
+    outside = {(row.case, row.operator): row.layer - row.attention for row in rows}
+    return {name: (outside["64 x 1", name] - outside["1 x 1", name]) / 63 for name in OPERATORS}
+
+
 def main() -> None:
-    """Count, and print the table."""
+    """Count, and print the table and the slopes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="a file for machines")
     arguments = parser.parse_args()
@@ -161,7 +168,10 @@ def main() -> None:
         table.add_column(heading, justify="left" if heading in ("adapters x samples", "updates are made") else "right")
     for row in rows:
         table.add_row(row.case, row.operator, f"{row.layer:,}", f"{row.attention:,}", f"{row.step:,}")
-    Console(width=110).print(table)
+    console = Console(width=110)
+    console.print(table)
+    for operator, slope in slopes(rows).items():
+        console.print(f"Each further adapter, {operator}: {slope:.1f} kernels a layer outside attention.")
     if arguments.json:
         arguments.json.write_text(json.dumps([vars(row) for row in rows], indent=1) + "\n")
 

@@ -41,6 +41,7 @@ ROOMS = [
     "gpu_actor.training",
     "gpu_actor.model",
     "gpu_actor.operators",
+    "gpu_actor.elementwise",
     "gpu_actor.losses",
     "gpu_actor.batch",
     "gpu_actor.adapters",

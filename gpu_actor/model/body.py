@@ -11,6 +11,7 @@ from torch import nn
 
 from gpu_actor.batch.body_inputs import BodyInput, packed_by_segment, padded_by_segment, whole
 from gpu_actor.batch.shared_batch import SharedBatch
+from gpu_actor.elementwise.fuse import fuse_elementwise
 from gpu_actor.loading.layers import adaptable_linears, body_name
 from gpu_actor.model.attention import AttentionCache, WindowsSeen, register_packed_attention
 from gpu_actor.model.rotary import hook_rotary
@@ -123,6 +124,7 @@ class HookedBody:
 
 def _hook(model: Any, routing: Routing) -> Mapping[str, MultiAdapterLinear]:
     """Replace the linear layers of a model, and what may round or count by its company; returns the linear layers."""
+    fuse_elementwise(model, recompute=not routing.by_segment)
     linears = adaptable_linears(model)
     layers = {name: MultiAdapterLinear(module, i, routing) for i, (name, module) in enumerate(linears.items())}
     for name, layer in layers.items():

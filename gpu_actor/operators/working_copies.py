@@ -2,8 +2,9 @@
 
 An adapter's own values stay fp32, in a flat buffer of its own. For one forward and its backward those of a group of
 adapters are copied into one tensor, a row for each, their ranks padded with zeros; so the matrices of one layer are a
-view [groups, r, in] of it, and one product serves them all. Their gradients are summed in a tensor of the same form,
-and added to the adapters' own when the backward is over: what breaks off half-way leaves nothing behind.
+view [groups, r, in] of it, and one product serves them all. Their gradients stay as the products gave them until the
+backward is over; then they become one tensor of the same form, in one kernel for all layers, and are added to the
+adapters' own: what breaks off half-way leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class WorkingCopies:
         self._members = members
         self._layout = members[0].layout
         self._values = torch.zeros(len(members), self._layout.size, device=device, dtype=dtype)
-        self._sums: torch.Tensor | None = None
+        self._gradients: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.layers = self._layout.views(self._values)
         pieces = list(self._pieces(self._values, self.layers, gradient=False))
         torch._foreach_copy_([piece.copy for piece in pieces], [piece.own for piece in pieces])
@@ -72,21 +73,39 @@ class WorkingCopies:
             torch._foreach_mul_([piece.copy for piece in scaled], [piece.factor for piece in scaled])
 
     def add_gradients(self, index: int, of_a: torch.Tensor, of_b: torch.Tensor) -> None:
-        """Add to the sums of one layer: of_a [groups, r, in], of_b [groups, out, r]."""
-        if self._sums is None:
-            self._sums = torch.zeros_like(self._values)
-            self._gradients = self._layout.views(self._sums)
-        sum_a, sum_b = self._gradients[index]
-        sum_a += of_a
-        sum_b += of_b
+        """Add to the sums of one layer: of_a [groups, r, in], of_b [groups, out, r], which nobody else holds."""
+        if index not in self._gradients:
+            self._gradients[index] = of_a, of_b
+            return
+        for total, more in zip(self._gradients[index], (of_a, of_b), strict=True):
+            total += more
 
     def hand_on_gradients(self) -> None:
         """Add the sums to the adapters' own gradients: the backward is over."""
-        if self._sums is None:
+        if not self._gradients:
             return
-        for piece in self._pieces(self._sums, self._gradients, gradient=True):
+        sums = self._joined()
+        self._gradients = {}
+        for piece in self._pieces(sums, self._layout.views(sums), gradient=True):
             piece.own.add_(piece.copy, alpha=piece.factor)
-        self._sums = None
+
+    def _joined(self) -> torch.Tensor:
+        """The sums of all layers in rows [groups, size], laid out as the values are."""
+        given = {
+            self._layout.starts[index, spec.name]: tensor.flatten(1)
+            for index, tensors in self._gradients.items()
+            for spec, tensor in zip(self._layout.specs[index], tensors, strict=True)
+        }
+        parts: list[torch.Tensor] = []
+        end = 0
+        for start, tensor in sorted(given.items(), key=lambda one: one[0]):
+            parts += [*self._zeros(start - end), tensor]
+            end = start + tensor.shape[1]
+        return torch.cat([*parts, *self._zeros(self._layout.size - end)], dim=1)
+
+    def _zeros(self, values: int) -> list[torch.Tensor]:
+        """What fills a gap [groups, values] of the layout, if it is one."""
+        return [self._values.new_zeros(1, values).expand(len(self._members), values)] if values else []
 
     def _pieces(self, rows: torch.Tensor, views: Views, *, gradient: bool) -> Iterator[_Piece]:
         """Every adapter in as few pieces as its layout and its factors allow."""

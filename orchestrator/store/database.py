@@ -29,7 +29,7 @@ def open_database(url: str) -> sa.Engine:
             if path.name != _MEMORY:
                 private_folder(path.parent)
                 private_file(path)  # SQLite gives its journals the same permissions
-        engine = sa.create_engine(url, pool_pre_ping=True)
+        engine = sa.create_engine(_with_driver(url), pool_pre_ping=True)
         if engine.dialect.name == "sqlite":
             sa.event.listen(engine, "connect", _durable)
         with engine.begin() as connection:
@@ -46,6 +46,12 @@ def open_database(url: str) -> sa.Engine:
             f"the job table {_without_password(url)} {newer}; use the Loray that wrote it, or give another `storage`"
         )
     return engine
+
+
+def _with_driver(url: str) -> sa.URL:
+    """The URL with the driver of loray[postgres], where it names none; SQLAlchemy 2.0 would want another."""
+    parts = sa.make_url(url)
+    return parts.set(drivername="postgresql+psycopg") if parts.drivername == "postgresql" else parts
 
 
 def _without_password(url: str) -> str:

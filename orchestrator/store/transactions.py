@@ -136,11 +136,7 @@ class Transactions:
     def _do(self, connection: Connection, work: Callable[[], _Result]) -> _Result:
         self._open = connection
         try:
-            try:
-                result = work()
-            finally:
-                with _in_words():
-                    connection.commit()
+            return _done_and_committed(connection, work)
         except StoreUnavailableError:
             self._afterwards.clear()
             self._on_lost()
@@ -151,7 +147,20 @@ class Transactions:
             afterwards, self._afterwards = self._afterwards, []
             for call in afterwards:
                 call()
-        return result
+
+
+def _done_and_committed(connection: Connection, work: Callable[[], _Result]) -> _Result:
+    try:
+        result = work()
+    except StoreUnavailableError:
+        raise  # whatever was written is lost with the connection
+    except Exception:
+        with _in_words():
+            connection.commit()
+        raise
+    with _in_words():
+        connection.commit()
+    return result
 
 
 def _give_back(beginning: asyncio.Future[Connection]) -> None:

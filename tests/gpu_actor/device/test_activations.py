@@ -103,11 +103,11 @@ def eight_billion():
 
 @pytest.mark.slow
 def test_the_first_budget_of_a_gpu_is_what_it_has_room_for(eight_billion):
-    """24, 40 and 80 GB beside 8 billion weights in bf16: about 1k, 3.5k and 8k tokens."""
+    """24, 40 and 80 GB beside 8 billion weights in bf16: about 1.4k, 4.5k and 8k tokens."""
     weights = base_bytes(eight_billion, 2)
     room = {size: accelerator_limit(size * GIB, 1.0) - weights for size in (24, 40, 80)}
     budgets = [first_token_budget(eight_billion, "cuda", bytes_, 2) for bytes_ in room.values()]
-    assert [900 < budgets[0] < 1300, 3200 < budgets[1] < 3800, budgets[2]] == [True, True, 8192]
+    assert [1300 < budgets[0] < 1600, 4200 < budgets[1] < 4700, budgets[2]] == [True, True, 8192]
     for tokens, bytes_ in zip(budgets[:2], room.values(), strict=False):
         masks = tokens * sum(linear.in_features for linear in eight_billion.linears)
         assert 0.99 * bytes_ < activation_bytes(eight_billion, tokens, 2) + masks <= bytes_

@@ -4,15 +4,13 @@ import sqlite3
 
 import pytest
 import sqlalchemy as sa
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
 
 from orchestrator.jobs.job import JobState
 from orchestrator.jobs.losses import NONE
-from orchestrator.store import tables
 from orchestrator.store.errors import StoreError
 from orchestrator.store.store import Store
 from support.repository import ROOT
+from support.tables import differences
 
 BEFORE = ROOT / "tests" / "fixtures" / "store" / "before_migrations.sql"
 """The dump of a database that the last Loray without migrations wrote: four jobs, one of them with a retry."""
@@ -37,16 +35,6 @@ def write_old(url):
 def content(url):
     with sqlite3.connect(sa.make_url(url).database) as connection:
         return list(connection.iterdump())
-
-
-def differences(url):
-    """What the tables of a database lack, or have too much, by the definitions that the store works with."""
-    with sa.create_engine(url).connect() as connection:
-        metadata = sa.MetaData()
-        for table in tables.metadata.tables.values():
-            table.to_metadata(metadata)
-        sa.Table("alembic_version", metadata, sa.Column("version_num", sa.String(32), primary_key=True))
-        return compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), metadata)
 
 
 def test_the_steps_end_where_the_definitions_are(url):
