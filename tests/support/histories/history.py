@@ -22,7 +22,8 @@ from orchestrator.cluster.places import listed_places
 from orchestrator.control import job_verbs, plan_execution
 from orchestrator.control.reconcile import Reconciler
 from orchestrator.control.snapshot import SnapshotBuilder
-from orchestrator.jobs.job import TERMINAL, JobSpec, JobState, QueueConfig
+from orchestrator.jobs.job import JobSpec, QueueConfig
+from orchestrator.jobs.states import TERMINAL, JobState
 from orchestrator.knowledge.base_catalog import BaseCatalog, _key
 from orchestrator.knowledge.profiles import Profiles
 from orchestrator.scheduler.policy import POLICIES
