@@ -119,7 +119,7 @@ class History:
         self.folder.mkdir(parents=True)
         shutil.copy(template, self.folder / "loray.db")
         self.loop = SimulatedLoop(self.random)
-        self.loop.set_exception_handler(lambda *_: None)  # what is left of the dead is nobody's
+        self.loop.set_exception_handler(self._heard)
         self.world = World(self.loop, self.random)
         self.world.failures = []
         self.config = ClusterConfig(
@@ -132,6 +132,11 @@ class History:
         self.life = self.orchestrator = None
         self.raised = None
         self._patch(patch)
+
+    def _heard(self, _, context):
+        """What a callback has raised; what is left of the dead is nobody's."""
+        if isinstance(context.get("exception"), ViolationError):
+            self.raised = self.raised or context["exception"]
 
     def _patch(self, patch):
         patch.setattr(logging.getLogger("sqlalchemy.pool"), "disabled", True)
