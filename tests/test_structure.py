@@ -20,6 +20,7 @@ ROOMS = [
     "orchestrator.endpoint",
     "orchestrator.asking",
     "orchestrator.results",
+    "orchestrator.report",
     "orchestrator.reporting",
     "orchestrator.tracking",
     "orchestrator.knowledge",

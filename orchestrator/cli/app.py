@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 from gpu_actor.contract.errors import ClusterUnavailableError, JobFailedError, LorayError, WaitTimeoutError
-from orchestrator.cli import ask, display, export, jobs, plan, progress, run, simulate, tokens
+from orchestrator.cli import ask, display, export, jobs, plan, progress, report, run, simulate, tokens
 from orchestrator.jobs.job import JobFileError
 from orchestrator.version import __version__
 
@@ -35,6 +35,7 @@ app.command("resume")(jobs.resume)
 app.command("retry")(jobs.retry)
 app.command()(jobs.top)
 app.command()(ask.ask)
+app.command()(report.report)
 app.command()(export.export)
 app.command()(plan.plan)
 app.command()(simulate.simulate)
@@ -73,7 +74,7 @@ def exit_code(error: Exception) -> int:
     return REFUSED
 
 
-def report(error: Exception) -> None:
+def tell(error: Exception) -> None:
     """Tells a person on stderr what went wrong."""
     if isinstance(error, JobFileError) and len(error.problems) > 1:
         lines = [f"{len(error.problems)} problems, and no job was submitted:"]
@@ -94,5 +95,5 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("LORAY_DEBUG") == "1":
             raise
-        report(error)
+        tell(error)
         sys.exit(exit_code(error))
