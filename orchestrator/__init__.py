@@ -31,8 +31,9 @@ from orchestrator.version import __version__
 
 if TYPE_CHECKING:
     from orchestrator.client import Client, Job, submit_job
-    from orchestrator.jobs.job import JobFileError, JobSpec, JobState
+    from orchestrator.jobs.job import JobFileError, JobSpec
     from orchestrator.jobs.job_file import load_jobs
+    from orchestrator.jobs.states import JobState
 
 __all__ = [
     "__version__",
@@ -63,7 +64,7 @@ _HOMES = {
     "Job": "orchestrator.client",
     "JobFileError": "orchestrator.jobs.job",
     "JobSpec": "orchestrator.jobs.job",
-    "JobState": "orchestrator.jobs.job",
+    "JobState": "orchestrator.jobs.states",
     "load_jobs": "orchestrator.jobs.job_file",
 }
 

@@ -11,65 +11,68 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from gpu_actor.contract.errors import (
-    ClusterUnavailableError,
     InvalidJobError,
     JobFailedError,
-    LorayError,
     WaitTimeoutError,
 )
-from gpu_actor.contract.questions import Answer
 from orchestrator import formatting
-from orchestrator.asking.inquiry import Inquiry, answers
-from orchestrator.cluster import connection
 from orchestrator.endpoint.tokens import digest_of, new_token
-from orchestrator.jobs.job import TERMINAL, JobFileError, JobSpec, JobState
-from orchestrator.jobs.job_file import jobs_from_mapping, load_jobs
-from orchestrator.jobs.preflight import check_files
-from orchestrator.jobs.staging import stage_jobs
+from orchestrator.jobs.states import TERMINAL, JobState
+from orchestrator.link.choose import find_link, is_elsewhere
+from orchestrator.link.http_link import HttpLink
 from orchestrator.validation.problems import Problem
 
 if TYPE_CHECKING:
-    import ray
+    from gpu_actor.contract.questions import Answer
+    from orchestrator.jobs.job import JobSpec
 
+# What submits and asks is imported where it is used: to look at the queue takes half as long without.
 JobSource: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | JobSpec"
 JobView: TypeAlias = dict[str, Any]
 
 CALL_SECONDS = 60.0
 # Describing a base model that is new to the orchestrator can take a while on a slow disk.
 SUBMIT_SECONDS = 300.0
-RETRY_SECONDS = 30.0
 POLL_SECONDS = 0.5
+_OF_THE_ORCHESTRATOR = ("base_model", "output_dir")
 
 logger = logging.getLogger("loray")
 
 
-def submit_job(job: JobSource, address: str | None = None) -> Job:
+def submit_job(job: JobSource, address: str | None = None, token: str | None = None) -> Job:
     """Submits one job to a running orchestrator.
 
     Args:
         job: Path of a job file, its content as a dict (relative paths start in the current folder), or a JobSpec.
-        address: `host:port` of the Ray cluster; None looks at `RAY_ADDRESS`, then for one started on this machine.
+        address: As of `Client`.
+        token: As of `Client`.
 
     Raises:
         InvalidJobError: The job cannot be accepted; every problem is named.
         ClusterUnavailableError: No orchestrator answers.
     """
-    spec = _the_only(job)  # a mistake in the job is told even when no cluster runs
-    return Client(address).submit_job(spec)
+    spec = _the_only(job, elsewhere=is_elsewhere(address))  # a mistake is told even when no cluster runs
+    return Client(address, token).submit_job(spec)
 
 
-def read_jobs(source: JobSource | Sequence[JobSource], *, goes_on: bool = False) -> list[JobSpec]:
+def read_jobs(
+    source: JobSource | Sequence[JobSource], *, goes_on: bool = False, elsewhere: bool = False
+) -> list[JobSpec]:
     """Reads and checks jobs without a cluster: every problem of every source is in one error.
 
     Args:
         source: A path, a mapping or a JobSpec, or several of them.
         goes_on: Whether jobs may be in the queue already, with something in their output folders.
+        elsewhere: Whether base models and output folders are those of another machine, which looks at them.
 
     Raises:
         JobFileError: With every problem.
     """
     several = isinstance(source, Sequence) and not isinstance(source, str)
     sources = cast("Sequence[JobSource]", source) if several else [cast("JobSource", source)]
+    from orchestrator.jobs.job import JobFileError
+    from orchestrator.jobs.preflight import check_files
+
     specs: list[JobSpec] = []
     problems: list[Problem] = []
     for number, one in enumerate(sources, start=1):
@@ -79,13 +82,14 @@ def read_jobs(source: JobSource | Sequence[JobSource], *, goes_on: bool = False)
             problems += error.problems
     # Whether pickled weights may be read is the operator's choice, which only the orchestrator knows.
     problems = problems or check_files(specs, allow_pickle=True, goes_on=goes_on)
+    problems = [problem for problem in problems if not (elsewhere and problem.field in _OF_THE_ORCHESTRATOR)]
     if problems:
         raise JobFileError(problems)
     return specs
 
 
-def _the_only(source: JobSource) -> JobSpec:
-    specs = read_jobs(source)
+def _the_only(source: JobSource, *, elsewhere: bool) -> JobSpec:
+    specs = read_jobs(source, elsewhere=elsewhere)
     if len(specs) != 1:
         name = os.fspath(source) if isinstance(source, str | os.PathLike) else "the mapping"
         raise InvalidJobError(
@@ -95,6 +99,9 @@ def _the_only(source: JobSource) -> JobSpec:
 
 
 def _read_one(source: JobSource, name: str) -> list[JobSpec]:
+    from orchestrator.jobs.job import JobSpec
+    from orchestrator.jobs.job_file import jobs_from_mapping, load_jobs
+
     if isinstance(source, JobSpec):
         return [source]
     if isinstance(source, Mapping):
@@ -108,18 +115,23 @@ class Client:
     """Talks to the orchestrator of one cluster.
 
     Args:
-        address: `host:port` of the Ray cluster; None looks at `RAY_ADDRESS`, then for one started on this machine.
+        address: URL of an orchestrator's HTTP door, or `host:port` of a Ray cluster; None looks at `LORAY_ADDRESS` and
+            `RAY_ADDRESS`, then for one started on this machine.
+        token: For a door; None looks at `LORAY_TOKEN`.
+
+    Attributes:
+        address: Where the orchestrator is.
 
     Raises:
         ClusterUnavailableError: No orchestrator answers.
     """
 
-    def __init__(self, address: str | None = None) -> None:
-        self.connection = connection.connect(address)
-        self._controller = connection.controller()
+    def __init__(self, address: str | None = None, token: str | None = None) -> None:
+        self._link = find_link(address, token)
+        self.address = self._link.address
 
     def __repr__(self) -> str:
-        return f"Client({self.connection.address!r})"
+        return f"Client({self.address!r})"
 
     def submit(self, jobs: JobSource | Sequence[JobSource]) -> list[Job]:
         """Submits jobs: all of them, or none when one has a problem.
@@ -130,14 +142,14 @@ class Client:
         Raises:
             InvalidJobError: The jobs cannot be accepted; every problem is named.
         """
-        accepted, remarks = self.accept(read_jobs(jobs))
+        accepted, remarks = self.accept(read_jobs(jobs, elsewhere=self._link.is_elsewhere))
         for remark in remarks:
             logger.warning(remark)
         return accepted
 
     def submit_job(self, job: JobSource) -> Job:
         """Submits one job."""
-        return self.submit(_the_only(job))[0]
+        return self.submit(_the_only(job, elsewhere=self._link.is_elsewhere))[0]
 
     def accept(self, specs: Sequence[JobSpec]) -> tuple[list[Job], list[str]]:
         """Hands checked jobs to the orchestrator.
@@ -151,12 +163,17 @@ class Client:
         Raises:
             JobFileError: The orchestrator refuses them; every problem is named.
         """
-        specs, remarks = stage_jobs(specs, Path(self.ping()["storage"]))
-        documents = [spec.model_dump(mode="json") for spec in specs]
+        request_id = uuid.uuid4().hex
+        remarks: list[str] = []
+        if not self._link.is_elsewhere:
+            from orchestrator.jobs.staging import stage_jobs
+
+            specs, remarks = stage_jobs(specs, Path(self.ping()["storage"]))
+        documents, sent = self._documents(specs, request_id)
         # The same id again, when the answer got lost on its way, finds the jobs that were accepted before.
-        answer = self.call("submit", documents, uuid.uuid4().hex, timeout=SUBMIT_SECONDS, again=True)
+        answer = self.call("submit", documents, request_id, timeout=SUBMIT_SECONDS, again=True)
         _raise_problems(answer)
-        return [Job(self, view["id"], view["name"]) for view in answer["accepted"]], remarks
+        return [Job(self, view["id"], view["name"]) for view in answer["accepted"]], remarks + sent
 
     def plan(self, specs: Sequence[JobSpec], policy: str | None = None) -> list[dict[str, Any]]:
         """What would become of jobs if they were submitted now; nothing is.
@@ -168,10 +185,18 @@ class Client:
         Raises:
             JobFileError: They would not be accepted.
         """
-        fields = [spec.model_dump(mode="json") for spec in specs]
+        fields, _ = self._documents(specs, uuid.uuid4().hex)
         answer = self.call("plan", fields, policy, timeout=SUBMIT_SECONDS, again=True)
         _raise_problems(answer)
         return cast("list[dict[str, Any]]", answer["jobs"])
+
+    def _documents(self, specs: Sequence[JobSpec], request_id: str) -> tuple[list[dict[str, Any]], list[str]]:
+        """The fields of jobs, and remarks; what they read is sent along if the orchestrator does not see it."""
+        if not isinstance(self._link, HttpLink) or not self._link.is_elsewhere:
+            return [spec.model_dump(mode="json") for spec in specs], []
+        from orchestrator.link.sending import send_jobs
+
+        return send_jobs(specs, self._link, request_id)
 
     def list_jobs(self) -> list[JobView]:
         """Every job that the orchestrator knows, in the order of submission."""
@@ -192,7 +217,7 @@ class Client:
 
     def get_jobs(self, ids: Sequence[str]) -> list[JobView]:
         """Everything about several jobs, asked for at once."""
-        return cast("list[JobView]", self._call_each("get_job", [(ref,) for ref in ids], CALL_SECONDS, again=True))
+        return cast("list[JobView]", self._link.call_each("get_job", [(ref,) for ref in ids], CALL_SECONDS, again=True))
 
     def cancel(self, ref: str) -> JobView:
         """Ends a job for good, and drops its checkpoints."""
@@ -237,6 +262,8 @@ class Client:
         Returns:
             The answers, question by question in the order of `jobs`; one that could not be made has an `error`.
         """
+        from orchestrator.asking.inquiry import Inquiry, answers
+
         found: list[Answer] = []
         for state in answers(Inquiry(tuple(jobs), questions, **settings), self.call):
             found = state
@@ -279,50 +306,14 @@ class Client:
             timeout: Seconds to wait for the answer.
             again: The call may be repeated when the orchestrator dies before it answers.
         """
-        return self._call_each(method, [arguments], timeout, again=again)[0]
-
-    def _call_each(self, method: str, calls: Sequence[tuple[Any, ...]], timeout: float, *, again: bool) -> list[Any]:
-        """Calls a method of the orchestrator once for each tuple of arguments.
-
-        Args:
-            method: Its name.
-            calls: The arguments of each call.
-            timeout: Seconds to wait for all answers.
-            again: The call may be repeated when the orchestrator dies before it answers.
-        """
-        import ray
-
-        deadline = time.monotonic() + RETRY_SECONDS
-        while True:
-            try:
-                refs = [getattr(self._controller, method).remote(*arguments) for arguments in calls]
-                connection.wait_for_answers(refs, timeout)
-                return cast("list[Any]", ray.get(refs, timeout=0))
-            except ray.exceptions.RayTaskError as error:
-                raise _orchestrator_error(error) from None
-            except ray.exceptions.GetTimeoutError:
-                raise ClusterUnavailableError(
-                    f"the orchestrator did not answer within {timeout:.0f} s; `ray status` and the Ray dashboard "
-                    "show whether its node is alive"
-                ) from None
-            except ray.exceptions.RayError as error:
-                if not again or time.monotonic() > deadline:
-                    raise ClusterUnavailableError(f"the orchestrator is gone: {error}") from None
-                time.sleep(POLL_SECONDS)
-                self._controller = connection.controller()
+        return self._link.call_each(method, [arguments], timeout, again=again)[0]
 
 
 def _raise_problems(answer: Mapping[str, Any]) -> None:
     if answer["problems"]:
+        from orchestrator.jobs.job import JobFileError
+
         raise JobFileError([Problem(**problem) for problem in answer["problems"]])
-
-
-def _orchestrator_error(error: ray.exceptions.RayTaskError) -> LorayError:
-    """The error that the orchestrator raised, out of Ray's wrapping."""
-    cause = error.cause
-    if isinstance(cause, LorayError):
-        return cause
-    return LorayError(f"the orchestrator failed on this request ({cause!r}); its log in the Ray dashboard has more")
 
 
 class Job:

@@ -17,6 +17,7 @@ ROOMS = [
     "orchestrator",
     "orchestrator.client",
     "orchestrator.control",
+    "orchestrator.link",
     "orchestrator.endpoint",
     "orchestrator.asking",
     "orchestrator.results",

@@ -104,7 +104,11 @@ def _parts(inquiry: Inquiry, base: str, found: Sequence[tuple[str, Answerer]], c
     if call is None:
         return [Part(None, request, tuple(numbers))]
     return [
-        Part(part["actor"], AskRequest.model_validate(part["request"]), tuple(numbers[i] for i in part["numbers"]))
+        Part(
+            part["actor"],
+            AskRequest.model_validate(part["request"], strict=False),  # as JSON it has no tuples
+            tuple(numbers[i] for i in part["numbers"]),
+        )
         for part in call("ask", request.model_dump(), again=True)
     ]
 

@@ -10,7 +10,7 @@ from gpu_actor.contract.config import is_template_path
 from gpu_actor.contract.errors import AdapterError
 from gpu_actor.contract.questions import Answer, AskRequest
 from gpu_actor.contract.roots import outside
-from orchestrator.jobs.job import JobState
+from orchestrator.jobs.states import JobState
 
 if TYPE_CHECKING:
     from orchestrator.cluster.fleet import Fleet

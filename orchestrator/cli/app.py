@@ -2,44 +2,73 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
+from typer.core import TyperGroup
 
 from gpu_actor.contract.errors import ClusterUnavailableError, JobFailedError, LorayError, WaitTimeoutError
-from orchestrator.cli import ask, display, export, jobs, plan, progress, report, run, simulate, tokens
-from orchestrator.jobs.job import JobFileError
+from orchestrator.cli import display, progress
 from orchestrator.version import __version__
 
 FAILED, REFUSED, NO_CLUSTER = 1, 2, 3
 
+_VERBS = {  # imported when they are called, so that each waits for no more than it uses
+    "run": "run:run",
+    "serve": "run:serve",
+    "submit": "run:submit",
+    "list": "jobs:list_jobs",
+    "show": "jobs:show",
+    "logs": "jobs:logs",
+    "cancel": "jobs:cancel",
+    "pause": "jobs:pause",
+    "resume": "jobs:resume",
+    "retry": "jobs:retry",
+    "top": "jobs:top",
+    "report": "report:report",
+    "ask": "ask:ask",
+    "export": "export:export",
+    "plan": "plan:plan",
+    "simulate": "simulate:simulate",
+    "token": "tokens:tokens",
+}
+_CONTEXT = {"help_option_names": ["-h", "--help"]}
+
+
+class _Verbs(TyperGroup):
+    """The verbs, each from its module under `orchestrator.cli`."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names of all."""
+        return [*_VERBS, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """One of them; None: there is none."""
+        if cmd_name not in _VERBS:
+            return super().get_command(ctx, cmd_name)
+        module, _, name = _VERBS[cmd_name].partition(":")
+        verb = getattr(importlib.import_module(f"orchestrator.cli.{module}"), name)
+        if not isinstance(verb, typer.Typer):
+            alone = typer.Typer(add_completion=False)
+            alone.command(cmd_name, context_settings=_CONTEXT)(verb)
+            verb = alone
+        found = typer.main.get_command(verb)
+        found.name = cmd_name
+        return found
+
+
 app = typer.Typer(
     name="loray",
+    cls=_Verbs,
     help="LoRA on Ray: train many LoRA adapters at once on few GPUs.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=_CONTEXT,
 )
-app.command()(run.run)
-app.command()(run.serve)
-app.command()(run.submit)
-app.command("list")(jobs.list_jobs)
-app.command()(jobs.show)
-app.command()(jobs.logs)
-app.command("cancel")(jobs.cancel)
-app.command("pause")(jobs.pause)
-app.command("resume")(jobs.resume)
-app.command("retry")(jobs.retry)
-app.command()(jobs.top)
-app.command()(ask.ask)
-app.command()(report.report)
-app.command()(export.export)
-app.command()(plan.plan)
-app.command()(simulate.simulate)
-app.add_typer(tokens.tokens, name="token")
 
 
 @app.command()
@@ -76,6 +105,8 @@ def exit_code(error: Exception) -> int:
 
 def tell(error: Exception) -> None:
     """Tells a person on stderr what went wrong."""
+    from orchestrator.jobs.job import JobFileError
+
     if isinstance(error, JobFileError) and len(error.problems) > 1:
         lines = [f"{len(error.problems)} problems, and no job was submitted:"]
         lines += [f"  {problem}" for problem in error.problems]

@@ -18,7 +18,7 @@ from orchestrator.cli import display, progress
 from orchestrator.cli.chart import write_chart
 from orchestrator.cli.options import Address, AsJson, Chart
 from orchestrator.client import Client, JobView
-from orchestrator.jobs.job import JobState
+from orchestrator.jobs.states import JobState
 from orchestrator.report.timeline_chart import draw
 
 Ref = Annotated[str, typer.Argument(metavar="JOB", help="Id or name of a job.", show_default=False)]
@@ -50,7 +50,7 @@ def list_jobs(
     shown = [view for view in wanted if every or (view["finished_at"] or oldest) >= oldest]
     if chart is not None:
         names = {view["id"]: view["name"] for view in shown}
-        write_chart(chart, draw(client.timeline(list(names)), names, f"Loray at {client.connection.address}"))
+        write_chart(chart, draw(client.timeline(list(names)), names, f"Loray at {client.address}"))
     if as_json:
         progress.print_json(shown)
         return
@@ -191,7 +191,7 @@ def _picture(client: Client, width: int) -> Group:
     counts = ", ".join(f"{count} {state}" for state, count in cluster["jobs"].items() if count) or "no jobs yet"
     views = [view for view in client.list_jobs() if view["state"] in formatting.LIVE_STATES]
     return Group(
-        Text(f"Loray at {client.connection.address}: {counts}\n"),
+        Text(f"Loray at {client.address}: {counts}\n"),
         display.actor_table(cluster["actors"]),
         Text(),
         display.job_table(formatting.by_liveliness(views), width),

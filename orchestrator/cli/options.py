@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.scheduler.policy import POLICIES
-
 Chart = Annotated[
     Path | None,
     typer.Option("--gantt", metavar="FILE.svg", help="Also draw who trained where when.", show_default=False),
@@ -25,8 +23,9 @@ Address = Annotated[
     str | None,
     typer.Option(
         "--address",
-        metavar="HOST:PORT",
-        help="Ray cluster to use; default: RAY_ADDRESS, then the one started on this machine.",
+        metavar="ADDRESS",
+        help="HOST:PORT of a Ray cluster, or URL of an HTTP door (its token: LORAY_TOKEN); default: LORAY_ADDRESS, "
+        "RAY_ADDRESS, then what was started on this machine.",
         show_default=False,
     ),
 ]
@@ -35,7 +34,7 @@ PolicyName = Annotated[
     typer.Option(
         "--policy",
         metavar="NAME",
-        help=f"Scheduler policy instead of the cluster file's: {', '.join(POLICIES)}.",
+        help="Scheduler policy instead of the cluster file's: cosrpt, srpt, fifo, fifo-4 or fifo-memory.",
         show_default=False,
     ),
 ]

@@ -15,6 +15,7 @@ from orchestrator.cli.options import Address, AsJson, ClusterFile, JobFiles, Pol
 from orchestrator.client import Client, read_jobs
 from orchestrator.cluster.address import find_address
 from orchestrator.cluster.cluster_config import ClusterFileError, load_cluster_config, with_policy
+from orchestrator.link.choose import is_elsewhere
 from orchestrator.validation.problems import Problem
 
 
@@ -32,14 +33,14 @@ def plan(
     """
     from orchestrator.control.preview import plan_offline
 
-    specs = read_jobs(job_files)
+    specs = read_jobs(job_files, elsewhere=is_elsewhere(address))
     if cluster and address:
         text = "does not go with --cluster, which plans for idle actors on this machine; give one of them"
         raise ClusterFileError([Problem("--address", "", text)])
     config = with_policy(load_cluster_config(cluster), policy)
-    if cluster is None and find_address(address, Path(config.storage)) is not None:
+    if cluster is None and (is_elsewhere(address) or find_address(address, Path(config.storage)) is not None):
         client = Client(address)
-        rows, where = client.plan(specs, policy), f"the cluster at {client.connection.address}"
+        rows, where = client.plan(specs, policy), f"the cluster at {client.address}"
     else:
         rows, where = plan_offline(specs, config), "idle actors on this machine"
     if as_json:

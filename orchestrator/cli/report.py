@@ -58,7 +58,7 @@ def _contents(refs: Sequence[str], address: str | None) -> Contents:
     views = newest(client.list_jobs()) if not refs else [_job(client, ref) for ref in dict.fromkeys(refs)]
     every = len(client.list_jobs()) if not refs else len(views)
     return Contents(
-        f"Loray at {client.connection.address}",
+        f"Loray at {client.address}",
         views,
         {view["id"]: essential(client.metrics(view["id"])) for view in views},
         client.timeline([view["id"] for view in views]),

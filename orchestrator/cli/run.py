@@ -25,8 +25,10 @@ from orchestrator.cluster.cluster_config import load_cluster_config, with_http, 
 from orchestrator.cluster.connection import Connection
 from orchestrator.control import launch
 from orchestrator.endpoint.door_file import door_path
-from orchestrator.jobs.job import JobSpec, JobState
+from orchestrator.jobs.job import JobSpec
 from orchestrator.jobs.preflight import named_places
+from orchestrator.jobs.states import JobState
+from orchestrator.link.choose import is_elsewhere
 
 CANCEL_SECONDS = 60.0
 PING_SECONDS = 5.0
@@ -55,6 +57,8 @@ def run(
 
     Exit code: 0 all succeeded, 1 some failed or were cancelled, 2 refused, 3 no cluster reachable, 130 interrupted.
     """
+    if is_elsewhere(address):
+        raise LorayError("run trains on a Ray cluster; through an HTTP door it is `loray submit --wait JOB.yaml`")
     config = with_policy(load_cluster_config(cluster), policy)
     specs = read_jobs(job_files, goes_on=True)
     if config.allowed_roots is None:  # who writes the jobs and starts the cluster allows what the jobs name
@@ -175,7 +179,7 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Put jobs into the queue of a running cluster: all of them, or none when one has a problem."""
-    specs = read_jobs(job_files)
+    specs = read_jobs(job_files, elsewhere=is_elsewhere(address))
     client = Client(address)
     jobs = _submit(client, specs, display.make_console(quiet=as_json))
     if wait:

@@ -14,6 +14,7 @@ from gpu_actor.contract.config import Quantization, check_quantization
 from gpu_actor.contract.locations import is_local_model, looks_like_path, loray_home
 from gpu_actor.contract.roots import default_roots
 from gpu_actor.contract.strict import Strict
+from orchestrator.jobs.owner import OPERATOR
 from orchestrator.jobs.report_to import TrackerName
 from orchestrator.scheduler.policy import DEFAULT, POLICIES
 from orchestrator.validation.field_index import dotted
@@ -147,6 +148,25 @@ class HttpConfig(Strict):
     max_open_answers: int = Field(
         default=32, ge=1, le=10_000, description="Requests to models that are answered at a time; more are refused."
     )
+    allowed_roots: list[str] = Field(
+        default_factory=list,
+        description="Folders below which jobs of others than the operator may lie too, beside what they have sent and "
+        "their own results.",
+    )
+    max_upload: Size = Field(
+        default=2 * 2**30,
+        gt=0,
+        description="Bytes of one file that a job from elsewhere reads, or a size such as 2GiB.",
+    )
+
+
+class QuotaConfig(Strict):
+    """How much of the cluster one owner's jobs may take."""
+
+    queued: int | None = Field(default=None, ge=0, description="Most jobs that wait or are paused; null: any number.")
+    running: int | None = Field(
+        default=None, ge=1, description="Most jobs that train at a time, the others wait; null: any number."
+    )
 
 
 class ClusterConfig(Strict):
@@ -171,6 +191,10 @@ class ClusterConfig(Strict):
         description="Experiment trackers that get the metrics of jobs which name none themselves.",
     )
     http: HttpConfig = Field(default_factory=HttpConfig, description="The HTTP door, as of `loray serve --http PORT`.")
+    quotas: dict[str, QuotaConfig] = Field(
+        default_factory=dict,
+        description="By owner; `default` is that of everybody who is not named, but for the operator.",
+    )
     allowed_roots: list[str] | None = Field(
         default=None,
         min_length=1,
@@ -198,6 +222,15 @@ class ClusterConfig(Strict):
         if not value:
             raise ValueError("names no actor; give at least one, or auto")
         return value
+
+    def quota_of(self, owner: str) -> QuotaConfig:
+        """How much an owner's jobs may take."""
+        rest = QuotaConfig() if owner == OPERATOR else self.quotas.get("default", QuotaConfig())
+        return self.quotas.get(owner, rest)
+
+    def most_running(self, owner: str) -> int | None:
+        """How many of an owner's jobs may train at a time; None: any number."""
+        return self.quota_of(owner).running
 
     @property
     def roots(self) -> list[str]:
@@ -273,8 +306,10 @@ def _with_absolute_paths(config: ClusterConfig, folder: Path) -> ClusterConfig:
             else actor
             for actor in actors
         ]
+    shared = [absolute(root) for root in config.http.allowed_roots]
     return config.model_copy(
         update={
+            "http": config.http.model_copy(update={"allowed_roots": shared}),
             "storage": absolute(config.storage),
             "allowed_roots": [absolute(root) for root in config.allowed_roots] if config.allowed_roots else None,
             "actors": actors,

@@ -18,10 +18,14 @@ from orchestrator.cluster.fleet import Fleet
 from orchestrator.control.job_needs import scheduling_view
 from orchestrator.control.preview import plan_apart
 from orchestrator.control.snapshot import SnapshotBuilder
-from orchestrator.jobs.job import TERMINAL, JobSpec, JobState
+from orchestrator.endpoint.references import reach
+from orchestrator.formatting import plural
+from orchestrator.jobs.job import JobSpec
 from orchestrator.jobs.output_folder import make_folders, write_job_file
+from orchestrator.jobs.owner import OPERATOR
 from orchestrator.jobs.preflight import check_files, check_roots
 from orchestrator.jobs.report_to import not_installed
+from orchestrator.jobs.states import TERMINAL, JobState
 from orchestrator.knowledge.base_catalog import BaseCatalog
 from orchestrator.scheduler.policy import decide
 from orchestrator.scheduler.view import ActorState, ActorView, ClusterView
@@ -46,32 +50,42 @@ class Admission:
         fleet: Fleet,
         bases: BaseCatalog,
         snapshots: SnapshotBuilder,
-        allowed_roots: Sequence[str],
-        *,
-        allow_pickle: bool = False,
+        config: ClusterConfig,
     ) -> None:
         self._store, self._fleet, self._bases, self._snapshots = store, fleet, bases, snapshots
-        self._roots = allowed_roots
-        self._allow_pickle = allow_pickle
+        self._config = config
 
-    async def check(self, jobs: Sequence[Mapping[str, Any]]) -> tuple[list[JobSpec], list[Problem]]:
+    async def check(self, jobs: Jobs, owner: str = OPERATOR) -> tuple[list[JobSpec], list[Problem]]:
         """The jobs, and everything that keeps them from being accepted.
 
         Args:
             jobs: Fields of `JobSpec`, paths absolute.
+            owner: Whose they would be.
         """
         specs, problems = _read(jobs)
         if not problems and not specs:
             problems = [Problem("request", "", "holds no job; give at least one")]
-        outside = check_roots(specs, self._roots)
+        problems += self._beyond_quota(len(specs), owner)
+        outside = check_roots(specs, reach(owner, self._config))
         if outside:  # nothing there is even opened
             return specs, problems + outside
-        problems += await asyncio.to_thread(check_files, specs, allow_pickle=self._allow_pickle)
+        problems += await asyncio.to_thread(check_files, specs, allow_pickle=self._config.allow_pickle)
         problems += _unreachable_trackers(specs)
         problems += self._taken(specs)
         if not any(problem.field == "base_model" for problem in problems):
             problems += await self._check_bases(specs)
         return specs, problems
+
+    def _beyond_quota(self, count: int, owner: str) -> list[Problem]:
+        most = self._config.quota_of(owner).queued
+        if most is None:
+            return []
+        waiting = sum(job.owner == owner for job in self._store.jobs([JobState.QUEUED, JobState.PAUSED]))
+        if waiting + count <= most:
+            return []
+        has = f"{owner} has {plural(waiting, 'job')} waiting"
+        message = f"{has}, and {count} more would exceed the quota of {most}; submit fewer"
+        return [Problem("request", "", message)]
 
     def _taken(self, specs: Sequence[JobSpec]) -> list[Problem]:
         return [Problem(f"job {error.job}", error.field, error.message) for error in self._store.live_conflicts(specs)]
@@ -111,16 +125,17 @@ class Submissions:
         _, problems = await self._admission.check(jobs)
         return [asdict(problem) for problem in problems]
 
-    async def plan(self, jobs: Jobs, policy: str | None, view: Callable[[], ClusterView]) -> dict[str, Any]:
+    async def plan(self, jobs: Jobs, policy: str | None, owner: str, view: Callable[[], ClusterView]) -> dict[str, Any]:
         """What would become of jobs; see `Controller.plan`.
 
         Args:
             jobs: What would be submitted.
             policy: Name of a policy to plan with; None: that of this cluster.
+            owner: Whose they would be.
             view: Gives the cluster as it is.
         """
         name = with_policy(self._config, policy).scheduler.policy
-        specs, problems = await self._admission.check(jobs)
+        specs, problems = await self._admission.check(jobs, owner)
         if problems:
             return {"jobs": [], "problems": [asdict(problem) for problem in problems]}
         bases = {spec.base_model: await self._bases.get(spec.base_model) for spec in specs}
@@ -136,7 +151,7 @@ class Submissions:
         """
         accepted = self._store.request(request_id)
         if accepted is None:
-            specs, problems = await self._admission.check(jobs)
+            specs, problems = await self._admission.check(jobs, owner)
             accepted = self._store.request(request_id)  # the same request may have come twice at a time
         if accepted is None:
             problems = problems or await asyncio.to_thread(make_folders, specs)

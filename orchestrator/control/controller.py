@@ -31,12 +31,13 @@ from orchestrator.control import job_verbs
 from orchestrator.control.admission import Admission, Submissions
 from orchestrator.control.reconcile import Reconciler
 from orchestrator.control.snapshot import SnapshotBuilder
-from orchestrator.jobs.job import TERMINAL, JobState
+from orchestrator.endpoint.references import reach
 from orchestrator.jobs.output_folder import read_metrics
 from orchestrator.jobs.owner import OPERATOR, check_owner
+from orchestrator.jobs.states import TERMINAL, JobState
 from orchestrator.knowledge.base_catalog import BaseCatalog
 from orchestrator.knowledge.profiles import Profiles
-from orchestrator.reporting.client_views import actor_view, job_view
+from orchestrator.reporting.client_views import actor_views, job_view
 from orchestrator.reporting.dashboard_rows import TaskRows
 from orchestrator.reporting.metrics import Metrics
 from orchestrator.reporting.timeline import Timeline
@@ -79,11 +80,12 @@ class Controller:
         self._rows = TaskRows(self._store)
         self._trackers = Trackers(self._store, config)
         profiles = Profiles(self._store)
-        snapshots = SnapshotBuilder(self._store, self._fleet, self._bases, profiles, config.scheduler.makespan)
-        roots = config.roots
-        admission = Admission(self._store, self._fleet, self._bases, snapshots, roots, allow_pickle=config.allow_pickle)
+        snapshots = SnapshotBuilder(
+            self._store, self._fleet, self._bases, profiles, config.scheduler.makespan, config.most_running
+        )
+        admission = Admission(self._store, self._fleet, self._bases, snapshots, config)
         self._submissions = Submissions(config, self._store, self._bases, admission)
-        self._questions = Questions(self._store, self._fleet, roots)
+        self._questions = Questions(self._store, self._fleet, reach(OPERATOR, config))
         self._reconciler = Reconciler(
             self._store,
             self._fleet,
@@ -242,12 +244,6 @@ class Controller:
 
     async def cluster(self) -> dict[str, Any]:
         """The orchestrator, its actors, and the number of jobs by state."""
-        running = self._store.jobs([JobState.RUNNING])
-        actors = []
-        for view in self._fleet.views():
-            member = self._fleet.at(view.id)
-            names = [job.name for job in running if member and job.actor == member.name]
-            actors.append(actor_view(view, member, names))
         return {
             "controller": {
                 **await self.ping(),
@@ -256,7 +252,7 @@ class Controller:
                 "tick_seconds": self._config.scheduler.tick_seconds,
                 "policy": self._config.scheduler.policy,
             },
-            "actors": actors,
+            "actors": actor_views(self._fleet, self._store.jobs([JobState.RUNNING])),
             "jobs": {state.value: count for state, count in self._store.counts().items()},
         }
 
@@ -302,12 +298,15 @@ class Controller:
         """
         return await self._submissions.check(jobs)
 
-    async def plan(self, jobs: Sequence[Mapping[str, Any]], policy: str | None = None) -> dict[str, Any]:
+    async def plan(
+        self, jobs: Sequence[Mapping[str, Any]], policy: str | None = None, owner: str = OPERATOR
+    ) -> dict[str, Any]:
         """What would become of jobs if they were submitted now; nothing is accepted.
 
         Args:
             jobs: Fields of `JobSpec`, paths absolute.
             policy: Name of a policy to plan with; None: that of this cluster.
+            owner: Whose they would be.
 
         Returns:
             `jobs`, a row for each, and `problems`; one of them is empty.
@@ -315,7 +314,7 @@ class Controller:
         Raises:
             ClusterFileError: There is no such policy.
         """
-        return await self._submissions.plan(jobs, policy, lambda: self._reconciler.snapshot().view)
+        return await self._submissions.plan(jobs, policy, owner, lambda: self._reconciler.snapshot().view)
 
     async def submit(self, jobs: Sequence[Mapping[str, Any]], request_id: str, owner: str = OPERATOR) -> dict[str, Any]:
         """Accept jobs, all or none.

@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.jobs.job import TERMINAL, JobState
 from orchestrator.jobs.output_folder import read_metrics
+from orchestrator.jobs.states import TERMINAL, JobState
 from orchestrator.scheduler.halving import Member, loss_at, rungs, stops
 from orchestrator.store.records import JobRecord, Wish
 

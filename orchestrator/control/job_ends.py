@@ -10,8 +10,8 @@ from gpu_actor.contract.report import TenantReport, TenantState
 from orchestrator.control.job_verbs import resume_hint
 from orchestrator.control.live_progress import LiveProgress
 from orchestrator.jobs import losses
-from orchestrator.jobs.job import TERMINAL, JobState
 from orchestrator.jobs.output_folder import discard_checkpoints
+from orchestrator.jobs.states import TERMINAL, JobState
 from orchestrator.knowledge.swap_times import Swaps
 from orchestrator.reporting.client_views import progress_of
 from orchestrator.store.live_jobs import LIVE

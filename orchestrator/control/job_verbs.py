@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gpu_actor.contract.errors import IllegalTransitionError
-from orchestrator.jobs.job import TERMINAL, JobState
 from orchestrator.jobs.output_folder import discard_checkpoints, discard_run, newest_checkpoint
+from orchestrator.jobs.states import TERMINAL, JobState
 from orchestrator.store.records import JobRecord, Wish
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from gpu_actor.contract.orders import Attach, Detach, SetBatchOrder
 from orchestrator.cluster.fleet import Fleet
 from orchestrator.cluster.member import Instruction
 from orchestrator.control.job_ends import JobEnds
-from orchestrator.jobs.job import JobState
 from orchestrator.jobs.output_folder import write_job_file
+from orchestrator.jobs.states import JobState
 from orchestrator.knowledge.swap_times import Swaps
 from orchestrator.scheduler.view import Plan
 from orchestrator.store.records import JobRecord, Wish

@@ -23,8 +23,8 @@ from orchestrator.control.live_progress import LiveProgress
 from orchestrator.control.plan_execution import PlanExecution
 from orchestrator.control.replanning import Replanner
 from orchestrator.control.snapshot import Snapshot, SnapshotBuilder
-from orchestrator.jobs.job import JobState
 from orchestrator.jobs.losses import NONE, outlived, tried_alone
+from orchestrator.jobs.states import JobState
 from orchestrator.knowledge.base_catalog import BaseCatalog
 from orchestrator.knowledge.profiles import Profiles
 from orchestrator.knowledge.swap_times import Swaps

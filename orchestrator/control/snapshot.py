@@ -12,8 +12,9 @@ from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.errors import LorayError
 from orchestrator.cluster.fleet import Fleet
 from orchestrator.control.job_needs import AdapterNeed, before_its_rungs, scheduling_view
-from orchestrator.jobs.job import JobSpec, JobState
+from orchestrator.jobs.job import JobSpec
 from orchestrator.jobs.losses import tried_alone
+from orchestrator.jobs.states import JobState
 from orchestrator.knowledge.base_catalog import BaseCatalog
 from orchestrator.knowledge.data_size import DataSize, guess_size, guess_sizes
 from orchestrator.knowledge.place_models import with_models
@@ -134,8 +135,15 @@ class SnapshotBuilder:
     """Takes the snapshots of one orchestrator."""
 
     def __init__(
-        self, store: Store, fleet: Fleet, bases: BaseCatalog, profiles: Profiles, makespan: float = 0.0
+        self,
+        store: Store,
+        fleet: Fleet,
+        bases: BaseCatalog,
+        profiles: Profiles,
+        makespan: float = 0.0,
+        most_running: Callable[[str], int | None] = lambda _: None,
     ) -> None:
+        self._most_running = most_running  # of an owner's jobs; None: any number
         self._makespan = makespan
         self._store, self._fleet, self._bases, self._profiles = store, fleet, bases, profiles
         self._sizes: dict[str, DataSize | None] = {}
@@ -163,9 +171,12 @@ class SnapshotBuilder:
         unsure: dict[str, str] = {}  # place -> why it is not known how much memory is free there
         described: dict[str, BaseDescription | str] = {}
         records = self._store.jobs([JobState.QUEUED, JobState.RUNNING])
+        held |= self._beyond_quota(records)
         last_arrival, now = max((job.submitted_at for job in records), default=0.0), time.time()
         for job in records:
             place, ref = self._place_of(job), job.spec.base_model
+            if job.id in held:
+                continue
             if job.state is JobState.QUEUED and (why := job.losses.waits(now)):
                 held[job.id] = why
                 continue
@@ -186,6 +197,18 @@ class SnapshotBuilder:
         places = tuple(self._place_views(bases, unsure))
         view = ClusterView(fit_oversized_jobs(jobs, places, bases), places, bases, now, self._makespan)
         return Snapshot(view, held)
+
+    def _beyond_quota(self, records: Sequence[JobRecord]) -> dict[str, str]:
+        """Queued jobs whose owners have as many running as they may, those first in line counted in, and why."""
+        left = {owner: self._most_running(owner) for owner in {job.owner for job in records}}
+        limited = [job for job in records if left[job.owner] is not None]
+        beyond = {}
+        for job in sorted(limited, key=lambda job: (job.state is JobState.QUEUED, -job.spec.queue.priority, job.seq)):
+            rest = left[job.owner] = (left[job.owner] or 0) - 1
+            if rest < 0 and job.state is JobState.QUEUED:
+                most = self._most_running(job.owner)
+                beyond[job.id] = f"the end of another job of {job.owner}'s, who may have {most} running"
+        return beyond
 
     def places(self, base: BaseDescription) -> tuple[ActorView, ...]:
         """Every place with what was learned of it, for a question about one base model."""

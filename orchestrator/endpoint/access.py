@@ -6,24 +6,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from gpu_actor.contract.questions import AskRequest
-from orchestrator.endpoint.errors import NotYoursError
 from orchestrator.endpoint.protocol import Orchestrator
 from orchestrator.endpoint.tokens import Caller
+from orchestrator.jobs.owner import NotYoursError
 
 _FOR_ALL = (
     "id", "name", "owner", "state", "base_model", "priority", "submitted_at", "started_at", "finished_at", "actor",
     "attempt", "retries", "step", "total_steps", "epoch", "tokens", "tokens_per_s", "eta_s", "samples", "truncated",
     "dropped", "shortened", "longest", "tokens_per_step",
 )  # fmt: skip
-_NO_TEXT = ("unread_columns", "unreached", "unsaved")
+_HIDDEN: dict[str, Any] = {"unread_columns": "", "unreached": "", "unsaved": "", "notes": ()}  # others are null
 
 
 def shown_to(caller: Caller, view: Mapping[str, Any]) -> dict[str, Any]:
     """A job as somebody may see it: of another's, neither paths nor settings, losses nor reasons."""
     if caller.owns(view["owner"]):
         return dict(view)
-    hidden: dict[str, Any] = {name: "" if name in _NO_TEXT else None for name in view}
-    return hidden | {name: view[name] for name in _FOR_ALL} | {"notes": ()}
+    return {name: value if name in _FOR_ALL else _HIDDEN.get(name) for name, value in view.items()}
 
 
 async def own_job(orchestrator: Orchestrator, caller: Caller, ref: str) -> dict[str, Any]:

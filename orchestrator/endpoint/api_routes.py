@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -11,29 +12,37 @@ from pydantic import TypeAdapter, ValidationError
 
 from gpu_actor.contract.strict import Strict
 from orchestrator.endpoint.access import check_question, own_job, shown_to
-from orchestrator.endpoint.errors import UNPROCESSABLE, NotYoursError
+from orchestrator.endpoint.errors import UNPROCESSABLE
 from orchestrator.endpoint.protocol import Orchestrator
 from orchestrator.endpoint.reading import caller_of, read_model, refused
+from orchestrator.endpoint.references import resolved
 from orchestrator.endpoint.tokens import Caller
-from orchestrator.endpoint.verbs import VERBS, Access, AskBody, Verb
+from orchestrator.endpoint.verbs import VERBS, Access, AskBody, PlanRequest, SubmitRequest, Verb
+from orchestrator.jobs.owner import NotYoursError
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def add_verbs(app: web.Application, orchestrator: Orchestrator) -> None:
-    """Put every verb on its path."""
+def add_verbs(app: web.Application, orchestrator: Orchestrator, storage: Path) -> None:
+    """Put every verb on its path.
+
+    Args:
+        app: The server's.
+        orchestrator: What carries them out.
+        storage: Its storage folder.
+    """
     for verb in VERBS.values():
-        app.router.add_route(verb.method, verb.path, _handler(verb, orchestrator))
+        app.router.add_route(verb.method, verb.path, _handler(verb, orchestrator, storage))
 
 
-def _handler(verb: Verb, orchestrator: Orchestrator) -> Handler:
+def _handler(verb: Verb, orchestrator: Orchestrator, storage: Path) -> Handler:
     adapter: TypeAdapter[Any] = TypeAdapter(verb.answer)
 
     async def handle(request: web.Request) -> web.StreamResponse:
         caller = caller_of(request)
         arguments = await _arguments(verb, request)
         # shielded: a client that leaves does not stop what it has ordered half-way
-        found = await asyncio.shield(_carry_out(verb, orchestrator, caller, arguments))
+        found = await asyncio.shield(_carry_out(verb, orchestrator, storage, caller, arguments))
         refused_jobs = isinstance(found, dict) and bool(found.get("problems"))
         body = await asyncio.to_thread(adapter.dump_json, found)
         return web.Response(
@@ -54,7 +63,7 @@ async def _arguments(verb: Verb, request: web.Request) -> Strict:
         raise refused(error, fields, verb.arguments) from None
 
 
-async def _carry_out(verb: Verb, orchestrator: Orchestrator, caller: Caller, arguments: Strict) -> Any:
+async def _carry_out(verb: Verb, orchestrator: Orchestrator, storage: Path, caller: Caller, arguments: Strict) -> Any:
     """What the orchestrator answers, as far as it concerns the caller."""
     values = dict(arguments)
     if verb.access is Access.OPERATOR and not caller.is_operator:
@@ -64,6 +73,8 @@ async def _carry_out(verb: Verb, orchestrator: Orchestrator, caller: Caller, arg
     if isinstance(arguments, AskBody):
         await check_question(orchestrator, caller, arguments.request)
         values["request"] = arguments.request.model_dump()
+    if isinstance(arguments, SubmitRequest | PlanRequest):
+        values["jobs"] = [resolved(job, storage, caller.name) for job in arguments.jobs]
     if verb.name in ("get_job", "submit", "plan"):
         values["owner"] = caller.name
     found = await getattr(orchestrator, verb.name)(*values.values())

@@ -18,6 +18,7 @@ from gpu_actor.contract.errors import (
     LorayError,
 )
 from gpu_actor.contract.messages import one_line
+from orchestrator.jobs.owner import NotYoursError
 from orchestrator.validation.problems import ProblemsError
 
 logger = logging.getLogger("loray.endpoint")
@@ -39,10 +40,6 @@ class RequestError(LorayError, ValueError):
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
-
-
-class NotYoursError(LorayError, PermissionError):
-    """What is asked for belongs to somebody else."""
 
 
 _STATUS: tuple[tuple[type[Exception], int], ...] = (

@@ -14,7 +14,7 @@ from gpu_actor.contract.questions import Answerer, Step
 from orchestrator.endpoint.errors import NOT_FOUND, RequestError
 from orchestrator.endpoint.protocol import Orchestrator
 from orchestrator.endpoint.tokens import Caller
-from orchestrator.jobs.job import JobState
+from orchestrator.jobs.states import JobState
 
 _MOST_LISTED = 1000  # jobs whose checkpoints are looked for
 

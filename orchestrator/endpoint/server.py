@@ -22,9 +22,11 @@ from aiohttp import web
 from orchestrator.cluster.cluster_config import HttpConfig
 from orchestrator.endpoint import api_routes, errors, openai_routes, report_route
 from orchestrator.endpoint.door_file import DoorFile, read_door_file, remove_door_file, write_door_file
+from orchestrator.endpoint.openapi import openapi
 from orchestrator.endpoint.protocol import Orchestrator
 from orchestrator.endpoint.reading import BODY_BYTES, CALLER
 from orchestrator.endpoint.tokens import Caller, TokenBook, new_token
+from orchestrator.endpoint.uploads import Uploads
 
 logger = logging.getLogger("loray.endpoint")
 
@@ -60,7 +62,9 @@ class Door:
         self.url: str | None = None
         self.problem: str | None = None
         app = web.Application(client_max_size=BODY_BYTES, middlewares=[self._guard])
-        api_routes.add_verbs(app, orchestrator)
+        api_routes.add_verbs(app, orchestrator, storage)
+        app.router.add_get("/openapi.json", self._describe)
+        Uploads(storage, config.max_upload).add_routes(app)
         app.router.add_get(report_route.PATH, report_route.ReportPages(orchestrator).handle)
         openai_routes.add_routes(app, orchestrator, config.max_open_answers)
         self._runner = web.AppRunner(
@@ -154,6 +158,9 @@ class Door:
             return await handler(request)
         except Exception as error:
             return errors.response(error, request.path)
+
+    async def _describe(self, _: web.Request) -> web.StreamResponse:
+        return web.json_response(openapi())
 
     def _caller(self, request: web.Request) -> Caller:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from pydantic import Field
 
@@ -135,6 +136,15 @@ class Verb:
     def has_body(self) -> bool:
         """Whether further arguments are a JSON body."""
         return self.method == "POST"
+
+
+FILES = f"{ROOT}/files"
+"""Below it the files of jobs are sent, each under the SHA-256 of its content."""
+
+
+def file_path(digest: str, name: str) -> str:
+    """The path of a file that is sent."""
+    return f"{FILES}/{digest}/{quote(name, safe='')}"
 
 
 Json = dict[str, Any]

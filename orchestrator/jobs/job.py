@@ -1,13 +1,11 @@
-"""What a job is: its fields, its states and the legal ways between them."""
+"""What a job is: its fields, and which of them go together."""
 
 from __future__ import annotations
-
-from enum import Enum
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from gpu_actor.contract.config import AdapterSpec, DatasetConfig, EarlyStopConfig, TrainingConfig
-from gpu_actor.contract.errors import IllegalTransitionError, InvalidJobError
+from gpu_actor.contract.errors import InvalidJobError
 from gpu_actor.contract.locations import is_hub_id, looks_like_path
 from gpu_actor.contract.lora_config import LoraConfig
 from gpu_actor.contract.strict import Strict
@@ -144,46 +142,3 @@ def _blind_rule(spec: JobSpec) -> str | None:
 
 class JobFileError(ProblemsError, InvalidJobError):
     """Job files that cannot be used; its text has one line for each problem of each file."""
-
-
-class JobState(str, Enum):
-    """Where a job is in its life."""
-
-    QUEUED = "QUEUED"
-    RUNNING = "RUNNING"
-    PAUSED = "PAUSED"
-    SUCCEEDED = "SUCCEEDED"
-    FAILED = "FAILED"
-    CANCELLED = "CANCELLED"
-
-
-TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
-"""The states of a job that is over (FAILED and CANCELLED jobs come back by a retry only)."""
-
-_NEXT: dict[JobState, tuple[JobState, ...]] = {
-    JobState.QUEUED: (JobState.RUNNING, JobState.PAUSED, JobState.CANCELLED, JobState.FAILED),
-    JobState.RUNNING: (
-        JobState.SUCCEEDED,
-        JobState.FAILED,
-        JobState.CANCELLED,
-        JobState.QUEUED,
-        JobState.PAUSED,
-    ),
-    JobState.PAUSED: (JobState.QUEUED, JobState.CANCELLED),
-    JobState.SUCCEEDED: (),
-    JobState.FAILED: (JobState.QUEUED,),
-    JobState.CANCELLED: (JobState.QUEUED,),
-}
-
-
-def check_transition(old: JobState, new: JobState) -> None:
-    """Refuses a change of state that is not legal.
-
-    Raises:
-        IllegalTransitionError: The change is not legal; the message says which ones are.
-    """
-    if new in _NEXT[old]:
-        return
-    allowed = ", ".join(state.value for state in _NEXT[old])
-    remedy = f"allowed from here: {allowed}" if allowed else "it is over for good; submit a new job"
-    raise IllegalTransitionError(f"a job that is {old.value} cannot become {new.value}; {remedy}")

@@ -17,6 +17,10 @@ class OwnerError(LorayError, ValueError):
     """A name that no owner can have, or that has a token already, or has none."""
 
 
+class NotYoursError(LorayError, PermissionError):
+    """What is asked for belongs to somebody else."""
+
+
 def check_owner(name: str) -> str:
     """The name itself, if an owner can have it.
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from gpu_actor.contract.report import TenantReport
+from orchestrator.cluster.fleet import Fleet
 from orchestrator.cluster.member import Member
 from orchestrator.scheduler.view import ActorView
 from orchestrator.store.records import JobRecord, Wish
@@ -73,6 +74,21 @@ def job_view(job: JobRecord, live: Mapping[str, Any] | None = None) -> dict[str,
         "output_dir": job.output_dir,
         "spec": job.spec.model_dump(mode="json"),
     }
+
+
+def actor_views(fleet: Fleet, running: Sequence[JobRecord]) -> list[dict[str, Any]]:
+    """Every place for an actor, as clients see it.
+
+    Args:
+        fleet: With the places and the actors.
+        running: The jobs that train.
+    """
+    found = []
+    for place in fleet.views():
+        member = fleet.at(place.id)
+        names = [job.name for job in running if member and job.actor == member.name]
+        found.append(actor_view(place, member, names))
+    return found
 
 
 def actor_view(place: ActorView, member: Member | None, jobs: Sequence[str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import ray
 from gpu_actor.contract.errors import JobFailedError
 from gpu_actor.contract.messages import one_line, short_model_name
 from orchestrator.cluster.connection import CONTROLLER, NAMESPACE
-from orchestrator.jobs.job import TERMINAL, JobState
+from orchestrator.jobs.states import TERMINAL, JobState
 from orchestrator.store.records import JobRecord
 
 if TYPE_CHECKING:

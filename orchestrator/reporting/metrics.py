@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ray.util import metrics as ray_metrics
 
 from gpu_actor.contract.report import ActorReport
-from orchestrator.jobs.job import JobState
+from orchestrator.jobs.states import JobState
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 
-from orchestrator.jobs.job import TERMINAL, JobState
+from orchestrator.jobs.states import TERMINAL, JobState
 from orchestrator.store.records import JobRecord
 
 LIVE = frozenset(JobState) - TERMINAL

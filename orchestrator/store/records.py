@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from orchestrator.jobs.job import JobSpec, JobState
+from orchestrator.jobs.job import JobSpec
 from orchestrator.jobs.losses import Losses
+from orchestrator.jobs.states import JobState
 
 
 class Wish(str, Enum):

@@ -15,9 +15,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from gpu_actor.contract.errors import JobNotFoundError
-from orchestrator.jobs.job import ACCEPTED, TERMINAL, JobSpec, JobState, check_transition
+from orchestrator.jobs.job import ACCEPTED, JobSpec
 from orchestrator.jobs.losses import Losses
 from orchestrator.jobs.owner import OPERATOR
+from orchestrator.jobs.states import TERMINAL, JobState, check_transition
 from orchestrator.store import tables, token_table
 from orchestrator.store.database import open_database
 from orchestrator.store.errors import LiveJobError

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from orchestrator.jobs.job import TERMINAL, JobState
 from orchestrator.jobs.owner import OPERATOR
+from orchestrator.jobs.states import TERMINAL, JobState
 
 _LIVE = sorted(state.value for state in JobState if state not in TERMINAL)
 

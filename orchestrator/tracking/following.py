@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpu_actor.contract import file_names
-from orchestrator.jobs.job import TERMINAL
 from orchestrator.jobs.report_to import TrackerName
+from orchestrator.jobs.states import TERMINAL
 from orchestrator.tracking.metric_rows import MetricRows, Row, numbers, place
 from orchestrator.tracking.sent import Sent
 from orchestrator.tracking.tracker import OpenRun, Run, RunIdentity, TrackedJob

@@ -11,7 +11,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the metrics wai
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
-from orchestrator.jobs.job import JobState
+from orchestrator.jobs.states import JobState
 from orchestrator.tracking.tracker import PROJECT, Run, RunIdentity, flat
 
 _ID_TAG = "loray.run"

@@ -13,7 +13,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
 
-from orchestrator.jobs.job import JobState
+from orchestrator.jobs.states import JobState
 from orchestrator.tracking.tracker import Run, RunIdentity
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
-from orchestrator.jobs.job import JobState
 from orchestrator.jobs.report_to import TrackerName
+from orchestrator.jobs.states import JobState
 
 PROJECT = "loray"
 """The project, or experiment, that runs are in where the tracker's own environment variable names none."""

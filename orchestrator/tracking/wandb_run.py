@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import wandb
 
-from orchestrator.jobs.job import JobState
+from orchestrator.jobs.states import JobState
 from orchestrator.tracking.tracker import PROJECT, Run, RunIdentity
 
 _INIT_SECONDS = 30

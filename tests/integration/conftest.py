@@ -119,7 +119,8 @@ def served():
             taken.bind(("", AGENT_PORT))
             taken.listen()
         cluster = home.path / "cluster.yaml"
-        cluster.write_text(f"actors: [{{cpu_threads: 1}}]\nallowed_roots: [{tempfile.gettempdir()}, {ROOT}]\n")
+        roots = f"allowed_roots: [{tempfile.gettempdir()}, {ROOT}]"
+        cluster.write_text(f"actors: [{{cpu_threads: 1}}]\n{roots}\nhttp: {{{roots}}}\n")
         home.serving = home.start(*LORAY, "serve", "--cluster", cluster, "--http", "0", log="serve")
         home.wait_for("Ctrl-C stops it", home.serving, log="serve")
         taken.close()

@@ -108,11 +108,12 @@ print(json.dumps(seen))
 def test_a_repeated_submit_adds_nothing(home, files):
     """The answer to a submit is lost after the orchestrator has accepted the job; the client asks again."""
     job = files.spec("once", max_steps=5)
+    address = json.loads((home.storage / "cluster.json").read_text())["address"]
     seen = script(
         home,
         files,
         f"""
-client = Client()
+client = Client({address!r})
 real, lost = ray.get, []
 def losing(refs, **options):
     answer = real(refs, **options)

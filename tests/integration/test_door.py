@@ -72,6 +72,34 @@ def test_tokens_come_and_go_while_it_runs(served, talker):
         client_of(served, token).models.list()
 
 
+def test_from_elsewhere_jobs_come_without_ray_and_are_their_owners(served, talker, tmp_path):
+    token = served.json("token", "add", "bea")["token"]
+    elsewhere = {"LORAY_ADDRESS": door_of(served)["url"], "LORAY_TOKEN": token, "LORAY_HOME": str(tmp_path)}
+    done = served.run("submit", "--wait", talker.write("beas", max_steps=6), **elsewhere)
+    assert done.returncode == 0, done.stderr
+    view = served.json("show", "beas")
+    assert (view["owner"], view["state"]) == ("bea", "SUCCEEDED")
+    assert view["output_dir"].startswith(str(served.storage / "outputs" / "bea"))
+    assert view["spec"]["dataset"]["path"].startswith(str(served.storage / "uploads"))
+    assert served.run("logs", "beas", **elsewhere).returncode == 0
+    for verb in ("cancel", "pause", "logs"):
+        refused = served.run(verb, "chatty", **elsewhere)
+        assert (refused.returncode, "belongs to operator" in refused.stderr) == (2, True)
+    outside = served.run("submit", talker.write("nosy", max_steps=6), LORAY_HOME=str(tmp_path), LORAY_ADDRESS="")
+    assert outside.returncode == 3  # no door is known there, and no cluster
+    script = f"""
+import sys
+from orchestrator import Client, submit_job
+client = Client({elsewhere["LORAY_ADDRESS"]!r}, {token!r})
+print([view["name"] for view in client.list_jobs()], {{"ray", "torch", "numpy"}} & set(sys.modules))
+print(client.job("beas").logs().count("step"), client.ask(["beas"], "Who?")[0].which)
+"""
+    names, asked = served.python(script).splitlines()
+    assert names == "['chatty', 'beas'] set()"
+    assert asked.endswith("finished")
+    assert served.run("token", "revoke", "bea").returncode == 0
+
+
 def test_the_door_comes_back_with_the_orchestrator(served, talker):
     before = door_of(served)
     os.kill(before["pid"], signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The HTTP door before a real desk with a tiny base model: all of it but Ray and training."""
+"""The HTTP door before jobs on paper, or before a real desk with a tiny base model: all of it but Ray and training."""
 
 import asyncio
 import contextlib
@@ -16,28 +16,19 @@ from orchestrator.endpoint.server import Door
 PATIENCE = 60.0
 
 
-class DeskOrchestrator:
-    """What is behind the door: one actor, which is a desk in a thread, and jobs that are rows of a dictionary."""
+class PaperOrchestrator:
+    """What is behind the door: jobs that are rows of a dictionary, and a list of what was called."""
 
-    def __init__(self, base):
-        self.base = BaseModel.load(base)
-        tokenizer = load_tokenizer(base)
-        self.desk = AnswerDesk(self.base, lambda: tokenizer)
-        self.jobs, self.calls, self.hosts, self.stopped = {}, [], True, False
-        self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._work, daemon=True)
-        self._thread.start()
-
-    def _work(self):
-        while not self.stopped:
-            with self._lock:
-                self.desk.step()
-            time.sleep(0.001 if self.desk.idle else 0)
+    def __init__(self, base="tiny"):
+        self.ref, self.jobs, self.calls, self.hosts = base, {}, [], True
 
     def add_job(self, name, owner, folder="/nowhere", state="SUCCEEDED"):
-        spec = {"base_model": self.base.ref, "dataset": {"chat_template": None}}
-        fields = {"id": f"id-{name}", "name": name, "owner": owner, "state": state, "spec": spec}
-        self.jobs[name] = {**fields, "output_dir": str(folder), "total_steps": 0, "submitted_at": 1.0}
+        spec = {"base_model": self.ref, "dataset": {"chat_template": None}}
+        fields = {"id": f"id-{name}", "name": name, "owner": owner, "state": state, "spec": spec, "reason": None}
+        fields |= dict.fromkeys(("priority", "started_at", "finished_at", "actor", "attempt", "retries", "step"), 0)
+        fields |= dict.fromkeys(("epoch", "tokens", "tokens_per_s", "eta_s", "samples", "truncated", "dropped"), 0)
+        fields |= dict.fromkeys(("shortened", "longest", "tokens_per_step", "total_steps"), 0)
+        self.jobs[name] = {**fields, "base_model": self.ref, "output_dir": str(folder), "submitted_at": 1.0}
 
     async def list_jobs(self):
         return list(self.jobs.values())
@@ -49,8 +40,35 @@ class DeskOrchestrator:
         raise JobNotFoundError(f"no job has the id or name {ref!r}")
 
     async def cluster(self):
-        state = "ready" if self.hosts else "loading"
-        return {"actors": [{"base_model": self.base.ref, "state": state}]}
+        return {"actors": [{"base_model": self.ref, "state": "ready" if self.hosts else "loading"}]}
+
+    def __getattr__(self, verb):
+        if verb.startswith("_"):
+            raise AttributeError(verb)
+
+        async def call(*arguments):
+            self.calls.append((verb, *arguments))
+            return [] if verb in ("metrics", "events", "ask") else {"accepted": [], "problems": []}
+
+        return call
+
+
+class DeskOrchestrator(PaperOrchestrator):
+    """One actor, which is a desk in a thread."""
+
+    def __init__(self, base):
+        super().__init__(base)
+        self.base, self.stopped = BaseModel.load(base), False
+        tokenizer = load_tokenizer(base)
+        self.desk = AnswerDesk(self.base, lambda: tokenizer)
+        self._lock = threading.Lock()
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def _work(self):
+        while not self.stopped:
+            with self._lock:
+                self.desk.step()
+            time.sleep(0.001 if self.desk.idle else 0)
 
     async def ask(self, request):
         whole = AskRequest.model_validate(request)
@@ -64,10 +82,6 @@ class DeskOrchestrator:
     async def withdraw(self, actor, request_id):
         with self._lock:
             self.desk.withdraw(request_id)
-
-    async def cancel(self, ref):
-        self.calls.append(("cancel", ref))
-        return self.jobs[ref.removeprefix("id-")]
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from orchestrator.cluster.places import listed_places
 from orchestrator.control.reconcile import Reconciler
 from orchestrator.control.snapshot import SnapshotBuilder
 from orchestrator.jobs.job import JobSpec, QueueConfig
+from orchestrator.jobs.owner import OPERATOR
 from orchestrator.knowledge.base_catalog import BaseCatalog, _key
 from orchestrator.knowledge.profiles import Profiles
 from orchestrator.scheduler.estimate import prior_memory
@@ -38,15 +39,18 @@ def fixed_bytes(base, shape):
 class House:
     """A store, places for actors, and the reconciler between them."""
 
-    def __init__(self, folder, policy=DEFAULT, actors=({},)):
+    def __init__(self, folder, policy=DEFAULT, actors=({},), **fields):
         self.path = folder
-        config = ClusterConfig(storage=str(folder), actors=list(actors))
+        config = ClusterConfig(storage=str(folder), actors=list(actors), **fields)
         self.store = Store(config.database_url)
         self.fleet = Fleet(config, self.store, {})
         self.fleet.places |= {place.id: place for place in listed_places(config.actors, NODES)}
         self.bases, self.profiles = BaseCatalog({}), Profiles(self.store)
         self.over = []
-        self.snapshots = SnapshotBuilder(self.store, self.fleet, self.bases, self.profiles)
+        self.config = config
+        self.snapshots = SnapshotBuilder(
+            self.store, self.fleet, self.bases, self.profiles, most_running=config.most_running
+        )
         self.reconciler = Reconciler(
             self.store,
             self.fleet,
@@ -68,7 +72,9 @@ class House:
         """A base model has been described."""
         self.bases._descriptions[_key(base_model)] = describe(base_model)
 
-    def submit(self, name, base_model=TINY, priority=0, max_retries=1, out=None, r=8, data=None, **training):
+    def submit(
+        self, name, base_model=TINY, priority=0, max_retries=1, out=None, r=8, data=None, owner=OPERATOR, **training
+    ):
         """Accept a job; returns its id."""
         spec = JobSpec(
             name=name,
@@ -79,7 +85,7 @@ class House:
             queue=QueueConfig(priority=priority, max_retries=max_retries),
             output_dir=str(self.path / (out or f"out-{name}")),
         )
-        return self.store.add([spec], f"request of {name} {out}")[0].id
+        return self.store.add([spec], f"request of {name} {out}", owner)[0].id
 
     def report(self, name, *tenants, boot="boot", **fields):
         """An actor reports; returns the instructions that follow."""

@@ -175,13 +175,15 @@ def test_a_conversation_has_choices_and_what_is_withdrawn_leaves_nothing(talking
     assert (desk.open_requests, desk.idle, desk.answers("r")) == (0, True, None)
 
 
-@pytest.mark.parametrize("wrong", [TokenIds(ids=(5, 100_000)), TokenIds(ids=(-1,)), TokenIds(ids=(5,) * 600)])
-def test_a_question_at_fault_is_told_from_other_failures_and_takes_its_company_along(talking_base, wrong):
+@pytest.mark.parametrize(
+    ("wrong", "kind"), [((5, 100_000), "DataError"), ((-1,), "DataError"), ((5,) * 600, "TooLongError")]
+)
+def test_a_question_at_fault_is_told_from_other_failures_and_takes_its_company_along(talking_base, wrong, kind):
     base = BaseModel.load(talking_base)
     tokenizer = load_tokenizer(base.ref)
     desk = AnswerDesk(base, lambda: tokenizer)
     who = (Answerer(name="base"), Answerer(name="gone", folder="/nowhere"))
-    fields = {"request_id": "r", "base_model": "tiny", "questions": ("Who?", wrong), "answerers": who}
+    fields = {"request_id": "r", "base_model": "tiny", "questions": ("Who?", TokenIds(ids=wrong)), "answerers": who}
     desk.open(AskRequest(**fields), lambda _: None)
-    assert [answer.error_type for answer in desk.answers("r")] == ["DataError", "AdapterError"] * 2
+    assert [answer.error_type for answer in desk.answers("r")] == [kind, "AdapterError"] * 2
     assert desk.idle

@@ -142,6 +142,32 @@ def test_an_output_folder_that_is_removed_is_made_again(tmp_path):
     assert (tenant.output_dir / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.parametrize("what", ["folder", "metrics"])
+def test_a_link_that_appears_later_is_not_written_through(tmp_path, monkeypatch, what):
+    monkeypatch.setattr(run_files, "_AGAIN_SECONDS", 0.0)
+    base = tiny_hooked()
+    expected = uninterrupted(base, tmp_path / "whole")
+    trainer, tenant = started(base, spec_in(tmp_path), 3)
+    place = tenant.output_dir if what == "folder" else tenant.output_dir / "metrics.jsonl"
+    victim, kept = tmp_path / "victim", tmp_path / "kept"
+    victim.mkdir() if what == "folder" else victim.write_text("theirs\n")
+    place.rename(kept)
+    place.symlink_to(victim)
+    while tenant.progress.step < 6:
+        trainer.step()
+    (report,) = trainer.reports()
+    assert report.unsaved
+    place.unlink()
+    kept.rename(place)
+    while trainer.reports()[0].state is TenantState.TRAINING:
+        trainer.step()
+    assert trainer.reports()[0].state is TenantState.SUCCEEDED
+    assert list(victim.iterdir()) == [] if what == "folder" else victim.read_text() == "theirs\n"
+    weights = "adapter_model.safetensors"
+    assert (tenant.output_dir / weights).read_bytes() == (expected.output_dir / weights).read_bytes()
+    assert without_time(tenant.output_dir) == without_time(expected.output_dir)
+
+
 def flip_a_bit(path):
     content = bytearray(path.read_bytes())
     content[-9] ^= 1

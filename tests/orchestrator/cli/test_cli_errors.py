@@ -112,7 +112,7 @@ def test_something_else_answers_at_the_address(home):
 @pytest.mark.parametrize(
     ("address", "words"),
     [
-        ("http://127.0.0.1:8265", "dashboard"),
+        ("http://127.0.0.1:8265", "set LORAY_TOKEN"),
         ("ray://127.0.0.1:10001", "Ray Client"),
         ("here", "not `host:port`"),
         ("127.0.0.1:99999", "not `host:port`"),

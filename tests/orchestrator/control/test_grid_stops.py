@@ -8,7 +8,8 @@ import pytest
 from gpu_actor.contract.config import DatasetConfig, EarlyStopConfig, TrainingConfig
 from orchestrator.control import job_verbs
 from orchestrator.control.grid_stops import GridStops
-from orchestrator.jobs.job import JobSpec, JobState
+from orchestrator.jobs.job import JobSpec
+from orchestrator.jobs.states import JobState
 from orchestrator.store.records import Wish
 from orchestrator.store.store import Store
 

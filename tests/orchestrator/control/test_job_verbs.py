@@ -6,7 +6,7 @@ import pytest
 
 from gpu_actor.contract.errors import IllegalTransitionError
 from orchestrator.control import job_verbs
-from orchestrator.jobs.job import JobState
+from orchestrator.jobs.states import JobState
 from support.house import House
 
 FILES = ("metrics.jsonl", "adapter_model.safetensors", "adapter_config.json", "job.yaml")

@@ -7,8 +7,8 @@ import pytest
 from gpu_actor.contract.report import ActorPhase, ActorReport, TenantReport, TenantState
 from orchestrator.cluster.member import Loss, LossKind
 from orchestrator.control import job_verbs
-from orchestrator.jobs.job import JobState
 from orchestrator.jobs.losses import NONE
+from orchestrator.jobs.states import JobState
 from orchestrator.store.records import Wish
 from support.house import House as Empty
 

@@ -11,7 +11,7 @@ from orchestrator.cluster.cluster_config import ClusterConfig
 from orchestrator.cluster.member import Instruction, Member
 from orchestrator.cluster.obstacles import Obstacle
 from orchestrator.cluster.places import listed_places
-from orchestrator.jobs.job import JobState
+from orchestrator.jobs.states import JobState
 from orchestrator.scheduler.view import Plan
 from orchestrator.store.records import Wish
 from support.house import NODES

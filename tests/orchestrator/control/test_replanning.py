@@ -8,7 +8,7 @@ from gpu_actor.contract.orders import Attach
 from gpu_actor.contract.report import StepSample, TenantReport, TenantState
 from orchestrator.control import replanning
 from orchestrator.control.admission import _misfits
-from orchestrator.jobs.job import JobState
+from orchestrator.jobs.states import JobState
 from orchestrator.scheduler.estimate import MemoryFit, SpeedFit
 from orchestrator.scheduler.forecast import forecast
 from orchestrator.scheduler.view import Plan, SpeedModel

@@ -8,7 +8,7 @@ import pytest
 
 from gpu_actor.contract.config import EarlyStopConfig
 from orchestrator.control import job_needs
-from orchestrator.jobs.job import JobState
+from orchestrator.jobs.states import JobState
 from orchestrator.knowledge import data_size
 from support.house import House
 

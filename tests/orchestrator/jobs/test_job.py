@@ -16,8 +16,9 @@ from gpu_actor.contract.config import AdapterSpec, DatasetConfig, TrainingConfig
 from gpu_actor.contract.errors import IllegalTransitionError, InvalidJobError, LorayError
 from gpu_actor.contract.locations import is_hub_id, loray_home, resolve_base_model
 from gpu_actor.contract.lora_config import LoraConfig
-from orchestrator.jobs.job import TERMINAL, JobFileError, JobSpec, JobState, QueueConfig, check_transition
+from orchestrator.jobs.job import JobFileError, JobSpec, QueueConfig
 from orchestrator.jobs.job_file import load_jobs
+from orchestrator.jobs.states import TERMINAL, JobState, check_transition
 from orchestrator.validation.problems import Problem
 
 NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", fullmatch=True)

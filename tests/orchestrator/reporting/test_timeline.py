@@ -15,7 +15,8 @@ from gpu_actor.contract.report import ActorPhase, ActorReport
 from orchestrator.cli import jobs
 from orchestrator.cli.app import app
 from orchestrator.cli.chart import write_chart
-from orchestrator.jobs.job import JobSpec, JobState
+from orchestrator.jobs.job import JobSpec
+from orchestrator.jobs.states import JobState
 from orchestrator.report.timeline_chart import draw
 from orchestrator.reporting.timeline import _MOST_POINTS, MemoryLine, Timeline, place_of
 from orchestrator.store.store import Store
@@ -104,7 +105,6 @@ def test_list_draws_the_jobs_that_it_shows(tmp_path, monkeypatch):
         """Answers as an orchestrator with two jobs of two states would."""
 
         def __init__(self, address):
-            self.connection = self
             self.address = "here"
 
         def list_jobs(self):

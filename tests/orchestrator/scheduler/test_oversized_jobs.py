@@ -7,7 +7,7 @@ import pytest
 from gpu_actor.contract.description import BaseDescription, LinearShape
 from gpu_actor.contract.report import StepSample, TenantReport, TenantState
 from orchestrator.control.live_progress import SETTLE_SECONDS, SETTLE_STEPS
-from orchestrator.jobs.job import JobState
+from orchestrator.jobs.states import JobState
 from orchestrator.scheduler.estimate import MemoryFit
 from orchestrator.scheduler.oversized_jobs import fit_oversized_jobs
 from orchestrator.scheduler.policy import decide

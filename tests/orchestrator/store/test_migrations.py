@@ -5,8 +5,8 @@ import sqlite3
 import pytest
 import sqlalchemy as sa
 
-from orchestrator.jobs.job import JobState
 from orchestrator.jobs.losses import NONE
+from orchestrator.jobs.states import JobState
 from orchestrator.store.errors import StoreError
 from orchestrator.store.store import Store
 from support.repository import ROOT

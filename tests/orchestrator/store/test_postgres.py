@@ -7,7 +7,8 @@ import sqlalchemy as sa
 
 from gpu_actor.contract.config import DatasetConfig
 from gpu_actor.contract.errors import JobNotFoundError
-from orchestrator.jobs.job import JobSpec, JobState
+from orchestrator.jobs.job import JobSpec
+from orchestrator.jobs.states import JobState
 from orchestrator.store.errors import LiveJobError, StoreError, StoreUnavailableError
 from orchestrator.store.records import Wish
 from orchestrator.store.store import Store

@@ -10,8 +10,9 @@ import sqlalchemy
 
 from gpu_actor.contract.config import DatasetConfig
 from gpu_actor.contract.errors import IllegalTransitionError, JobNotFoundError
-from orchestrator.jobs.job import JobSpec, JobState
+from orchestrator.jobs.job import JobSpec
 from orchestrator.jobs.owner import OwnerError
+from orchestrator.jobs.states import JobState
 from orchestrator.store.errors import LiveJobError, StoreError
 from orchestrator.store.records import ActorRecord, Wish
 from orchestrator.store.store import Store

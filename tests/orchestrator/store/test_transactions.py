@@ -10,7 +10,8 @@ import sqlalchemy as sa
 
 from gpu_actor.contract.config import DatasetConfig
 from gpu_actor.contract.errors import IllegalTransitionError
-from orchestrator.jobs.job import JobSpec, JobState
+from orchestrator.jobs.job import JobSpec
+from orchestrator.jobs.states import JobState
 from orchestrator.store import transactions
 from orchestrator.store.errors import StoreUnavailableError
 from orchestrator.store.store import Store

@@ -7,8 +7,8 @@ from importlib import import_module
 import pytest
 
 from gpu_actor.training.metrics import trim_metrics
-from orchestrator.jobs.job import JobState
 from orchestrator.jobs.output_folder import discard_run
+from orchestrator.jobs.states import JobState
 from orchestrator.tracking.following import Following
 from orchestrator.tracking.tracker import TrackedJob
 from support import tracker_runs
