@@ -132,7 +132,7 @@ class Fleet:
     def adopt(self) -> None:
         """Take back the actors that an earlier process of the orchestrator started; end those without a place."""
         recorded = {record.name: record for record in self._store.actors()}
-        for name in set(recorded) | set(_living_actors()):
+        for name in sorted({*recorded, *_living_actors()}):
             record = recorded.get(name)
             place = self.places.get(record.slot) if record else None
             try:

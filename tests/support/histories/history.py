@@ -1,0 +1,397 @@
+"""One history: an orchestrator on a simulated cluster, its calls and deaths, and what must be so all the time."""
+
+import asyncio
+import contextlib
+import logging
+import random
+import secrets
+import shutil
+import sqlite3
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from gpu_actor.contract.config import DatasetConfig
+from gpu_actor.contract.errors import LorayError
+from orchestrator.cluster import fleet as fleet_module
+from orchestrator.cluster.cluster_config import ClusterConfig
+from orchestrator.cluster.fleet import Fleet
+from orchestrator.cluster.places import listed_places
+from orchestrator.control import job_verbs, plan_execution
+from orchestrator.control.reconcile import Reconciler
+from orchestrator.control.snapshot import SnapshotBuilder
+from orchestrator.jobs.job import JobSpec, QueueConfig
+from orchestrator.jobs.states import TERMINAL, JobState
+from orchestrator.knowledge.base_catalog import BaseCatalog, _key
+from orchestrator.knowledge.profiles import Profiles
+from orchestrator.scheduler.policy import POLICIES
+from orchestrator.store import database
+from orchestrator.store.store import Store
+from support.histories.actors import BY_ITSELF, NODES, WITH_ITS_NODE, Nature, ViolationError, World
+from support.histories.clock import DeadlockError, Life, SimulatedLoop, begin, simulate_time
+from support.house import describe
+
+TEST = "tests/orchestrator/control/test_histories.py"
+CHAOS_SECONDS = 40.0  # after which nothing goes wrong any more
+MOST_SECONDS = 400.0  # until everything must be over
+BASES = ("/models/a", "/models/b")
+LEGAL = {
+    ("QUEUED", "RUNNING"),
+    ("QUEUED", "PAUSED"),
+    ("QUEUED", "CANCELLED"),
+    ("QUEUED", "FAILED"),
+    ("RUNNING", "QUEUED"),
+    ("RUNNING", "PAUSED"),
+    ("RUNNING", "SUCCEEDED"),
+    ("RUNNING", "FAILED"),
+    ("RUNNING", "CANCELLED"),
+    ("PAUSED", "QUEUED"),
+    ("PAUSED", "CANCELLED"),
+    ("FAILED", "QUEUED"),
+    ("CANCELLED", "QUEUED"),
+}
+_WATCH = """
+CREATE TABLE transitions (job TEXT, old TEXT, new TEXT, before INTEGER, attempt INTEGER);
+CREATE TRIGGER watch AFTER UPDATE OF state, attempt ON jobs WHEN old.state <> new.state OR old.attempt <> new.attempt
+BEGIN INSERT INTO transitions VALUES (new.id, old.state, new.state, old.attempt, new.attempt); END;
+"""
+
+
+class Orchestrator:
+    """A life of the orchestrator: the real store, fleet, reconciler and policy."""
+
+    def __init__(self, config, world):
+        self.store = Store(config.database_url)
+        self._raw = []
+        self.store._engine.dispose()  # the connection that is there already is not among those that are watched
+        sa.event.listen(self.store._engine, "connect", lambda raw, _: self._raw.append(raw))
+        self._config, self._world, self.adopted = config, world, False
+        self.fleet = Fleet(config, self.store, {})
+        bases, profiles = BaseCatalog({}), Profiles(self.store)
+        for ref in BASES:
+            bases._descriptions[_key(ref)] = describe(ref)
+        snapshots = SnapshotBuilder(self.store, self.fleet, bases, profiles)
+        ignore = lambda _: None  # noqa: E731
+        policy = config.scheduler.policy
+        self.reconciler = Reconciler(self.store, self.fleet, bases, ignore, ignore, profiles, snapshots, policy)
+
+    def crash(self):
+        """As the kernel does it: every connection ends, with whatever transaction was open there."""
+        for raw in self._raw:
+            with contextlib.suppress(sqlite3.Error):
+                raw.close()
+
+    async def run(self):
+        while True:
+            try:
+                if not self.adopted:
+                    await self.store.turn(self._adopt)
+                    self.adopted = True
+                await self.reconciler.tick()
+            except ViolationError:
+                raise
+            except Exception as error:
+                self._world.note(f"a tick failed: {error!r}")
+                self._world.failures.append(error)
+            await asyncio.sleep(1.0)
+
+    def _adopt(self):
+        self.fleet.discover()
+        self.fleet.adopt()
+
+
+@dataclass
+class Asked:
+    """A call of a client, as it must be answered."""
+
+    words: str
+    answer: object = None
+
+
+class History:
+    """A history, all of whose accidents follow from a number."""
+
+    def __init__(self, seed, folder, template, patch):
+        self.random = random.Random(seed)
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True)
+        shutil.copy(template, self.folder / "loray.db")
+        self.loop = SimulatedLoop(self.random)
+        self.loop.set_exception_handler(lambda *_: None)  # what is left of the dead is nobody's
+        self.world = World(self.loop, self.random)
+        self.world.failures = []
+        self.config = ClusterConfig(
+            storage=str(self.folder),
+            actors=[{} for _ in range(self.random.randint(1, 3))],
+            scheduler={"policy": self.random.choice(sorted(POLICIES))},
+        )
+        self.calls, self.cancelled, self.refused, self.externally_killed = [], set(), set(), 0
+        self.ids = {}  # request -> ids
+        self.life = self.orchestrator = None
+        self.raised = None
+        self._patch(patch)
+
+    def _patch(self, patch):
+        patch.setattr(logging.getLogger("sqlalchemy.pool"), "disabled", True)
+        simulate_time(patch, self.loop, self.random)
+        patch.setattr(fleet_module, "ray", self.world.double_of_ray())
+        patch.setattr(secrets, "randbits", self.random.getrandbits)
+        patch.setattr(secrets, "token_hex", lambda count: f"{self.random.getrandbits(8 * count):0{2 * count}x}")
+        patch.setattr(plan_execution, "write_job_file", self._write_job_file)
+        patch.setattr(fleet_module, "configured_places", lambda actors, _: listed_places(actors, NODES))
+
+    def _write_job_file(self, spec):
+        if self.world.disk.refuses and self.random.random() < 0.1:
+            self.refused.add(spec.name)
+            raise OSError(28, "No space left on device")
+
+    # -- the orchestrator's lives --------------------------------------------------------------------------------
+
+    def start(self):
+        steps = self.random.choice([None, self.random.randint(1, 400)]) if self.world.chaos else None
+        self.orchestrator = Orchestrator(self.config, self.world)
+        self.life = Life(steps, self._died)
+        self.task = begin(self.loop, self.life, self.orchestrator.run())
+        self.task.add_done_callback(self._ended)
+
+    def _ended(self, task):
+        self.raised = self.raised or task.exception()
+
+    def _died(self):
+        self.world.note("the orchestrator dies")
+        self.orchestrator.crash()
+        self.orchestrator = None
+        self.loop.call_later(self.random.uniform(0.5, 5.0), self.start)
+
+    # -- clients -------------------------------------------------------------------------------------------------
+
+    async def ask(self, words, work):
+        """A call, which Ray repeats when the orchestrator dies before it has answered."""
+        call = Asked(words)
+        self.calls.append(call)
+        while call.answer is None:
+            while self.orchestrator is None:
+                await asyncio.sleep(0.5)
+            life, answer = self.life, self.loop.create_future()
+            begin(self.loop, life, self._answer(self.orchestrator, work, answer))
+            while not life.over and not answer.done():
+                await asyncio.sleep(0.05)
+            if answer.done() and (not self.world.chaos or self.random.random() < 0.95):  # else the answer is lost
+                call.answer = answer.result()
+        self.world.note(f"{words}: {call.answer}")
+        return call.answer
+
+    async def _answer(self, orchestrator, work, answer):
+        try:
+            result = await orchestrator.store.turn(lambda: work(orchestrator.store))
+        except LorayError as error:
+            result = error
+        except Exception as error:
+            self.raised = self.raised or error
+            return
+        answer.set_result(result)
+
+    def submit(self, number):
+        draw, request = self.random, f"r{number}"
+        specs, natures = [], []
+        for place in range(draw.randint(1, 3)):
+            nature = Nature(draw.randint(2, 25))
+            kind = draw.random()
+            if kind < 0.1:
+                nature.fails_at = draw.randint(1, nature.total)
+            elif kind < 0.2 and not any(n.kills_at for n in self.world.natures.values()):
+                nature.kills_at = draw.randint(1, nature.total)
+            name = f"job-{number}-{place}"
+            specs.append(
+                JobSpec(
+                    name=name,
+                    base_model=draw.choice(BASES),
+                    dataset=DatasetConfig(path="/nowhere/data.jsonl"),
+                    training={"max_steps": nature.total},
+                    queue=QueueConfig(priority=draw.randint(-1, 1), max_retries=draw.choice([1, 2, 2, 3])),
+                    output_dir=str(self.folder / name),
+                )
+            )
+            natures.append(nature)
+
+        def work(store):
+            jobs = store.add(specs, request)
+            for job, nature in zip(jobs, natures, strict=True):
+                self.world.natures.setdefault(job.id, nature)
+            return [job.id for job in jobs]
+
+        async def call():
+            ids = await self.ask(f"submit {request}", work)
+            if isinstance(ids, LorayError) or self.ids.setdefault(request, ids) != ids:
+                raise ViolationError(f"the request {request} was answered by {self.ids.get(request)}, then by {ids}")
+
+        return call
+
+    def wish(self):
+        verb = self.random.choice(["cancel", "pause", "resume", "retry", "pause", "resume"])
+        number = self.random.random()
+
+        async def call():
+            ids = [job_id for some in self.ids.values() for job_id in some]
+            if not ids:
+                return
+            job_id = ids[int(number * len(ids))]
+            answer = await self.ask(
+                f"{verb} {job_id}", lambda store: getattr(job_verbs, verb)(store, store.get(job_id)).state
+            )
+            if verb == "cancel" and not isinstance(answer, LorayError):
+                self.cancelled.add(job_id)
+
+        return call
+
+    # -- accidents -----------------------------------------------------------------------------------------------
+
+    def accident(self):
+        living = [actor for actor in self.world.actors.values() if not actor.dead]
+        kind = self.random.random()
+        if kind < 0.35 and living:
+            self.random.choice(living).die(WITH_ITS_NODE)
+        elif kind < 0.45 and living and not self.externally_killed:
+            self.externally_killed += 1
+            self.random.choice(living).die(BY_ITSELF)
+        elif kind < 0.65 and not self.life.over:
+            self.life.end()
+        elif kind < 0.9:
+            self.world.disk.refuses = not self.world.disk.refuses
+
+    # -- the whole -----------------------------------------------------------------------------------------------
+
+    def run(self):
+        """Play it to its end.
+
+        Raises:
+            ViolationError: Something was so that must never be.
+        """
+        try:
+            self.loop.run_until_complete(self._play())
+        except DeadlockError as error:
+            raise ViolationError(str(error)) from None
+        finally:
+            if self.orchestrator is not None:
+                self.life.over = True
+                self.orchestrator.crash()
+            self.loop.close()
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    async def _play(self):
+        self.start()
+        plans = [(self.random.uniform(0.0, 20.0), self.submit(number)) for number in range(self.random.randint(1, 4))]
+        plans += [(self.random.uniform(1.0, CHAOS_SECONDS), self.wish()) for _ in range(self.random.randint(0, 8))]
+        for when, call in plans:
+            twice = self.random.random() < 0.1
+            for _ in range(1 + twice):
+                self.loop.call_later(when, self._begin_call, call)
+        for _ in range(self.random.randint(0, 6)):
+            self.loop.call_later(self.random.uniform(1.0, CHAOS_SECONDS), self.accident)
+        await self._sleep(CHAOS_SECONDS)
+        self.world.chaos = self.world.disk.refuses = False
+        if self.life is not None:
+            self.life.steps = None
+        while not await self._is_over():
+            if self.loop.now > MOST_SECONDS:
+                raise ViolationError(f"not over after {MOST_SECONDS:.0f} s: {self._standing()}")
+            await self._sleep(5.0)
+        self._check_ends()
+
+    def _begin_call(self, call):
+        async def watched():
+            try:
+                await call()
+            except Exception as error:
+                self.raised = self.raised or error
+
+        self.loop.create_task(watched())
+
+    async def _sleep(self, seconds):
+        until = self.loop.now + seconds
+        while self.loop.now < until:
+            if self.raised is not None:
+                raise self.raised
+            await asyncio.sleep(0.5)
+
+    def _rows(self, query):
+        connection = sqlite3.connect(self.folder / "loray.db")
+        try:
+            return connection.execute(query).fetchall()
+        finally:
+            connection.close()
+
+    def _standing(self):
+        unanswered = [call.words for call in self.calls if call.answer is None]
+        return self._rows("SELECT id, name, state, wish, actor, waiting_for FROM jobs"), unanswered
+
+    async def _is_over(self):
+        """Every call is answered and every job has ended; who was paused is let go on."""
+        if any(call.answer is None for call in self.calls):
+            return False
+        open_jobs = self._rows("SELECT id, state FROM jobs WHERE state IN ('QUEUED', 'RUNNING', 'PAUSED')")
+        for job_id, state in open_jobs:
+            if state == "PAUSED":
+                await self.ask(f"resume {job_id}", lambda store, i=job_id: job_verbs.resume(store, store.get(i)).state)
+        return not open_jobs
+
+    def _check_ends(self):
+        rows = self._rows("SELECT id, name, state, reason, request_id, attempt, retries FROM jobs")
+        known = sorted(job_id for ids in self.ids.values() for job_id in ids)
+        if sorted(row[0] for row in rows) != known:
+            raise ViolationError(f"jobs lost or doubled: accepted {known}, in the table {[row[:2] for row in rows]}")
+        for job_id, old, new, before, attempt in self._rows("SELECT * FROM transitions"):
+            started = (old, new) == ("QUEUED", "RUNNING")
+            if (old, new) not in LEGAL or attempt != before + started:
+                raise ViolationError(f"{job_id} went from {old}, attempt {before}, to {new}, attempt {attempt}")
+        for job_id, name, state, reason, _, attempt, retries in rows:
+            nature = self.world.natures[job_id]
+            ends = {
+                JobState.SUCCEEDED: job_id in self.world.disk.adapters,
+                JobState.CANCELLED: job_id in self.cancelled,
+                JobState.FAILED: (
+                    ("it is poisoned" in (reason or "") and nature.fails_at > 0)
+                    or ("no other job on it" in (reason or "") and nature.kills_at > 0)
+                    or ("cannot be written" in (reason or "") and name in self.refused)
+                ),
+            }
+            if JobState(state) not in TERMINAL or not ends[JobState(state)]:
+                raise ViolationError(f"{name} ({nature}) ended as {state} ({reason}), attempt {attempt}")
+            if retries and not nature.kills_at:
+                raise ViolationError(f"{name} is charged with {retries} deaths and has killed nobody")
+        if self.world.failures:
+            raise ViolationError(f"a tick failed: {self.world.failures[0]!r}") from self.world.failures[0]
+
+
+def make_template(path):
+    """A job table with all tables, and a watch on the states of its jobs."""
+    Store(f"sqlite:///{path}").close()
+    connection = sqlite3.connect(path)
+    connection.executescript(_WATCH)
+    connection.execute("PRAGMA journal_mode=DELETE")
+    connection.close()
+
+
+def play(seed, folder, template, patch):
+    """Play one history; returns what has happened in it.
+
+    Raises:
+        ViolationError: Something was so that must never be; it says how to see it again.
+    """
+    history = History(seed, Path(folder) / f"history-{seed}", template, patch)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # what the dead had not begun is never awaited
+            history.run()
+    except Exception as error:
+        told = "\n".join(history.world.told[-60:])
+        again = f"LORAY_HISTORY={seed} .venv/bin/pytest -s -n0 {TEST} -k one_history"
+        raise ViolationError(f"history {seed}: {error}\n\nlast of it:\n{told}\n\nto see it again: {again}") from error
+    return history.world.told
+
+
+def quick_database(patch):
+    """The tables are there, and the disk need not be waited for."""
+    patch.setattr(database.schema, "upgrade", lambda connection: None)
