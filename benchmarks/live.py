@@ -39,7 +39,6 @@ import ray
 from gpu_actor.contract.config import DatasetConfig, LoraConfig, TrainingConfig
 from gpu_actor.contract.description import BaseDescription
 from gpu_actor.model.describe import describe_base
-from orchestrator.cli.chart import draw
 from orchestrator.cluster.cluster_config import ClusterConfig
 from orchestrator.cluster.connection import controller
 from orchestrator.cluster.places import HEAD, listed_places
@@ -49,6 +48,7 @@ from orchestrator.jobs.job import JobSpec
 from orchestrator.knowledge.data_size import guess_size
 from orchestrator.knowledge.place_models import with_models
 from orchestrator.knowledge.profiles import Profiles
+from orchestrator.report.timeline_chart import draw
 from orchestrator.scheduler.forecast import forecast
 from orchestrator.scheduler.view import ActorState, ActorView, ClusterView
 from orchestrator.store.store import Store

@@ -10,7 +10,7 @@ from demo.recording import animate
 from demo.screen import Screen
 from demo.story import play
 from gpu_actor.contract.errors import LorayError
-from orchestrator.cli.app import exit_code, report
+from orchestrator.cli.app import exit_code, tell
 from orchestrator.cli.stop_signals import stop_code
 
 
@@ -26,7 +26,7 @@ def main() -> int:
     except KeyboardInterrupt as stop:
         return stop_code(stop)
     except LorayError as error:
-        report(error)
+        tell(error)
         return exit_code(error)
     if arguments.record is not None:
         arguments.record.write_text(animate(screen.frames), "utf-8")

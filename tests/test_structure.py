@@ -21,6 +21,7 @@ ROOMS = [
     "orchestrator.endpoint",
     "orchestrator.asking",
     "orchestrator.results",
+    "orchestrator.report",
     "orchestrator.reporting",
     "orchestrator.tracking",
     "orchestrator.knowledge",

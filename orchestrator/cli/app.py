@@ -29,6 +29,7 @@ _VERBS = {  # imported when they are called, so that each waits for no more than
     "resume": "jobs:resume",
     "retry": "jobs:retry",
     "top": "jobs:top",
+    "report": "report:report",
     "ask": "ask:ask",
     "export": "export:export",
     "plan": "plan:plan",
@@ -102,7 +103,7 @@ def exit_code(error: Exception) -> int:
     return REFUSED
 
 
-def report(error: Exception) -> None:
+def tell(error: Exception) -> None:
     """Tells a person on stderr what went wrong."""
     from orchestrator.jobs.job import JobFileError
 
@@ -125,5 +126,5 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("LORAY_DEBUG") == "1":
             raise
-        report(error)
+        tell(error)
         sys.exit(exit_code(error))

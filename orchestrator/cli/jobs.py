@@ -15,10 +15,11 @@ from rich.text import Text
 from gpu_actor.contract.errors import LorayError
 from orchestrator import formatting
 from orchestrator.cli import display, progress
-from orchestrator.cli.chart import draw, write_chart
+from orchestrator.cli.chart import write_chart
 from orchestrator.cli.options import Address, AsJson, Chart
 from orchestrator.client import Client, JobView
 from orchestrator.jobs.states import JobState
+from orchestrator.report.timeline_chart import draw
 
 Ref = Annotated[str, typer.Argument(metavar="JOB", help="Id or name of a job.", show_default=False)]
 Refs = Annotated[list[str], typer.Argument(metavar="JOB...", help="Ids or names of jobs.", show_default=False)]

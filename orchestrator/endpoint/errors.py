@@ -106,7 +106,9 @@ def response(error: Exception, path: str) -> web.Response:
     if status >= FAULT and not isinstance(error, LorayError):
         logger.error("a request failed", exc_info=error)
     body = openai_error(error) if path.startswith("/v1/") else api_error(error)
-    headers = {"WWW-Authenticate": "Bearer"} if status == UNAUTHORIZED else {}
+    # a browser that comes for the page asks a person for the token, as the password of any name
+    way = 'Basic realm="Loray: any name, and your token"' if path == "/report" else "Bearer"
+    headers = {"WWW-Authenticate": way} if status == UNAUTHORIZED else {}
     if status in (TOO_MANY, UNAVAILABLE):
         headers["Retry-After"] = "5"
     if isinstance(error, web.HTTPMethodNotAllowed):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from gpu_actor.contract.questions import Answer
@@ -19,6 +19,12 @@ class Orchestrator(Protocol):
 
     async def cluster(self) -> dict[str, Any]:
         """The orchestrator, its actors, and the number of jobs by state."""
+
+    async def metrics(self, ref: str, skip: int = 0) -> list[dict[str, Any]]:
+        """The rows of a job's `metrics.jsonl` after the first `skip`."""
+
+    async def timeline(self, ids: Sequence[str]) -> dict[str, Any]:
+        """Where jobs were when, and how full the places were."""
 
     async def ask(self, request: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Let actors begin to answer a request."""

@@ -7,6 +7,7 @@ on size, number and time, and what a client asked for is dropped when it goes.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import logging
 import os
@@ -19,7 +20,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from orchestrator.cluster.cluster_config import HttpConfig
-from orchestrator.endpoint import api_routes, errors, openai_routes
+from orchestrator.endpoint import api_routes, errors, openai_routes, report_route
 from orchestrator.endpoint.door_file import DoorFile, read_door_file, remove_door_file, write_door_file
 from orchestrator.endpoint.openapi import openapi
 from orchestrator.endpoint.protocol import Orchestrator
@@ -64,6 +65,7 @@ class Door:
         api_routes.add_verbs(app, orchestrator, storage)
         app.router.add_get("/openapi.json", self._describe)
         Uploads(storage, config.max_upload).add_routes(app)
+        app.router.add_get(report_route.PATH, report_route.ReportPages(orchestrator).handle)
         openai_routes.add_routes(app, orchestrator, config.max_open_answers)
         self._runner = web.AppRunner(
             app,
@@ -162,6 +164,8 @@ class Door:
 
     def _caller(self, request: web.Request) -> Caller:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() == "basic" and request.path == report_route.PATH:
+            scheme, token = "bearer", _password(token)  # what a browser asks a person for
         caller = self.tokens.caller(token.strip()) if scheme.lower() == "bearer" else None
         if caller is None:
             raise errors.RequestError(
@@ -170,3 +174,11 @@ class Door:
                 code="invalid_api_key",
             )
         return caller
+
+
+def _password(credentials: str) -> str:
+    """The password of HTTP's basic authentication; empty where there is none."""
+    try:
+        return base64.b64decode(credentials, validate=True).decode("utf-8").partition(":")[2]
+    except ValueError:
+        return ""

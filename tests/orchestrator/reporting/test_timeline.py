@@ -14,9 +14,10 @@ from gpu_actor.contract.errors import LorayError
 from gpu_actor.contract.report import ActorPhase, ActorReport
 from orchestrator.cli import jobs
 from orchestrator.cli.app import app
-from orchestrator.cli.chart import draw, write_chart
+from orchestrator.cli.chart import write_chart
 from orchestrator.jobs.job import JobSpec
 from orchestrator.jobs.states import JobState
+from orchestrator.report.timeline_chart import draw
 from orchestrator.reporting.timeline import _MOST_POINTS, MemoryLine, Timeline, place_of
 from orchestrator.store.store import Store
 

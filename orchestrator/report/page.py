@@ -1,0 +1,160 @@
+"""Puts the page together: one document with everything in it, which needs no network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+from bokeh.embed import json_item
+from bokeh.models.layouts import LayoutDOM
+from bokeh.resources import Resources
+from jinja2 import Environment
+from markupsafe import Markup
+
+from orchestrator import formatting
+from orchestrator.formatting import View
+from orchestrator.report import charts
+from orchestrator.report.comparison import Result, differing_settings, numbers, results, settings
+from orchestrator.report.contents import Contents
+from orchestrator.report.timeline_chart import draw
+from orchestrator.version import __version__
+
+_MOST_SETTINGS = 12  # that are shown against the result
+
+_ASSETS = resources.files("orchestrator.report") / "assets"
+
+
+def render(contents: Contents) -> str:
+    """The page as HTML. Whatever comes from jobs is text in it, never markup."""
+    labels = _labels(contents.jobs)
+    paints = charts.colours(len(contents.jobs))
+    found = results(contents)
+    differing = differing_settings(contents.jobs)
+    items: dict[str, Any] = {}
+    series: dict[str, list[int]] = {}
+    for name, what in (("loss", "loss"), ("eval_loss", "evaluation loss")):
+        lines = [
+            charts.Series(number, labels[number], paints[number], points)
+            for number, job in enumerate(contents.jobs)
+            if (points := numbers(contents.rows.get(job["id"], ()), name))
+        ]
+        if lines:
+            items[name], series[name] = charts.curves(lines, what), [line.job for line in lines]
+    against = _against_result(contents.jobs, found, differing, labels, paints)
+    items |= {f"setting-{number}": chart for number, chart in enumerate(against)}
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(_asset("page.html")).render(
+        contents=contents,
+        style=Markup(_asset("page.css")),
+        script=Markup(_asset("page.js")),
+        library=Markup("\n".join(Resources(mode="inline", components=["bokeh"]).js_raw)),
+        items=_json({name: json_item(chart, f"chart-{name}") for name, chart in items.items()}),
+        series=_json(series),
+        curves=[(name, what) for name, what in (("loss", "Loss"), ("eval_loss", "Evaluation loss")) if name in series],
+        against=[name for name in items if name.startswith("setting-")],
+        jobs=[
+            _row(job, label, paint, found[job["id"]], differing)
+            for job, label, paint in zip(contents.jobs, labels, paints, strict=True)
+        ],
+        drawn={number for numbers_ in series.values() for number in numbers_},
+        columns=["job", "state", *differing, "step", "loss", "eval loss", "time"],
+        counts=_counts(contents.jobs),
+        failed=[job for job in contents.jobs if job["state"] in ("FAILED", "CANCELLED")],
+        waiting=[job for job in contents.jobs if job["state"] in ("QUEUED", "PAUSED")],
+        remarks=[(job, text) for job in contents.jobs if job["state"] == "RUNNING" and (text := _remark(job))],
+        gantt=_gantt(contents),
+        clock=formatting.clock,
+        version=__version__,
+    )
+
+
+def _asset(name: str) -> str:
+    return (_ASSETS / name).read_text("utf-8")
+
+
+def _json(value: Any) -> Markup:
+    """JSON that stands in a script element, which `</script>` would end and `<!--` would change."""
+    return Markup(json.dumps(value).replace("<", "\\u003c"))
+
+
+def _labels(jobs: Sequence[View]) -> list[str]:
+    """The names of the jobs; the id behind those that several have."""
+    names = [job["name"] for job in jobs]
+    return [name if names.count(name) == 1 else f"{name} ({job['id']})" for name, job in zip(names, jobs, strict=True)]
+
+
+def _counts(jobs: Sequence[View]) -> dict[str, int]:
+    states = [job["state"] for job in formatting.by_liveliness(jobs)]
+    return {state: states.count(state) for state in dict.fromkeys(states)}
+
+
+def _remark(job: View) -> str:
+    return formatting.remark(job) if "unsaved" in job else ""
+
+
+def _row(job: View, label: str, paint: str, result: Result, differing: Sequence[str]) -> dict[str, Any]:
+    """A row of the table: texts, and the values by which it is sorted."""
+    flat = settings(job)
+    seconds = formatting.seconds_run(job)
+    cells: list[tuple[str, Any]] = [(job["state"], job["state"])]
+    cells += [(_short(flat.get(name)), flat.get(name)) for name in differing]
+    cells += [
+        (formatting.steps(job), job["step"]),
+        (formatting.loss(result.loss), result.loss),
+        (formatting.loss(result.eval_loss), result.eval_loss),
+        (formatting.duration(seconds), seconds),
+    ]
+    sorted_by = [text if isinstance(value, str | list) else "" if value is None else value for text, value in cells]
+    texts = [text for text, _ in cells]
+    return {"label": label, "paint": paint, "best": result.best, "cells": list(zip(texts, sorted_by, strict=True))}
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return formatting.NONE
+    if isinstance(value, float):
+        return f"{value:g}"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _against_result(
+    jobs: Sequence[View],
+    found: Mapping[str, Result],
+    differing: Sequence[str],
+    labels: Sequence[str],
+    paints: Sequence[str],
+) -> list[LayoutDOM]:
+    """A chart for each setting that tells jobs apart, if there are enough of them to see anything."""
+    by_evaluation = sum(result.eval_loss is not None for result in found.values()) > 1
+    what = "evaluation loss" if by_evaluation else "loss"
+    values = [found[job["id"]].eval_loss if by_evaluation else found[job["id"]].loss for job in jobs]
+    known = [number for number, value in enumerate(values) if value is not None]
+    made = []
+    for name in differing[:_MOST_SETTINGS]:
+        given = [number for number in known if settings(jobs[number]).get(name) is not None]
+        if len(given) > 1 and len({repr(settings(jobs[number])[name]) for number in given}) > 1:
+            made.append(
+                charts.setting_against_result(
+                    name,
+                    [_plain(settings(jobs[number])[name]) for number in given],
+                    [value for number in given if (value := values[number]) is not None],
+                    [labels[number] for number in given],
+                    [paints[number] for number in given],
+                    what,
+                )
+            )
+    return made
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, int | float) else _short(value)
+
+
+def _gantt(contents: Contents) -> Markup:
+    """Who trained where, as a picture whose texts are escaped where it is drawn; empty where nobody has."""
+    if contents.timeline is None or not contents.timeline["stays"]:
+        return Markup("")
+    names = {job["id"]: job["name"] for job in contents.jobs}
+    return Markup(draw(contents.timeline, names, "Places, the jobs on them, and their memory"))
