@@ -182,6 +182,8 @@ class History:
             life, answer = self.life, self.loop.create_future()
             begin(self.loop, life, self._answer(self.orchestrator, work, answer))
             while not life.over and not answer.done():
+                if self.loop.now > MOST_SECONDS:
+                    raise ViolationError(f"never answered: {words}")
                 await asyncio.sleep(0.05)
             if answer.done() and (not self.world.chaos or self.random.random() < 0.95):  # else the answer is lost
                 call.answer = answer.result()
