@@ -75,7 +75,8 @@ class Screen:
 
     def update(self, views: Sequence[View], actors: Sequence[View]) -> None:
         """Take the newest state of all jobs and actors."""
-        self._bars = display.progress_table(views, actors, self._console.height)
+        size = (COLUMNS, LINES) if self._recorded else self._console.size
+        self._bars = display.progress_table(views, actors, *size)
         if self._console.is_terminal:
             self._live.update(self._bars, refresh=True)
         else:

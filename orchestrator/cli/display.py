@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -43,6 +44,7 @@ STYLES = {
     "lost": "red",
 }
 PIPE_WIDTH = 240
+WIDE, WIDE_LIST = 120, 160  # columns from which on remarks stand beside the facts
 
 
 def make_console(*, stderr: bool = False, quiet: bool = False) -> Console:
@@ -62,9 +64,15 @@ def state_text(state: str) -> Text:
     return Text(state, style=STYLES.get(state, ""))
 
 
-def actor_line(actor: View) -> Text:
-    """One line about one actor: memory and speed."""
-    text = Text.assemble(str(actor["name"]), " ", state_text(actor["state"]), overflow="ellipsis", no_wrap=True)
+def actor_line(actor: View, *, whole: bool = False) -> Text:
+    """One line about one actor: memory and speed.
+
+    Args:
+        actor: The actor.
+        whole: Go on in a further line instead of being cut.
+    """
+    cut = {} if whole else {"overflow": "ellipsis", "no_wrap": True}
+    text = Text.assemble(str(actor["name"]), " ", state_text(actor["state"]), **cut)  # type: ignore[arg-type]
     if actor["state"] == "ready":
         text.append(f"  {amount(actor['tokens_per_s'])} tokens/s in all")
     if actor["memory_used"]:
@@ -77,23 +85,27 @@ def actor_line(actor: View) -> Text:
     return text
 
 
-def progress_table(views: Sequence[View], actors: Sequence[View], height: int) -> Group:
+def progress_table(views: Sequence[View], actors: Sequence[View], width: int, height: int) -> Group:
     """The live picture: one row for each job with a bar, and one line for each actor.
 
     Args:
         views: The jobs.
         actors: The actors.
+        width: Columns that the terminal has; in a narrow one what there is to remark stands below the table.
         height: Lines that the terminal has; jobs beyond it are only counted.
     """
+    wide = width >= WIDE
     room = max(3, height - len(actors) - 4)
     shown = by_liveliness(views)[:room]
+    notes = [] if wide else [view for view in shown if remark(view)][: room - len(shown)]
     table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
-    table.add_column("job", no_wrap=True, overflow="ellipsis", max_width=32)
-    table.add_column("state", no_wrap=True)
+    table.add_column("job", no_wrap=True, overflow="ellipsis", max_width=32 if wide else max(12, width - 58))
+    table.add_column("state", no_wrap=True, min_width=9)
     table.add_column("", ratio=1, min_width=8, max_width=30)
-    for title in ("step", "loss", "tok/s", "ETA"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True, overflow="ellipsis", ratio=2)
+    for title, least in (("step", 7), ("loss", 6), ("tok/s", 5), ("ETA", 7)):
+        table.add_column(title, justify="right", no_wrap=True, min_width=least)
+    if wide:
+        table.add_column("", no_wrap=True, overflow="ellipsis", ratio=2)
     for view in shown:
         running = view["state"] == "RUNNING"
         table.add_row(
@@ -104,11 +116,12 @@ def progress_table(views: Sequence[View], actors: Sequence[View], height: int) -
             loss(view["loss"]),
             amount(view["tokens_per_s"]) if running else "",
             duration(view["eta_s"]) if running else "",
-            Text(remark(view), style="dim"),
+            *([Text(remark(view), style="dim")] if wide else []),
         )
     parts: list[RenderableType] = [table]
     if len(shown) < len(views):
         parts.append(Text(f"... and {plural(len(views) - len(shown), 'more job')}", style="dim"))
+    parts += [Text(f"{view['name']}: {remark(view)}", style="dim", no_wrap=True, overflow="ellipsis") for view in notes]
     parts += [actor_line(actor) for actor in actors]
     return Group(*parts)
 
@@ -135,40 +148,73 @@ def result_table(views: Sequence[View]) -> Table:
     return table
 
 
-def job_table(views: Sequence[View], width: int) -> Table:
+def job_table(views: Sequence[View], width: int) -> RenderableType:
     """The queue: one row for each job.
 
     Args:
         views: The jobs.
-        width: Columns that the terminal has; a narrow one gets fewer facts, not cut ones.
+        width: Columns that the terminal has; in a narrow one what there is to remark stands below each job.
     """
+    if width < WIDE_LIST:
+        return _narrow_jobs(views, width)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    wide = width >= 120
-    table.add_column("job", no_wrap=True, overflow="ellipsis")
-    if wide:
-        table.add_column("id", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    if wide:
-        table.add_column("base model", no_wrap=True, overflow="ellipsis", max_width=40)
-    for title in ("prio", "step", "loss", "tok/s", "ETA") if wide else ("step", "loss", "ETA"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("remark", overflow="fold")
+    table.add_column("job", no_wrap=True, overflow="ellipsis", max_width=width // 5)
+    table.add_column("id", no_wrap=True)
+    table.add_column("state", no_wrap=True, min_width=9)
+    table.add_column("base model", no_wrap=True, overflow="ellipsis", max_width=width // 5)
+    for title, least in (("prio", 4), ("step", 7), ("loss", 6), ("tok/s", 5), ("ETA", 6)):
+        table.add_column(title, justify="right", no_wrap=True, min_width=least)
+    table.add_column("remark", overflow="fold", min_width=20)
     for view in views:
         running = view["state"] == "RUNNING"
-        eta = duration(view["eta_s"]) if running else NONE
-        name, state = Text(view["name"]), state_text(view["state"])
-        note = Text(remark(view))
-        if wide:
-            speed = amount(view["tokens_per_s"]) if running else NONE
-            facts = (str(view["priority"]), steps(view), loss(view["loss"]), speed, eta)
-            table.add_row(name, Text(view["id"]), state, Text(base(view)), *facts, note)
-        else:
-            table.add_row(name, state, steps(view), loss(view["loss"]), eta, note)
+        table.add_row(
+            Text(view["name"]),
+            Text(view["id"]),
+            state_text(view["state"]),
+            Text(base(view)),
+            str(view["priority"]),
+            steps(view),
+            loss(view["loss"]),
+            amount(view["tokens_per_s"]) if running else NONE,
+            duration(view["eta_s"]) if running else NONE,
+            Text(remark(view)),
+        )
     return table
 
 
-def actor_table(actors: Sequence[View]) -> Table:
-    """The actors: one row for each."""
+def _narrow_jobs(views: Sequence[View], width: int) -> Group:
+    """A line of facts for each job, and below it, whole, why it waits or how it ended."""
+    facts = {"state": 9, "step": 9, "loss": 7, "ETA": 7}
+    name = max([len("job"), *(len(view["name"]) for view in views)])
+    name = max(10, min(name, width - sum(facts.values()) - 2 * len(facts)))
+
+    def line(*values: str, style: str = "", state: str = "") -> Text:
+        first, second, *rest = values
+        cut = first if len(first) <= name else f"{first[: name - 1]}…"
+        text = Text.assemble(f"{cut:<{name}}  ", (f"{second:<9}", state or style), style=style, no_wrap=True)
+        for value, size_ in zip(rest, (9, 7, 7), strict=True):
+            text.append(f"  {value:>{size_}}")
+        return text
+
+    parts: list[RenderableType] = [line("job", *facts, style="bold")]
+    for view in views:
+        eta = duration(view["eta_s"]) if view["state"] == "RUNNING" else NONE
+        state = STYLES.get(view["state"], "")
+        parts.append(line(view["name"], view["state"], steps(view), loss(view["loss"]), eta, state=state))
+        if note := remark(view):
+            parts.append(Padding(Text(note, style="dim", overflow="fold"), (0, 0, 0, 4)))
+    return Group(*parts)
+
+
+def actor_table(actors: Sequence[View], width: int) -> RenderableType:
+    """The actors: one row for each, or in a narrow terminal one line.
+
+    Args:
+        actors: The actors.
+        width: Columns that the terminal has.
+    """
+    if width < WIDE:
+        return Group(*(actor_line(actor, whole=True) for actor in actors))
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("actor", "state", "device"):
         table.add_column(title, no_wrap=True, overflow="ellipsis")

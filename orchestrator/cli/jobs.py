@@ -192,7 +192,7 @@ def _picture(client: Client, width: int) -> Group:
     views = [view for view in client.list_jobs() if view["state"] in formatting.LIVE_STATES]
     return Group(
         Text(f"Loray at {client.address}: {counts}\n"),
-        display.actor_table(cluster["actors"]),
+        display.actor_table(cluster["actors"], width),
         Text(),
         display.job_table(formatting.by_liveliness(views), width),
     )

@@ -53,7 +53,7 @@ class LiveReporter:
 
     def update(self, views: Sequence[View], actors: Sequence[View]) -> None:
         """Draws the picture again."""
-        self._live.update(display.progress_table(views, actors, self._console.height), refresh=True)
+        self._live.update(display.progress_table(views, actors, *self._console.size), refresh=True)
 
 
 class LineReporter:

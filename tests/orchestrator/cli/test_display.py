@@ -198,16 +198,16 @@ def test_no_line_is_wider_than_the_terminal(width):
     jobs = [view(), view(name="x" * 128, state="QUEUED", waiting_for="needs more memory than there is " * 5)]
     for renderable in (
         display.job_table(jobs, width),
-        display.progress_table(jobs, [actor(reason="no room " * 30)], 24),
+        display.progress_table(jobs, [actor(reason="no room " * 30)], width, 24),
         display.result_table(jobs),
-        display.actor_table([actor()]),
+        display.actor_table([actor()], width),
         display.job_details(view()),
     ):
         assert max(map(len, printed(renderable, width).splitlines())) <= width
 
 
 def test_the_live_picture_shows_job_and_actor():
-    text = printed(display.progress_table([view()], [actor()], 24), 120)
+    text = printed(display.progress_table([view()], [actor()], 120, 24), 120)
     for fact in ("alpaca-r8", "RUNNING", "12/300", "1.2346", "812", "3m 10s", "1.0 GiB of 4.0 GiB", "1500 tokens/s"):
         assert fact in text
 
@@ -215,7 +215,7 @@ def test_the_live_picture_shows_job_and_actor():
 def test_the_live_picture_fits_a_short_terminal():
     jobs = [view(id=str(number), name=f"job-{number}", state="QUEUED") for number in range(50)]
     jobs.append(view(id="x", name="the-one-that-runs"))
-    text = printed(display.progress_table(jobs, [actor()], 20), 100)
+    text = printed(display.progress_table(jobs, [actor()], 100, 20), 100)
     assert len(text.splitlines()) <= 20
     assert "the-one-that-runs" in text
     assert "and 36 more jobs" in text
@@ -228,6 +228,18 @@ def test_a_narrow_list_drops_columns_instead_of_cutting_them():
     for fact in ("alpaca-r8", "RUNNING", "12/300", "1.2346", "3m 10s"):
         assert fact in wide
         assert fact in narrow
+
+
+@pytest.mark.parametrize("width", [60, 80, 130, 200])
+def test_why_a_job_waits_and_its_state_are_whole_at_every_width(width):
+    reason = "jobs with less work left for their weight go first on HuggingFaceTB/SmolLM2-135M-Instruct"
+    jobs = [view(name="x" * 60, state=state, waiting_for=reason, reason=reason) for state in ("QUEUED", "SUCCEEDED")]
+    listed = printed(display.job_table(jobs, width), width)
+    assert "".join(listed.split()).count("".join(reason.split())) == 2 or width >= display.WIDE_LIST
+    live = printed(display.progress_table(jobs, [actor()], width, 24), width)
+    for text in (listed, live):
+        assert all(fact in text for fact in ("QUEUED ", "SUCCEEDED ", "12/300", "1.2346"))
+    assert len(live.splitlines()) <= 24
 
 
 def test_details_leave_out_what_is_not_there():
