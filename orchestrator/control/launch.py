@@ -18,9 +18,13 @@ from orchestrator.cluster.ray_internals import any_agent_port, loopback_only, se
 
 LOCK_FILE = "cluster.lock"
 STARTING_SECONDS = 60.0
+_START_TRIES = 3
+_TOO_SLOW = "timed out during startup"  # what Ray says after 30 s, which no setting changes
 SHUTDOWN_SECONDS = 120.0
 # Loray puts nothing into Ray's object store; Ray's own default would claim a third of the memory.
 OBJECT_STORE_BYTES = 256 * 2**20
+
+logger = logging.getLogger("loray")
 
 
 class AlreadyRunningError(LorayError, RuntimeError):
@@ -67,17 +71,27 @@ def _start_ray() -> Connection:
     os.environ.pop("RAY_ADDRESS", None)  # it would win over address="local" in the processes started from here
     import ray
 
-    with any_agent_port(), loopback_only(), sessions_of_their_own():
-        context = ray.init(
-            address="local",
-            namespace=NAMESPACE,
-            include_dashboard=True,
-            dashboard_host="127.0.0.1",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=OBJECT_STORE_BYTES,
-        )
-    return replace(connection_of(context), started=True, orchestrator_started=True)
+    for _ in range(_START_TRIES):
+        try:
+            with any_agent_port(), loopback_only(), sessions_of_their_own():
+                context = ray.init(
+                    address="local",
+                    namespace=NAMESPACE,
+                    include_dashboard=True,
+                    dashboard_host="127.0.0.1",
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                )
+            return replace(connection_of(context), started=True, orchestrator_started=True)
+        except Exception as error:  # Ray has no class for it
+            if _TOO_SLOW not in str(error):
+                raise
+            logger.warning("Ray did not come up in its time, and is started once more: %s", error)
+    raise ClusterUnavailableError(
+        f"Ray did not come up within the half minute that it gives itself, {_START_TRIES} times over; is the machine "
+        "very busy? Its logs are in /tmp/ray/session_latest/logs"
+    )
 
 
 def _stop(connection: Connection, storage: Path) -> None:
