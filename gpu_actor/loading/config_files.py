@@ -65,12 +65,13 @@ def _of_possible_size(ref: str, config: Any) -> Any:
         BaseModelError: They are.
     """
     for part in (config, config.get_text_config(decoder=True)):
-        for name, most in _MOST.items():
-            size = getattr(part, name, None)
-            if isinstance(size, int) and size > most:
+        common = {own: name for name, own in type(part).attribute_map.items()}  # n_layer -> num_hidden_layers
+        for own, size in part.to_dict().items():
+            most = _MOST.get(common.get(own, own))
+            if most is not None and isinstance(size, int) and size > most:
                 raise BaseModelError(
-                    f"base_model: {ref}: {name} is {size:,} in its configuration; allowed: up to {most:,}. Is the "
-                    "file damaged?"
+                    f"base_model: {ref}: {own} is {size:,} in its configuration; allowed: up to {most:,}. Is the file "
+                    "damaged?"
                 )
     return config
 

@@ -149,6 +149,7 @@ try:
 except ClusterUnavailableError as error:
     print(json.dumps([counts, str(error)]))
 """,
+        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # as docs/security.md says of a Ray that keeps to loopback
         RAY_AUTH_MODE="token",
     )
     counts, refusal = seen

@@ -95,7 +95,7 @@ print([view["name"] for view in client.list_jobs()], {{"ray", "torch", "numpy"}}
 print(client.job("beas").logs().count("step"), client.ask(["beas"], "Who?")[0].which)
 """
     names, asked = served.python(script).splitlines()
-    assert names == "['chatty', 'beas'] set()"
+    assert names.endswith("'chatty', 'beas'] set()")  # after those that others had in the queue before
     assert asked.endswith("finished")
     assert served.run("token", "revoke", "bea").returncode == 0
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import tempfile
 
 import psutil
 import pytest
@@ -43,7 +44,8 @@ def test_run_starts_its_own_and_fails_with_a_job(served, stopped, files):
     broken = files.folder / "broken.jsonl"
     broken.write_text("\n".join([json.dumps(rows[0]), "{oops", json.dumps(rows[1])]) + "\n")
     good, bad = files.write("good", max_steps=15), files.write("bad", data="broken.jsonl")
-    process = served.start(*LORAY, "run", good, bad, log="run")
+    everywhere = tempfile.gettempdir()  # so that what others submit lies below the folder where it is started
+    process = served.start(*LORAY, "run", good, bad, log="run", cwd=everywhere)
     served.wait_for("submitted 2 jobs", process, log="run")
     assert served.run("submit", files.write("guest", max_steps=40)).returncode == 0
     assert process.wait(200) == 1
@@ -80,7 +82,7 @@ def test_a_signal_to_the_whole_group_cancels_in_a_cluster_of_our_own(files, numb
 @pytest.mark.parametrize("part", ["gcs_server", "raylet"])
 def test_serve_says_that_its_head_was_killed(files, part):
     with Home() as home:
-        process = home.start(*LORAY, "serve", log="own")
+        process = home.start(*LORAY, "serve", log="own", cwd=tempfile.gettempdir())
         home.wait_for("Ctrl-C stops it", process, log="own")
         (head,) = (child for child in psutil.Process(process.pid).children() if child.name() == part)
         head.kill()

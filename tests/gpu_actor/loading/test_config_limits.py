@@ -21,6 +21,13 @@ def test_sizes_that_no_model_has_are_refused_at_once(tmp_path, field, size):
         describe_base(str(tmp_path))
 
 
+def test_the_names_of_a_family_count_as_well(tmp_path):
+    config = {**tiny_config("gpt2").to_dict(), "architectures": ["GPT2LMHeadModel"], "n_embd": 10**9}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BaseModelError, match="n_embd is 1,000,000,000"):
+        describe_base(str(tmp_path))
+
+
 def _greedy(_ref, _trust):
     return bytearray(3 * 2**30)
 
