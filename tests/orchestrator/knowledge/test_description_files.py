@@ -146,8 +146,8 @@ def test_the_catalog_asks_no_process_for_what_is_filed(base):
 
 
 def test_a_model_that_changed_while_it_was_examined_is_not_filed(base):
-    class Examiner:
-        async def remote(self, ref, trust):
+    class Examiner:  # as `describe_within_limits`
+        async def remote(self, ref, trust, *limits):
             described = describe_base(ref)
             change(base / "config.json", num_hidden_layers=1)
             return described
