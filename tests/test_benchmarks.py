@@ -102,6 +102,12 @@ def test_answers_are_those_of_peft(tmp_path):
     assert all(row["equal"] == 1.0 and row["ratios"][0] > 0 for row in rows)
 
 
+def test_element_wise_work_is_timed_in_turn(tmp_path):
+    rows = quick("elementwise", tmp_path)["rows"]
+    assert [row["what"] for row in rows] == ["norm", "rotary embedding", "SwiGLU"]
+    assert all(min(row["stock"], row["replaced"], row["ratio"]) > 0 for row in rows)
+
+
 def test_products_are_a_share_of_a_step(tmp_path):
     result = quick("roofline", tmp_path, "--jobs", "1")
     assert sum(result["shares"].values()) == pytest.approx(1.0)

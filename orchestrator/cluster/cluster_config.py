@@ -238,6 +238,12 @@ class ClusterConfig(Strict):
         return self.allowed_roots if self.allowed_roots is not None else default_roots(self.storage)
 
     @property
+    def written_roots(self) -> list[str]:
+        """The folders below which any job may write: the allowed ones, and what the storage keeps for jobs that were
+        sent or came out of one of Ray's packages."""
+        return [*self.roots, str(Path(self.storage) / "outputs")]
+
+    @property
     def database_url(self) -> str:
         """The URL of the job table."""
         return self.database or f"sqlite:///{Path(self.storage) / 'loray.db'}"

@@ -158,7 +158,7 @@ class Fleet:
         self._store.add_actor(ActorRecord(name, place_id, base_model))
         strategy = NodeAffinitySchedulingStrategy(place.node_id, soft=False) if place.node_id else "DEFAULT"
         config = self._config
-        options = place.options(name, base_model, config.trust_remote_code, config.allow_pickle, config.roots)
+        options = place.options(name, base_model, config.trust_remote_code, config.allow_pickle, config.written_roots)
         try:
             handle = (
                 ray.remote(GpuActor)

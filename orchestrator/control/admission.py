@@ -18,7 +18,7 @@ from orchestrator.cluster.fleet import Fleet
 from orchestrator.control.job_needs import scheduling_view
 from orchestrator.control.preview import plan_apart
 from orchestrator.control.snapshot import SnapshotBuilder
-from orchestrator.endpoint.references import reach
+from orchestrator.endpoint.references import reach, written
 from orchestrator.formatting import plural
 from orchestrator.jobs.job import JobSpec
 from orchestrator.jobs.output_folder import make_folders, write_job_file
@@ -66,7 +66,7 @@ class Admission:
         if not problems and not specs:
             problems = [Problem("request", "", "holds no job; give at least one")]
         problems += self._beyond_quota(len(specs), owner)
-        outside = check_roots(specs, reach(owner, self._config))
+        outside = check_roots(specs, reach(owner, self._config), written(owner, self._config))
         if outside:  # nothing there is even opened
             return specs, problems + outside
         problems += await asyncio.to_thread(check_files, specs, allow_pickle=self._config.allow_pickle)

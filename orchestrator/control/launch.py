@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
+
 from gpu_actor.contract.errors import ClusterUnavailableError, LorayError
 from orchestrator.cluster.address import find_address, remove_cluster_file, write_cluster_file
 from orchestrator.cluster.cluster_config import ClusterConfig
@@ -71,7 +73,9 @@ def _start_ray() -> Connection:
     os.environ.pop("RAY_ADDRESS", None)  # it would win over address="local" in the processes started from here
     import ray
 
+    us = psutil.Process()
     for _ in range(_START_TRIES):
+        before = us.children()
         try:
             with any_agent_port(), loopback_only(), sessions_of_their_own():
                 context = ray.init(
@@ -88,6 +92,8 @@ def _start_ray() -> Connection:
             if _TOO_SLOW not in str(error):
                 raise
             logger.warning("Ray did not come up in its time, and is started once more: %s", error)
+            for left in (child for child in us.children() if child not in before):  # of the Ray that did not come up
+                left.kill()
     raise ClusterUnavailableError(
         f"Ray did not come up within the half minute that it gives itself, {_START_TRIES} times over; is the machine "
         "very busy? Its logs are in /tmp/ray/session_latest/logs"

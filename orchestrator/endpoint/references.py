@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,17 +13,23 @@ from orchestrator.jobs.owner import OPERATOR
 if TYPE_CHECKING:
     from orchestrator.cluster.cluster_config import ClusterConfig
 
-PLACES = (
-    ("dataset", "path"),
-    ("dataset", "chat_template"),
-    ("lora", "init_adapter"),
-    ("training", "reference_adapter"),
-)
-"""Sections and fields of a job that name what it reads."""
-
 NAME = r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,119}"
 _UPLOAD, _OUTPUT = re.compile(rf"upload:([0-9a-f]{{64}})/({NAME})"), re.compile(rf"output:({NAME})")
 _MOST_NAME = 100
+
+
+def places_read(job: Mapping[str, Any]) -> list[tuple[dict[str, Any], str]]:
+    """Where a job names what it reads: each field with the part of the job that holds it, to be changed in place.
+
+    Args:
+        job: As `JobSpec` has it, or as somebody sent it: what is no text in its place is left to the checks of jobs.
+    """
+    data = job.get("dataset")
+    mix = data.get("mix") if isinstance(data, dict) else None
+    sources = [data, *(mix if isinstance(mix, list) else ())]
+    places = [(source, name) for source in sources for name in ("path", "chat_template")]
+    places += [(job.get("lora"), "init_adapter"), (job.get("training"), "reference_adapter")]
+    return [(part, name) for part, name in places if isinstance(part, dict) and isinstance(part.get(name), str)]
 
 
 def safe_name(name: str) -> str:
@@ -58,12 +65,10 @@ def resolved(job: Mapping[str, Any], storage: Path, owner: str) -> dict[str, Any
         storage: The storage folder of the orchestrator.
         owner: Whose it is.
     """
-    fields = dict(job)
-    for section, name in PLACES:
-        inner = fields.get(section)
-        value = inner.get(name) if isinstance(inner, Mapping) else None
-        if isinstance(inner, Mapping) and isinstance(value, str) and (found := _UPLOAD.fullmatch(value)):
-            fields[section] = {**inner, name: str(uploads(storage) / found[1] / found[2])}
+    fields = copy.deepcopy(dict(job))
+    for part, name in places_read(fields):
+        if found := _UPLOAD.fullmatch(part[name]):
+            part[name] = str(uploads(storage) / found[1] / found[2])
     out = fields.get("output_dir")
     if isinstance(out, str) and (found := _OUTPUT.fullmatch(out)):
         fields["output_dir"] = str(outputs(storage, owner) / found[1])
@@ -71,7 +76,7 @@ def resolved(job: Mapping[str, Any], storage: Path, owner: str) -> dict[str, Any
 
 
 def reach(owner: str, config: ClusterConfig) -> list[str]:
-    """The folders below which everything must lie that an owner's jobs name.
+    """The folders below which everything must lie that an owner's jobs read.
 
     Whoever is not the operator reaches what was sent, their own results, and what the cluster file allows to all.
     """
@@ -79,3 +84,8 @@ def reach(owner: str, config: ClusterConfig) -> list[str]:
     if owner == OPERATOR:
         return [*config.roots, str(uploads(storage)), str(storage / "outputs")]
     return [*config.http.allowed_roots, str(uploads(storage)), str(outputs(storage, owner))]
+
+
+def written(owner: str, config: ClusterConfig) -> list[str]:
+    """The folders below which an owner's jobs write: what is shared is read by all, and changed by none."""
+    return reach(owner, config) if owner == OPERATOR else [str(outputs(Path(config.storage), owner))]

@@ -49,18 +49,19 @@ def check_files(jobs: Sequence[JobSpec], *, allow_pickle: bool = False, goes_on:
     return [*problems, *_doubled_names(jobs), *_crossing_outputs(jobs)]
 
 
-def check_roots(jobs: Sequence[JobSpec], roots: Sequence[str]) -> list[Problem]:
+def check_roots(jobs: Sequence[JobSpec], roots: Sequence[str], written: Sequence[str] | None = None) -> list[Problem]:
     """Which paths of the jobs may not be used.
 
     Args:
         jobs: The jobs; hub ids are no paths and pass.
         roots: As in `outside`.
+        written: The same for where they write; None: the same folders.
     """
     return [
         Problem(f"job {job.name}", field, message)
         for job in jobs
         for field, value in _paths(job)
-        if (message := outside(value, roots))
+        if (message := outside(value, roots if written is None or field != "output_dir" else written))
     ]
 
 

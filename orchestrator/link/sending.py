@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_actor.contract.errors import InvalidJobError
-from orchestrator.endpoint.references import PLACES, output_reference, safe_name, upload_reference
+from orchestrator.endpoint.references import output_reference, places_read, safe_name, upload_reference
 from orchestrator.jobs.job import JobSpec
 from orchestrator.link.http_link import HttpLink
 
@@ -38,12 +38,12 @@ def send_jobs(specs: Sequence[JobSpec], link: HttpLink, request_id: str) -> tupl
     jobs = []
     for spec in specs:
         fields = spec.model_dump(mode="json")
-        for section, name in PLACES:
-            path = fields[section][name]
-            if isinstance(path, str) and os.path.isabs(path) and os.path.exists(path):
+        for part, name in places_read(fields):
+            path = part[name]
+            if os.path.isabs(path) and os.path.exists(path):
                 if path not in sent:
                     sent[path] = _send(Path(path), spec.name, link)
-                fields[section][name] = sent[path]
+                part[name] = sent[path]
         jobs.append({**fields, "output_dir": output_reference(spec.name, request_id)})
     count = f"{len(sent)} file{'s' if len(sent) != 1 else ''} sent; " if sent else ""
     return jobs, [f"{count}adapters stay with the orchestrator: `loray show JOB` says where"]

@@ -1,5 +1,6 @@
 """What happens when Ray, on a machine that has much else to do, is not up in the time that it gives itself."""
 
+import subprocess
 from types import SimpleNamespace
 
 import pytest
@@ -15,10 +16,12 @@ STARTED = SimpleNamespace(dashboard_url="127.0.0.1:8265", address_info={"gcs_add
 @pytest.fixture
 def answers(monkeypatch):
     """What each call of `ray.init` does, in turn; a Ray that is slow cannot be ordered."""
-    left = []
+    left, started = [], []
 
     def init(**_):
         answer = left.pop(0)
+        if answer is SLOW:
+            started.append(subprocess.Popen(["sleep", "300"]))
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -26,7 +29,8 @@ def answers(monkeypatch):
     monkeypatch.setattr(ray, "init", init)
     for name in ("RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED", "RAY_ADDRESS"):
         monkeypatch.setenv(name, "")
-    return left
+    yield left
+    assert [process.wait(10) for process in started] == [-9] * len(started)  # nothing stays of those that were slow
 
 
 def test_ray_is_started_once_more_where_it_was_too_slow(answers):

@@ -12,17 +12,19 @@ import urllib.request
 import openapi_spec_validator
 import pytest
 
-from gpu_actor.contract.config import DatasetConfig
+from gpu_actor.contract.config import DatasetConfig, DataSource
 from gpu_actor.contract.errors import ClusterUnavailableError, JobNotFoundError, LorayError
 from gpu_actor.contract.lora_config import LoraConfig
+from gpu_actor.contract.roots import outside
 from orchestrator.client import Client
 from orchestrator.cluster.cluster_config import ClusterConfig
 from orchestrator.endpoint.door_file import DoorFile, door_path, read_door_file, write_door_file
-from orchestrator.endpoint.references import reach, resolved
+from orchestrator.endpoint.references import reach, resolved, written
 from orchestrator.endpoint.tokens import digest_of
 from orchestrator.endpoint.verbs import VERBS
 from orchestrator.jobs.job import JobFileError, JobSpec
 from orchestrator.jobs.owner import NotYoursError
+from orchestrator.jobs.preflight import check_roots
 from orchestrator.link.choose import find_link
 from orchestrator.link.sending import send_jobs
 from support.door import PaperOrchestrator, open_door
@@ -146,19 +148,20 @@ def test_the_door_of_this_machine_is_found_without_being_named(door, tmp_path, m
 
 
 def test_what_a_job_reads_is_sent_once_and_becomes_a_path_there(door, anna, tmp_path):
-    data, adapter = tmp_path / "my data.jsonl", tmp_path / "start"
+    data, other, adapter = tmp_path / "my data.jsonl", tmp_path / "other.jsonl", tmp_path / "start"
     data.write_text('{"text": "x"}\n')
+    other.write_text('{"text": "y"}\n')
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text("{}")
     spec = JobSpec(
         name="a",
         base_model="org/model",
-        dataset=DatasetConfig(path=str(data)),
+        dataset=DatasetConfig(path=str(data), mix=[DataSource(path=str(other), weight=2)]),
         lora=LoraConfig(init_adapter=str(adapter)),
         output_dir="/laptop/out",
     )
     (job,), (remark,) = send_jobs([spec], anna._link, "0123456789")
-    assert remark.startswith("2 files sent")
+    assert remark.startswith("3 files sent")
     again, _ = send_jobs([spec], anna._link, "0123456789")
     assert again == [job]
     storage = tmp_path / "storage"
@@ -169,8 +172,17 @@ def test_what_a_job_reads_is_sent_once_and_becomes_a_path_there(door, anna, tmp_
     with open(path) as sent:
         assert sent.read() == data.read_text()
     assert os.listdir(found["lora"]["init_adapter"]) == ["adapter_config.json"]
-    roots = reach("anna", ClusterConfig(storage=str(storage)))
-    assert all(any(place.startswith(root) for root in roots) for place in (path, found["output_dir"]))
+    assert found["dataset"]["mix"][0]["path"].endswith("/other.jsonl")
+    config = ClusterConfig(storage=str(storage), http={"allowed_roots": ["/shared"]})
+    spec = JobSpec.model_validate(found)
+    assert check_roots([spec], reach("anna", config), written("anna", config)) == []
+    (problem,) = check_roots([spec], reach("bea", config), written("bea", config))  # what was sent is anybody's to read
+    assert problem.field == "output_dir"
+    shared = spec.model_copy(update={"output_dir": "/shared/out"})  # what all may read nobody changes
+    (problem,) = check_roots([shared], reach("anna", config), written("anna", config))
+    assert problem.field == "output_dir"
+    assert outside(found["output_dir"], ["/data"])
+    assert not outside(found["output_dir"], ClusterConfig(storage=str(storage), allowed_roots=["/data"]).written_roots)
     for name in ("upload:" + "0" * 64 + "/../x", "output:../x", "upload:short/x", "/etc/passwd"):
         odd = {"dataset": {"path": name}, "output_dir": name}
         assert resolved(odd, storage, "anna") == odd  # no reference: the checks of jobs refuse it
