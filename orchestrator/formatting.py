@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -72,13 +73,29 @@ def steps(view: View) -> str:
     return f"{view['step']}/{view['total_steps'] or '?'}"
 
 
-def base(view: View) -> str:
-    """A base model's hub id, or the name of its folder."""
-    return (
-        str(view["base_model"]).rstrip("/").rpartition("/")[2]
-        if view["base_model"][:1] in "./~"
-        else view["base_model"]
-    )
+def base_names(refs: Iterable[str]) -> dict[str, str]:
+    """Base models as people know them, by reference: a hub id, or as much of a folder's end as no other one has.
+
+    A folder of the hub's cache is called by the id that it was loaded for.
+    """
+    wanted = dict.fromkeys(refs)
+    parts = {ref: _base_parts(ref) for ref in wanted}
+    names = {}
+    for ref, own in parts.items():
+        others = [other for other in parts.values() if other != own]
+        length = next(
+            (size for size in range(1, len(own)) if all(own[-size:] != other[-size:] for other in others)), len(own)
+        )
+        names[ref] = "/".join(own[-length:])
+    return names
+
+
+def _base_parts(ref: str) -> list[str]:
+    """The parts of a name, of which the last alone may do; a hub id has one."""
+    cached = re.search(r"models--([^/\\]+)[/\\]snapshots[/\\]", ref)
+    if cached:
+        return [cached[1].replace("--", "/")]
+    return [part for part in re.split(r"[/\\]", ref) if part] if ref[:1] in "./~" else [ref]
 
 
 def share(view: View) -> float:

@@ -32,13 +32,14 @@ from orchestrator.control.admission import Admission, Submissions
 from orchestrator.control.reconcile import Reconciler
 from orchestrator.control.snapshot import SnapshotBuilder
 from orchestrator.endpoint.references import reach
-from orchestrator.jobs.output_folder import read_metrics
+from orchestrator.jobs.output_folder import read_metrics, sampled_metrics
 from orchestrator.jobs.owner import OPERATOR, check_owner
 from orchestrator.jobs.states import TERMINAL, JobState
 from orchestrator.knowledge.base_catalog import BaseCatalog
 from orchestrator.knowledge.profiles import Profiles
 from orchestrator.reporting.client_views import actor_views, job_view
 from orchestrator.reporting.dashboard_rows import TaskRows
+from orchestrator.reporting.loss_curves import LossCurves
 from orchestrator.reporting.metrics import Metrics
 from orchestrator.reporting.timeline import Timeline
 from orchestrator.reporting.trackers import Trackers
@@ -98,6 +99,7 @@ class Controller:
         )
         self._metrics = Metrics()
         self._timeline = Timeline(self._store)
+        self._losses = LossCurves()
         self._since = time.time()
         self._trouble: str | None = None
         self._adopted = False
@@ -133,6 +135,7 @@ class Controller:
         reports = [(member.place.id, member.report) for member in self._fleet.members.values() if member.report]
         self._metrics.actors(reports)
         self._timeline.note(reports)
+        self._losses.note(self._reconciler.progress.counters)
 
     def _take_over(self) -> None:
         """Go on where an earlier process stopped, and start what the cluster file wants to be hosted from the start."""
@@ -191,13 +194,16 @@ class Controller:
         """
         return self._view(self._store.find(ref, owner))
 
-    async def metrics(self, ref: str, skip: int = 0) -> list[dict[str, Any]]:
-        """The rows of a job's `metrics.jsonl` after the first `skip`.
+    async def metrics(self, ref: str, skip: int = 0, most: int | None = None) -> list[dict[str, Any]]:
+        """The rows of a job's `metrics.jsonl` after the first `skip`; with `most`, that many spread over all of it.
 
         Raises:
             JobNotFoundError: No job has that id or name.
         """
-        return await asyncio.to_thread(read_metrics, self._store.find(ref).output_dir, skip)
+        folder = self._store.find(ref).output_dir
+        if most is not None:
+            return await asyncio.to_thread(sampled_metrics, folder, most)
+        return await asyncio.to_thread(read_metrics, folder, skip)
 
     async def events(self, ref: str, after: int = 0) -> list[dict[str, Any]]:
         """What happened to a job: `seq`, `time` and `message` of each event after number `after`.
@@ -206,6 +212,10 @@ class Controller:
             JobNotFoundError: No job has that id or name.
         """
         return self._store.events(self._store.find(ref).id, after)
+
+    async def recent_events(self, most: int = 20, owner: str = OPERATOR) -> list[dict[str, Any]]:
+        """The latest events of an owner's jobs, of all for the operator: `seq`, `time`, `job_id`, `name`, `message`."""
+        return self._store.recent_events(most, None if owner == OPERATOR else owner)
 
     async def ask(self, request: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Let actors begin to answer a request.
@@ -257,7 +267,7 @@ class Controller:
         }
 
     def _view(self, job: JobRecord) -> JobDict:
-        return job_view(job, self._reconciler.progress.counters.get(job.id))
+        return job_view(job, self._reconciler.progress.counters.get(job.id), self._losses.of(job.id))
 
     # -- tokens --------------------------------------------------------------------------------------------------
 
