@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Iterable, Mapping
@@ -175,3 +176,12 @@ def log_line(entry: Mapping[str, Any]) -> str:
         if entry.get(key) is not None:
             parts.append(f"{label} {entry[key]:{form}}")
     return "  ".join(parts)
+
+
+def finite(value: Any) -> Any:
+    """The same document with null for NaN and infinity, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -112,21 +111,12 @@ def brief(view: View) -> dict[str, Any]:
 
 def print_json(document: Any) -> None:
     """Prints one JSON document, for people as well."""
-    print(json.dumps(_finite(document), ensure_ascii=False, indent=2), flush=True)
+    print(json.dumps(formatting.finite(document), ensure_ascii=False, indent=2), flush=True)
 
 
 def print_json_line(document: Mapping[str, Any]) -> None:
     """Prints one JSON document on one line, at once."""
-    print(json.dumps(_finite(document), ensure_ascii=False), flush=True)
-
-
-def _finite(value: Any) -> Any:
-    """The same document with null for NaN and infinity, which JSON does not have."""
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    print(json.dumps(formatting.finite(document), ensure_ascii=False), flush=True)
 
 
 def show_end(views: Sequence[View], *, as_json: bool) -> None:

@@ -41,6 +41,7 @@ from orchestrator.reporting.client_views import actor_views, job_view
 from orchestrator.reporting.dashboard_rows import TaskRows
 from orchestrator.reporting.loss_curves import LossCurves
 from orchestrator.reporting.metrics import Metrics
+from orchestrator.reporting.notices import Notices
 from orchestrator.reporting.timeline import Timeline
 from orchestrator.reporting.trackers import Trackers
 from orchestrator.store.records import JobRecord
@@ -65,7 +66,7 @@ class Controller:
             config: The cluster file.
 
         Raises:
-            ClusterFileError: It names a tracker that is not installed.
+            ClusterFileError: It names a tracker or a program that is not installed.
             StoreError: Another orchestrator uses the storage, or the job table cannot be opened.
         """
         # Not above: every command imports this module to look the orchestrator up, and these would be a third of that.
@@ -80,6 +81,7 @@ class Controller:
         self._bases = BaseCatalog(env_vars, config.trust_remote_code)
         self._rows = TaskRows(self._store)
         self._trackers = Trackers(self._store, config)
+        self._notices = Notices(self._store, config)
         profiles = Profiles(self._store)
         snapshots = SnapshotBuilder(
             self._store, self._fleet, self._bases, profiles, config.scheduler.makespan, config.most_running
@@ -156,6 +158,7 @@ class Controller:
     def _job_over(self, job: JobRecord) -> None:
         self._rows.over(job.id)
         self._trackers.changed(job)
+        self._notices.over(job)
         if job.state is JobState.SUCCEEDED and job.finished_at is not None:
             self._metrics.succeeded(job.finished_at - job.submitted_at)
 
@@ -414,7 +417,7 @@ class Controller:
             await self._ticking
         members = await self._fleet.stop()
         await self._store.turn(lambda: self._reconciler.settle(members))
-        await self._trackers.stop()
+        await asyncio.gather(self._trackers.stop(), self._notices.stop())
         self._store.close()
 
     def _refuse_at_the_end(self) -> None:
