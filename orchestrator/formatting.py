@@ -99,6 +99,24 @@ def _base_parts(ref: str) -> list[str]:
     return [part for part in re.split(r"[/\\]", ref) if part] if ref[:1] in "./~" else [ref]
 
 
+def eta(view: View) -> str:
+    """When a job will be over, from now: by the forecast, or by its own speed of late; `~` before a guess."""
+    if view["state"] not in ("RUNNING", "QUEUED"):
+        return NONE
+    expected = view["forecast"]
+    if view["state"] == "RUNNING" and view["eta_s"] is not None and (expected is None or expected["guess"]):
+        return duration(view["eta_s"])
+    return NONE if expected is None else f"{'~' if expected['guess'] else ''}{duration(expected['finish_s'])}"
+
+
+def span(expected: View) -> str:
+    """When it will be over by a forecast, with how sure that is: `in 10m 00s (9m 10s to 12m 30s)`."""
+    if expected["guess"]:
+        return f"in about {duration(expected['finish_s'])}, a guess: too little was measured"
+    earliest, latest = duration(expected["earliest_s"]), duration(expected["latest_s"])
+    return f"in {duration(expected['finish_s'])} ({earliest} to {latest})"
+
+
 def share(view: View) -> float:
     """How much of a job is done, from 0 to 1."""
     total = view["total_steps"]
@@ -145,7 +163,7 @@ def progress_line(view: View) -> str:
     if view["loss"] is not None:
         parts.append(f"loss {loss(view['loss'])}")
     if view["state"] == "RUNNING" and view["step"]:
-        parts += [f"{amount(view['tokens_per_s'])} tokens/s", f"ETA {duration(view['eta_s'])}"]
+        parts += [f"{amount(view['tokens_per_s'])} tokens/s", f"ETA {eta(view)}"]
     if view["state"] == "SUCCEEDED":
         parts += [f"{duration(seconds_run(view))}", view["output_dir"]]
     parts.append(remark(view))

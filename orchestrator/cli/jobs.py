@@ -204,5 +204,12 @@ def _live(client: Client) -> list[JobView]:
 def _picture(client: Client, height: int | None) -> TopPicture:
     cluster = client.cluster()
     counts = ", ".join(f"{count} {state}" for state, count in cluster["jobs"].items() if count) or "no jobs yet"
-    title = f"Loray at {client.address}: {counts}"
+    title = f"Loray at {client.address}: {counts}{_queue_end(cluster['forecast'])}"
     return TopPicture(title, cluster["actors"], _live(client), client.recent_events(), height)
+
+
+def _queue_end(expected: dict[str, Any] | None) -> str:
+    if expected is None:
+        return ""
+    unknown = formatting.plural(expected["unknown"], "job")
+    return f"; all over {formatting.span(expected)}" + (f", but for {unknown}" if expected["unknown"] else "")

@@ -169,11 +169,14 @@ class QuotaConfig(Strict):
     )
 
 
+EndEvent = Literal["job", "grid", "queue"]
+
+
 class OnEndConfig(Strict):
     """Who is told of an end."""
 
-    when: list[Literal["job", "grid", "queue"]] = Field(
-        default_factory=lambda: ["job"],
+    when: list[EndEvent] = Field(
+        default=["job"],
         min_length=1,
         description="`job`: a job is over; `grid`: all jobs of one submission are, if it had several; `queue`: nothing "
         "runs or waits any more.",

@@ -39,6 +39,7 @@ from orchestrator.knowledge.base_catalog import BaseCatalog
 from orchestrator.knowledge.profiles import Profiles
 from orchestrator.reporting.client_views import actor_views, job_view
 from orchestrator.reporting.dashboard_rows import TaskRows
+from orchestrator.reporting.finishes import Finishes
 from orchestrator.reporting.loss_curves import LossCurves
 from orchestrator.reporting.metrics import Metrics
 from orchestrator.reporting.notices import Notices
@@ -99,6 +100,7 @@ class Controller:
             snapshots,
             config.scheduler.policy,
         )
+        self._finishes = Finishes(lambda: self._reconciler.snapshot().view, config.scheduler.policy)
         self._metrics = Metrics()
         self._timeline = Timeline(self._store)
         self._losses = LossCurves()
@@ -187,6 +189,7 @@ class Controller:
 
     async def list_jobs(self) -> list[JobDict]:
         """All jobs in the order of arrival."""
+        await self._finishes.refresh()
         return [self._view(job) for job in self._store.jobs()]
 
     async def get_job(self, ref: str, owner: str | None = None) -> JobDict:
@@ -195,6 +198,7 @@ class Controller:
         Raises:
             JobNotFoundError: No job has that id or name.
         """
+        await self._finishes.refresh()
         return self._view(self._store.find(ref, owner))
 
     async def metrics(self, ref: str, skip: int = 0, most: int | None = None) -> list[dict[str, Any]]:
@@ -256,7 +260,8 @@ class Controller:
         return self._timeline.view(ids)
 
     async def cluster(self) -> dict[str, Any]:
-        """The orchestrator, its actors, and the number of jobs by state."""
+        """The orchestrator, its actors, the number of jobs by state, and when the queue will be empty."""
+        await self._finishes.refresh()
         return {
             "controller": {
                 **await self.ping(),
@@ -267,10 +272,15 @@ class Controller:
             },
             "actors": actor_views(self._fleet, self._store.jobs([JobState.RUNNING])),
             "jobs": {state.value: count for state, count in self._store.counts().items()},
+            "forecast": self._finishes.of_queue(
+                [job.id for job in self._store.jobs([JobState.QUEUED, JobState.RUNNING])]
+            ),
         }
 
     def _view(self, job: JobRecord) -> JobDict:
-        return job_view(job, self._reconciler.progress.counters.get(job.id), self._losses.of(job.id))
+        live = self._reconciler.progress.counters.get(job.id)
+        expected = self._finishes.of(job.id) if job.state not in TERMINAL else None
+        return job_view(job, live, self._losses.of(job.id), expected)
 
     # -- tokens --------------------------------------------------------------------------------------------------
 

@@ -47,13 +47,19 @@ def progress_of(report: TenantReport) -> dict[str, Any]:
     return {name: values[name] for name in _NO_PROGRESS}
 
 
-def job_view(job: JobRecord, live: Mapping[str, Any] | None = None, losses: Sequence[float] = ()) -> dict[str, Any]:
+def job_view(
+    job: JobRecord,
+    live: Mapping[str, Any] | None = None,
+    losses: Sequence[float] = (),
+    forecast: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """A job as clients see it.
 
     Args:
         job: Its row.
         live: Progress that is newer than the row's.
         losses: While it runs, how its loss went.
+        forecast: When it will be over (`finishes.Finishes.of`).
     """
     return {
         "id": job.id,
@@ -73,6 +79,7 @@ def job_view(job: JobRecord, live: Mapping[str, Any] | None = None, losses: Sequ
         **_NO_PROGRESS,
         **(live or job.progress),
         "loss_curve": list(losses),
+        "forecast": forecast,
         "output_dir": job.output_dir,
         "spec": job.spec.model_dump(mode="json"),
     }

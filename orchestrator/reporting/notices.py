@@ -158,7 +158,7 @@ class Notices:
 
 def _facts(job: JobRecord) -> Json:
     view = job_view(job)
-    del view["spec"], view["loss_curve"]
+    del view["spec"], view["loss_curve"], view["forecast"]
     return view
 
 

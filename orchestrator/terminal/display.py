@@ -20,6 +20,7 @@ from orchestrator.formatting import (
     base_names,
     by_liveliness,
     duration,
+    eta,
     loss,
     plural,
     remark,
@@ -115,7 +116,7 @@ def progress_table(views: Sequence[View], actors: Sequence[View], width: int, he
             steps(view),
             loss(view["loss"]),
             amount(view["tokens_per_s"]) if running else "",
-            duration(view["eta_s"]) if running else "",
+            "" if eta(view) == NONE else eta(view),
             *([Text(remark(view), style="dim")] if wide else []),
         )
     parts: list[RenderableType] = [table]
@@ -177,7 +178,7 @@ def job_table(views: Sequence[View], width: int) -> RenderableType:
             steps(view),
             loss(view["loss"]),
             amount(view["tokens_per_s"]) if running else NONE,
-            duration(view["eta_s"]) if running else NONE,
+            eta(view),
             Text(remark(view)),
         )
     return table
@@ -219,10 +220,9 @@ class JobLines:
     def facts(self, view: View) -> Text:
         """One job."""
         running = view["state"] == "RUNNING"
-        eta = duration(view["eta_s"]) if running else NONE
         speed = amount(view["tokens_per_s"]) if running else NONE
         state = STYLES.get(view["state"], "")
-        return self._line(view["name"], view["state"], steps(view), loss(view["loss"]), speed, eta, state=state)
+        return self._line(view["name"], view["state"], steps(view), loss(view["loss"]), speed, eta(view), state=state)
 
     def _line(self, first: str, second: str, *rest: str, style: str = "", state: str = "") -> Text:
         cut = first if len(first) <= self._name else f"{first[: self._name - 1]}…"

@@ -14,9 +14,11 @@ from orchestrator.formatting import (
     amount,
     clock,
     duration,
+    eta,
     loss,
     plural,
     seconds_run,
+    span,
     steps,
 )
 from orchestrator.terminal.curve import Curve, Point
@@ -73,7 +75,7 @@ def job_details(view: View) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     samples = f"{view['samples']} ({view['truncated']} cut, {view['dropped']} dropped)"
-    speed = f"{amount(view['tokens_per_s'])} tokens/s, ETA {duration(view['eta_s'])}"
+    speed = f"{amount(view['tokens_per_s'])} tokens/s"
     facts: list[tuple[str, str]] = [
         ("job", view["name"]),
         ("id", view["id"]),
@@ -88,6 +90,7 @@ def job_details(view: View) -> Table:
         ("loss", loss(view["loss"])),
         ("eval loss", loss(view["eval_loss"]) if view["eval_loss"] is not None else ""),
         ("speed", speed if view["state"] == "RUNNING" else ""),
+        ("over", span(view["forecast"]) if view["forecast"] else "" if eta(view) == NONE else f"in {eta(view)}"),
         ("tokens", amount(view["tokens"])),
         ("samples", samples if view["samples"] else ""),
         (

@@ -45,6 +45,7 @@ def view(**changes):
         "unreached": "",
         "unsaved": "",
         "loss_curve": [],
+        "forecast": None,
         "output_dir": "/out/alpaca-r8",
         "spec": spec,
     }
