@@ -52,7 +52,7 @@ class Finishes:
         self._made_at = time.monotonic()
 
     def of(self, job_id: str) -> dict[str, Any] | None:
-        """When a job will be over, in seconds from now; None if that is not known.
+        """When a job will be over, in seconds from now; None if that is not known, or should have been by now.
 
         Returns:
             `start_s`, `finish_s`, `earliest_s`, `latest_s` and `guess`, as of `Outlook`.
@@ -64,7 +64,8 @@ class Finishes:
         """When the last of some jobs will be over, likewise; `unknown` counts those of which it is not known."""
         known = {job_id: self._latest[job_id] for job_id in job_ids if job_id in self._latest}
         whole = of_the_queue(known)
-        return None if whole is None else {**_from_now(whole), "unknown": len(job_ids) - len(known)}
+        times = None if whole is None else _from_now(whole)
+        return None if times is None else {**times, "unknown": len(job_ids) - len(known)}
 
 
 def _timed(view: ClusterView, policy: str) -> tuple[Mapping[str, Outlook], float]:
@@ -72,7 +73,9 @@ def _timed(view: ClusterView, policy: str) -> tuple[Mapping[str, Outlook], float
     return outlooks(view, policy), time.thread_time() - started
 
 
-def _from_now(found: Outlook) -> dict[str, Any]:
+def _from_now(found: Outlook) -> dict[str, Any] | None:
     now = time.time()
+    if found.finish <= now:
+        return None
     names = {"start_s": found.start, "finish_s": found.finish, "earliest_s": found.earliest, "latest_s": found.latest}
     return {**{name: max(0.0, moment - now) for name, moment in names.items()}, "guess": found.guess}
