@@ -76,8 +76,8 @@ class _Story:
         late, urgent = specs.pop(_LATE), specs.pop(_URGENT)
         self._submit(list(specs.values()), "in the queue: {}")
         self.screen.say(
-            "their steps are short: four fit into one shared batch, and the demo's policy, fifo-4, keeps four at it; the "
-            "default shares where that shortens the mean turnaround"
+            "their steps are short: four fit into one shared batch, and the demo's policy, fifo-4, keeps four at it; "
+            "the default shares where that shortens the mean turnaround"
         )
         with ThreadPoolExecutor(1) as asker:
             while True:
