@@ -46,6 +46,7 @@ def page(served, tmp_path_factory):
         page.run("""document.querySelector("input[placeholder*='token']").focus()""")
         page.type(token)
         page.click("SUBMIT")
+        page.wait_for(DRIVER, "orchestrator serve")  # the page has loaded itself again
         page.url = f"{known['dashboard']}/#"
         yield page
     served.run("cancel", "dash-long", "dash-waits")

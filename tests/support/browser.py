@@ -16,6 +16,7 @@ from support.cluster import PATIENCE
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 _PORT_FILE = "DevToolsActivePort"
 _STARTING_SECONDS = 60.0
+_ANSWER_SECONDS = 30.0
 
 
 class PageLeftError(Exception):
@@ -35,7 +36,10 @@ class Browser:
         self._number += 1
         await self._socket.send_json({"id": self._number, "method": method, "params": parameters})
         while True:
-            answer = await self._socket.receive_json(timeout=PATIENCE)
+            try:
+                answer = await self._socket.receive_json(timeout=_ANSWER_SECONDS)
+            except asyncio.TimeoutError:  # what is asked while a page is being left may have no answer
+                raise PageLeftError from None
             if answer.get("id") == self._number:
                 if "navigated" in str(answer.get("error")):
                     raise PageLeftError
@@ -47,14 +51,17 @@ class Browser:
 
     def run(self, script):
         """The value of an expression in the page."""
-        answer = self._call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        answer = self._call("Runtime.evaluate", expression=script, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def text(self):
+    def _tried(self, script):
         with contextlib.suppress(PageLeftError):
-            return self.run("document.body ? document.body.innerText : ''")
-        return ""
+            return self.run(script)
+        return None
+
+    def text(self):
+        return self._tried("document.body ? document.body.innerText : ''") or ""
 
     def wait_for(self, *words):
         """Wait until the page shows all of some words; returns what it shows."""
@@ -72,7 +79,7 @@ class Browser:
             .filter((e) => e.innerText && e.innerText.trim() === {json.dumps(words)}).pop();
             if (found) found.click(); return !!found; }})()"""
         deadline = time.monotonic() + PATIENCE
-        while not self.run(script):
+        while not self._tried(script):
             assert time.monotonic() < deadline, f"no {words!r} to click on in:\n{self.text()}"
             time.sleep(0.2)
 
