@@ -61,6 +61,11 @@ class ActorConfig(Strict):
         pattern=r"^(cpu|cuda(:[0-9]{1,3})?)$",
         description="`cpu` or `cuda`; null: `cuda` when num_gpus is above 0, else `cpu`.",
     )
+    label_selector: dict[str, str] = Field(
+        default_factory=dict,
+        description="Labels that its node must have, as `ray start --labels` gives them; none: a CPU actor is on the "
+        "head node, and for a GPU Ray chooses.",
+    )
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = Field(
         default="float32", description="Number format of the base model."
     )

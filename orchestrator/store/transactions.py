@@ -66,7 +66,7 @@ class Transactions:
         """
         with _in_words():
             if self._open is not None:
-                with self._open.begin_nested():
+                with _savepoint(self._open):
                     yield self._open
             else:
                 with self._engine.begin() as connection:
@@ -147,6 +147,19 @@ class Transactions:
             afterwards, self._afterwards = self._afterwards, []
             for call in afterwards:
                 call()
+
+
+@contextlib.contextmanager
+def _savepoint(connection: Connection) -> Iterator[None]:
+    """A part of a transaction. SQLAlchemy's own compiles two statements anew each time."""
+    connection.exec_driver_sql("SAVEPOINT part")
+    try:
+        yield
+    except BaseException:
+        connection.exec_driver_sql("ROLLBACK TO SAVEPOINT part")
+        raise
+    finally:
+        connection.exec_driver_sql("RELEASE SAVEPOINT part")
 
 
 def _done_and_committed(connection: Connection, work: Callable[[], _Result]) -> _Result:
