@@ -145,9 +145,9 @@ def find_places(nodes: Sequence[Mapping[str, Any]]) -> list[Place]:
 def listed_places(actors: Sequence[ActorConfig], nodes: Sequence[Mapping[str, Any]]) -> list[Place]:
     """The places of a cluster file.
 
-    Those on a CPU are on the head node, or on a node with the labels that they select: where several have them, in turn.
-    They share its cores evenly, and its memory as well: the ones without a `memory_limit` get equal parts of what the
-    others leave. One whose labels no living node has is left out.
+    Those on a CPU are on the head node, or on a node with the labels that they ask for, in turn where several have
+    them. They share its cores evenly, and its memory as well: the ones without a `memory_limit` get equal parts of what
+    the others leave. One whose labels no living node has is left out.
 
     Args:
         actors: The cluster file's list.

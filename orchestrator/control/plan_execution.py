@@ -88,7 +88,7 @@ class PlanExecution:
             if job is not None and job.actor is not None and job.wish is None:
                 self._store.wish(job_id, Wish.YIELD, f"is taken off {job.actor}: {reason}")
                 self._swaps.asked(job)
-                instructions.append(Instruction(job.actor, Detach(job_id, keep=True)))
+                instructions.append(Instruction(job.actor, Detach(job_id, True, job.attempt)))
         return instructions
 
     def _batch_orders(self, order: Mapping[str, tuple[str, ...]]) -> list[Instruction]:

@@ -48,8 +48,8 @@ def test_listed_actors_on_a_cpu_share_its_memory_and_cores():
 def test_a_cpu_actor_is_on_a_node_with_its_labels_and_nowhere_without_one():
     here = [node(name) | {"Labels": {"zone": "b"}} for name in ("bbbbbbbb", "cccccccc")]
     here[0]["Resources"]["memory"] = 1000.0
-    zone = ActorConfig(label_selector={"zone": "b"})
-    listed = [ActorConfig(), zone, zone, ActorConfig(label_selector={"zone": "b", "disk": "fast"}), zone]
+    zone = ActorConfig(node_labels="zone=b")
+    listed = [ActorConfig(), zone, zone, ActorConfig(node_labels="zone=b,disk=fast"), zone]
     places = listed_places(listed, [*here, HEAD_NODE])
     found = [(place.id, place.node_id, place.memory_limit) for place in places]
     assert found[0] == ("cpu:0", "aaaaaaaa", memory_limit("cpu"))

@@ -46,6 +46,7 @@ LEGAL = {
     ("CANCELLED", "QUEUED"),
 }
 
+
 class Orchestrator:
     """A life of the orchestrator: the real store, fleet, reconciler and policy."""
 
@@ -180,6 +181,7 @@ class History:
 
     def submit(self, number):
         draw, request = self.random, f"r{number}"
+        doubts = draw.random() < 0.4
         specs, natures = [], []
         for place in range(draw.randint(1, 3)):
             nature = Nature(draw.randint(2, 25))
@@ -211,6 +213,8 @@ class History:
             ids = await self.ask(f"submit {request}", work)
             if isinstance(ids, LorayError) or self.ids.setdefault(request, ids) != ids:
                 raise ViolationError(f"the request {request} was answered by {self.ids.get(request)}, then by {ids}")
+            if doubts:
+                await self._change_mind(ids[0])
 
         return call
 
@@ -223,13 +227,23 @@ class History:
             if not ids:
                 return
             job_id = ids[int(number * len(ids))]
-            answer = await self.ask(
-                f"{verb} {job_id}", lambda store: getattr(job_verbs, verb)(store, store.get(job_id)).state
-            )
+            answer = await self._wish(verb, job_id)
             if verb == "cancel" and not isinstance(answer, LorayError):
                 self.cancelled.add(job_id)
 
         return call
+
+    async def _wish(self, verb, job_id):
+        work = lambda store: getattr(job_verbs, verb)(store, store.get(job_id)).state  # noqa: E731
+        return await self.ask(f"{verb} {job_id}", work)
+
+    async def _change_mind(self, job_id):
+        """Take a job back while it is on its way to an actor, and let it go on: old orders are still on the way."""
+        for _ in range(2):
+            await asyncio.sleep(self.random.uniform(0.3, 4.0))
+            await self._wish("pause", job_id)
+            await asyncio.sleep(self.random.uniform(0.1, 3.0))
+            await self._wish("resume", job_id)
 
     # -- accidents -----------------------------------------------------------------------------------------------
 
@@ -266,7 +280,10 @@ class History:
 
     async def _play(self):
         self.start()
-        plans = [(self.random.uniform(0.0, self.chaos_seconds / 2), self.submit(number)) for number in range(self.random.randint(1, 4))]
+        plans = [
+            (self.random.uniform(0.0, self.chaos_seconds / 2), self.submit(number))
+            for number in range(self.random.randint(1, 4))
+        ]
         plans += [(self.random.uniform(1.0, self.chaos_seconds), self.wish()) for _ in range(self.random.randint(0, 8))]
         for when, call in plans:
             twice = self.random.random() < 0.1
@@ -311,7 +328,7 @@ class History:
         open_jobs = self.table.rows("SELECT id, state FROM jobs WHERE state IN ('QUEUED', 'RUNNING', 'PAUSED')")
         for job_id, state in open_jobs:
             if state == "PAUSED":
-                await self.ask(f"resume {job_id}", lambda store, i=job_id: job_verbs.resume(store, store.get(i)).state)
+                await self._wish("resume", job_id)
         return not open_jobs
 
     def _check_ends(self):
