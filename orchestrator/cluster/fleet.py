@@ -171,7 +171,7 @@ class Fleet:
                     max_restarts=0,
                     max_task_retries=0,
                     scheduling_strategy=strategy,
-                    label_selector=place.settings.label_selector if place.node_id is None else None,
+                    label_selector=None if place.node_id else place.settings.label_selector or None,
                     runtime_env={"env_vars": self._env_vars},
                 )
                 .remote(options.model_dump())

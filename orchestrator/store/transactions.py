@@ -156,10 +156,12 @@ def _savepoint(connection: Connection) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        connection.exec_driver_sql("ROLLBACK TO SAVEPOINT part")
+        # where the connection is gone there is nothing to take back, and what went wrong first is what counts
+        with contextlib.suppress(sa.exc.DBAPIError, sa.exc.InvalidRequestError):
+            connection.exec_driver_sql("ROLLBACK TO SAVEPOINT part")
+            connection.exec_driver_sql("RELEASE SAVEPOINT part")
         raise
-    finally:
-        connection.exec_driver_sql("RELEASE SAVEPOINT part")
+    connection.exec_driver_sql("RELEASE SAVEPOINT part")
 
 
 def _done_and_committed(connection: Connection, work: Callable[[], _Result]) -> _Result:

@@ -105,7 +105,7 @@ class History:
             scheduler={"policy": self.random.choice(sorted(POLICIES))},
         )
         self.chaos_seconds = self.random.uniform(*CHAOS_SECONDS)
-        self.calls, self.cancelled, self.refused, self.externally_killed = [], set(), set(), 0
+        self.calls, self.cancelled, self.externally_killed = [], set(), 0
         self.ids = {}  # request -> ids
         self.life = self.orchestrator = None
         self.raised = None
@@ -127,8 +127,7 @@ class History:
         patch.setattr(fleet_module, "configured_places", lambda *_: places)
 
     def _write_job_file(self, spec):
-        if self.world.disk.refuses and self.random.random() < 0.1:
-            self.refused.add(spec.name)
+        if self.world.disk.refuses and self.random.random() < 0.5:
             raise OSError(28, "No space left on device")
 
     # -- the orchestrator's lives --------------------------------------------------------------------------------
@@ -348,7 +347,6 @@ class History:
                 JobState.FAILED: (
                     ("it is poisoned" in (reason or "") and nature.fails_at > 0)
                     or ("no other job on it" in (reason or "") and nature.kills_at > 0)
-                    or ("cannot be written" in (reason or "") and name in self.refused)
                 ),
             }
             if JobState(state) not in TERMINAL or not ends[JobState(state)]:
