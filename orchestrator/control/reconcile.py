@@ -208,7 +208,7 @@ class Reconciler:
             return []
         if job.wish is Wish.FINISH:
             return [Instruction(member.name, Finish(job.id, job.reason or ""))]
-        return [Instruction(member.name, Detach(job.id, keep=job.wish is not Wish.CANCEL))]
+        return [Instruction(member.name, Detach(job.id, job.wish is not Wish.CANCEL, job.attempt))]
 
     def _outlives(self, job: JobRecord, step: int) -> bool:
         return outlived(job.losses, step, time.time() - self._store.assigned_at(job.id))
@@ -240,7 +240,7 @@ class Reconciler:
             return [Instruction(member.name, Forget(tenant.job_id))]
         if assigned:
             return []  # the attempt that was assigned since takes its place
-        return [Instruction(member.name, Detach(tenant.job_id, keep=True))]
+        return [Instruction(member.name, Detach(tenant.job_id, True, tenant.attempt))]
 
     def _attach_again(self, member: Member, job: JobRecord) -> list[Instruction]:
         """The actor does not report a job that was given to it: the order may not have reached it."""
@@ -251,7 +251,7 @@ class Reconciler:
             return []
         if job.wish in (Wish.CANCEL, Wish.PAUSE, Wish.YIELD):
             self.ends.give_back(job, "it had not started")
-            return [Instruction(member.name, Detach(job.id, keep=job.wish is not Wish.CANCEL))]
+            return [Instruction(member.name, Detach(job.id, job.wish is not Wish.CANCEL, job.attempt))]
         return [Instruction(member.name, Attach(job.spec.to_adapter_spec(job.id), job.attempt))]
 
     def actor_lost(self, loss: Loss) -> None:
