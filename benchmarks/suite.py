@@ -53,6 +53,23 @@ def _crossover(result: Any) -> Figures:
     }
 
 
+def _scale(result: Any) -> Figures:
+    return {
+        f"{one['base_model']}, share of a step, one more of {row['axis']}": row["of_a_step"]
+        for one in result
+        for row in one["rows"]
+    }
+
+
+def _peers(result: Any) -> Figures:
+    named = {f"{row['peer']}, {row['lengths']} lengths, {row['jobs']} jobs": row for row in result["rows"]}
+    return {
+        f"{figure} of Loray over {name}": row[key]
+        for name, row in named.items()
+        for figure, key in (("speed", "speed"), ("memory", "memory"))
+    }
+
+
 def _kernels(result: Any) -> Figures:
     return {f"kernels of a step, {one['case']}, {one['operator']}": float(one["step"]) for one in result}
 
@@ -69,7 +86,9 @@ PROGRAMS: Mapping[str, Callable[[Any], Figures]] = {
     "cotrain": _cotrain,
     "roofline": _roofline,
     "actor": _actor,
+    "peers": _peers,
     "crossover": _crossover,
+    "scale": _scale,
     "memory": _memory,
     "count_kernels": _kernels,
 }
