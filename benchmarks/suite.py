@@ -93,6 +93,8 @@ PROGRAMS: Mapping[str, Callable[[Any], Figures]] = {
     "count_kernels": _kernels,
 }
 _ALWAYS_QUICK = ("count_kernels",)
+_OPTIONS = {"peers": ("--jobs", "4", "--no-memory")}  # all of it takes half an hour
+_PATIENCE_S = 3600  # for one program
 
 
 def main() -> int:
@@ -125,9 +127,15 @@ def run(names: Sequence[str], *, quick: bool) -> dict[str, Any]:
                 str(_HERE / f"{name}.py"),
                 "--json",
                 str(file),
+                *_OPTIONS.get(name, ()),
                 *(["--quick"] * (quick and name not in _ALWAYS_QUICK)),
             ]
-            done = subprocess.run(command, capture_output=True, text=True)
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                print(f"{name} was ended after {_PATIENCE_S} s", flush=True)
+                found["failed"].append(name)
+                continue
             if done.returncode:
                 print(f"{name} ended with {done.returncode}:\n{done.stdout}{done.stderr}", flush=True)
                 found["failed"].append(name)

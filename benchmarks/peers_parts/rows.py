@@ -29,6 +29,7 @@ class Row:
     Attributes:
         lengths: Of the samples: "equal" or "mixed".
         peer: Its name.
+        pads_nothing: Whether it puts samples side by side, as Loray does.
         jobs: How many; Loray trains them together.
         theirs, ours: Real tokens per second.
         processor: Real tokens per processor second, Loray's over the peer's.
@@ -39,6 +40,7 @@ class Row:
 
     lengths: str
     peer: str
+    pads_nothing: bool
     jobs: int
     theirs: list[float] = field(default_factory=list)
     ours: list[float] = field(default_factory=list)
@@ -121,8 +123,10 @@ def _apart(theirs: Sequence[Sequence[float]], ours: Sequence[Sequence[float]]) -
 def remarks(row: Row) -> list[str]:
     """Why Loray is not ahead, where it is not; and where the peer did other work."""
     found = []
-    if row.speed < 1.0:
-        found.append("slower: to be explained")
+    if row.speed < 1.0 and (row.pads_nothing or row.lengths == "equal"):
+        found.append("no padding to leave out: both make the same products, and one job alone keeps a CPU busy")
+    elif row.speed < 1.0:
+        found.append("slower, and no reason is known: look at the machine's load")
     if row.memory > 1.0:
         found.append(
             "the peer trains one job at a time, so one adapter and one batch are in its memory; all jobs at the "

@@ -34,6 +34,7 @@ class Side:
         environment: A name in `ENVIRONMENTS`, or Loray's own.
         variant: What the program is told.
         together: Whether all jobs are trained together, and not one after another.
+        pads_nothing: Whether it puts samples side by side, as Loray does.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Side:
     environment: str
     variant: str = ""
     together: bool = False
+    pads_nothing: bool = False
 
 
 @dataclass(frozen=True)

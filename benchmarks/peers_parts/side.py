@@ -20,7 +20,7 @@ import torch
 
 Job = dict[str, Any]
 Found = dict[str, Any]
-"""`seconds` and `processor` seconds of training, and the `losses` of every optimizer step of every job that was trained in them."""
+"""`seconds` and `processor` seconds of training, and the `losses` of every optimizer step of every job in them."""
 
 WARM_UP_TOKENS = 64
 
