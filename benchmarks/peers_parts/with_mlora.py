@@ -72,8 +72,8 @@ def _prepare(model: Any, job: Job) -> _Config:
         "name": job["id"],
         "task_name": "casual",
         "r": lora["r"],
-        "lora_alpha": lora["lora_alpha"],
-        "lora_dropout": lora["lora_dropout"],
+        "lora_alpha": int(lora["lora_alpha"]),
+        "lora_dropout": float(lora["lora_dropout"]),
         "target_modules": _LINEAR if every else lora["target_modules"],
     }
     model.init_adapter(moe_peft.LoraConfig.from_config(adapter).check(), load_file(job["start"]))
