@@ -72,7 +72,7 @@ def quick(name, tmp_path, *options):
 
 def test_every_target_of_the_scheduler_is_measured(tmp_path):
     trace = ["--trace", "configs/traces/small-2actors-h100-7b.csv", "--profile", "configs/traces/h100-7b.yaml"]
-    rows = {row["what"]: row["measured"] for row in quick("schedule", tmp_path, *trace, "--actors", "2")}
+    rows = {row["what"]: row["measured"] for row in quick("scheduling/schedule", tmp_path, *trace, "--actors", "2")}
     for workload in ("seeded", "on 16 actors", "grids", "recorded"):
         assert rows[f"mean turnaround / relaxed lower bound, {workload}, all"] >= 1.0
         assert rows[f"largest slowdown / its lower bound, {workload}, all"] >= 1.0
@@ -228,7 +228,7 @@ def test_kernels_are_counted(monkeypatch):
     assert all(row.step > 32 * row.layer - 100 for row in (peft, apart, looped, grouped))
 
 
-@pytest.mark.parametrize("name", ["live", "early_stop", "actor_start"])
+@pytest.mark.parametrize("name", ["live", "scheduling/early_stop", "actor_start"])
 def test_what_takes_too_long_for_a_test_can_at_least_be_started(name):
     command = [sys.executable, f"benchmarks/{name}.py", "--help"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
