@@ -38,7 +38,8 @@ def _compute_with_one_thread() -> None:
     """Leave a CPU's threads to the training thread.
 
     A second pool of OpenMP threads, idle as it is, is more threads than cores to libgomp: the training thread's pool
-    then sleeps between any two operations instead of waiting awake, which costs a sixth of its speed.
+    then sleeps between any two operations instead of waiting awake, which costs a sixth of its speed. Not before the
+    base model is loaded: a thread that has computed nothing yet takes over what any other thread sets.
     """
     torch.set_num_threads(1)
 
@@ -71,7 +72,7 @@ class Preparer:
         self._reports: dict[str, TenantReport] = {}  # of jobs that are being prepared, or have failed in it
         self._detached: dict[str, bool] = {}  # jobs that were detached while they were prepared -> keep
         self._stopped = False
-        self._executor = ThreadPoolExecutor(1, "loray-prepare", initializer=_compute_with_one_thread)
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="loray-prepare")
 
     # -- orders: return at once ----------------------------------------------------------------------------------
 
@@ -117,6 +118,7 @@ class Preparer:
         except Exception as error:
             self._report_failure(spec, attempt, error)
             return
+        _compute_with_one_thread()
         if not self._stopped:
             with hosted.trainer.meter.disturbed():
                 self._make(hosted, spec, attempt)
