@@ -61,7 +61,9 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a tiny random model, and only the peers installed here")
     parser.add_argument("--only", nargs="+", choices=PEERS, help="some of the peers")
     parser.add_argument("--lengths", nargs="+", choices=FULL.lengths, help="lengths of the samples (default: both)")
-    parser.add_argument("--jobs", nargs="+", type=int, help="numbers of jobs, at most 8 (default: 1 4 8)")
+    parser.add_argument(
+        "--jobs", nargs="+", type=int, choices=range(1, 9), help="numbers of jobs, at most 8 (default: 1 4 8)"
+    )
     parser.add_argument("--rounds", type=int, default=1, help="times that all take their turns (default: 1)")
     parser.add_argument("--no-memory", action="store_true", help="do not measure processes at the same time")
     parser.add_argument("--envs", type=Path, default=default_folder(), help="where the environments are (%(default)s)")
@@ -84,8 +86,11 @@ def _measure(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     plan = QUICK if arguments.quick else FULL
     counts = sorted(set(arguments.jobs or plan.counts))
     threads = workload.set_threads()
-    names = [name for name in arguments.only or PEERS if not arguments.quick or is_here(PEERS[name].environment)]
-    peers = [PEERS[name] for name in names]
+    peers = [PEERS[name] for name in arguments.only or PEERS]
+    if arguments.quick:
+        for peer in (peer for peer in peers if not is_here(peer.environment)):
+            console.print(f"left out, as its packages are not installed here: {peer.name}")
+        peers = [peer for peer in peers if is_here(peer.environment)]
     pythons = {
         side.environment: sys.executable if arguments.quick else str(interpreter(side.environment, arguments.envs))
         for side in peers
