@@ -35,7 +35,7 @@ PEERS = {
         "PEFT + Trainer, flattening collator", "with_trainer.py", "trainer", "flattening", pads_nothing=True
     ),
     "padding-free": Side("TRL SFTTrainer, padding_free", "with_trl.py", "trl", "padding_free", pads_nothing=True),
-    "packing": Side("TRL SFTTrainer, packing", "with_trl.py", "trl", "packing", pads_nothing=True),
+    "packing": Side("TRL SFTTrainer, packing", "with_trl.py", "trl", "packing", pads_nothing=True, same_steps=False),
     "m-lora": Side("m-LoRA", "with_mlora.py", "m-lora", "published", together=True),
     "m-lora-kept": Side("m-LoRA, activations kept", "with_mlora.py", "m-lora", "kept", together=True),
 }
@@ -71,7 +71,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
     arguments = parser.parse_args()
     workload.quiet()
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=120)
     try:
         result = _measure(arguments, console)
     except (BaseModelError, EnvironmentFailed, SideFailed) as error:
@@ -104,7 +104,9 @@ def _measure(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
             equal = lengths == "equal"
             task = write_task(Path(folder, lengths), base, counts[-1], plan.steps, threads, equal=equal)
             console.print(f"{lengths} lengths, {task.padding:.0%} padding in a job's own batches", style="dim")
-            new = [Row(lengths, peer.name, peer.pads_nothing, count) for peer in peers for count in counts]
+            new = [
+                Row(lengths, peer.name, peer.pads_nothing, peer.same_steps, count) for peer in peers for count in counts
+            ]
             for number in range(arguments.rounds):
                 _one_round(new, [LORAY, *peers][:: -1 if number % 2 else 1], pythons, task, console)
             rows += new

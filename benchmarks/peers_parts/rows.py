@@ -30,17 +30,18 @@ class Row:
         lengths: Of the samples: "equal" or "mixed".
         peer: Its name.
         pads_nothing: Whether it puts samples side by side, as Loray does.
+        same_steps: Whether its optimizer steps are made of the same samples; if not, means of losses are compared.
         jobs: How many; Loray trains them together.
         theirs, ours: Real tokens per second.
         processor: Real tokens per processor second, Loray's over the peer's.
         their_peak, our_peak: The most memory that the process had, in bytes.
-        loss: How far the losses are apart: the largest difference of any step, or of the means where the steps are
-            cut otherwise (`same_steps`).
+        loss: How far the losses are apart: the largest difference of any step, or of the jobs' means.
     """
 
     lengths: str
     peer: str
     pads_nothing: bool
+    same_steps: bool
     jobs: int
     theirs: list[float] = field(default_factory=list)
     ours: list[float] = field(default_factory=list)
@@ -48,7 +49,6 @@ class Row:
     their_peak: int = 0
     our_peak: int = 0
     loss: float = 0.0
-    same_steps: bool = True
 
     def add(self, theirs: Sum, ours: Sum) -> None:
         """One round more."""
@@ -56,8 +56,7 @@ class Row:
         self.ours.append(ours.rate)
         self.processor.append(ours.per_processor / theirs.per_processor)
         self.their_peak, self.our_peak = max(self.their_peak, theirs.peak), max(self.our_peak, ours.peak)
-        difference, same = _apart(theirs.losses, ours.losses)
-        self.loss, self.same_steps = max(self.loss, difference), self.same_steps and same
+        self.loss = max(self.loss, _apart(theirs.losses, ours.losses, by_step=self.same_steps))
 
     @property
     def ratios(self) -> list[float]:
@@ -113,11 +112,11 @@ def sum_together(piece: Training, tokens: Sequence[int]) -> Sum:
     return Sum(trained / piece.seconds, trained / piece.processor, piece.peak, piece.losses)
 
 
-def _apart(theirs: Sequence[Sequence[float]], ours: Sequence[Sequence[float]]) -> tuple[float, bool]:
+def _apart(theirs: Sequence[Sequence[float]], ours: Sequence[Sequence[float]], *, by_step: bool) -> float:
     pairs = list(zip(theirs, ours, strict=True))
-    if all(len(one) == len(other) for one, other in pairs):
-        return max(abs(a - b) for one, other in pairs for a, b in zip(one, other, strict=True)), True
-    return max(abs(fmean(one) - fmean(other)) for one, other in pairs), False
+    if not by_step:
+        return max(abs(fmean(one) - fmean(other)) for one, other in pairs)
+    return max(abs(a - b) for one, other in pairs for a, b in zip(one, other, strict=True))
 
 
 def remarks(row: Row) -> list[str]:
@@ -133,7 +132,7 @@ def remarks(row: Row) -> list[str]:
             "same time are compared below"
         )
     if not row.same_steps:
-        found.append("the peer cuts its steps otherwise; the means of the losses are compared")
+        found.append("the peer puts other samples into its steps; the means of the losses are compared")
     elif not row.equal_work:
         found.append(f"the peer's losses are not those of its samples (apart by more than {LOSS_TOLERANCE:g})")
     return found

@@ -35,6 +35,7 @@ class Side:
         variant: What the program is told.
         together: Whether all jobs are trained together, and not one after another.
         pads_nothing: Whether it puts samples side by side, as Loray does.
+        same_steps: Whether its optimizer steps are made of the samples that the others' are made of.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Side:
     variant: str = ""
     together: bool = False
     pads_nothing: bool = False
+    same_steps: bool = True
 
 
 @dataclass(frozen=True)
