@@ -61,6 +61,13 @@ class ActorConfig(Strict):
         pattern=r"^(cpu|cuda(:[0-9]{1,3})?)$",
         description="`cpu` or `cuda`; null: `cuda` when num_gpus is above 0, else `cpu`.",
     )
+    node_labels: str | None = Field(
+        default=None,
+        max_length=1000,
+        pattern=r"^[A-Za-z0-9_./-]+=[A-Za-z0-9_.-]+(,[A-Za-z0-9_./-]+=[A-Za-z0-9_.-]+)*$",
+        description="Labels that its node must have, `key=value,key=value` as `ray start --labels` takes them; null: a "
+        "CPU actor is on the head node, and for a GPU Ray chooses.",
+    )
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = Field(
         default="float32", description="Number format of the base model."
     )
@@ -101,6 +108,11 @@ class ActorConfig(Strict):
             )
         check_quantization(self.quantization, self.dtype)
         return self
+
+    @property
+    def label_selector(self) -> dict[str, str]:
+        """The labels that its node must have."""
+        return dict(label.split("=", 1) for label in self.node_labels.split(",")) if self.node_labels else {}
 
     @property
     def resolved_device(self) -> str:

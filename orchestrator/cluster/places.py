@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -144,28 +145,58 @@ def find_places(nodes: Sequence[Mapping[str, Any]]) -> list[Place]:
 def listed_places(actors: Sequence[ActorConfig], nodes: Sequence[Mapping[str, Any]]) -> list[Place]:
     """The places of a cluster file.
 
-    Those on a CPU are on the head node. They share its cores evenly, and its memory as well: the ones without a
-    `memory_limit` get equal parts of what the others leave.
+    Those on a CPU are on the head node, or on a node with the labels that they ask for, in turn where several have
+    them. They share its cores evenly, and its memory as well: the ones without a `memory_limit` get equal parts of what
+    the others leave. One whose labels no living node has is left out.
 
     Args:
         actors: The cluster file's list.
         nodes: As `ray.nodes()` gives them.
     """
-    head = next((node["NodeID"] for node in nodes if node["Alive"] and HEAD in node["Resources"]), None)
-    on_cpu = sum(not actor.num_gpus for actor in actors)
-    given = [actor.memory_limit for actor in actors if not actor.num_gpus and actor.memory_limit]
-    rest = (memory_limit("cpu") - sum(given)) // max(1, on_cpu - len(given)) if on_cpu else 0
-    threads = max(1, (os.cpu_count() or 1) // on_cpu) if on_cpu > 1 else None
-    places: list[Place] = []
+    alive = sorted((node for node in nodes if node["Alive"]), key=_head_first)
+    neighbours: dict[str | None, list[ActorConfig]] = defaultdict(list)  # CPU actors, by node
+    where: list[Mapping[str, Any] | None] = []  # by actor; None: not on a CPU, or nowhere
     for actor in actors:
+        node = None if actor.num_gpus else _node_for(actor, alive, neighbours)
+        where.append(node)
+        if node is not None:
+            neighbours[node["NodeID"]].append(actor)
+    places: list[Place] = []
+    counts: Counter[str] = Counter()
+    for actor, node in zip(actors, where, strict=True):
         device = device_kind(actor.resolved_device)
-        place_id = f"{device}:{sum(device_kind(place.device) == device for place in places)}"
+        place_id = f"{device}:{counts[device]}"
+        counts[device] += 1
         if actor.num_gpus:
             places.append(Place(place_id, None, actor, actor.memory_limit))
-        else:
-            limit = actor.memory_limit or max(1, rest)
-            places.append(Place(place_id, head, actor, limit, actor.cpu_threads or threads))
+        elif node is not None:
+            places.append(_cpu_place(place_id, actor, node, neighbours[node["NodeID"]]))
     return places
+
+
+_NO_HEAD = {"NodeID": None, "Resources": {HEAD: 1.0}}  # it is not among the nodes; Ray says so where an actor starts
+
+
+def _node_for(
+    actor: ActorConfig, alive: Sequence[Mapping[str, Any]], neighbours: Mapping[str | None, list[ActorConfig]]
+) -> Mapping[str, Any] | None:
+    """The node of a CPU actor; None: no living node has its labels."""
+    if not actor.label_selector:
+        return next((node for node in alive if HEAD in node["Resources"]), _NO_HEAD)
+    fitting = [node for node in alive if actor.label_selector.items() <= node.get("Labels", {}).items()]
+    return min(fitting, key=lambda node: len(neighbours.get(node["NodeID"], ())), default=None)
+
+
+def _cpu_place(place_id: str, actor: ActorConfig, node: Mapping[str, Any], all_there: Sequence[ActorConfig]) -> Place:
+    """A place on a CPU node, with its share of what the node has; what another node has, Ray says."""
+    on_head = HEAD in node["Resources"]
+    total = memory_limit("cpu") if on_head else int(node["Resources"].get("memory", 0))
+    cores = (os.cpu_count() or 1) if on_head else int(node["Resources"].get("CPU", 1))
+    given = [other.memory_limit for other in all_there if other.memory_limit]
+    rest = (total - sum(given)) // max(1, len(all_there) - len(given))
+    threads = max(1, cores // len(all_there)) if len(all_there) > 1 else None
+    limit = actor.memory_limit or max(1, rest)
+    return Place(place_id, node["NodeID"], actor, limit, actor.cpu_threads or threads)
 
 
 def _head_first(node: Mapping[str, Any]) -> tuple[bool, str]:

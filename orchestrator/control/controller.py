@@ -32,6 +32,7 @@ from orchestrator.control.admission import Admission, Submissions
 from orchestrator.control.reconcile import Reconciler
 from orchestrator.control.snapshot import SnapshotBuilder
 from orchestrator.endpoint.references import reach
+from orchestrator.jobs.losses import NONE
 from orchestrator.jobs.output_folder import read_metrics, sampled_metrics
 from orchestrator.jobs.owner import OPERATOR, check_owner
 from orchestrator.jobs.states import TERMINAL, JobState
@@ -41,10 +42,11 @@ from orchestrator.reporting.client_views import actor_views, job_view
 from orchestrator.reporting.dashboard_rows import TaskRows
 from orchestrator.reporting.finishes import Finishes
 from orchestrator.reporting.loss_curves import LossCurves
-from orchestrator.reporting.metrics import Metrics
+from orchestrator.reporting.metrics import ActorMetrics, Metrics
 from orchestrator.reporting.notices import Notices
 from orchestrator.reporting.timeline import Timeline
 from orchestrator.reporting.trackers import Trackers
+from orchestrator.scheduler.predicted_memory import predicted_peaks
 from orchestrator.store.records import JobRecord
 from orchestrator.store.storage_lock import hold
 from orchestrator.version import __version__
@@ -94,7 +96,7 @@ class Controller:
             self._store,
             self._fleet,
             self._bases,
-            self._job_started,
+            self._job_assigned,
             self._job_over,
             profiles,
             snapshots,
@@ -136,9 +138,17 @@ class Controller:
         for loss in await self._reconciler.tick():
             self._metrics.actor_lost(loss.kind.value)
         self._metrics.jobs(self._store.counts())
-        reports = [(member.place.id, member.report) for member in self._fleet.members.values() if member.report]
-        self._metrics.actors(reports)
-        self._timeline.note(reports)
+        decision = self._reconciler.decision
+        predicted = {}
+        if decision is not None:
+            self._metrics.decided(decision.plan, decision.seconds)
+            predicted = predicted_peaks(decision.view)
+        members = [(member, member.report) for member in self._fleet.members.values() if member.report]
+        self._metrics.actors(
+            ActorMetrics(member.name, member.place.id, report, member.load_seconds, predicted.get(member.place.id, 0.0))
+            for member, report in members
+        )
+        self._timeline.note([(member.place.id, report) for member, report in members])
         self._losses.note(self._reconciler.progress.counters)
 
     def _take_over(self) -> None:
@@ -151,7 +161,15 @@ class Controller:
         for job in self._store.jobs([state for state in JobState if state not in TERMINAL]):
             if job.attempt:
                 self._job_started(job)
+            else:
+                self._rows.accepted(job)
         self._adopted = True
+
+    def _job_assigned(self, job: JobRecord) -> None:
+        self._metrics.assigned(time.time() - job.queued_at)
+        if job.losses != NONE:
+            self._metrics.retried("actor lost")
+        self._job_started(job)
 
     def _job_started(self, job: JobRecord) -> None:
         self._rows.started(job)
@@ -164,12 +182,20 @@ class Controller:
         if job.state is JobState.SUCCEEDED and job.finished_at is not None:
             self._metrics.succeeded(job.finished_at - job.submitted_at)
 
-    async def watch(self, job_id: str) -> str:
+    async def wait_for_start(self, job_id: str) -> None:
+        """Wait until a job is given to an actor, or over."""
+        await self._rows.wait_for_start(job_id)
+
+    async def watch(self, job_id: str, _start: None) -> str:
         """Wait for the end of a job; returns its state. Ray shows the call as a task of the job's name.
+
+        Args:
+            job_id: Which job.
+            _start: What `wait_for_start` returned; until then Ray shows the call as pending.
 
         Raises:
             JobNotFoundError: No job has that id.
-            JobFailedError: It failed; the message is its reason.
+            JobFailedError: It failed or was cancelled; the message is its reason.
         """
         return await self._rows.watch(job_id)
 
@@ -352,6 +378,9 @@ class Controller:
         """
         self._refuse_at_the_end()
         accepted, problems = await self._submissions.submit(jobs, request_id, owner)
+        for job in accepted:
+            if job.state not in TERMINAL:
+                self._rows.accepted(job)
         self._wake.set()
         return {
             "accepted": [self._view(job) for job in accepted],
@@ -401,7 +430,10 @@ class Controller:
             JobNotFoundError: No job has that id or name.
             IllegalTransitionError: It neither failed nor was cancelled, or another job has its name or folder.
         """
-        return self._view(await self._change(ref, partial(job_verbs.retry, from_start=from_start)))
+        job = await self._change(ref, partial(job_verbs.retry, from_start=from_start))
+        self._rows.accepted(job)
+        self._metrics.retried("asked for")
+        return self._view(job)
 
     async def _change(self, ref: str, verb: Callable[[Store, JobRecord], JobRecord]) -> JobRecord:
         """Do what somebody asks of a job; what comes back is in the store."""

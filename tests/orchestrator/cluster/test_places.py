@@ -45,6 +45,20 @@ def test_listed_actors_on_a_cpu_share_its_memory_and_cores():
     assert listed_places([ActorConfig()], [HEAD_NODE])[0].cpu_threads is None
 
 
+def test_a_cpu_actor_is_on_a_node_with_its_labels_and_nowhere_without_one():
+    here = [node(name) | {"Labels": {"zone": "b"}} for name in ("bbbbbbbb", "cccccccc")]
+    here[0]["Resources"]["memory"] = 1000.0
+    zone = ActorConfig(node_labels="zone=b")
+    listed = [ActorConfig(), zone, zone, ActorConfig(node_labels="zone=b,disk=fast"), zone]
+    places = listed_places(listed, [*here, HEAD_NODE])
+    found = [(place.id, place.node_id, place.memory_limit) for place in places]
+    assert found[0] == ("cpu:0", "aaaaaaaa", memory_limit("cpu"))
+    assert found[1:] == [("cpu:1", "bbbbbbbb", 500), ("cpu:2", "cccccccc", 1), ("cpu:4", "bbbbbbbb", 500)]
+    assert [place.cpu_threads for place in places] == [None, 2, None, 2]
+    here[0]["Alive"] = False
+    assert [place.node_id for place in listed_places(listed, [*here, HEAD_NODE])] == ["aaaaaaaa", *["cccccccc"] * 3]
+
+
 def test_an_actor_gets_what_the_cluster_file_says():
     config = ActorConfig(num_gpus=1, dtype="bfloat16", token_budget=77, gradient_checkpointing=True, memory_limit=9)
     (place,) = listed_places([config], [HEAD_NODE])
