@@ -22,7 +22,8 @@ from orchestrator.reporting import grafana
 LOCK_FILE = "cluster.lock"
 STARTING_SECONDS = 60.0
 _START_TRIES = 3
-_TOO_SLOW = "timed out during startup"  # what Ray says after 30 s, which no setting changes
+# what Ray says after 30 s, which no setting changes; and where it waited for its dashboard in vain
+_TOO_SLOW = ("timed out during startup", "dashboard.log", "dashboard.err")
 SHUTDOWN_SECONDS = 120.0
 # Loray puts nothing into Ray's object store; Ray's own default would claim a third of the memory.
 OBJECT_STORE_BYTES = 256 * 2**20
@@ -105,13 +106,13 @@ def _start_ray() -> Connection:
                 )
             return replace(connection_of(context), started=True, orchestrator_started=True)
         except Exception as error:  # Ray has no class for it
-            if _TOO_SLOW not in str(error):
+            if not any(words in str(error) for words in _TOO_SLOW):
                 raise
             logger.warning("Ray did not come up in its time, and is started once more: %s", error)
             for left in (child for child in us.children() if child not in before):  # of the Ray that did not come up
                 left.kill()
     raise ClusterUnavailableError(
-        f"Ray did not come up within the half minute that it gives itself, {_START_TRIES} times over; is the machine "
+        f"Ray did not come up in the time that it gives itself, {_START_TRIES} times over; is the machine "
         "very busy? Its logs are in /tmp/ray/session_latest/logs"
     )
 

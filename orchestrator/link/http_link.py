@@ -183,11 +183,12 @@ def _chunks(path: Path) -> Iterator[bytes]:
 
 
 def _errors_by_name() -> dict[str, type[LorayError]]:
-    """Every error of ours that is known here, by the name of its class."""
+    """Every error of ours that is known here and made of its message, or of problems, by the name of its class."""
     found: dict[str, type[LorayError]] = {}
     left: list[type[LorayError]] = [LorayError]
     while left:
         kind = left.pop()
-        found[kind.__name__] = kind
+        if kind.__init__ is LorayError.__init__ or issubclass(kind, ProblemsError):
+            found[kind.__name__] = kind
         left += kind.__subclasses__()
     return found

@@ -34,7 +34,10 @@ def answers(monkeypatch):
 
 
 def test_ray_is_started_once_more_where_it_was_too_slow(answers):
-    answers += [SLOW, STARTED]
+    without_dashboard = Exception(
+        "\n\nThe last 20 lines of /tmp/ray/logs/dashboard.log (it contains the error message)"
+    )
+    answers += [SLOW, without_dashboard, STARTED]
     assert launch._start_ray().address == "127.0.0.1:6379"
     assert answers == []
 

@@ -19,6 +19,7 @@ from gpu_actor.contract.roots import outside
 from orchestrator.client import Client
 from orchestrator.cluster.cluster_config import ClusterConfig
 from orchestrator.endpoint.door_file import DoorFile, door_path, read_door_file, write_door_file
+from orchestrator.endpoint.errors import RequestError
 from orchestrator.endpoint.references import reach, resolved, written
 from orchestrator.endpoint.tokens import digest_of
 from orchestrator.endpoint.verbs import VERBS
@@ -109,6 +110,13 @@ def test_an_error_keeps_its_kind_on_its_way(door, paper, anna, tmp_path, monkeyp
         anna.accept([])
     paper.timeline = fail
     with pytest.raises(LorayError, match="failed on this request"):
+        anna.timeline([])
+
+    async def refuse_request(*_):  # by an error that this process knows, and cannot make of a message alone
+        raise RequestError(400, "names no jobs")
+
+    paper.timeline = refuse_request
+    with pytest.raises(LorayError, match="names no jobs"):
         anna.timeline([])
     with pytest.raises(ClusterUnavailableError, match="does not know the token"):
         Client(door.url, "wrong").list_jobs()
