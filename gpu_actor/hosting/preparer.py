@@ -5,6 +5,7 @@ So a large data set holds up nobody. A finished tenant is handed to the training
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -17,16 +18,21 @@ from gpu_actor.contract.config import AdapterSpec
 from gpu_actor.contract.errors import InvalidJobError
 from gpu_actor.contract.report import TenantReport, TenantState
 from gpu_actor.contract.roots import outside
+from gpu_actor.contract.urls import is_url
 from gpu_actor.data.dataset import LoadedDataset, load_dataset
 from gpu_actor.device.failures import is_out_of_memory
 from gpu_actor.hosting.device_end import DeviceEnd
 from gpu_actor.hosting.hosted_base import HostedBase
 from gpu_actor.model.base_model import BaseModel
+from gpu_actor.storage.mirror import Mirror
+from gpu_actor.storage.remote_folder import StorageError
 from gpu_actor.training.attempts import reason_of
 from gpu_actor.training.references import read_reference
 from gpu_actor.training.tenant import Tenant
 
 logger = logging.getLogger(__name__)
+
+_AGAIN_SECONDS = 5.0  # between two looks at a storage that is away
 
 Task = Callable[[HostedBase], None]
 """What the training thread does between two shared batches."""
@@ -111,14 +117,19 @@ class Preparer:
                 self._make(hosted, spec, attempt)
 
     def _make(self, hosted: HostedBase, spec: AdapterSpec, attempt: int) -> None:
+        mirror = None
         try:
             if problem := outside(spec.output_dir, self._roots):
                 raise InvalidJobError(f"output_dir: {problem}")
             dataset = load_data(hosted.base, spec, hosted.tokenizer)
+            mirror = mirror_of(spec)
+        except StorageError as error:
+            self._try_later(spec, attempt, error)
+            return
         except Exception as error:
             self._cannot_start(spec, attempt, error)
             return
-        make = partial(_make_tenant, hosted.base, spec, attempt, dataset)
+        make = partial(_make_tenant, hosted.base, spec, attempt, dataset, mirror)
         try:
             tenant = make()
         except Exception as error:
@@ -128,6 +139,28 @@ class Preparer:
                 self._cannot_start(spec, attempt, error)
             return
         self._post(partial(self._hand_over, tenant))
+
+    def _try_later(self, spec: AdapterSpec, attempt: int, error: StorageError) -> None:
+        """A storage that is away costs a job time, and nothing else; it may leave meanwhile."""
+        with self._lock:
+            if self._attempts.get(spec.job_id) != attempt:
+                return
+            keep = self._detached.pop(spec.job_id, None)
+            if keep is None:
+                waits = TenantReport(spec.job_id, attempt, TenantState.PREPARING, unsaved=f"the job waits: {error}")
+            else:
+                waits = TenantReport(
+                    spec.job_id, attempt, TenantState.DETACHED if keep else TenantState.CANCELLED
+                )
+            self._reports[spec.job_id] = waits
+        if keep is None and not self._stopped:
+            again = threading.Timer(_AGAIN_SECONDS, self._prepare_again, (spec, attempt))
+            again.daemon = True
+            again.start()
+
+    def _prepare_again(self, spec: AdapterSpec, attempt: int) -> None:
+        with contextlib.suppress(RuntimeError):  # the executor has ended
+            self._executor.submit(self._prepare, spec, attempt)
 
     def _cannot_start(self, spec: AdapterSpec, attempt: int, error: Exception) -> None:
         if not self._device.is_told_by(error):
@@ -186,5 +219,24 @@ def load_data(base: BaseModel, spec: AdapterSpec, tokenizer: Callable[[], Any]) 
     return dataset
 
 
-def _make_tenant(base: BaseModel, spec: AdapterSpec, attempt: int, dataset: LoadedDataset) -> Tenant:
-    return Tenant(spec, attempt, base.new_adapter(spec.lora), dataset, read_reference(base, spec))
+def mirror_of(spec: AdapterSpec) -> Mirror | None:
+    """What brings a job's files to a storage, with those that are there; None where its output folder is one here.
+
+    Raises:
+        StorageError: The storage does not answer.
+    """
+    if not is_url(spec.output_dir):
+        return None
+    mirror = Mirror(spec.output_dir, spec.job_id, spec.training.save_total_limit)
+    try:
+        mirror.fetch()
+    except BaseException:
+        mirror.close()
+        raise
+    return mirror
+
+
+def _make_tenant(
+    base: BaseModel, spec: AdapterSpec, attempt: int, dataset: LoadedDataset, mirror: Mirror | None
+) -> Tenant:
+    return Tenant(spec, attempt, base.new_adapter(spec.lora), dataset, read_reference(base, spec), mirror)
