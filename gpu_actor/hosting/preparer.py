@@ -149,9 +149,7 @@ class Preparer:
             if keep is None:
                 waits = TenantReport(spec.job_id, attempt, TenantState.PREPARING, unsaved=f"the job waits: {error}")
             else:
-                waits = TenantReport(
-                    spec.job_id, attempt, TenantState.DETACHED if keep else TenantState.CANCELLED
-                )
+                waits = TenantReport(spec.job_id, attempt, TenantState.DETACHED if keep else TenantState.CANCELLED)
             self._reports[spec.job_id] = waits
         if keep is None and not self._stopped:
             again = threading.Timer(_AGAIN_SECONDS, self._prepare_again, (spec, attempt))

@@ -328,7 +328,7 @@ class Tenant:
 
     @property
     def may_leave(self) -> bool:
-        """Whether it was asked to leave, and what it has written is where others find it, or cannot be brought there."""
+        """Whether it was asked to leave, and what it wrote is where others find it, or cannot be brought there."""
         return self._leaves and (not self.files.is_underway or bool(self.files.failure))
 
     @property

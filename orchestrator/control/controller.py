@@ -377,8 +377,13 @@ class Controller:
         Raises:
             JobNotFoundError: No job has that id or name.
             IllegalTransitionError: It neither failed nor was cancelled, or another job has its name or folder.
+            StorageError: Its files are in a storage that does not answer.
         """
-        return self._view(await self._change(ref, partial(job_verbs.retry, from_start=from_start)))
+        self._refuse_at_the_end()
+        job, checkpoint = self._store.find(ref), None
+        if job_verbs.may_retry(self._store, job):
+            checkpoint = await asyncio.to_thread(job_verbs.checkpoint_to_retry, job, from_start=from_start)
+        return self._view(await self._change(ref, partial(job_verbs.retry, checkpoint=checkpoint)))
 
     async def _change(self, ref: str, verb: Callable[[Store, JobRecord], JobRecord]) -> JobRecord:
         """Do what somebody asks of a job; what comes back is in the store."""

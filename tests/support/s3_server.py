@@ -33,15 +33,15 @@ class S3Server:
         seen: Method and path of every request.
     """
 
-    def __init__(self):
+    def __init__(self, port=0):
         from moto.server import DomainDispatcherApplication, create_backend_app
 
         self._app = DomainDispatcherApplication(create_backend_app)
         self.refuses = lambda method, path: False
         self.delay = lambda method, path: 0.0
         self.seen = []
-        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=_Quiet)
-        self.environment = {**ENVIRONMENT, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._server.server_port}"}
+        self._server = make_server("127.0.0.1", port, self._answer, threaded=True, request_handler=_Quiet)
+        self.environment = environment(self._server.server_port)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def _answer(self, environ, start):
@@ -63,10 +63,15 @@ class S3Server:
         self._server.shutdown()
 
 
+def environment(port):
+    """What leads a process to the server at a port."""
+    return {**ENVIRONMENT, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
+
+
 @contextlib.contextmanager
-def s3_server():
+def s3_server(port=0):
     """A server, and an environment that leads to it."""
-    server = S3Server()
+    server = S3Server(port)
     try:
         with patch.dict(os.environ, server.environment):
             import fsspec

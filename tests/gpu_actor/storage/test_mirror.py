@@ -42,7 +42,7 @@ def attached(base, spec):
     return trainer, tenant
 
 
-def until(condition, trainer=None, seconds=120.0):
+def until(condition, trainer=None, seconds=240.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -87,8 +87,9 @@ def test_a_job_goes_on_from_the_storage_and_ends_there_whole(base, tmp_path, hom
         assert remote.read(name) == (expected.output_dir / name).read_bytes()
     (tmp_path / "metrics.jsonl").write_bytes(remote.read("metrics.jsonl"))
     assert without_time(tmp_path) == without_time(expected.output_dir)
-    puts = [path for method, path in s3.seen if method == "PUT" and "/moves/" in path]
-    assert puts[-1] == f"/{BUCKET}/moves/checksums.json"
+    puts = [path.rpartition("/") for method, path in s3.seen if method == "PUT"]
+    own = [name for folder, _, name in puts if folder == f"/{BUCKET}/moves" and name in NAMES]
+    assert own == ["adapter_model.safetensors", "adapter_config.json", "checksums.json"]
 
 
 def test_where_it_refuses_the_job_waits_with_its_reason_and_is_the_same_in_the_end(base, tmp_path, s3):
@@ -105,7 +106,7 @@ def test_where_it_refuses_the_job_waits_with_its_reason_and_is_the_same_in_the_e
     assert "the disk is full" in report.unsaved
     assert "secret-of-the-tests" not in report.unsaved
 
-    s3.refuses = lambda method, path: path.endswith("/refused/adapter_model.safetensors")
+    s3.refuses = lambda method, path: method == "PUT" and path.endswith("/refused/adapter_model.safetensors")
     until(lambda: tenant.progress.step == 9 and trainer.reports()[0].unsaved, trainer)
     until(lambda: tenant.files.failure, trainer)
     assert trainer.reports()[0].state is TenantState.TRAINING
