@@ -121,22 +121,22 @@ class Preparer:
         try:
             if problem := outside(spec.output_dir, self._roots):
                 raise InvalidJobError(f"output_dir: {problem}")
-            dataset = load_data(hosted.base, spec, hosted.tokenizer)
             mirror = mirror_of(spec)
+            dataset = load_data(hosted.base, spec, hosted.tokenizer)
         except StorageError as error:
             self._try_later(spec, attempt, error)
             return
         except Exception as error:
-            self._cannot_start(spec, attempt, error)
+            self._cannot_start(spec, attempt, error, mirror)
             return
         make = partial(_make_tenant, hosted.base, spec, attempt, dataset, mirror)
         try:
             tenant = make()
         except Exception as error:
             if is_out_of_memory(error):  # a shared batch has the memory: once more, between two of them
-                self._post(partial(self._make_between_batches, spec, attempt, make))
+                self._post(partial(self._make_between_batches, spec, attempt, make, mirror))
             else:
-                self._cannot_start(spec, attempt, error)
+                self._cannot_start(spec, attempt, error, mirror)
             return
         self._post(partial(self._hand_over, tenant))
 
@@ -160,7 +160,9 @@ class Preparer:
         with contextlib.suppress(RuntimeError):  # the executor has ended
             self._executor.submit(self._prepare, spec, attempt)
 
-    def _cannot_start(self, spec: AdapterSpec, attempt: int, error: Exception) -> None:
+    def _cannot_start(self, spec: AdapterSpec, attempt: int, error: Exception, mirror: Mirror | None) -> None:
+        if mirror is not None:
+            mirror.close()
         if not self._device.is_told_by(error):
             self._report_failure(spec, attempt, error)
 
@@ -172,13 +174,13 @@ class Preparer:
     # -- in the training thread ----------------------------------------------------------------------------------
 
     def _make_between_batches(
-        self, spec: AdapterSpec, attempt: int, make: Callable[[], Tenant], hosted: HostedBase
+        self, spec: AdapterSpec, attempt: int, make: Callable[[], Tenant], mirror: Mirror | None, hosted: HostedBase
     ) -> None:
         hosted.trainer.meter.memory.release()
         try:
             tenant = make()
         except Exception as error:
-            self._cannot_start(spec, attempt, error)
+            self._cannot_start(spec, attempt, error, mirror)
         else:
             self._hand_over(tenant, hosted)
 
@@ -187,6 +189,7 @@ class Preparer:
         job_id = tenant.spec.job_id
         with self._lock:
             if self._attempts.get(job_id) != tenant.attempt:
+                tenant.files.close()
                 return  # an order that came since is about the newer attempt
             keep = self._detached.pop(job_id, None)
         hosted.trainer.attach(tenant)

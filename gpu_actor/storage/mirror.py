@@ -94,7 +94,8 @@ class Mirror:
                 self._stale.add(name)
             elif name.endswith(f"/{file_names.CHECKSUMS}"):
                 self._there[folder] = (self.folder / name).read_text("utf-8")
-        self._thread.start()
+        if not self._thread.is_alive():
+            self._thread.start()
 
     # -- while it trains: these return at once -------------------------------------------------------------------
 
@@ -123,7 +124,7 @@ class Mirror:
         """Bring nothing more, and remove the local folder."""
         self._closing.set()
         self._wake.set()
-        if not self._thread.is_alive():
+        if self._thread.ident is None:  # it never began
             self._work.remove()
 
     # -- the thread ----------------------------------------------------------------------------------------------
