@@ -57,6 +57,17 @@ class ActorConfig(Strict):
         description="The only base model it hosts; null: whichever the waiting jobs call for.",
     )
     num_gpus: float = Field(default=0, ge=0, le=1, description="Share of a GPU that Ray sets aside for it; 0: CPU.")
+    node: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The node it is on: its address or host name, or the first 6 digits or more of its id as Ray shows "
+        "it; null: any.",
+    )
+    labels: dict[str, str] = Field(
+        default_factory=dict,
+        max_length=32,
+        description="Labels that its node has, as given to `ray start --labels`; {}: any node.",
+    )
     device: str | None = Field(
         default=None,
         pattern=r"^(cpu|cuda(:[0-9]{1,3})?)$",

@@ -58,3 +58,37 @@ def test_an_actor_gets_what_the_cluster_file_says():
     (on_cpu,) = listed_places([ActorConfig()], [HEAD_NODE])
     assert on_cpu.options("name", "tiny", trust_remote_code=False).memory_share == 1.0
     assert (place.shape.dtype_bytes, place.shape.token_budget, place.shape.checkpointing) == (2, 77, True)
+
+
+def test_listed_actors_on_a_cpu_are_spread_over_the_nodes_by_their_cores():
+    small = {**node("cccccccc"), "Resources": {"CPU": 2.0, "memory": 1000.0}}
+    places = listed_places([ActorConfig() for _ in range(6)], [small, HEAD_NODE])
+    assert [place.node_id[0] for place in places] == ["a", "a", "c", "a", "a", "c"]
+    assert [place.id for place in places] == [f"cpu:{number}" for number in range(6)]
+    assert [place.memory_limit for place in places if place.node_id == "cccccccc"] == [500, 500]
+    assert {place.cpu_threads for place in places if place.node_id == "cccccccc"} == {1}
+    assert {place.memory_limit for place in places if place.node_id == "aaaaaaaa"} == {memory_limit("cpu") // 4}
+
+
+def test_listed_actors_name_nodes_or_labels():
+    near = {**WORKER, "Labels": {"zone": "near"}, "NodeManagerAddress": "10.0.0.2", "NodeManagerHostname": "worker"}
+    actors = [
+        ActorConfig(node="10.0.0.2"),
+        ActorConfig(node="worker", num_gpus=1),
+        ActorConfig(node="bbbbbb"),
+        ActorConfig(labels={"zone": "near"}),
+        ActorConfig(labels={"zone": "far"}),
+        ActorConfig(node="gone", num_gpus=1),
+        ActorConfig(num_gpus=1),
+        ActorConfig(),
+    ]
+    places = {place.id: place.node_id for place in listed_places(actors, [HEAD_NODE, near])}
+    # cpu:3 and cuda:1 have no node now: no place, and nobody else gets their names
+    assert places == {
+        "cpu:0": "bbbbbbbb",
+        "cuda:0": "bbbbbbbb",
+        "cpu:1": "bbbbbbbb",
+        "cpu:2": "bbbbbbbb",
+        "cuda:2": None,
+        "cpu:4": "aaaaaaaa",
+    }
