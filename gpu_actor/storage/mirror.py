@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 _AGAIN_SECONDS = 5.0  # between two tries
 _ROWS_SECONDS = 10.0  # between two uploads of metrics that no checkpoint calls for
+_ROWS_BYTES = 2**20  # of metrics, by each of which that becomes longer: they are uploaded whole
 _SLOW_SECONDS = 10.0  # after which a person hears that an upload is under way
 
 
@@ -131,7 +132,7 @@ class Mirror:
 
     def _run(self) -> None:
         while not self._closing.is_set():
-            self._wake.wait(_AGAIN_SECONDS if self.failure else _ROWS_SECONDS)
+            self._wake.wait(_ROWS_SECONDS * (1 + len(self._rows) / _ROWS_BYTES))
             self._wake.clear()
             asked = self._asked
             try:
@@ -145,6 +146,7 @@ class Mirror:
                     logger.warning("%s", one_line(error))
                 self.failure = one_line(error)
                 self._closing.wait(_AGAIN_SECONDS)
+                self._wake.set()
             else:
                 self.failure, self._done = "", asked
         self._work.remove()

@@ -47,7 +47,7 @@ class RemoteFolder:
         """
         with self._asked("listed"):
             start = self._path("")
-            found = self._files.find(start, refresh=True) if self._files.protocol != "file" else ()
+            found = self._files.find(start, refresh=True)
             return {path[len(start) :] for path in found if path.startswith(start) and path != start}
 
     def read(self, name: str) -> bytes | None:

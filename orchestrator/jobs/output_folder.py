@@ -134,8 +134,8 @@ def read_metrics(output_dir: str, skip: int = 0) -> list[dict[str, Any]]:
         StorageError: The storage does not answer.
     """
     if is_url(output_dir):
-        lines = (RemoteFolder(output_dir).read(file_names.METRICS) or b"").splitlines()
-        return [json.loads(line) for line in lines[skip:]]
+        content = RemoteFolder(output_dir).read(file_names.METRICS) or b""
+        return [json.loads(line) for line in content.splitlines()[skip:]]
     rows: list[dict[str, Any]] = []
     try:
         with (Path(output_dir) / file_names.METRICS).open(encoding="utf-8", errors="replace") as lines:
