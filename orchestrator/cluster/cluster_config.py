@@ -63,10 +63,11 @@ class ActorConfig(Strict):
         description="The node it is on: its address or host name, or the first 6 digits or more of its id as Ray shows "
         "it; null: any.",
     )
-    labels: dict[str, str] = Field(
-        default_factory=dict,
-        max_length=32,
-        description="Labels that its node has, as given to `ray start --labels`; {}: any node.",
+    labels: str | None = Field(
+        default=None,
+        pattern=r"^[^=,\s]+=[^=,\s]+(,[^=,\s]+=[^=,\s]+)*$",
+        max_length=1000,
+        description="Labels that its node has, in the form of `ray start --labels`: `zone=near,rack=2`; null: any node.",
     )
     device: str | None = Field(
         default=None,

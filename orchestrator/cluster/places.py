@@ -195,13 +195,14 @@ def _chosen_nodes(actors: Sequence[ActorConfig], alive: Sequence[Mapping[str, An
 
 
 def _names_node(actor: ActorConfig) -> bool:
-    return actor.node is not None or bool(actor.labels)
+    return actor.node is not None or actor.labels is not None
 
 
 def _may_be_on(actor: ActorConfig, node: Mapping[str, Any]) -> bool:
     """Whether a node is one that an actor names."""
     has = node.get("Labels") or {}
-    if any(has.get(name) != value for name, value in actor.labels.items()):
+    wanted = (label.split("=") for label in (actor.labels or "").split(",") if label)
+    if any(has.get(name) != value for name, value in wanted):
         return False
     if actor.node is None:
         return True

@@ -76,7 +76,7 @@ def s3_server(port=0):
         with patch.dict(os.environ, server.environment):
             import fsspec
 
-            fsspec.filesystem("s3", use_listings_cache=False).mkdir(BUCKET)
+            fsspec.filesystem("s3", use_listings_cache=False).makedirs(BUCKET, exist_ok=True)
             yield server
     finally:
         server.close()
