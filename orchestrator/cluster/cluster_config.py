@@ -67,7 +67,7 @@ class ActorConfig(Strict):
         default=None,
         pattern=r"^[^=,\s]+=[^=,\s]+(,[^=,\s]+=[^=,\s]+)*$",
         max_length=1000,
-        description="Labels that its node has, in the form of `ray start --labels`: `zone=near,rack=2`; null: any node.",
+        description="Labels that its node has, as `ray start --labels` takes them: `zone=near,rack=2`; null: any node.",
     )
     device: str | None = Field(
         default=None,
