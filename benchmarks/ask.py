@@ -39,7 +39,12 @@ from gpu_actor.model.base_model import BaseModel
 
 ADAPTERS = 8
 _SHORTEST, _LONGEST = 20, 60  # tokens of a question
-_ROWS = (("1 answer", 1, 1), ("8 answers, one adapter", 8, 1), ("8 answers, 8 adapters", 8, 8))
+_ROWS = (
+    ("1 answer", 1, 1),
+    ("8 answers, one adapter", 8, 1),
+    ("8 answers, 8 adapters", 8, 8),
+    ("32 answers, 8 adapters", 32, 8),
+)
 Answers = list[list[int]]
 
 
@@ -74,7 +79,7 @@ class _Sides:
         """Make adapters, and load them into PEFT's model."""
         self._tokens = tokens
         random = np.random.default_rng(0)
-        lengths = random.integers(_SHORTEST, _LONGEST, ADAPTERS)
+        lengths = random.integers(_SHORTEST, _LONGEST, max(answers for _, answers, _ in _ROWS))
         self._prompts = [random.integers(3, base.description.vocab_size, n, dtype=np.int32) for n in lengths]
         self._generator = Generator(base)
         self._weights = [_adapter(base, seed) for seed in range(ADAPTERS)]

@@ -12,8 +12,8 @@ from rich.live import Live
 from rich.segment import Segment
 from rich.text import Text
 
-from orchestrator.cli import display
 from orchestrator.formatting import View, amount, progress_line, steps
+from orchestrator.terminal import display
 
 COLUMNS, LINES = 100, 32  # of a recorded terminal
 _LINE_SECONDS = 15.0  # between two lines about progress in a log

@@ -235,13 +235,17 @@ class Client:
         """Puts a failed or cancelled job back into the queue; it goes on from its newest checkpoint or `from_start`."""
         return cast("JobView", self.call("retry", ref, from_start))
 
-    def metrics(self, ref: str, skip: int = 0) -> list[dict[str, Any]]:
-        """The rows of a job's `metrics.jsonl`, without the first `skip`."""
-        return cast("list[dict[str, Any]]", self.call("metrics", ref, skip, again=True))
+    def metrics(self, ref: str, skip: int = 0, most: int | None = None) -> list[dict[str, Any]]:
+        """The rows of a job's `metrics.jsonl`, without the first `skip`; or `most`, evenly spread over all of them."""
+        return cast("list[dict[str, Any]]", self.call("metrics", ref, skip, most, again=True))
 
     def events(self, ref: str, after: int = 0) -> list[dict[str, Any]]:
         """What happened to a job: `seq`, `time` (Unix seconds) and `message`, from the `seq` after `after`."""
         return cast("list[dict[str, Any]]", self.call("events", ref, after, again=True))
+
+    def recent_events(self, most: int = 20) -> list[dict[str, Any]]:
+        """The latest events of all jobs, oldest first: `seq`, `time`, `job_id`, `name` and `message`."""
+        return cast("list[dict[str, Any]]", self.call("recent_events", most, again=True))
 
     def timeline(self, ids: Sequence[str]) -> dict[str, Any]:
         """Where some jobs were when, and how full the places were: see `orchestrator.reporting.timeline`."""

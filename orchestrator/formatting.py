@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -72,13 +74,47 @@ def steps(view: View) -> str:
     return f"{view['step']}/{view['total_steps'] or '?'}"
 
 
-def base(view: View) -> str:
-    """A base model's hub id, or the name of its folder."""
-    return (
-        str(view["base_model"]).rstrip("/").rpartition("/")[2]
-        if view["base_model"][:1] in "./~"
-        else view["base_model"]
-    )
+def base_names(refs: Iterable[str]) -> dict[str, str]:
+    """Base models as people know them, by reference: a hub id, or as much of a folder's end as no other one has.
+
+    A folder of the hub's cache is called by the id that it was loaded for.
+    """
+    wanted = dict.fromkeys(refs)
+    parts = {ref: _base_parts(ref) for ref in wanted}
+    names = {}
+    for ref, own in parts.items():
+        others = [other for other in parts.values() if other != own]
+        length = next(
+            (size for size in range(1, len(own)) if all(own[-size:] != other[-size:] for other in others)), len(own)
+        )
+        names[ref] = "/".join(own[-length:])
+    return names
+
+
+def _base_parts(ref: str) -> list[str]:
+    """The parts of a name, of which the last alone may do; a hub id has one."""
+    cached = re.search(r"models--([^/\\]+)[/\\]snapshots[/\\]", ref)
+    if cached:
+        return [cached[1].replace("--", "/")]
+    return [part for part in re.split(r"[/\\]", ref) if part] if ref[:1] in "./~" else [ref]
+
+
+def eta(view: View) -> str:
+    """When a job will be over, from now: by the forecast, or by its own speed of late; `~` before a guess."""
+    if view["state"] not in ("RUNNING", "QUEUED"):
+        return NONE
+    expected = view["forecast"]
+    if view["state"] == "RUNNING" and view["eta_s"] is not None and (expected is None or expected["guess"]):
+        return duration(view["eta_s"])
+    return NONE if expected is None else f"{'~' if expected['guess'] else ''}{duration(expected['finish_s'])}"
+
+
+def span(expected: View) -> str:
+    """When it will be over by a forecast, with how sure that is: `in 10m 00s (9m 10s to 12m 30s)`."""
+    if expected["guess"]:
+        return f"in about {duration(expected['finish_s'])}, a guess: too little was measured"
+    earliest, latest = duration(expected["earliest_s"]), duration(expected["latest_s"])
+    return f"in {duration(expected['finish_s'])} ({earliest} to {latest})"
 
 
 def share(view: View) -> float:
@@ -127,7 +163,7 @@ def progress_line(view: View) -> str:
     if view["loss"] is not None:
         parts.append(f"loss {loss(view['loss'])}")
     if view["state"] == "RUNNING" and view["step"]:
-        parts += [f"{amount(view['tokens_per_s'])} tokens/s", f"ETA {duration(view['eta_s'])}"]
+        parts += [f"{amount(view['tokens_per_s'])} tokens/s", f"ETA {eta(view)}"]
     if view["state"] == "SUCCEEDED":
         parts += [f"{duration(seconds_run(view))}", view["output_dir"]]
     parts.append(remark(view))
@@ -158,3 +194,12 @@ def log_line(entry: Mapping[str, Any]) -> str:
         if entry.get(key) is not None:
             parts.append(f"{label} {entry[key]:{form}}")
     return "  ".join(parts)
+
+
+def finite(value: Any) -> Any:
+    """The same document with null for NaN and infinity, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -98,8 +98,18 @@ def test_the_coefficients_of_a_step_are_fitted(tmp_path):
 
 def test_answers_are_those_of_peft(tmp_path):
     rows = quick("ask", tmp_path)["rows"]
-    assert [row["what"] for row in rows] == ["1 answer", "8 answers, one adapter", "8 answers, 8 adapters"]
+    assert [row["what"] for row in rows] == [
+        "1 answer",
+        "8 answers, one adapter",
+        "8 answers, 8 adapters",
+        "32 answers, 8 adapters",
+    ]
     assert all(row["equal"] == 1.0 and row["ratios"][0] > 0 for row in rows)
+
+
+def test_what_answers_cost_training_is_told(tmp_path):
+    result = quick("ask_in_training", tmp_path)
+    assert min(result["alone"], result["asked"], result["answers"]) > 0
 
 
 def test_element_wise_work_is_timed_in_turn(tmp_path):

@@ -31,6 +31,7 @@ ROOMS = [
     "orchestrator.simulation",
     "orchestrator.scheduler",
     "orchestrator.validation",
+    "orchestrator.terminal",
     "orchestrator.formatting",
     "orchestrator.version",
     "gpu_actor.actor",

@@ -12,7 +12,8 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from gpu_actor.contract.errors import ClusterUnavailableError, JobFailedError, LorayError, WaitTimeoutError
-from orchestrator.cli import display, progress
+from orchestrator.cli import progress
+from orchestrator.terminal import display
 from orchestrator.version import __version__
 
 FAILED, REFUSED, NO_CLUSTER = 1, 2, 3
@@ -24,6 +25,7 @@ _VERBS = {  # imported when they are called, so that each waits for no more than
     "list": "jobs:list_jobs",
     "show": "jobs:show",
     "logs": "jobs:logs",
+    "wait": "wait:wait",
     "cancel": "jobs:cancel",
     "pause": "jobs:pause",
     "resume": "jobs:resume",

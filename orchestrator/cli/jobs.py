@@ -8,24 +8,26 @@ from functools import partial
 from typing import Annotated, Any
 
 import typer
-from rich.console import Group
 from rich.live import Live
-from rich.text import Text
 
 from gpu_actor.contract.errors import LorayError
 from orchestrator import formatting
-from orchestrator.cli import display, progress
+from orchestrator.cli import progress
 from orchestrator.cli.chart import write_chart
 from orchestrator.cli.options import Address, AsJson, Chart
 from orchestrator.client import Client, JobView
 from orchestrator.jobs.states import JobState
 from orchestrator.report.timeline_chart import draw
+from orchestrator.terminal import display
+from orchestrator.terminal.job_story import job_story
+from orchestrator.terminal.top import TopPicture
 
 Ref = Annotated[str, typer.Argument(metavar="JOB", help="Id or name of a job.", show_default=False)]
 Refs = Annotated[list[str], typer.Argument(metavar="JOB...", help="Ids or names of jobs.", show_default=False)]
 
 RECENT_SECONDS = 24 * 3600.0
 LOG_SECONDS = 1.0
+CURVE_POINTS = 400  # twice the dots of the widest curve on a terminal
 TOP_SECONDS = 1.0
 
 
@@ -66,12 +68,20 @@ def list_jobs(
 
 
 def show(ref: Ref, address: Address = None, as_json: AsJson = False) -> None:
-    """Show everything about one job."""
-    view = Client(address).get_job(ref)
+    """Show everything about one job: settings and numbers, what happened to it in order, and the curve of its loss."""
+    client = Client(address)
+    view = client.get_job(ref)
+    events: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    if view["spec"]:  # else it is another's, whose logs are not for us
+        events, rows = client.events(view["id"]), client.metrics(view["id"], most=CURVE_POINTS)
+    losses = [(row["step"], row["loss"]) for row in rows if row.get("loss") is not None]
+    evaluations = [(row["step"], row["eval_loss"]) for row in rows if row.get("eval_loss") is not None]
     if as_json:
-        progress.print_json(view)
+        curves = {"losses": losses, "eval_losses": evaluations}
+        progress.print_json({**view, "events": events, "curves": curves})
     else:
-        display.make_console().print(display.job_details(view))
+        display.make_console().print(job_story(view, events, losses, evaluations))
 
 
 def logs(
@@ -171,28 +181,35 @@ def retry(
 
 
 def top(address: Address = None, as_json: AsJson = False) -> None:
-    """Watch the cluster: actors and jobs that are not over, until Ctrl-C (once, when the output is no terminal)."""
+    """Watch the cluster: actors, jobs that are not over and recent events, until Ctrl-C (in a pipe once)."""
     client = Client(address)
     console = display.make_console()
     if as_json:
-        progress.print_json(client.cluster())
+        live = [progress.brief(view) for view in _live(client)]
+        progress.print_json({**client.cluster(), "live_jobs": live, "events": client.recent_events()})
         return
     if not console.is_terminal:
-        console.print(_picture(client, console.width))
+        console.print(_picture(client, None))
         return
-    with Live(console=console, screen=True, auto_refresh=False) as live:
+    with Live(console=console, screen=True, auto_refresh=False) as live_screen:
         while True:
-            live.update(_picture(client, console.width), refresh=True)
+            live_screen.update(_picture(client, console.height), refresh=True)
             time.sleep(TOP_SECONDS)
 
 
-def _picture(client: Client, width: int) -> Group:
+def _live(client: Client) -> list[JobView]:
+    return [view for view in client.list_jobs() if view["state"] in formatting.LIVE_STATES]
+
+
+def _picture(client: Client, height: int | None) -> TopPicture:
     cluster = client.cluster()
     counts = ", ".join(f"{count} {state}" for state, count in cluster["jobs"].items() if count) or "no jobs yet"
-    views = [view for view in client.list_jobs() if view["state"] in formatting.LIVE_STATES]
-    return Group(
-        Text(f"Loray at {client.address}: {counts}\n"),
-        display.actor_table(cluster["actors"], width),
-        Text(),
-        display.job_table(formatting.by_liveliness(views), width),
-    )
+    title = f"Loray at {client.address}: {counts}{_queue_end(cluster['forecast'])}"
+    return TopPicture(title, cluster["actors"], _live(client), client.recent_events(), height)
+
+
+def _queue_end(expected: dict[str, Any] | None) -> str:
+    if expected is None:
+        return ""
+    unknown = formatting.plural(expected["unknown"], "job")
+    return f"; all over {formatting.span(expected)}" + (f", but for {unknown}" if expected["unknown"] else "")

@@ -10,12 +10,13 @@ import typer
 from rich.table import Table
 
 from orchestrator import formatting
-from orchestrator.cli import display, progress
+from orchestrator.cli import progress
 from orchestrator.cli.options import Address, AsJson, ClusterFile, JobFiles, PolicyName
 from orchestrator.client import Client, read_jobs
 from orchestrator.cluster.address import find_address
 from orchestrator.cluster.cluster_config import ClusterFileError, load_cluster_config, with_policy
 from orchestrator.link.choose import is_elsewhere
+from orchestrator.terminal import display
 from orchestrator.validation.problems import Problem
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -13,9 +12,9 @@ from rich.console import Console
 from rich.live import Live
 
 from orchestrator import formatting
-from orchestrator.cli import display
 from orchestrator.client import Client, JobView
 from orchestrator.formatting import View
+from orchestrator.terminal import display
 
 POLL_SECONDS = 0.5
 LINE_SECONDS = 10.0
@@ -112,30 +111,30 @@ def brief(view: View) -> dict[str, Any]:
 
 def print_json(document: Any) -> None:
     """Prints one JSON document, for people as well."""
-    print(json.dumps(_finite(document), ensure_ascii=False, indent=2), flush=True)
+    print(json.dumps(formatting.finite(document), ensure_ascii=False, indent=2), flush=True)
 
 
 def print_json_line(document: Mapping[str, Any]) -> None:
     """Prints one JSON document on one line, at once."""
-    print(json.dumps(_finite(document), ensure_ascii=False), flush=True)
+    print(json.dumps(formatting.finite(document), ensure_ascii=False), flush=True)
 
 
-def _finite(value: Any) -> Any:
-    """The same document with null for NaN and infinity, which JSON does not have."""
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def show_end(views: Sequence[View], *, as_json: bool) -> None:
+    """Tells how jobs ended: a table, or a JSON line."""
+    if as_json:
+        print_json_line({"event": "end", "time": time.time(), "jobs": [brief(view) for view in views]})
+    else:
+        display.make_console().print(display.result_table(views))
 
 
-def follow(client: Client, ids: Sequence[str], reporter: Reporter) -> list[JobView]:
+def follow(client: Client, ids: Sequence[str], reporter: Reporter, until: float | None = None) -> list[JobView]:
     """Shows jobs until all of them are over, and returns their last state.
 
     Args:
         client: Whom to ask.
         ids: The jobs.
         reporter: Where to show them.
+        until: When to stop although some are not over (monotonic).
     """
     last: dict[str, JobView] = {}
     with reporter:
@@ -144,6 +143,7 @@ def follow(client: Client, ids: Sequence[str], reporter: Reporter) -> list[JobVi
             last.update((view["id"], view) for view in client.get_jobs(open_ids))
             views = [last[job_id] for job_id in ids]
             reporter.update(views, client.cluster()["actors"])
-            if not any(view["state"] in LIVE_STATES for view in views):
+            left = POLL_SECONDS if until is None else until - time.monotonic()
+            if left <= 0 or not any(view["state"] in LIVE_STATES for view in views):
                 return views
-            time.sleep(POLL_SECONDS)
+            time.sleep(min(left, POLL_SECONDS))

@@ -16,7 +16,7 @@ from rich.text import Text
 from gpu_actor.contract.errors import IllegalTransitionError, LorayError
 from gpu_actor.contract.locations import loray_home
 from orchestrator import formatting
-from orchestrator.cli import display, progress
+from orchestrator.cli import progress
 from orchestrator.cli.options import Address, AsJson, ClusterFile, HttpPort, JobFiles, PolicyName
 from orchestrator.cli.stop_signals import stop_code, stop_signals
 from orchestrator.client import Client, Job, JobView, read_jobs
@@ -29,6 +29,7 @@ from orchestrator.jobs.job import JobSpec
 from orchestrator.jobs.preflight import named_places
 from orchestrator.jobs.states import JobState
 from orchestrator.link.choose import is_elsewhere
+from orchestrator.terminal import display
 
 CANCEL_SECONDS = 60.0
 PING_SECONDS = 5.0
@@ -144,11 +145,11 @@ def _follow_to_end(client: Client, jobs: Sequence[Job], *, as_json: bool, ours: 
         note = display.make_console(stderr=True)
         if ours:
             say(note, "cancelling ... (Ctrl-C again leaves at once)")
-            _show_end(_cancel(client, ids), as_json=as_json)
+            progress.show_end(_cancel(client, ids), as_json=as_json)
         else:
             say(note, "the jobs go on in the cluster: `loray list` shows them, `loray cancel NAME` ends one")
         raise typer.Exit(stop_code(stop)) from None
-    _show_end(views, as_json=as_json)
+    progress.show_end(views, as_json=as_json)
     return views
 
 
@@ -162,14 +163,6 @@ def _cancel(client: Client, ids: Sequence[str]) -> list[JobView]:
         if time.monotonic() > deadline or not any(view["state"] in formatting.LIVE_STATES for view in views):
             return views
         time.sleep(progress.POLL_SECONDS)
-
-
-def _show_end(views: Sequence[JobView], *, as_json: bool) -> None:
-    if as_json:
-        jobs = [progress.brief(view) for view in views]
-        progress.print_json_line({"event": "end", "time": time.time(), "jobs": jobs})
-    else:
-        display.make_console().print(display.result_table(views))
 
 
 def submit(

@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 
 from orchestrator import formatting
-from orchestrator.cli import display, progress
+from orchestrator.cli import progress
 from orchestrator.cli.chart import write_chart
 from orchestrator.cli.options import AsJson, Chart
 from orchestrator.jobs.output_folder import read_metrics
@@ -25,6 +25,7 @@ from orchestrator.simulation.early_stop import StoppingSimulation, Stops
 from orchestrator.simulation.loss_curves import Rows, draw_curves
 from orchestrator.simulation.simulator import Outcome, Simulation
 from orchestrator.simulation.trace import Profile, TraceError, TraceJob, read_profile, read_rules, read_trace
+from orchestrator.terminal import display
 from orchestrator.validation.problems import Problem
 
 REFERENCE = "fifo-4"

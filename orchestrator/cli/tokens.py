@@ -9,9 +9,10 @@ import typer
 from rich.table import Table
 
 from orchestrator import formatting
-from orchestrator.cli import display, progress
+from orchestrator.cli import progress
 from orchestrator.cli.options import Address, AsJson
 from orchestrator.client import Client
+from orchestrator.terminal import display
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Whose it is; their jobs bear the name.", show_default=False)]
 

@@ -182,6 +182,35 @@ class QuotaConfig(Strict):
     )
 
 
+EndEvent = Literal["job", "grid", "queue"]
+
+
+class OnEndConfig(Strict):
+    """Who is told of an end."""
+
+    when: list[EndEvent] = Field(
+        default=["job"],
+        min_length=1,
+        description="`job`: a job is over; `grid`: all jobs of one submission are, if it had several; `queue`: nothing "
+        "runs or waits any more.",
+    )
+    command: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        description="A program and its arguments, started without a shell; it reads the facts as JSON.",
+    )
+    url: str | None = Field(
+        default=None, pattern=r"^https?://[^/\s]+\S*$", description="A webhook; the facts are sent as JSON by POST."
+    )
+    timeout_seconds: float = Field(default=10.0, gt=0, le=300, description="After which it is given up.")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> OnEndConfig:
+        if (self.command is None) == (self.url is None):
+            raise ValueError("takes either command or url, and needs one of them")
+        return self
+
+
 class ClusterConfig(Strict):
     """The whole cluster file; every field has a default."""
 
@@ -202,6 +231,9 @@ class ClusterConfig(Strict):
     report_to: list[TrackerName] = Field(
         default_factory=list,
         description="Experiment trackers that get the metrics of jobs which name none themselves.",
+    )
+    on_end: list[OnEndConfig] = Field(
+        default_factory=list, description="Commands and webhooks that are told when a job, a grid or the queue ends."
     )
     http: HttpConfig = Field(default_factory=HttpConfig, description="The HTTP door, as of `loray serve --http PORT`.")
     quotas: dict[str, QuotaConfig] = Field(
@@ -346,6 +378,12 @@ def _with_absolute_paths(config: ClusterConfig, folder: Path) -> ClusterConfig:
             else actor
             for actor in actors
         ]
+    hooks = [
+        hook.model_copy(update={"command": [absolute(hook.command[0]), *hook.command[1:]]})
+        if hook.command and "/" in hook.command[0]
+        else hook
+        for hook in config.on_end
+    ]
     shared = [absolute(root) for root in config.http.allowed_roots]
     return config.model_copy(
         update={
@@ -353,5 +391,6 @@ def _with_absolute_paths(config: ClusterConfig, folder: Path) -> ClusterConfig:
             "storage": absolute(config.storage),
             "allowed_roots": [absolute(root) for root in config.allowed_roots] if config.allowed_roots else None,
             "actors": actors,
+            "on_end": hooks,
         }
     )

@@ -32,14 +32,17 @@ from orchestrator.control.admission import Admission, Submissions
 from orchestrator.control.reconcile import Reconciler
 from orchestrator.control.snapshot import SnapshotBuilder
 from orchestrator.endpoint.references import reach
-from orchestrator.jobs.output_folder import read_metrics
+from orchestrator.jobs.output_folder import read_metrics, sampled_metrics
 from orchestrator.jobs.owner import OPERATOR, check_owner
 from orchestrator.jobs.states import TERMINAL, JobState
 from orchestrator.knowledge.base_catalog import BaseCatalog
 from orchestrator.knowledge.profiles import Profiles
 from orchestrator.reporting.client_views import actor_views, job_view
 from orchestrator.reporting.dashboard_rows import TaskRows
+from orchestrator.reporting.finishes import Finishes
+from orchestrator.reporting.loss_curves import LossCurves
 from orchestrator.reporting.metrics import Metrics
+from orchestrator.reporting.notices import Notices
 from orchestrator.reporting.timeline import Timeline
 from orchestrator.reporting.trackers import Trackers
 from orchestrator.store.records import JobRecord
@@ -64,7 +67,7 @@ class Controller:
             config: The cluster file.
 
         Raises:
-            ClusterFileError: It names a tracker that is not installed.
+            ClusterFileError: It names a tracker or a program that is not installed.
             StoreError: Another orchestrator uses the storage, or the job table cannot be opened.
         """
         # Not above: every command imports this module to look the orchestrator up, and these would be a third of that.
@@ -79,6 +82,7 @@ class Controller:
         self._bases = BaseCatalog(env_vars, config.trust_remote_code)
         self._rows = TaskRows(self._store)
         self._trackers = Trackers(self._store, config)
+        self._notices = Notices(self._store, config)
         profiles = Profiles(self._store)
         snapshots = SnapshotBuilder(
             self._store, self._fleet, self._bases, profiles, config.scheduler.makespan, config.most_running
@@ -96,8 +100,10 @@ class Controller:
             snapshots,
             config.scheduler.policy,
         )
+        self._finishes = Finishes(lambda: self._reconciler.snapshot().view, config.scheduler.policy)
         self._metrics = Metrics()
         self._timeline = Timeline(self._store)
+        self._losses = LossCurves()
         self._since = time.time()
         self._trouble: str | None = None
         self._adopted = False
@@ -133,6 +139,7 @@ class Controller:
         reports = [(member.place.id, member.report) for member in self._fleet.members.values() if member.report]
         self._metrics.actors(reports)
         self._timeline.note(reports)
+        self._losses.note(self._reconciler.progress.counters)
 
     def _take_over(self) -> None:
         """Go on where an earlier process stopped, and start what the cluster file wants to be hosted from the start."""
@@ -153,6 +160,7 @@ class Controller:
     def _job_over(self, job: JobRecord) -> None:
         self._rows.over(job.id)
         self._trackers.changed(job)
+        self._notices.over(job)
         if job.state is JobState.SUCCEEDED and job.finished_at is not None:
             self._metrics.succeeded(job.finished_at - job.submitted_at)
 
@@ -181,6 +189,7 @@ class Controller:
 
     async def list_jobs(self) -> list[JobDict]:
         """All jobs in the order of arrival."""
+        await self._finishes.refresh()
         return [self._view(job) for job in self._store.jobs()]
 
     async def get_job(self, ref: str, owner: str | None = None) -> JobDict:
@@ -189,15 +198,19 @@ class Controller:
         Raises:
             JobNotFoundError: No job has that id or name.
         """
+        await self._finishes.refresh()
         return self._view(self._store.find(ref, owner))
 
-    async def metrics(self, ref: str, skip: int = 0) -> list[dict[str, Any]]:
-        """The rows of a job's `metrics.jsonl` after the first `skip`.
+    async def metrics(self, ref: str, skip: int = 0, most: int | None = None) -> list[dict[str, Any]]:
+        """The rows of a job's `metrics.jsonl` after the first `skip`; with `most`, that many spread over all of it.
 
         Raises:
             JobNotFoundError: No job has that id or name.
         """
-        return await asyncio.to_thread(read_metrics, self._store.find(ref).output_dir, skip)
+        folder = self._store.find(ref).output_dir
+        if most is not None:
+            return await asyncio.to_thread(sampled_metrics, folder, most)
+        return await asyncio.to_thread(read_metrics, folder, skip)
 
     async def events(self, ref: str, after: int = 0) -> list[dict[str, Any]]:
         """What happened to a job: `seq`, `time` and `message` of each event after number `after`.
@@ -206,6 +219,10 @@ class Controller:
             JobNotFoundError: No job has that id or name.
         """
         return self._store.events(self._store.find(ref).id, after)
+
+    async def recent_events(self, most: int = 20, owner: str = OPERATOR) -> list[dict[str, Any]]:
+        """The latest events of an owner's jobs, of all for the operator: `seq`, `time`, `job_id`, `name`, `message`."""
+        return self._store.recent_events(most, None if owner == OPERATOR else owner)
 
     async def ask(self, request: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Let actors begin to answer a request.
@@ -243,7 +260,8 @@ class Controller:
         return self._timeline.view(ids)
 
     async def cluster(self) -> dict[str, Any]:
-        """The orchestrator, its actors, and the number of jobs by state."""
+        """The orchestrator, its actors, the number of jobs by state, and when the queue will be empty."""
+        await self._finishes.refresh()
         return {
             "controller": {
                 **await self.ping(),
@@ -254,10 +272,15 @@ class Controller:
             },
             "actors": actor_views(self._fleet, self._store.jobs([JobState.RUNNING])),
             "jobs": {state.value: count for state, count in self._store.counts().items()},
+            "forecast": self._finishes.of_queue(
+                [job.id for job in self._store.jobs([JobState.QUEUED, JobState.RUNNING])]
+            ),
         }
 
     def _view(self, job: JobRecord) -> JobDict:
-        return job_view(job, self._reconciler.progress.counters.get(job.id))
+        live = self._reconciler.progress.counters.get(job.id)
+        expected = self._finishes.of(job.id) if job.state not in TERMINAL else None
+        return job_view(job, live, self._losses.of(job.id), expected)
 
     # -- tokens --------------------------------------------------------------------------------------------------
 
@@ -409,7 +432,7 @@ class Controller:
             await self._ticking
         members = await self._fleet.stop()
         await self._store.turn(lambda: self._reconciler.settle(members))
-        await self._trackers.stop()
+        await asyncio.gather(self._trackers.stop(), self._notices.stop())
         self._store.close()
 
     def _refuse_at_the_end(self) -> None:

@@ -13,7 +13,7 @@ from orchestrator.jobs.owner import NotYoursError
 _FOR_ALL = (
     "id", "name", "owner", "state", "base_model", "priority", "submitted_at", "started_at", "finished_at", "actor",
     "attempt", "retries", "step", "total_steps", "epoch", "tokens", "tokens_per_s", "eta_s", "samples", "truncated",
-    "dropped", "shortened", "longest", "tokens_per_step",
+    "dropped", "shortened", "longest", "tokens_per_step", "forecast",
 )  # fmt: skip
 _HIDDEN: dict[str, Any] = {"unread_columns": "", "unreached": "", "unsaved": "", "notes": ()}  # others are null
 

@@ -75,7 +75,7 @@ async def _carry_out(verb: Verb, orchestrator: Orchestrator, storage: Path, call
         values["request"] = arguments.request.model_dump()
     if isinstance(arguments, SubmitRequest | PlanRequest):
         values["jobs"] = [resolved(job, storage, caller.name) for job in arguments.jobs]
-    if verb.name in ("get_job", "submit", "plan"):
+    if verb.name in ("get_job", "submit", "plan", "recent_events"):
         values["owner"] = caller.name
     found = await getattr(orchestrator, verb.name)(*values.values())
     if verb.name == "get_job":

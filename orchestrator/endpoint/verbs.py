@@ -43,12 +43,21 @@ class MetricRows(OneJob):
     """Rows of a job's `metrics.jsonl`."""
 
     skip: int = Field(default=0, ge=0, description="How many of the first rows are left out.")
+    most: int | None = Field(
+        default=None, ge=2, le=10_000, description="So many of steps and of evaluations, spread over all; null: all."
+    )
 
 
 class EventsAfter(OneJob):
     """Events of a job."""
 
     after: int = Field(default=0, ge=0, description="The number after which they begin.")
+
+
+class RecentEvents(Strict):
+    """Events of all jobs."""
+
+    most: int = Field(default=20, ge=1, le=1000, description="How many of the latest.")
 
 
 class Retry(OneJob):
@@ -159,6 +168,7 @@ VERBS: dict[str, Verb] = {
         Verb("get_job", "GET", _JOB, OneJob, Json, "One job."),
         Verb("metrics", "GET", f"{_JOB}/metrics", MetricRows, list[Json], "Rows of its metrics.", Access.OWNER),
         Verb("events", "GET", f"{_JOB}/events", EventsAfter, list[Json], "What happened to it.", Access.OWNER),
+        Verb("recent_events", "GET", f"{ROOT}/events", RecentEvents, list[Json], "What happened to your jobs of late."),
         Verb("cancel", "POST", f"{_JOB}/cancel", OneJob, Json, "Give a job up.", Access.OWNER),
         Verb("pause", "POST", f"{_JOB}/pause", OneJob, Json, "Hold a job, with a checkpoint.", Access.OWNER),
         Verb("resume", "POST", f"{_JOB}/resume", OneJob, Json, "Let a paused job go on.", Access.OWNER),

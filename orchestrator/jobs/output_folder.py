@@ -10,6 +10,7 @@ import logging
 import secrets
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -147,3 +148,42 @@ def read_metrics(output_dir: str, skip: int = 0) -> list[dict[str, Any]]:
     except (FileNotFoundError, ValueError):
         return rows
     return rows
+
+
+def sampled_metrics(output_dir: str, most: int) -> list[dict[str, Any]]:
+    """At most so many rows of steps and of evaluations each, evenly spread over `metrics.jsonl`, ends included.
+
+    No more lines are parsed than are returned, so that a job of a million steps is drawn in a second.
+    """
+    if is_url(output_dir):
+        found = read_metrics(output_dir)
+        kinds = [[row for row in found if ("eval_loss" in row) is kind] for kind in (False, True)]
+        few = [rows[number] for rows in kinds for number in sorted(_spread(len(rows), most))]
+        return sorted(few, key=lambda row: (row["step"], "eval_loss" in row))
+    path = Path(output_dir) / file_names.METRICS
+    try:
+        with path.open("rb") as lines:
+            counts = Counter(_is_evaluation(line) for line in lines if line.endswith(b"\n"))
+        wanted = {kind: _spread(count, most) for kind, count in counts.items()}
+        seen: Counter[bool] = Counter()
+        rows: list[dict[str, Any]] = []
+        with path.open("rb") as lines:
+            for line in lines:
+                kind = _is_evaluation(line)
+                if line.endswith(b"\n") and seen[kind] in wanted.get(kind, ()):
+                    rows.append(json.loads(line))
+                seen[kind] += 1
+    except (FileNotFoundError, ValueError):
+        return []
+    return rows
+
+
+def _is_evaluation(line: bytes) -> bool:
+    return b'"eval_loss"' in line
+
+
+def _spread(count: int, most: int) -> frozenset[int]:
+    """Which of so many rows are taken."""
+    if count <= most:
+        return frozenset(range(count))
+    return frozenset(round(number * (count - 1) / max(1, most - 1)) for number in range(most))

@@ -167,7 +167,8 @@ def _request(verb: Verb, arguments: tuple[Any, ...]) -> tuple[str, bytes | None]
         path = path.replace(f"{{{name}}}", quote(str(values.pop(name)), safe=""))
     if verb.has_body:
         return path, json.dumps(values).encode()
-    return (f"{path}?{urlencode(values)}" if values else path), None
+    given = {name: value for name, value in values.items() if value is not None}  # a query has no null
+    return (f"{path}?{urlencode(given)}" if given else path), None
 
 
 def _tells_problems(verb: Verb, answer: bytes) -> bool:

@@ -47,12 +47,19 @@ def progress_of(report: TenantReport) -> dict[str, Any]:
     return {name: values[name] for name in _NO_PROGRESS}
 
 
-def job_view(job: JobRecord, live: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def job_view(
+    job: JobRecord,
+    live: Mapping[str, Any] | None = None,
+    losses: Sequence[float] = (),
+    forecast: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """A job as clients see it.
 
     Args:
         job: Its row.
         live: Progress that is newer than the row's.
+        losses: While it runs, how its loss went.
+        forecast: When it will be over (`finishes.Finishes.of`).
     """
     return {
         "id": job.id,
@@ -71,6 +78,8 @@ def job_view(job: JobRecord, live: Mapping[str, Any] | None = None) -> dict[str,
         "waiting_for": f"its next step boundary, to {_WISHES[job.wish]}" if job.wish else job.waiting_for,
         **_NO_PROGRESS,
         **(live or job.progress),
+        "loss_curve": list(losses),
+        "forecast": forecast,
         "output_dir": job.output_dir,
         "spec": job.spec.model_dump(mode="json"),
     }

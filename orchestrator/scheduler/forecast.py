@@ -10,7 +10,7 @@ from orchestrator.scheduler.clock import ActorProgress, EventClock, JobProgress
 from orchestrator.scheduler.policy import DEFAULT
 from orchestrator.scheduler.view import ClusterView, JobView
 
-_MOST_WORK = 500_000  # jobs looked at, over all events: some ten seconds; beyond it nothing is forecast
+MOST_WORK = 500_000  # jobs looked at, over all events: some ten seconds; beyond it nothing is forecast
 _MOST_TICKS = 100  # after the start; later on nobody is waited for whom no event helps
 
 
@@ -44,24 +44,28 @@ class Forecast:
         return self.places[0] if self.places else None
 
 
-def forecast(view: ClusterView, policy: str = DEFAULT, wanted: Collection[str] | None = None) -> dict[str, Forecast]:
+def forecast(
+    view: ClusterView, policy: str = DEFAULT, wanted: Collection[str] | None = None, most_work: int = MOST_WORK
+) -> dict[str, Forecast]:
     """What becomes of every job of a view; jobs with a later `submitted_at` arrive then.
 
     Args:
         view: The cluster. Actors that are blocked are taken to stay so, and jobs that are leaving to be off.
         policy: Name of the policy.
         wanted: Jobs in question: with the last of them the forecast ends. None: all.
+        most_work: Jobs looked at, over all events, beyond which nothing is forecast.
     """
     jobs = tuple(replace(job, actor=None, leaving=False) if job.leaving else job for job in view.jobs if job.returns)
     actors = tuple(replace(actor, doubts={}) for actor in view.actors)  # the guess is what there is to go by
-    return _ForecastClock(replace(view, jobs=jobs, actors=actors), policy, wanted).forecasts()
+    return _ForecastClock(replace(view, jobs=jobs, actors=actors), policy, wanted, most_work).forecasts()
 
 
 class _ForecastClock(EventClock):
     tick_seconds = 30.0
 
-    def __init__(self, view: ClusterView, policy: str, wanted: Collection[str] | None) -> None:
+    def __init__(self, view: ClusterView, policy: str, wanted: Collection[str] | None, most_work: int) -> None:
         super().__init__(view, policy)
+        self._most_work = most_work
         self._forecasts = {job.id: Forecast(job) for job in view.jobs}
         self._open = set(self._jobs) if wanted is None else set(wanted)
         self._work = 0
@@ -77,7 +81,7 @@ class _ForecastClock(EventClock):
         if not (self._open and super()._goes_on()):
             return False
         self._work += len(self._live) + 1
-        if self._work <= _MOST_WORK:
+        if self._work <= self._most_work:
             return True
         for job_id in (*self._live, *(job.view.id for job in self._coming)):
             self._forecasts[job_id].beyond = True

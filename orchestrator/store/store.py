@@ -19,7 +19,7 @@ from orchestrator.jobs.job import ACCEPTED, JobSpec
 from orchestrator.jobs.losses import Losses
 from orchestrator.jobs.owner import OPERATOR
 from orchestrator.jobs.states import TERMINAL, JobState, check_transition
-from orchestrator.store import tables, token_table
+from orchestrator.store import event_table, tables, token_table
 from orchestrator.store.database import open_database
 from orchestrator.store.errors import LiveJobError
 from orchestrator.store.live_jobs import LIVE, LiveJobs
@@ -215,11 +215,13 @@ class Store:
 
     def events(self, job_id: str, after: int = 0) -> list[dict[str, Any]]:
         """What happened to a job, oldest first: `seq`, `time`, `message` of each event after number `after`."""
-        query = sa.select(tables.events.c.seq, tables.events.c.time, tables.events.c.message).where(
-            tables.events.c.job_id == job_id, tables.events.c.seq > after
-        )
         with self._transactions.read() as connection:
-            return [dict(row._mapping) for row in connection.execute(query.order_by(tables.events.c.seq))]
+            return event_table.read_events(connection, job_id, after)
+
+    def recent_events(self, most: int, owner: str | None = None) -> list[dict[str, Any]]:
+        """The latest events of all jobs, or of an owner's, oldest first, each with its job's `job_id` and `name`."""
+        with self._transactions.read() as connection:
+            return event_table.recent_events(connection, most, owner)
 
     def stays(self) -> list[Stay]:
         """Who was where when, in the order of the assignments."""

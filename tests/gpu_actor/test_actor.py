@@ -11,6 +11,8 @@ from gpu_actor.actor import GpuActor
 from gpu_actor.contract.orders import Attach, Detach, Forget, SetTokenBudget
 from gpu_actor.contract.report import ActorPhase, TenantState
 from gpu_actor.hosting import host as host_module
+from gpu_actor.model.base_model import BaseModel
+from gpu_actor.training.trainer import CoTrainer
 from support.engine import make_spec
 from support.oracle import metric_rows
 from support.tiny import token_rows
@@ -70,6 +72,29 @@ def test_a_job_from_attach_to_forget(tmp_path, actor):
     assert state.base_bytes > 0
     assert trainer_of(actor._host).memory_limit == state.memory_limit  # what it reports is what it keeps to
     assert repr(actor).endswith("@cpu")
+
+
+def test_only_the_thread_that_trains_has_threads_to_help_it(tmp_path, tiny_base, monkeypatch):
+    """Libgomp would take a second pool for too many threads, and let the first one sleep between operations."""
+    seen = {}
+
+    def watched(method):
+        def seeing(*arguments):
+            seen[method.__name__] = (threading.current_thread().name.split("_")[0], torch.get_num_threads())
+            return method(*arguments)
+
+        return seeing
+
+    monkeypatch.setattr(BaseModel, "new_adapter", watched(BaseModel.new_adapter))
+    monkeypatch.setattr(CoTrainer, "step", watched(CoTrainer.step))
+    actor = GpuActor({"name": "a", "base_model": tiny_base, "device": "cpu", "cpu_threads": 3})
+    try:
+        actor.carry_out(Attach(make_spec(tmp_path, "one", token_rows(10), {"r": 4}, SHORT), 1))
+        wait_for(actor, has("one", TenantState.SUCCEEDED))
+    finally:
+        actor.stop()
+        torch.set_num_threads(1)
+    assert seen == {"new_adapter": ("loray-prepare", 1), "step": ("loray-train", 3)}
 
 
 def test_a_broken_line_ends_its_job_alone_with_the_line(tmp_path, actor):

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from support.command import LORAY, ROOT, JobFiles
-from support.tiny import token_rows
+from support.tiny import token_rows, write_rows
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.xdist_group("served")]
 
@@ -87,6 +87,27 @@ def test_submit_waits_and_exits_by_the_outcome(trained, files):
     assert "first  SUCCEEDED  step 12/12" in trained.stdout
     assert str(files.folder / "out" / "first") in trained.stdout
     assert (files.folder / "out" / "first" / "adapter_model.safetensors").exists()
+
+
+def test_wait_tells_by_its_exit_code_how_jobs_ended(home, trained, files):
+    assert home.run("wait", "first").returncode == 0
+    write_rows(files.folder / "broken.jsonl", [*token_rows(200), {"input_ids": "none"}])
+    home.run("submit", files.write("endless", max_steps=LONG), files.write("broken", data="broken.jsonl"))
+    late = home.run("wait", "endless", "first", "--timeout", "0.2")
+    assert late.returncode == 124
+    assert "first" in late.stdout
+    assert "1 job not over after 0.2s" in late.stderr
+    unknown = home.run("wait", "first", "nobody")
+    assert unknown.returncode == 2
+    assert "nobody" in unknown.stderr
+    home.run("cancel", "endless")
+    lines = home.run("wait", "endless", "first", "--json")
+    assert lines.returncode == 4
+    assert {job["name"]: job["state"] for job in json.loads(lines.stdout.splitlines()[-1])["jobs"]} == {
+        "endless": "CANCELLED",
+        "first": "SUCCEEDED",
+    }
+    assert home.run("wait", "endless", "broken").returncode == 1
 
 
 def test_logs_hold_events_and_metrics_in_order(home, trained):

@@ -63,8 +63,16 @@ def test_adapters_equal_solo_trainer_through_the_command_line(tmp_path, tiny_bas
         "training": TRAINING,
         "rows": token_rows(11, seed=9),
     }
+    twice, once = token_rows(7, seed=10), token_rows(5, seed=11)
+    jobs["mixed"] = {"lora": {"r": 4}, "training": TRAINING, "rows": [*twice, *twice, *once]}
     entries = [
         job(tmp_path, tiny_base, name, s["rows"], lora=s["lora"], training=s["training"]) for name, s in jobs.items()
+    ]
+    write_rows(tmp_path / "twice.jsonl", twice)
+    write_rows(tmp_path / "once.jsonl", once)
+    entries[-1]["dataset"] = [
+        {"path": "twice.jsonl", "format": "tokens", "weight": 2},
+        {"path": "once.jsonl", "format": "tokens"},
     ]
     done = served.run("run", write_jobs(tmp_path, entries))
     assert done.returncode == 0, done.stdout + done.stderr

@@ -27,7 +27,7 @@ class PaperOrchestrator:
         fields = {"id": f"id-{name}", "name": name, "owner": owner, "state": state, "spec": spec, "reason": None}
         fields |= dict.fromkeys(("priority", "started_at", "finished_at", "actor", "attempt", "retries", "step"), 0)
         fields |= dict.fromkeys(("epoch", "tokens", "tokens_per_s", "eta_s", "samples", "truncated", "dropped"), 0)
-        fields |= dict.fromkeys(("shortened", "longest", "tokens_per_step", "total_steps"), 0)
+        fields |= dict.fromkeys(("shortened", "longest", "tokens_per_step", "total_steps", "forecast"), 0)
         self.jobs[name] = {**fields, "base_model": self.ref, "output_dir": str(folder), "submitted_at": 1.0}
 
     async def list_jobs(self):
@@ -48,7 +48,7 @@ class PaperOrchestrator:
 
         async def call(*arguments):
             self.calls.append((verb, *arguments))
-            return [] if verb in ("metrics", "events", "ask") else {"accepted": [], "problems": []}
+            return [] if verb in ("metrics", "events", "recent_events", "ask") else {"accepted": [], "problems": []}
 
         return call
 

@@ -235,3 +235,12 @@ def test_the_description_is_valid_and_names_every_verb(door):
     openapi_spec_validator.validate(document)
     named = {operation["operationId"] for path in document["paths"].values() for operation in path.values()}
     assert set(VERBS) <= named
+
+
+def test_everybody_hears_of_their_own_jobs_and_the_operator_of_all(paper, anna, operator):
+    for client in (anna, operator):
+        client.recent_events(5)
+        client.metrics("annas", most=50)
+    told = [call for call in paper.calls if call[0] == "recent_events"]
+    assert told == [("recent_events", 5, "anna"), ("recent_events", 5, "operator")]
+    assert ("metrics", "id-annas", 0, 50) in paper.calls

@@ -166,6 +166,15 @@ def test_events_are_in_order_and_can_be_followed(store):
     assert store.events(finished(store, "b").id)[0]["seq"] > events[-1]["seq"]
 
 
+def test_recent_events_are_those_of_all_jobs_or_of_one_owner(store):
+    mine, annas = finished(store, "mine"), store.add([spec("annas")], "r-annas", "anna")[0]
+    store.note(mine.id, "later")
+    told = [(event["name"], event["message"]) for event in store.recent_events(3)]
+    assert told == [("mine", "done"), ("annas", "accepted"), ("mine", "later")]
+    assert [event["job_id"] for event in store.recent_events(9, "anna")] == [annas.id]
+    assert store.recent_events(9, "nobody") == []
+
+
 def test_progress_and_counts(store):
     jobs = store.add([spec("a"), spec("b")], "r1")
     store.set_progress({jobs[0].id: {"step": 3, "loss": 0.5}})

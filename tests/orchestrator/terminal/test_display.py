@@ -7,78 +7,10 @@ import pytest
 from rich.console import Console
 
 from orchestrator import formatting
-from orchestrator.cli import display, progress
-
-
-def view(**changes):
-    """A running job as the controller shows it."""
-    spec = {
-        "dataset": {"path": "/data/a.jsonl", "format": "alpaca"},
-        "lora": {"r": 8, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": ["q_proj", "v_proj"]},
-        "training": {
-            "learning_rate": 2e-4,
-            "lr_scheduler_type": "cosine",
-            "per_device_train_batch_size": 4,
-            "gradient_accumulation_steps": 2,
-            "seed": 7,
-        },
-    }
-    job = {
-        "id": "j-1",
-        "name": "alpaca-r8",
-        "state": "RUNNING",
-        "base_model": "org/model",
-        "priority": 0,
-        "submitted_at": 1000.0,
-        "started_at": 1010.0,
-        "finished_at": None,
-        "actor": "model@cpu",
-        "attempt": 1,
-        "retries": 0,
-        "reason": None,
-        "waiting_for": None,
-        "step": 12,
-        "total_steps": 300,
-        "epoch": 0.5,
-        "loss": 1.23456,
-        "eval_loss": None,
-        "learning_rate": 1e-4,
-        "tokens": 12345,
-        "tokens_per_s": 812.4,
-        "eta_s": 190.0,
-        "samples": 40,
-        "truncated": 0,
-        "dropped": 0,
-        "unread_columns": "",
-        "shortened": 0,
-        "unreached": "",
-        "unsaved": "",
-        "output_dir": "/out/alpaca-r8",
-        "spec": spec,
-    }
-    return {**job, **changes}
-
-
-def actor(**changes):
-    """A ready actor as the controller shows it."""
-    base = {
-        "name": "model@cpu",
-        "state": "ready",
-        "base_model": "org/model",
-        "device": "cpu",
-        "node_id": "n",
-        "memory_limit": 4 * 2**30,
-        "memory_used": 2**30,
-        "memory_peak": 2 * 2**30,
-        "base_bytes": 1,
-        "tokens_per_s": 1500.0,
-        "step_seconds": 0.1,
-        "batch_tokens": 512,
-        "batch_adapters": 3,
-        "jobs": ["alpaca-r8", "b"],
-        "reason": None,
-    }
-    return {**base, **changes}
+from orchestrator.cli import progress
+from orchestrator.terminal import display
+from orchestrator.terminal.job_story import job_details
+from support.views import actor, view
 
 
 def printed(renderable, width=100):
@@ -159,19 +91,19 @@ def test_samples_left_out_are_not_silent():
 def test_columns_that_are_not_read_are_named():
     job = view(unread_columns="id, source")
     assert formatting.remark(job) == "columns not read: id, source"
-    assert "columns not read  id, source" in printed(display.job_details({**job, "state": "SUCCEEDED"}))
+    assert "columns not read  id, source" in printed(job_details({**job, "state": "SUCCEEDED"}))
 
 
 def test_conversations_that_the_template_shortened_are_named():
     job = view(shortened=3)
     assert formatting.remark(job) == "3 conversations shortened by the chat template"
-    assert "3 conversations, of which the chat template leaves out" in printed(display.job_details(job))
+    assert "3 conversations, of which the chat template leaves out" in printed(job_details(job))
 
 
 def test_layers_that_no_gradient_reaches_are_named():
     job = view(unreached="4 of 8 layers (dt_proj)")
     assert formatting.remark(job) == "no gradient reached 4 of 8 layers (dt_proj)"
-    assert "4 of 8 layers (dt_proj): in the first step the loss did not depend" in printed(display.job_details(job))
+    assert "4 of 8 layers (dt_proj): in the first step the loss did not depend" in printed(job_details(job))
 
 
 def test_steps_before_the_data_are_loaded():
@@ -200,8 +132,7 @@ def test_no_line_is_wider_than_the_terminal(width):
         display.job_table(jobs, width),
         display.progress_table(jobs, [actor(reason="no room " * 30)], width, 24),
         display.result_table(jobs),
-        display.actor_table([actor()], width),
-        display.job_details(view()),
+        job_details(view()),
     ):
         assert max(map(len, printed(renderable, width).splitlines())) <= width
 
@@ -223,8 +154,8 @@ def test_the_live_picture_fits_a_short_terminal():
 
 def test_a_narrow_list_drops_columns_instead_of_cutting_them():
     wide, narrow = printed(display.job_table([view()], 160), 160), printed(display.job_table([view()], 80), 80)
-    assert "org/model" in wide
-    assert "org/model" not in narrow
+    assert "base model  " in wide
+    assert "base model: org/model" in narrow
     for fact in ("alpaca-r8", "RUNNING", "12/300", "1.2346", "3m 10s"):
         assert fact in wide
         assert fact in narrow
@@ -243,7 +174,7 @@ def test_why_a_job_waits_and_its_state_are_whole_at_every_width(width):
 
 
 def test_details_leave_out_what_is_not_there():
-    text = printed(display.job_details(view(state="QUEUED", samples=0, waiting_for="no actor hosts org/model")))
+    text = printed(job_details(view(state="QUEUED", samples=0, waiting_for="no actor hosts org/model")))
     assert "waits for" in text
     assert "reason" not in text
     assert "samples" not in text

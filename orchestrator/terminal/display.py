@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import ClassVar
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
@@ -16,10 +17,10 @@ from orchestrator.formatting import (
     NONE,
     View,
     amount,
-    base,
+    base_names,
     by_liveliness,
-    clock,
     duration,
+    eta,
     loss,
     plural,
     remark,
@@ -115,7 +116,7 @@ def progress_table(views: Sequence[View], actors: Sequence[View], width: int, he
             steps(view),
             loss(view["loss"]),
             amount(view["tokens_per_s"]) if running else "",
-            duration(view["eta_s"]) if running else "",
+            "" if eta(view) == NONE else eta(view),
             *([Text(remark(view), style="dim")] if wide else []),
         )
     parts: list[RenderableType] = [table]
@@ -165,137 +166,72 @@ def job_table(views: Sequence[View], width: int) -> RenderableType:
     for title, least in (("prio", 4), ("step", 7), ("loss", 6), ("tok/s", 5), ("ETA", 6)):
         table.add_column(title, justify="right", no_wrap=True, min_width=least)
     table.add_column("remark", overflow="fold", min_width=20)
+    bases = base_names(view["base_model"] for view in views)
     for view in views:
         running = view["state"] == "RUNNING"
         table.add_row(
             Text(view["name"]),
             Text(view["id"]),
             state_text(view["state"]),
-            Text(base(view)),
+            Text(bases[view["base_model"]]),
             str(view["priority"]),
             steps(view),
             loss(view["loss"]),
             amount(view["tokens_per_s"]) if running else NONE,
-            duration(view["eta_s"]) if running else NONE,
+            eta(view),
             Text(remark(view)),
         )
     return table
 
 
 def _narrow_jobs(views: Sequence[View], width: int) -> Group:
-    """A line of facts for each job, and below it, whole, why it waits or how it ended."""
-    facts = {"state": 9, "step": 9, "loss": 7, "ETA": 7}
-    name = max([len("job"), *(len(view["name"]) for view in views)])
-    name = max(10, min(name, width - sum(facts.values()) - 2 * len(facts)))
-
-    def line(*values: str, style: str = "", state: str = "") -> Text:
-        first, second, *rest = values
-        cut = first if len(first) <= name else f"{first[: name - 1]}…"
-        text = Text.assemble(f"{cut:<{name}}  ", (f"{second:<9}", state or style), style=style, no_wrap=True)
-        for value, size_ in zip(rest, (9, 7, 7), strict=True):
-            text.append(f"  {value:>{size_}}")
-        return text
-
-    parts: list[RenderableType] = [line("job", *facts, style="bold")]
+    """A line of facts for each job, and below it, whole, its base model, why it waits or how it ended."""
+    lines = JobLines(views, width)
+    bases = base_names(view["base_model"] for view in views)
+    parts: list[RenderableType] = [lines.title]
     for view in views:
-        eta = duration(view["eta_s"]) if view["state"] == "RUNNING" else NONE
-        state = STYLES.get(view["state"], "")
-        parts.append(line(view["name"], view["state"], steps(view), loss(view["loss"]), eta, state=state))
-        if note := remark(view):
-            parts.append(Padding(Text(note, style="dim", overflow="fold"), (0, 0, 0, 4)))
+        own = bases[view["base_model"]] if len(bases) > 1 else ""
+        parts += [lines.facts(view), *indented("; ".join(filter(None, (own, remark(view)))))]
+    if len(bases) == 1:
+        parts.append(Text(f"base model: {next(iter(bases.values()))}", style="dim", overflow="fold"))
     return Group(*parts)
 
 
-def actor_table(actors: Sequence[View], width: int) -> RenderableType:
-    """The actors: one row for each, or in a narrow terminal one line.
+class JobLines:
+    """Jobs below each other in columns that fit a narrow terminal."""
 
-    Args:
-        actors: The actors.
-        width: Columns that the terminal has.
-    """
-    if width < WIDE:
-        return Group(*(actor_line(actor, whole=True) for actor in actors))
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("actor", "state", "device"):
-        table.add_column(title, no_wrap=True, overflow="ellipsis")
-    for title in ("memory", "limit", "peak", "tok/s", "batch tokens", "adapters", "jobs"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("remark", overflow="fold")
-    for actor in actors:
-        table.add_row(
-            Text(actor["name"]),
-            state_text(actor["state"]),
-            Text(actor["device"] or NONE),
-            size(actor["memory_used"] or None),
-            size(actor["memory_limit"] or None),
-            size(actor["memory_peak"] or None),
-            amount(actor["tokens_per_s"]),
-            amount(actor["batch_tokens"]),
-            str(actor["batch_adapters"]),
-            str(len(actor["jobs"])),
-            Text(actor["reason"] or ""),
-        )
-    return table
+    _COLUMNS: ClassVar = {"state": 9, "step": 9, "loss": 7, "tok/s": 5, "ETA": 7}
+
+    def __init__(self, views: Sequence[View], width: int) -> None:
+        """Makes the first column as wide as the names, if there is room.
+
+        Args:
+            views: The jobs.
+            width: Columns that the terminal has.
+        """
+        name = max([len("job"), *(len(view["name"]) for view in views)])
+        self._name = max(10, min(name, width - sum(self._COLUMNS.values()) - 2 * len(self._COLUMNS)))
+
+    @property
+    def title(self) -> Text:
+        """The names of the columns."""
+        return self._line("job", *self._COLUMNS, style="bold")
+
+    def facts(self, view: View) -> Text:
+        """One job."""
+        running = view["state"] == "RUNNING"
+        speed = amount(view["tokens_per_s"]) if running else NONE
+        state = STYLES.get(view["state"], "")
+        return self._line(view["name"], view["state"], steps(view), loss(view["loss"]), speed, eta(view), state=state)
+
+    def _line(self, first: str, second: str, *rest: str, style: str = "", state: str = "") -> Text:
+        cut = first if len(first) <= self._name else f"{first[: self._name - 1]}…"
+        text = Text.assemble(f"{cut:<{self._name}}  ", (f"{second:<9}", state or style), style=style, no_wrap=True)
+        for value, size_ in zip(rest, list(self._COLUMNS.values())[1:], strict=True):
+            text.append(f"  {value:>{size_}}")
+        return text
 
 
-def job_details(view: View) -> Table:
-    """Everything about one job, one fact a line."""
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    spec = view["spec"]
-    lora, training = spec["lora"], spec["training"]
-    targets = lora["target_modules"]
-    samples = f"{view['samples']} ({view['truncated']} cut, {view['dropped']} dropped)"
-    speed = f"{amount(view['tokens_per_s'])} tokens/s, ETA {duration(view['eta_s'])}"
-    facts: list[tuple[str, str]] = [
-        ("job", view["name"]),
-        ("id", view["id"]),
-        ("waits for", view["waiting_for"] or ""),
-        ("not saved", view["unsaved"]),
-        ("reason", view["reason"] or ""),
-        ("base model", view["base_model"]),
-        ("data", f"{spec['dataset']['path']} ({spec['dataset']['format']})"),
-        ("output", view["output_dir"]),
-        ("adapter", f"r {lora['r']}, alpha {lora['lora_alpha']:g}, dropout {lora['lora_dropout']:g}"),
-        ("targets", targets if isinstance(targets, str) else ", ".join(targets)),
-        (
-            "training",
-            f"learning rate {training['learning_rate']:g} ({training['lr_scheduler_type']}), "
-            f"batch {training['per_device_train_batch_size']} x {training['gradient_accumulation_steps']}, "
-            f"seed {training['seed']}",
-        ),
-        ("actor", view["actor"] or NONE),
-        ("step", f"{steps(view)}, epoch {view['epoch']:.2f}"),
-        ("loss", loss(view["loss"])),
-        ("eval loss", loss(view["eval_loss"]) if view["eval_loss"] is not None else ""),
-        ("speed", speed if view["state"] == "RUNNING" else ""),
-        ("tokens", amount(view["tokens"])),
-        ("samples", samples if view["samples"] else ""),
-        (
-            "shortened",
-            f"{plural(view['shortened'], 'conversation')}, of which the chat template leaves out a part of an answer "
-            "(thoughts of earlier turns, say); that part is not learned"
-            if view["shortened"]
-            else "",
-        ),
-        (
-            "without gradient",
-            f"{view['unreached']}: in the first step the loss did not depend on the adapter there. If it never does, "
-            "it stays as it began: leave these names out of lora.target_modules"
-            if view["unreached"]
-            else "",
-        ),
-        ("columns not read", view["unread_columns"]),
-        ("priority", str(view["priority"])),
-        ("attempt", f"{view['attempt']}, retries {view['retries']}"),
-        ("submitted", clock(view["submitted_at"])),
-        ("started", clock(view["started_at"])),
-        ("finished", clock(view["finished_at"])),
-        ("time", duration(seconds_run(view))),
-    ]
-    table.add_row("state", state_text(view["state"]))
-    for name, fact in facts:
-        if fact:
-            table.add_row(name, Text(fact))
-    return table
+def indented(note: str) -> list[RenderableType]:
+    """What is said below a line, whole; nothing of nothing."""
+    return [Padding(Text(note, style="dim", overflow="fold"), (0, 0, 0, 4))] if note else []
