@@ -34,7 +34,7 @@ check: $(READY)  ## Check style and types, and run the quick tests: what to run 
 	@$(MAKE) --no-print-directory --output-sync -j 2 lint quick
 
 test: $(READY)  ## Run all tests, two files at a time; those of tests/integration start real Ray clusters
-	$(BIN)/python -m pytest $(TWO_WORKERS)
+	$(BIN)/python -m pytest $(TWO_WORKERS) --durations 25
 
 quick: $(READY)  ## Run the tests that need neither Ray nor long training
 	$(BIN)/python -m pytest $(TWO_WORKERS) -m "not cluster and not slow and not every_architecture"

@@ -28,6 +28,8 @@ _WRONG = _ROOT / "demo" / "wrong-rate.yaml"
 _CLUSTER = _ROOT / "demo" / "cluster.yaml"
 _STATE = _ROOT / "out" / "demo" / ".loray"  # a queue of its own: the demo meets nobody's jobs
 _LATE, _URGENT, _ASKED = "fairy-tale", "telegram", "pirate-r16"
+_COMES_LATE = "comes late, and joins when one of the four is done: {}"
+_IS_URGENT = "is urgent, goes ahead of those who wait: {}"
 _QUESTION = "What is the sun?"
 _WORDS = 28  # most tokens of an answer
 
@@ -70,19 +72,20 @@ class _Story:
 
     def train(self) -> None:
         """Submit the jobs, some of them later, and follow all to their ends."""
-        specs = {spec.name: spec for spec in load_jobs([_JOBS, _WRONG])}
+        specs = {spec.name: spec for spec in load_jobs([_WRONG, _JOBS])}
         late, urgent = specs.pop(_LATE), specs.pop(_URGENT)
         self._submit(list(specs.values()), "in the queue: {}")
         self.screen.say(
-            "each has a few short samples per step, so the steps of several fit into one: that is the sharing"
+            "their steps are short: four fit into one shared batch, and the demo's policy, fifo-4, keeps four at it; "
+            "the default shares where that shortens the mean turnaround"
         )
         with ThreadPoolExecutor(1) as asker:
             while True:
                 self._look()
                 part = self._done(_ASKED)
                 self._once(part > 0, "asked early", lambda: self._ask(asker, base=True))
-                self._once(part > 0.15, "late", lambda: self._submit([late], "comes late, and joins them: {}"))
-                self._once(part > 0.3, "urgent", lambda: self._submit([_first(urgent)], "is urgent, goes first: {}"))
+                self._once(part > 0.15, "late", lambda: self._submit([late], _COMES_LATE))
+                self._once(part > 0.3, "urgent", lambda: self._submit([_first(urgent)], _IS_URGENT))
                 self._once(part > 0.45, "asked half way", lambda: self._ask(asker))
                 self._once(part == 1.0, "asked at last", lambda: self._ask(asker))
                 self._tell_failures()

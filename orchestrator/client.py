@@ -173,6 +173,10 @@ class Client:
         # The same id again, when the answer got lost on its way, finds the jobs that were accepted before.
         answer = self.call("submit", documents, request_id, timeout=SUBMIT_SECONDS, again=True)
         _raise_problems(answer)
+        if not isinstance(self._link, HttpLink):
+            from orchestrator.cluster.ray_job import note_in_ray_job
+
+            note_in_ray_job(answer["accepted"])
         return [Job(self, view["id"], view["name"]) for view in answer["accepted"]], remarks + sent
 
     def plan(self, specs: Sequence[JobSpec], policy: str | None = None) -> list[dict[str, Any]]:

@@ -21,9 +21,11 @@ from orchestrator.cluster.ray_internals import (
     probe_access,
     reread_environment,
     resolve_auto,
+    submission_id,
 )
 
 NAMESPACE = "loray"
+HIDDEN = "_ray_internal_loray"  # Ray's dashboard lists no driver of a namespace that begins so
 CONTROLLER = "loray-controller"
 _LOOK_SECONDS = 2.0  # that an answer may take before it is looked whether Ray still runs
 
@@ -68,7 +70,7 @@ def connect(address: str | None = None) -> Connection:
     cluster = find_address(address)
     if cluster is None:
         raise ClusterUnavailableError(f"no Loray cluster is running here. {HOW_TO_START}")
-    return join(cluster)
+    return join(cluster, hidden=True)
 
 
 def _check_same(address: str, current: str) -> None:
@@ -82,8 +84,13 @@ def _check_same(address: str, current: str) -> None:
     )
 
 
-def join(cluster: ClusterAddress) -> Connection:
+def join(cluster: ClusterAddress, *, hidden: bool = False) -> Connection:
     """Joins a Ray cluster.
+
+    Args:
+        cluster: Where it is.
+        hidden: Whether to be no row on the Jobs page of Ray's dashboard. An actor that is started in this process then
+            has no row there either under which its tasks are found.
 
     Raises:
         ClusterUnavailableError: It does not answer, or does not let this process in.
@@ -98,7 +105,10 @@ def join(cluster: ClusterAddress) -> Connection:
         here = loopback_only() if hides_on_loopback(address) else contextlib.nullcontext()
         with here:
             context = ray.init(
-                address=address or "auto", namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR
+                address=address or "auto",
+                namespace=HIDDEN if hidden and submission_id() is None else NAMESPACE,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
             )
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         if isinstance(error, LorayError):

@@ -170,6 +170,7 @@ class Fleet:
                     num_gpus=place.settings.num_gpus,
                     max_restarts=0,
                     max_task_retries=0,
+                    enable_task_events=False,  # polls would hide the tasks that people look for
                     scheduling_strategy=strategy,
                     runtime_env={"env_vars": self._env_vars},
                 )

@@ -22,7 +22,11 @@ def ask_node(node_id: str) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     where = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    return ray.remote(num_cpus=0, max_calls=1)(accelerators).options(scheduling_strategy=where).remote()
+    return (
+        ray.remote(num_cpus=0, max_calls=1, enable_task_events=False)(accelerators)
+        .options(scheduling_strategy=where)
+        .remote()
+    )
 
 
 class NodeGpus:

@@ -16,6 +16,8 @@ Ray promises none of these names. They were looked up in Ray 2.50 to 2.53 and in
   argument; Ray 2.50 and 2.51 have no tokens. Without it the token is read where Ray's documentation puts it.
 - `ray._raylet.Config.initialize`: seen in 2.50, 2.52 and 2.60. Without it Ray goes on with the `RAY_AUTH_MODE` that it
   read when it was imported, and `ray.init` says that it is refused.
+- the variable `RAY_JOB_CONFIG_JSON_ENV_VAR`, and what `ray job submit` keeps in Ray's key-value store under
+  `_ray_internal_job_info_ID`: seen in 2.60. Without them a Ray job does not tell which LoRA jobs came with it.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ import contextlib
 import functools
 import importlib
 import inspect
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import Enum, auto
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,7 @@ from typing import Any
 from orchestrator.cluster.address import PROBE_SECONDS, answers, host_and_port
 
 _MISSING = (ImportError, AttributeError)
+_JOB_KEY, _JOB_NAMESPACE = "_ray_internal_job_info_{}", b"job"
 
 
 class Access(Enum):
@@ -194,3 +198,35 @@ def reread_environment() -> None:
     with contextlib.suppress(*_MISSING):
         config: Any = importlib.import_module("ray._raylet").Config
         config.initialize("")
+
+
+def submission_id() -> str | None:
+    """The id of the Ray job that this process was started by (`ray job submit`); None: by none."""
+    try:
+        return str(json.loads(os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"])["metadata"]["job_submission_id"])
+    except (KeyError, ValueError, TypeError):
+        return None
+
+
+def ray_job_metadata(submission: str) -> dict[str, str]:
+    """The metadata of a Ray job of the connected cluster; empty where this Ray keeps them elsewhere."""
+    return dict((_ray_job(submission) or {}).get("metadata") or {})
+
+
+def set_ray_job_metadata(submission: str, metadata: Mapping[str, str]) -> None:
+    """Writes the metadata of a Ray job of the connected cluster; Ray has a way to do so before it starts only."""
+    job = _ray_job(submission)
+    if job is not None:
+        store: Any = importlib.import_module("ray.experimental.internal_kv")
+        value = json.dumps({**job, "metadata": dict(metadata)}).encode()
+        store._internal_kv_put(_JOB_KEY.format(submission), value, overwrite=True, namespace=_JOB_NAMESPACE)
+
+
+def _ray_job(submission: str) -> dict[str, Any] | None:
+    try:
+        store: Any = importlib.import_module("ray.experimental.internal_kv")
+        value = store._internal_kv_get(_JOB_KEY.format(submission), namespace=_JOB_NAMESPACE)
+        job = json.loads(value)
+    except (*_MISSING, TypeError, ValueError):
+        return None
+    return job if isinstance(job, dict) else None

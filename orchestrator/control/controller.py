@@ -151,6 +151,8 @@ class Controller:
         for job in self._store.jobs([state for state in JobState if state not in TERMINAL]):
             if job.attempt:
                 self._job_started(job)
+            else:
+                self._rows.accepted(job)
         self._adopted = True
 
     def _job_started(self, job: JobRecord) -> None:
@@ -164,12 +166,20 @@ class Controller:
         if job.state is JobState.SUCCEEDED and job.finished_at is not None:
             self._metrics.succeeded(job.finished_at - job.submitted_at)
 
-    async def watch(self, job_id: str) -> str:
+    async def wait_for_start(self, job_id: str) -> None:
+        """Wait until a job is given to an actor, or over."""
+        await self._rows.wait_for_start(job_id)
+
+    async def watch(self, job_id: str, _start: None) -> str:
         """Wait for the end of a job; returns its state. Ray shows the call as a task of the job's name.
+
+        Args:
+            job_id: Which job.
+            _start: What `wait_for_start` returned; until then Ray shows the call as pending.
 
         Raises:
             JobNotFoundError: No job has that id.
-            JobFailedError: It failed; the message is its reason.
+            JobFailedError: It failed or was cancelled; the message is its reason.
         """
         return await self._rows.watch(job_id)
 
@@ -352,6 +362,9 @@ class Controller:
         """
         self._refuse_at_the_end()
         accepted, problems = await self._submissions.submit(jobs, request_id, owner)
+        for job in accepted:
+            if job.state not in TERMINAL:
+                self._rows.accepted(job)
         self._wake.set()
         return {
             "accepted": [self._view(job) for job in accepted],
@@ -403,10 +416,12 @@ class Controller:
             StorageError: Its files are in a storage that does not answer.
         """
         self._refuse_at_the_end()
-        job, checkpoint = self._store.find(ref), None
-        if job_verbs.may_retry(self._store, job):
-            checkpoint = await asyncio.to_thread(job_verbs.checkpoint_to_retry, job, from_start=from_start)
-        return self._view(await self._change(ref, partial(job_verbs.retry, checkpoint=checkpoint)))
+        found, checkpoint = self._store.find(ref), None
+        if job_verbs.may_retry(self._store, found):
+            checkpoint = await asyncio.to_thread(job_verbs.checkpoint_to_retry, found, from_start=from_start)
+        job = await self._change(ref, partial(job_verbs.retry, checkpoint=checkpoint))
+        self._rows.accepted(job)
+        return self._view(job)
 
     async def _change(self, ref: str, verb: Callable[[Store, JobRecord], JobRecord]) -> JobRecord:
         """Do what somebody asks of a job; what comes back is in the store."""

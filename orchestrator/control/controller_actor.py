@@ -15,7 +15,7 @@ from orchestrator.cluster.places import HEAD
 from orchestrator.control.controller import Controller
 
 _START_SECONDS = 90.0
-_MOST_CALLS = 100_000  # under way at a time; every job that runs holds one
+_MOST_CALLS = 100_000  # under way at a time; every job that runs holds one, every job that waits another
 
 
 def start_or_attach_controller(config: ClusterConfig) -> Any:
@@ -30,6 +30,7 @@ def start_or_attach_controller(config: ClusterConfig) -> Any:
     # Not by concurrency groups: Ray runs each in a thread with an event loop of its own.
     remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=_MOST_CALLS)(Controller)
     handle = remote.options(
+        enable_task_events=False,  # `dashboard_rows` has those that people look for
         name=CONTROLLER,
         namespace=NAMESPACE,
         lifetime="detached",

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from gpu_actor.contract.errors import ClusterUnavailableError, LorayError
-from orchestrator.cluster.address import find_address, remove_cluster_file, write_cluster_file
+from orchestrator.cluster.address import ClusterAddress, find_address, remove_cluster_file, write_cluster_file
 from orchestrator.cluster.cluster_config import ClusterConfig
 from orchestrator.cluster.connection import NAMESPACE, Connection, connection_of, controller, join, runs
 from orchestrator.cluster.ray_internals import any_agent_port, loopback_only, sessions_of_their_own
@@ -37,12 +37,10 @@ def start_controller(config: ClusterConfig) -> bool:
     """Starts the orchestrator on the connected cluster unless it runs already; returns whether it was started."""
     from orchestrator.control.controller_actor import start_or_attach_controller
 
-    try:
-        controller()
-    except ClusterUnavailableError:
-        start_or_attach_controller(config)
-        return True
-    return False
+    if _is_there():
+        return False
+    start_or_attach_controller(config)
+    return True
 
 
 @contextlib.contextmanager
@@ -141,6 +139,23 @@ def _only_one(storage: Path) -> Iterator[None]:
         yield
 
 
+def _is_there() -> bool:
+    try:
+        controller()
+    except ClusterUnavailableError:
+        return False
+    return True
+
+
+def _start_on(cluster: ClusterAddress, config: ClusterConfig) -> Connection:
+    """Starts the orchestrator on a cluster, from a driver that the dashboard shows: its jobs are found there."""
+    import ray
+
+    ray.shutdown()
+    connection = join(cluster)
+    return replace(connection, orchestrator_started=start_controller(config))
+
+
 @contextlib.contextmanager
 def join_or_start(address: str | None, config: ClusterConfig) -> Iterator[Connection]:
     """Joins the cluster that `find_address` knows, and starts one on this machine when it knows none.
@@ -155,9 +170,9 @@ def join_or_start(address: str | None, config: ClusterConfig) -> Iterator[Connec
         while True:
             cluster = find_address(address, storage)
             if cluster:
-                connection = join(cluster)
-                if start_controller(config):
-                    connection = replace(connection, orchestrator_started=True)
+                connection = join(cluster, hidden=True)
+                if not _is_there():
+                    connection = _start_on(cluster, config)
                     write_cluster_file(storage, connection.address, connection.dashboard, None)
                 break
             try:

@@ -83,7 +83,11 @@ async def plan_apart(*arguments: Any) -> list[dict[str, Any]]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    plan = ray.remote(num_cpus=0, max_calls=1)(plan_jobs).options(scheduling_strategy=here).remote(*arguments)
+    plan = (
+        ray.remote(num_cpus=0, max_calls=1, enable_task_events=False)(plan_jobs)
+        .options(scheduling_strategy=here)
+        .remote(*arguments)
+    )
     try:
         return cast("list[dict[str, Any]]", await asyncio.wait_for(plan, PLAN_SECONDS))
     except asyncio.TimeoutError:

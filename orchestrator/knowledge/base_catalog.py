@@ -34,7 +34,7 @@ class BaseCatalog:
             trust_remote_code: Whether Python code that comes with a model may run.
         """
         # A fresh worker each time: one that has imported torch would go on holding hundreds of megabytes.
-        remote = ray.remote(num_cpus=0, max_calls=1, runtime_env={"env_vars": env_vars})
+        remote = ray.remote(num_cpus=0, max_calls=1, enable_task_events=False, runtime_env={"env_vars": env_vars})
         self._describe = remote(describe_within_limits)
         self._trust = trust_remote_code
         self._descriptions: dict[tuple[str, float | None], BaseDescription] = {}

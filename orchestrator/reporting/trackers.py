@@ -86,7 +86,9 @@ class Trackers:
     async def _call(self, method: str, *arguments: Any, seconds: float = _CALL_SECONDS) -> Any:
         if self._process is None:
             remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=4)(TrackerProcess)
-            self._process = remote.options(resources={HEAD: 0.001}).remote(self._config.storage)
+            self._process = remote.options(resources={HEAD: 0.001}, enable_task_events=False).remote(
+                self._config.storage
+            )
         return await asyncio.wait_for(getattr(self._process, method).remote(*arguments), seconds)
 
     async def stop(self) -> None:

@@ -10,7 +10,7 @@ from orchestrator.scheduler.clock import ActorProgress, EventClock, JobProgress
 from orchestrator.scheduler.policy import DEFAULT
 from orchestrator.scheduler.view import ClusterView, JobView
 
-MOST_WORK = 500_000  # jobs looked at, over all events: some ten seconds; beyond it nothing is forecast
+_MOST_WORK = 500_000  # jobs looked at, over all events: some ten seconds; beyond it nothing is forecast
 _MOST_TICKS = 100  # after the start; later on nobody is waited for whom no event helps
 
 
@@ -45,7 +45,7 @@ class Forecast:
 
 
 def forecast(
-    view: ClusterView, policy: str = DEFAULT, wanted: Collection[str] | None = None, most_work: int = MOST_WORK
+    view: ClusterView, policy: str = DEFAULT, wanted: Collection[str] | None = None, most_work: int | None = None
 ) -> dict[str, Forecast]:
     """What becomes of every job of a view; jobs with a later `submitted_at` arrive then.
 
@@ -53,11 +53,13 @@ def forecast(
         view: The cluster. Actors that are blocked are taken to stay so, and jobs that are leaving to be off.
         policy: Name of the policy.
         wanted: Jobs in question: with the last of them the forecast ends. None: all.
-        most_work: Jobs looked at, over all events, beyond which nothing is forecast.
+        most_work: Jobs looked at, over all events, beyond which nothing is forecast; None: some ten seconds' worth.
     """
     jobs = tuple(replace(job, actor=None, leaving=False) if job.leaving else job for job in view.jobs if job.returns)
     actors = tuple(replace(actor, doubts={}) for actor in view.actors)  # the guess is what there is to go by
-    return _ForecastClock(replace(view, jobs=jobs, actors=actors), policy, wanted, most_work).forecasts()
+    return _ForecastClock(
+        replace(view, jobs=jobs, actors=actors), policy, wanted, _MOST_WORK if most_work is None else most_work
+    ).forecasts()
 
 
 class _ForecastClock(EventClock):

@@ -68,6 +68,8 @@ def test_every_job_is_a_row_of_its_own_in_the_dashboard(orchestrator, make):
     bad = make("row-bad", steps=2)
     Path(bad.dataset.path).write_text("[]\n")
     orchestrator.submit(make("row-good", steps=2, r=8), bad, make("row-long", steps=LONG))
+    orchestrator.submit(make("row-waits", steps=2, base="tiny-b"), make("row-dropped", steps=2, base="tiny-b"))
+    orchestrator.call("cancel", "row-dropped")
     orchestrator.wait("row-good", "SUCCEEDED")
     orchestrator.wait("row-bad", "FAILED")
     orchestrator.wait("row-long", "RUNNING")
@@ -76,10 +78,13 @@ def test_every_job_is_a_row_of_its_own_in_the_dashboard(orchestrator, make):
         "lora[row-good] tiny-a r=8": "FINISHED",
         "lora[row-bad] tiny-a r=4": "FAILED",
         "lora[row-long] tiny-a r=4": "RUNNING",
+        "lora[row-waits] tiny-b r=4": "PENDING_ARGS_AVAIL",
+        "lora[row-dropped] tiny-b r=4": "FAILED",
     }
 
     def rows():
         tasks = list_tasks(address=address, detail=True, limit=10_000)
+        assert {task.name for task in tasks if task.name.startswith(("Controller.", "GpuActor."))} == set()
         found = {task.name: task for task in tasks if task.name.startswith("lora[row-")}
         return found if {name: task.state for name, task in found.items()} == wanted else None
 

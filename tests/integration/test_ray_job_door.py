@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -58,15 +59,24 @@ def ray_job(folder, env, *arguments):
     )
 
 
-def ray_job_submit(folder, env, *entrypoint):
+def ray_jobs(home, dashboard):
+    """The rows of the dashboard's Jobs page."""
+    token = (home.path / ".ray" / "auth_token").read_text().strip()
+    request = urllib.request.Request(f"{dashboard}/api/jobs/", headers={"Authorization": f"Bearer {token}"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)
+
+
+def ray_job_submit(folder, env, *entrypoint, metadata=None):
     """Exit code and output of `ray job submit` as in the README.
 
     A head takes seconds after its first answer until it takes jobs. What `ray job submit` shows of a job's output may
     lack the end, so that the whole of it is asked for.
     """
     deadline = time.monotonic() + 60
+    said_of_it = () if metadata is None else ("--metadata-json", json.dumps(metadata))
     while True:
-        done = ray_job(folder, env, "submit", "--working-dir", ".", "--", *entrypoint)
+        done = ray_job(folder, env, "submit", "--working-dir", ".", *said_of_it, "--", *entrypoint)
         if "No available agent to submit job" not in done.stderr or time.monotonic() > deadline:
             break
         time.sleep(1)
@@ -94,7 +104,8 @@ def test_ray_job_submit_with_a_token(home, tmp_path):
     subprocess.run([RAY, "get-auth-token", "--generate"], env=home.env, check=True, capture_output=True)
     _, dashboard = start_head(home, RAY_AUTH_MODE="token")
     env = home.env | {"RAY_API_SERVER_ADDRESS": dashboard}
-    code, said = ray_job_submit(checkout, env, "python", "-m", "orchestrator", "run", "jobs/door.json")
+    run = ("python", "-m", "orchestrator", "run", "jobs/door.json")
+    code, said = ray_job_submit(checkout, env, *run, metadata={"project": "doors"})
     assert code == 0, said
     output = home.storage / "outputs" / "jobs" / "out" / "door"
     assert f"adapters go below {home.storage / 'outputs'}" in said
@@ -107,6 +118,11 @@ def test_ray_job_submit_with_a_token(home, tmp_path):
     (job,) = home.json("list")
     assert (job["name"], job["state"]) == ("door", "SUCCEEDED")
     assert job["spec"]["dataset"]["path"] == str(copy)
+    # The Ray job says which LoRA jobs came with it, and the command that looked at them is none.
+    (ray_job,) = ray_jobs(home, dashboard)
+    assert ray_job["metadata"].items() >= {"owner": "operator", "lora_jobs": f"door ({job['id']})"}.items()
+    assert ray_job["metadata"]["lora_logs"].startswith("loray logs")
+    assert ray_job["metadata"]["project"] == "doors"
 
 
 def test_a_head_without_a_token(home, tmp_path, tiny_base):
