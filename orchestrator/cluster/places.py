@@ -168,7 +168,7 @@ def listed_places(actors: Sequence[ActorConfig], nodes: Sequence[Mapping[str, An
         elif node is None and _names_node(actor):
             continue
         elif actor.num_gpus:
-            places.append(Place(place_id, node and node["NodeID"], actor, actor.memory_limit))
+            places.append(Place(place_id, None if node is None else node["NodeID"], actor, actor.memory_limit))
         else:
             there = [other for other, at in zip(actors, chosen, strict=True) if at is node and not other.num_gpus]
             places.append(_on_cpu(place_id, actor, node, there))
@@ -220,7 +220,8 @@ def _on_cpu(place_id: str, actor: ActorConfig, node: Mapping[str, Any] | None, t
     rest = (memory - sum(given)) // max(1, len(there) - len(given))
     threads = max(1, cores // len(there)) if len(there) > 1 else None
     limit = actor.memory_limit or max(1, rest)
-    return Place(place_id, node and node["NodeID"], actor, limit, actor.cpu_threads or threads)
+    node_id = None if node is None else node["NodeID"]
+    return Place(place_id, node_id, actor, limit, actor.cpu_threads or threads)
 
 
 def _head_first(node: Mapping[str, Any]) -> tuple[bool, str]:
