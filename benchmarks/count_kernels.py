@@ -92,17 +92,26 @@ def peft_step(layers: int) -> KernelCounter:
     return _second(step)
 
 
-def loray_step(layers: int, jobs: int, samples: int, dropout: float, products: Products | None) -> KernelCounter:
+def loray_step(
+    layers: int,
+    jobs: int,
+    samples: int,
+    dropout: float,
+    products: Products | None,
+    rank: int = _RANK,
+    length: int = _LENGTH,
+) -> KernelCounter:
+    """Jobs of so many samples each, `length` tokens long, together."""
     model = _model(layers)
     freeze(model)
     base = BaseModel("tiny", model, kernels="cuda")
     with patch("gpu_actor.model.body.has_varlen", return_value=False):  # a CPU has no such kernel
         base.body.pack().close()
     base.body.routing.products = products
-    adapters = [base.new_adapter(LoraConfig(r=_RANK, lora_dropout=dropout)) for _ in range(jobs)]
+    adapters = [base.new_adapter(LoraConfig(r=rank, lora_dropout=dropout)) for _ in range(jobs)]
     optimizers = [make_optimizer(weights, TrainingConfig()) for weights in adapters]
     random = np.random.default_rng(0)
-    ids = [random.integers(3, 128, _LENGTH, dtype=np.int32) for _ in range(samples)]
+    ids = [random.integers(3, 128, length, dtype=np.int32) for _ in range(samples)]
     seeds = tuple(range(samples)) if dropout else None
 
     def step() -> None:

@@ -53,6 +53,23 @@ def _crossover(result: Any) -> Figures:
     }
 
 
+def _scale(result: Any) -> Figures:
+    return {
+        f"{one['base_model']}, share of a step, one more of {row['axis']}": row["of_a_step"]
+        for one in result
+        for row in one["rows"]
+    }
+
+
+def _peers(result: Any) -> Figures:
+    named = {f"{row['peer']}, {row['lengths']} lengths, {row['jobs']} jobs": row for row in result["rows"]}
+    return {
+        f"{figure} of Loray over {name}": row[key]
+        for name, row in named.items()
+        for figure, key in (("speed", "speed"), ("memory", "memory"))
+    }
+
+
 def _kernels(result: Any) -> Figures:
     return {f"kernels of a step, {one['case']}, {one['operator']}": float(one["step"]) for one in result}
 
@@ -69,11 +86,15 @@ PROGRAMS: Mapping[str, Callable[[Any], Figures]] = {
     "cotrain": _cotrain,
     "roofline": _roofline,
     "actor": _actor,
+    "peers": _peers,
     "crossover": _crossover,
+    "scale": _scale,
     "memory": _memory,
     "count_kernels": _kernels,
 }
 _ALWAYS_QUICK = ("count_kernels",)
+_OPTIONS = {"peers": ("--jobs", "4", "--no-memory")}  # all of it takes half an hour
+_PATIENCE_S = 3600  # for one program
 
 
 def main() -> int:
@@ -106,9 +127,15 @@ def run(names: Sequence[str], *, quick: bool) -> dict[str, Any]:
                 str(_HERE / f"{name}.py"),
                 "--json",
                 str(file),
+                *_OPTIONS.get(name, ()),
                 *(["--quick"] * (quick and name not in _ALWAYS_QUICK)),
             ]
-            done = subprocess.run(command, capture_output=True, text=True)
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                print(f"{name} was ended after {_PATIENCE_S} s", flush=True)
+                found["failed"].append(name)
+                continue
             if done.returncode:
                 print(f"{name} ended with {done.returncode}:\n{done.stdout}{done.stderr}", flush=True)
                 found["failed"].append(name)

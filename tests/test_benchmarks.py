@@ -72,7 +72,7 @@ def quick(name, tmp_path, *options):
 
 def test_every_target_of_the_scheduler_is_measured(tmp_path):
     trace = ["--trace", "configs/traces/small-2actors-h100-7b.csv", "--profile", "configs/traces/h100-7b.yaml"]
-    rows = {row["what"]: row["measured"] for row in quick("schedule", tmp_path, *trace, "--actors", "2")}
+    rows = {row["what"]: row["measured"] for row in quick("scheduling/schedule", tmp_path, *trace, "--actors", "2")}
     for workload in ("seeded", "on 16 actors", "grids", "recorded"):
         assert rows[f"mean turnaround / relaxed lower bound, {workload}, all"] >= 1.0
         assert rows[f"largest slowdown / its lower bound, {workload}, all"] >= 1.0
@@ -130,7 +130,25 @@ def test_the_gain_of_sharing_is_measured_by_the_tokens_of_a_job(tmp_path):
     assert set(row["gains"]) >= {"8", "128"}  # which is larger is a matter of the machine's load
     assert min(row["gains"].values()) > 0
     assert row["budget"] >= 128
-    assert set(row["by_adapters"]) == {"1", "8"}
+
+
+def test_one_more_adapter_costs_time_and_no_kernel(tmp_path):
+    (result,) = quick("scale", tmp_path)
+    rows = {row["axis"]: row for row in result["rows"]}
+    assert rows.keys() == {"adapters", "rank", "tokens"}
+    assert all(min(row["seconds"]) > 0 and row["of_a_step"] for row in rows.values())
+    assert [row["kernels"] for row in rows.values()] == [0.0, 0.0, 0.0]  # one product for all, whatever their number
+
+
+def test_peers_that_are_installed_here_train_the_same(tmp_path):
+    result = quick("peers", tmp_path, "--only", "trainer", "flattening", "--no-memory")
+    rows = result["rows"]
+    assert [row["peer"] for row in rows] == ["PEFT + Trainer", "PEFT + Trainer, flattening collator"]
+    for row in rows:
+        assert row["same_steps"]
+        assert 0 <= row["loss"] < 2e-5  # transformers 5 sees from the positions where a sample begins, with sdpa too
+        assert min(row["speed"], row["speed_of_processor"]) > 0
+        assert min(row["their_peak"], row["our_peak"]) > 100 * 2**20
 
 
 @pytest.mark.cluster
@@ -210,7 +228,7 @@ def test_kernels_are_counted(monkeypatch):
     assert all(row.step > 32 * row.layer - 100 for row in (peft, apart, looped, grouped))
 
 
-@pytest.mark.parametrize("name", ["live", "early_stop", "actor_start"])
+@pytest.mark.parametrize("name", ["live", "scheduling/early_stop", "actor_start"])
 def test_what_takes_too_long_for_a_test_can_at_least_be_started(name):
     command = [sys.executable, f"benchmarks/{name}.py", "--help"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)

@@ -1,1 +1,1 @@
-"""What several benchmarks share: the work, the two sides that do it, the meters, the workloads of the scheduler."""
+"""What several benchmarks share: the work, the two sides that do it, and the meters."""

@@ -47,7 +47,7 @@ def measure(side: str, base: str, jobs_of_each: Sequence[Sequence[int]], steps: 
     with contextlib.ExitStack() as stack:
         processes = [stack.enter_context(_start(side, base, jobs, steps, threads)) for jobs in jobs_of_each]
         try:
-            peak, resident = _watch(processes)
+            peak, resident = watch(processes)
         finally:
             for process in processes:
                 process.kill()
@@ -59,7 +59,7 @@ def _start(side: str, base: str, jobs: Sequence[int], steps: int, threads: int) 
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def _watch(processes: Sequence[subprocess.Popen[str]]) -> tuple[int, int]:
+def watch(processes: Sequence[subprocess.Popen[str]]) -> tuple[int, int]:
     """Let all train at the same time once all have loaded; the peak together, and the sum of their own peaks."""
     for process in processes:
         _expect(process, "loaded")

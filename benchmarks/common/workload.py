@@ -27,6 +27,7 @@ DEMO_BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 BATCH_SIZE = 4
 _MEDIAN_LENGTH, _SPREAD = 70, 0.7  # of the log-normal distribution of sample lengths
 _SHORTEST, _LONGEST = 12, 512
+EQUAL_LENGTH = 64  # of every sample, where all are to have the same
 _PROMPT_SHARE = 0.4  # of a sample's tokens, masked in the loss
 _JOB_WORDS = 200  # tokens that one job's samples are made of, so that there is something to learn
 _SEED = 20240607
@@ -91,14 +92,19 @@ def tiny_base(folder: Path) -> str:
     return str(folder / "tiny")
 
 
-def make_jobs(folder: Path, vocabulary: int, numbers: Iterable[int], steps: int, dropout: float = 0.0) -> list[Job]:
-    """The jobs of these numbers, `steps` optimizer steps each; data files and outputs lie below `folder`."""
-    return [_make_job(folder / f"job-{number}", vocabulary, number, steps, dropout) for number in numbers]
+def make_jobs(
+    folder: Path, vocabulary: int, numbers: Iterable[int], steps: int, dropout: float = 0.0, *, equal: bool = False
+) -> list[Job]:
+    """The jobs of these numbers, `steps` optimizer steps each; data files and outputs lie below `folder`.
+
+    With `equal` every sample has the same length, so that no batch needs padding.
+    """
+    return [_make_job(folder / f"job-{number}", vocabulary, number, steps, dropout, equal) for number in numbers]
 
 
-def _make_job(folder: Path, vocabulary: int, number: int, steps: int, dropout: float) -> Job:
+def _make_job(folder: Path, vocabulary: int, number: int, steps: int, dropout: float, equal: bool) -> Job:
     rank, alpha, targets, rate, schedule = _JOBS[number]
-    samples = _samples(number, vocabulary, steps * BATCH_SIZE)
+    samples = _samples(number, vocabulary, steps * BATCH_SIZE, equal)
     folder.mkdir(parents=True)
     path = folder / "data.jsonl"
     path.write_text("".join(json.dumps({"input_ids": ids, "labels": labels}) + "\n" for ids, labels in samples))
@@ -122,11 +128,13 @@ def _make_job(folder: Path, vocabulary: int, number: int, steps: int, dropout: f
     return Job(spec, samples)
 
 
-def _samples(number: int, vocabulary: int, count: int) -> list[tuple[list[int], list[int]]]:
+def _samples(number: int, vocabulary: int, count: int, equal: bool) -> list[tuple[list[int], list[int]]]:
     """Lengths are evenly spaced quantiles of the distribution, shuffled: few samples, yet no luck of the draw."""
     random = np.random.default_rng([_SEED, number])
     normal = NormalDist(math.log(_MEDIAN_LENGTH), _SPREAD)
     lengths = [math.exp(normal.inv_cdf((place + 0.5) / count)) for place in range(count)]
+    if equal:
+        lengths = [float(EQUAL_LENGTH)] * count
     random.shuffle(lengths)
     words = random.integers(3, vocabulary, _JOB_WORDS)
     samples = []

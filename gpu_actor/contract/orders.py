@@ -29,10 +29,13 @@ class Detach:
 
     Attributes:
         keep: Write a checkpoint first, so that the job can go on elsewhere; False gives the job up.
+        attempt: Number of the assignment that ends: an `Attach` of it that comes later, however late, does nothing, and
+            neither does this order where a later one was seen.
     """
 
     job_id: str
     keep: bool
+    attempt: int
 
 
 @dataclass(frozen=True)

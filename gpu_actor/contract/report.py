@@ -95,5 +95,8 @@ class ActorReport:
     tokens_per_s: float = 0.0  # real tokens of all adapters together, over the last seconds
     batch_tokens: int = 0  # tokens in the latest shared batch
     batch_adapters: int = 0  # adapters in the latest shared batch
+    trained_tokens: int = 0  # real tokens since the actor started
+    padding_avoided: int = 0  # tokens of padding that the same micro-batches would have had as rectangles
+    generated_tokens: int = 0  # of answers, since the actor started
     open_requests: int = 0  # whose answers are being made, or have not been fetched and withdrawn
     tenants: tuple[TenantReport, ...] = field(default_factory=tuple)

@@ -76,6 +76,9 @@ class AnswerDesk:
     """Answers requests on one base model.
 
     One thread steps and opens; any thread may ask for answers.
+
+    Attributes:
+        generated_tokens: Of all answers so far.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class AnswerDesk:
         self._base, self._tokenizer, self._most_tokens, self._room = base, tokenizer, most_tokens, room
         self._generator: Generator | None = None  # made for the first question
         self._open: dict[str, _Open] = {}
+        self.generated_tokens = 0
 
     @property
     def idle(self) -> bool:
@@ -178,7 +182,7 @@ class AnswerDesk:
         if self._generator is None:
             return
         try:
-            self._generator.step()
+            self.generated_tokens += len(self._generator.step())
         except Exception as error:
             logger.exception("answers could not be made")
             self._give_up(error)

@@ -44,6 +44,11 @@ class Answering:
         """Requests whose answers are being made, or wait to be fetched."""
         return self._desk.open_requests
 
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens of all answers so far."""
+        return self._desk.generated_tokens
+
     def answers(self, request_id: str) -> list[Answer] | None:
         """The answers to a request as far as they are made; None: it is not open. Any thread may ask."""
         return self._desk.answers(request_id)

@@ -84,9 +84,9 @@ class Host:
         match order:
             case Attach(spec, attempt):
                 self._preparer.attach(spec, attempt)
-            case Detach(job_id, keep):
-                self._preparer.detach(job_id, keep)
-                self._tasks.put(lambda hosted: hosted.trainer.detach(job_id, keep=keep))
+            case Detach(job_id, keep, attempt):
+                if self._preparer.detach(job_id, keep, attempt):
+                    self._tasks.put(lambda hosted: hosted.trainer.detach(job_id, keep=keep))
             case Finish(job_id, reason):
                 self._tasks.put(lambda hosted: hosted.trainer.finish(job_id, reason))
             case Forget(job_id):

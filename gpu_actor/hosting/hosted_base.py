@@ -104,6 +104,9 @@ class HostedBase:
             tokens_per_s=trainer.tokens_per_s,
             batch_tokens=trainer.batch_tokens,
             batch_adapters=trainer.batch_adapters,
+            trained_tokens=trainer.work.tokens,
+            padding_avoided=trainer.work.padding_avoided,
+            generated_tokens=self.answering.generated_tokens,
             open_requests=self.answering.open_requests,
             tenants=tuple(trainer.reports()),
         )

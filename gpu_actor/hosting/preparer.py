@@ -92,12 +92,20 @@ class Preparer:
             self._reports[spec.job_id] = TenantReport(spec.job_id, attempt, TenantState.PREPARING)
         self._executor.submit(self._prepare, spec, attempt)
 
-    def detach(self, job_id: str, keep: bool) -> None:
-        """A job that is being prepared leaves the trainer as soon as it has come there."""
+    def detach(self, job_id: str, keep: bool, attempt: int) -> bool:
+        """A job that is being prepared leaves the trainer as soon as it has come there; none so old begins any more.
+
+        Returns:
+            Whether the order is about the newest attempt that was seen.
+        """
         with self._lock:
+            if attempt < self._attempts.get(job_id, 0):
+                return False
+            self._attempts[job_id] = attempt
             report = self._reports.get(job_id)
             if report is not None and report.state is TenantState.PREPARING:
                 self._detached[job_id] = keep
+            return True
 
     def forget(self, job_id: str) -> None:
         """Stop reporting a job that could not be prepared."""

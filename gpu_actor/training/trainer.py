@@ -25,6 +25,7 @@ from gpu_actor.training.clip import Clip, clip_together
 from gpu_actor.training.evaluation import evaluate
 from gpu_actor.training.references import run_ahead
 from gpu_actor.training.tenant import Tenant
+from gpu_actor.training.work_done import WorkDone
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class CoTrainer:
         memory_limit: Bytes that may be in use; None: no more than the device has.
         meter: What the steps cost.
         memory_shortages: Times that memory ran out or the limit was passed.
+        work: What was trained in all.
         late: Read the losses of an optimizer step after the next shared batch has begun to run (CUDA): the device goes
             on while this process logs and packs.
     """
@@ -55,6 +57,7 @@ class CoTrainer:
         self.memory_limit = memory_limit
         self.meter = StepMeter(base.device)
         self.memory_shortages = 0
+        self.work = WorkDone()
         self._whole_cap = self.micro_batch_cap  # before it was lowered
         self._token_bytes = 0.0  # of a shared batch, when the limit was passed
         self._fitted = self.budget.fits  # before the shared batch that is being made
@@ -288,7 +291,7 @@ class CoTrainer:
         self._ahead = run_ahead(micro_batches, self.base)
         losses = self.base.losses(pack(micro_batches, self.base.device))
         torch.stack([share.loss for share in losses]).sum().backward()  # type: ignore[no-untyped-call]
-        self.batch_tokens = sum(micro_batch.tokens for micro_batch in micro_batches)
+        self.batch_tokens = self.work.add(micro_batches)
         self.batch_adapters = len(chosen)
         place = 0
         for tenant, count in chosen:

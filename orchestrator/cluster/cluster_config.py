@@ -57,22 +57,17 @@ class ActorConfig(Strict):
         description="The only base model it hosts; null: whichever the waiting jobs call for.",
     )
     num_gpus: float = Field(default=0, ge=0, le=1, description="Share of a GPU that Ray sets aside for it; 0: CPU.")
-    node: str | None = Field(
-        default=None,
-        min_length=1,
-        description="The node it is on: its address or host name, or the first 6 digits or more of its id as Ray shows "
-        "it; null: any.",
-    )
-    labels: str | None = Field(
-        default=None,
-        pattern=r"^[^=,\s]+=[^=,\s]+(,[^=,\s]+=[^=,\s]+)*$",
-        max_length=1000,
-        description="Labels that its node has, as `ray start --labels` takes them: `zone=near,rack=2`; null: any node.",
-    )
     device: str | None = Field(
         default=None,
         pattern=r"^(cpu|cuda(:[0-9]{1,3})?)$",
         description="`cpu` or `cuda`; null: `cuda` when num_gpus is above 0, else `cpu`.",
+    )
+    node_labels: str | None = Field(
+        default=None,
+        max_length=1000,
+        pattern=r"^[A-Za-z0-9_./-]+=[A-Za-z0-9_.-]+(,[A-Za-z0-9_./-]+=[A-Za-z0-9_.-]+)*$",
+        description="Labels that its node must have, `key=value,key=value` as `ray start --labels` takes them; null: a "
+        "CPU actor is on the head node, and for a GPU Ray chooses.",
     )
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = Field(
         default="float32", description="Number format of the base model."
@@ -114,6 +109,11 @@ class ActorConfig(Strict):
             )
         check_quantization(self.quantization, self.dtype)
         return self
+
+    @property
+    def label_selector(self) -> dict[str, str]:
+        """The labels that its node must have."""
+        return dict(label.split("=", 1) for label in self.node_labels.split(",")) if self.node_labels else {}
 
     @property
     def resolved_device(self) -> str:

@@ -172,6 +172,7 @@ class Fleet:
                     max_task_retries=0,
                     enable_task_events=False,  # polls would hide the tasks that people look for
                     scheduling_strategy=strategy,
+                    label_selector=None if place.node_id else place.settings.label_selector or None,
                     runtime_env={"env_vars": self._env_vars},
                 )
                 .remote(options.model_dump())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -17,7 +17,6 @@ from orchestrator.scheduler.estimate import device_kind
 from orchestrator.scheduler.view import ActorShape, ActorState, ActorView
 
 HEAD = "node:__internal_head__"
-_SHORTEST_ID = 6  # digits of a node's id, as places of other nodes than the head have them
 
 
 @dataclass(frozen=True)
@@ -146,82 +145,58 @@ def find_places(nodes: Sequence[Mapping[str, Any]]) -> list[Place]:
 def listed_places(actors: Sequence[ActorConfig], nodes: Sequence[Mapping[str, Any]]) -> list[Place]:
     """The places of a cluster file.
 
-    Actors on a CPU are spread over the nodes that they may be on, by the nodes' cores and the head first; those with a
-    GPU are where Ray finds one, unless they name their node. Those on a CPU of one node share its cores evenly, and its
-    memory as well: the ones without a `memory_limit` get equal parts of what the others leave. Where no living node is
-    the one that is named, there is no place.
+    Those on a CPU are on the head node, or on a node with the labels that they ask for, in turn where several have
+    them. They share its cores evenly, and its memory as well: the ones without a `memory_limit` get equal parts of what
+    the others leave. One whose labels no living node has is left out.
 
     Args:
         actors: The cluster file's list.
         nodes: As `ray.nodes()` gives them.
     """
     alive = sorted((node for node in nodes if node["Alive"]), key=_head_first)
-    chosen = _chosen_nodes(actors, alive)
+    neighbours: dict[str | None, list[ActorConfig]] = defaultdict(list)  # CPU actors, by node
+    where: list[Mapping[str, Any] | None] = []  # by actor; None: not on a CPU, or nowhere
+    for actor in actors:
+        node = None if actor.num_gpus else _node_for(actor, alive, neighbours)
+        where.append(node)
+        if node is not None:
+            neighbours[node["NodeID"]].append(actor)
     places: list[Place] = []
     counts: Counter[str] = Counter()
-    for actor, node in zip(actors, chosen, strict=True):
+    for actor, node in zip(actors, where, strict=True):
         device = device_kind(actor.resolved_device)
         place_id = f"{device}:{counts[device]}"
-        counts[device] += 1  # a node that is gone for the moment changes no other place's name
-        if actor.num_gpus and not _names_node(actor):
+        counts[device] += 1
+        if actor.num_gpus:
             places.append(Place(place_id, None, actor, actor.memory_limit))
-        elif node is None and _names_node(actor):
-            continue
-        elif actor.num_gpus:
-            places.append(Place(place_id, None if node is None else node["NodeID"], actor, actor.memory_limit))
-        else:
-            there = [other for other, at in zip(actors, chosen, strict=True) if at is node and not other.num_gpus]
-            places.append(_on_cpu(place_id, actor, node, there))
+        elif node is not None:
+            places.append(_cpu_place(place_id, actor, node, neighbours[node["NodeID"]]))
     return places
 
 
-def _chosen_nodes(actors: Sequence[ActorConfig], alive: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any] | None]:
-    """The node of each actor; None where there is none that it may be on."""
-    taken: Counter[tuple[str, str]] = Counter()
-    chosen: list[Mapping[str, Any] | None] = []
-    for actor in actors:
-        resource = "GPU" if actor.num_gpus else "CPU"
-        fitting = [node for node in alive if _may_be_on(actor, node)]
-        able = [node for node in fitting if node["Resources"].get(resource)] or fitting[:1]
-
-        def load(node: Mapping[str, Any], resource: str = resource) -> float:
-            return (taken[node["NodeID"], resource] + 1) / (node["Resources"].get(resource) or 1)
-
-        node = min(able, key=load, default=None)
-        if node is not None:
-            taken[node["NodeID"], resource] += 1
-        chosen.append(node)
-    return chosen
+_NO_HEAD = {"NodeID": None, "Resources": {HEAD: 1.0}}  # it is not among the nodes; Ray says so where an actor starts
 
 
-def _names_node(actor: ActorConfig) -> bool:
-    return actor.node is not None or actor.labels is not None
+def _node_for(
+    actor: ActorConfig, alive: Sequence[Mapping[str, Any]], neighbours: Mapping[str | None, list[ActorConfig]]
+) -> Mapping[str, Any] | None:
+    """The node of a CPU actor; None: no living node has its labels."""
+    if not actor.label_selector:
+        return next((node for node in alive if HEAD in node["Resources"]), _NO_HEAD)
+    fitting = [node for node in alive if actor.label_selector.items() <= node.get("Labels", {}).items()]
+    return min(fitting, key=lambda node: len(neighbours.get(node["NodeID"], ())), default=None)
 
 
-def _may_be_on(actor: ActorConfig, node: Mapping[str, Any]) -> bool:
-    """Whether a node is one that an actor names."""
-    has = node.get("Labels") or {}
-    wanted = (label.split("=") for label in (actor.labels or "").split(",") if label)
-    if any(has.get(name) != value for name, value in wanted):
-        return False
-    if actor.node is None:
-        return True
-    begins = len(actor.node) >= _SHORTEST_ID and node["NodeID"].startswith(actor.node)
-    return begins or actor.node in (node.get("NodeManagerAddress"), node.get("NodeManagerHostname"))
-
-
-def _on_cpu(place_id: str, actor: ActorConfig, node: Mapping[str, Any] | None, there: Sequence[ActorConfig]) -> Place:
-    """The place of an actor on a CPU, among all of its node."""
-    resources = node["Resources"] if node is not None else {}
-    is_elsewhere = node is not None and HEAD not in resources and "memory" in resources
-    memory = int(resources["memory"]) if is_elsewhere else memory_limit("cpu")
-    cores = int(resources.get("CPU") or 1) if is_elsewhere else os.cpu_count() or 1
-    given = [other.memory_limit for other in there if other.memory_limit]
-    rest = (memory - sum(given)) // max(1, len(there) - len(given))
-    threads = max(1, cores // len(there)) if len(there) > 1 else None
+def _cpu_place(place_id: str, actor: ActorConfig, node: Mapping[str, Any], all_there: Sequence[ActorConfig]) -> Place:
+    """A place on a CPU node, with its share of what the node has; what another node has, Ray says."""
+    on_head = HEAD in node["Resources"]
+    total = memory_limit("cpu") if on_head else int(node["Resources"].get("memory", 0))
+    cores = (os.cpu_count() or 1) if on_head else int(node["Resources"].get("CPU", 1))
+    given = [other.memory_limit for other in all_there if other.memory_limit]
+    rest = (total - sum(given)) // max(1, len(all_there) - len(given))
+    threads = max(1, cores // len(all_there)) if len(all_there) > 1 else None
     limit = actor.memory_limit or max(1, rest)
-    node_id = None if node is None else node["NodeID"]
-    return Place(place_id, node_id, actor, limit, actor.cpu_threads or threads)
+    return Place(place_id, node["NodeID"], actor, limit, actor.cpu_threads or threads)
 
 
 def _head_first(node: Mapping[str, Any]) -> tuple[bool, str]:

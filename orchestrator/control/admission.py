@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
@@ -165,7 +166,8 @@ class Submissions:
                 return [], [Problem(f"job {error.job}", error.field, error.message)]
         for job in accepted:
             if job.state not in TERMINAL:
-                await asyncio.to_thread(write_job_file, job.spec)
+                with contextlib.suppress(OSError):  # they are accepted; who places them tries again, and tells of it
+                    await asyncio.to_thread(write_job_file, job.spec)
         return accepted, []
 
 

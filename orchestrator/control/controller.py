@@ -32,6 +32,7 @@ from orchestrator.control.admission import Admission, Submissions
 from orchestrator.control.reconcile import Reconciler
 from orchestrator.control.snapshot import SnapshotBuilder
 from orchestrator.endpoint.references import reach
+from orchestrator.jobs.losses import NONE
 from orchestrator.jobs.output_folder import read_metrics, sampled_metrics
 from orchestrator.jobs.owner import OPERATOR, check_owner
 from orchestrator.jobs.states import TERMINAL, JobState
@@ -41,10 +42,11 @@ from orchestrator.reporting.client_views import actor_views, job_view
 from orchestrator.reporting.dashboard_rows import TaskRows
 from orchestrator.reporting.finishes import Finishes
 from orchestrator.reporting.loss_curves import LossCurves
-from orchestrator.reporting.metrics import Metrics
+from orchestrator.reporting.metrics import ActorMetrics, Metrics
 from orchestrator.reporting.notices import Notices
 from orchestrator.reporting.timeline import Timeline
 from orchestrator.reporting.trackers import Trackers
+from orchestrator.scheduler.predicted_memory import predicted_peaks
 from orchestrator.store.records import JobRecord
 from orchestrator.store.storage_lock import hold
 from orchestrator.version import __version__
@@ -94,7 +96,7 @@ class Controller:
             self._store,
             self._fleet,
             self._bases,
-            self._job_started,
+            self._job_assigned,
             self._job_over,
             profiles,
             snapshots,
@@ -136,9 +138,17 @@ class Controller:
         for loss in await self._reconciler.tick():
             self._metrics.actor_lost(loss.kind.value)
         self._metrics.jobs(self._store.counts())
-        reports = [(member.place.id, member.report) for member in self._fleet.members.values() if member.report]
-        self._metrics.actors(reports)
-        self._timeline.note(reports)
+        decision = self._reconciler.decision
+        predicted = {}
+        if decision is not None:
+            self._metrics.decided(decision.plan, decision.seconds)
+            predicted = predicted_peaks(decision.view)
+        members = [(member, member.report) for member in self._fleet.members.values() if member.report]
+        self._metrics.actors(
+            ActorMetrics(member.name, member.place.id, report, member.load_seconds, predicted.get(member.place.id, 0.0))
+            for member, report in members
+        )
+        self._timeline.note([(member.place.id, report) for member, report in members])
         self._losses.note(self._reconciler.progress.counters)
 
     def _take_over(self) -> None:
@@ -154,6 +164,12 @@ class Controller:
             else:
                 self._rows.accepted(job)
         self._adopted = True
+
+    def _job_assigned(self, job: JobRecord) -> None:
+        self._metrics.assigned(time.time() - job.queued_at)
+        if job.losses != NONE:
+            self._metrics.retried("actor lost")
+        self._job_started(job)
 
     def _job_started(self, job: JobRecord) -> None:
         self._rows.started(job)
@@ -421,6 +437,7 @@ class Controller:
             checkpoint = await asyncio.to_thread(job_verbs.checkpoint_to_retry, found, from_start=from_start)
         job = await self._change(ref, partial(job_verbs.retry, checkpoint=checkpoint))
         self._rows.accepted(job)
+        self._metrics.retried("asked for")
         return self._view(job)
 
     async def _change(self, ref: str, verb: Callable[[Store, JobRecord], JobRecord]) -> JobRecord:

@@ -17,6 +17,7 @@ from orchestrator.cluster.address import ClusterAddress, find_address, remove_cl
 from orchestrator.cluster.cluster_config import ClusterConfig
 from orchestrator.cluster.connection import NAMESPACE, Connection, connection_of, controller, join, runs
 from orchestrator.cluster.ray_internals import any_agent_port, loopback_only, sessions_of_their_own
+from orchestrator.reporting import grafana
 
 LOCK_FILE = "cluster.lock"
 STARTING_SECONDS = 60.0
@@ -56,13 +57,30 @@ def start_local(config: ClusterConfig) -> Iterator[Connection]:
     """
     storage = Path(config.storage)
     with _only_one(storage):
-        connection = _start_ray()
+        with _grafana_dashboard(storage):
+            connection = _start_ray()
         try:
             start_controller(config)
             write_cluster_file(storage, connection.address, connection.dashboard, os.getpid())
             yield connection
         finally:
             _stop(connection, storage)
+
+
+@contextlib.contextmanager
+def _grafana_dashboard(storage: Path) -> Iterator[None]:
+    """Lets a Ray that is started meanwhile put its Grafana dashboards beside ours, where its Grafana settings point."""
+    variable = "RAY_METRICS_GRAFANA_DASHBOARD_OUTPUT_DIR"
+    given = os.environ.get(variable)
+    folder = Path(given or storage / "grafana")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "loray.json").write_text(grafana.text(), encoding="utf-8")
+    os.environ[variable] = str(folder)
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ[variable]
 
 
 def _start_ray() -> Connection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ from orchestrator.store.records import JobRecord, Wish
 
 if TYPE_CHECKING:
     from orchestrator.store.store import Store
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 class PlanExecution:
@@ -66,8 +69,11 @@ class PlanExecution:
         try:
             write_job_file(job.spec)
         except OSError as error:
-            folder = f"output_dir: {job.output_dir} cannot be written: {error.strerror}"
-            self._ends.fail(job, f"{folder}; make room or mend its permissions")
+            why = f"output_dir: {job.output_dir} cannot be written: {error.strerror}"
+            if error.errno in _NO_ROOM:  # it is placed anew with the next plan
+                self._store.set_waiting({job.id: f"room to write: {why}"})
+            else:
+                self._ends.fail(job, f"{why}; mend its permissions, or choose another folder")
             return []
         assigned = self._store.assign(job.id, member.name, member.report.boot_id)
         if assigned is None:
@@ -88,7 +94,7 @@ class PlanExecution:
             if job is not None and job.actor is not None and job.wish is None:
                 self._store.wish(job_id, Wish.YIELD, f"is taken off {job.actor}: {reason}")
                 self._swaps.asked(job)
-                instructions.append(Instruction(job.actor, Detach(job_id, keep=True)))
+                instructions.append(Instruction(job.actor, Detach(job_id, True, job.attempt)))
         return instructions
 
     def _batch_orders(self, order: Mapping[str, tuple[str, ...]]) -> list[Instruction]:

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gpu_actor.contract.orders import Attach, Detach, Finish, Forget
@@ -30,6 +31,7 @@ from orchestrator.knowledge.profiles import Profiles
 from orchestrator.knowledge.swap_times import Swaps
 from orchestrator.reporting.client_views import progress_of
 from orchestrator.scheduler.policy import DEFAULT
+from orchestrator.scheduler.view import ClusterView, Plan
 from orchestrator.store.records import JobRecord, Wish
 
 if TYPE_CHECKING:
@@ -37,6 +39,15 @@ if TYPE_CHECKING:
 
 _ABSENT_SECONDS = 30.0  # that an actor's report may lack a job which was given to it
 _ACTIVE = (TenantState.PREPARING, TenantState.TRAINING)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was decided on what, and how many seconds that took."""
+
+    view: ClusterView
+    plan: Plan
+    seconds: float
 
 
 class Reconciler:
@@ -47,6 +58,7 @@ class Reconciler:
         ends: Records how jobs leave their actors.
         execution: Carries out plans.
         tuning: Learns from the actors' measurements.
+        decision: What the latest tick decided; None as long as it has not.
     """
 
     def __init__(
@@ -80,10 +92,12 @@ class Reconciler:
         self.tuning = ActorTuning(fleet, bases, profiles, snapshots)
         self._replanner = Replanner(policy)
         self._grid_stops = GridStops(store)
+        self.decision: Decision | None = None
         self._absent_since: dict[tuple[str, int], float] = {}  # by job and attempt (monotonic)
 
     async def tick(self) -> list[Loss]:
         """Bring the cluster one step further; returns the actors that were found lost."""
+        self.decision = None
         self._fleet.discover()
         losses = await self._fleet.poll()
         instructions = await self._store.turn(lambda: self._take_in(losses))
@@ -103,7 +117,10 @@ class Reconciler:
 
     def _decide(self) -> list[Instruction]:
         """Record what the policy wants; returns the orders that carry it out."""
-        planned = self.execution.record(self._replanner.plan(self.snapshot()))
+        snapshot, started = self.snapshot(), time.monotonic()
+        plan = self._replanner.plan(snapshot)
+        self.decision = Decision(snapshot.view, plan, time.monotonic() - started)
+        planned = self.execution.record(plan)
         # an actor makes room before a further adapter comes
         return self.tuning.token_budgets(self.running()) + planned
 
@@ -193,7 +210,7 @@ class Reconciler:
             return []
         if job.wish is Wish.FINISH:
             return [Instruction(member.name, Finish(job.id, job.reason or ""))]
-        return [Instruction(member.name, Detach(job.id, keep=job.wish is not Wish.CANCEL))]
+        return [Instruction(member.name, Detach(job.id, job.wish is not Wish.CANCEL, job.attempt))]
 
     def _outlives(self, job: JobRecord, step: int) -> bool:
         return outlived(job.losses, step, time.time() - self._store.assigned_at(job.id))
@@ -225,7 +242,7 @@ class Reconciler:
             return [Instruction(member.name, Forget(tenant.job_id))]
         if assigned:
             return []  # the attempt that was assigned since takes its place
-        return [Instruction(member.name, Detach(tenant.job_id, keep=True))]
+        return [Instruction(member.name, Detach(tenant.job_id, True, tenant.attempt))]
 
     def _attach_again(self, member: Member, job: JobRecord) -> list[Instruction]:
         """The actor does not report a job that was given to it: the order may not have reached it."""
@@ -236,7 +253,7 @@ class Reconciler:
             return []
         if job.wish in (Wish.CANCEL, Wish.PAUSE, Wish.YIELD):
             self.ends.give_back(job, "it had not started")
-            return [Instruction(member.name, Detach(job.id, keep=job.wish is not Wish.CANCEL))]
+            return [Instruction(member.name, Detach(job.id, job.wish is not Wish.CANCEL, job.attempt))]
         return [Instruction(member.name, Attach(job.spec.to_adapter_spec(job.id), job.attempt))]
 
     def actor_lost(self, loss: Loss) -> None:

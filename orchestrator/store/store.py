@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -19,7 +19,7 @@ from orchestrator.jobs.job import ACCEPTED, JobSpec
 from orchestrator.jobs.losses import Losses
 from orchestrator.jobs.owner import OPERATOR
 from orchestrator.jobs.states import TERMINAL, JobState, check_transition
-from orchestrator.store import event_table, tables, token_table
+from orchestrator.store import event_table, statements, tables, token_table
 from orchestrator.store.database import open_database
 from orchestrator.store.errors import LiveJobError
 from orchestrator.store.live_jobs import LIVE, LiveJobs
@@ -28,10 +28,10 @@ from orchestrator.store.records import ActorRecord, JobRecord, Stay, TokenRecord
 from orchestrator.store.transactions import Transactions
 
 _DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
-_ALL_BUT_SPEC = [column for column in tables.jobs.c if column.name != "spec"]  # to read 10,000 specs takes seconds
 _CHUNK = 500  # names in one IN (...)
 
 _Result = TypeVar("_Result")
+_Item = TypeVar("_Item")
 
 
 class Store:
@@ -69,9 +69,7 @@ class Store:
     def request(self, request_id: str) -> list[JobRecord] | None:
         """The jobs that a request was answered with, or None if it is new."""
         with self._transactions.read() as connection:
-            ids = connection.scalar(
-                sa.select(tables.requests.c.job_ids).where(tables.requests.c.request_id == request_id)
-            )
+            ids = connection.scalar(statements.request, {"request_id": request_id})
         return None if ids is None else [self.get(job_id) for job_id in ids]
 
     def live_conflicts(self, specs: Sequence[JobSpec]) -> list[LiveJobError]:
@@ -81,24 +79,19 @@ class Store:
 
     def newer_in_folder(self, job: JobRecord) -> JobRecord | None:
         """The newest of the jobs that came after a job and have its output folder, whatever their state."""
-        query = sa.select(tables.jobs).where(tables.jobs.c.output_dir == job.output_dir, tables.jobs.c.seq > job.seq)
-        with self._transactions.read() as connection:
-            row = connection.execute(query.order_by(tables.jobs.c.seq.desc()).limit(1)).first()
-        return None if row is None else self._record(row)
+        found = self._read(tables.jobs.c.output_dir == job.output_dir, tables.jobs.c.seq > job.seq)
+        return found[-1] if found else None
 
     def _conflicts(
         self, connection: Connection, specs: Sequence[JobSpec], leave_out: str | None = None
     ) -> list[LiveJobError]:
         conflicts = []
         for field in ("name", "output_dir"):
-            column = tables.jobs.c[field]
             wanted = [getattr(spec, field) for spec in specs]
             taken: dict[str, Any] = {}
-            for start in range(0, len(wanted), _CHUNK):
-                query = sa.select(column, tables.jobs.c.name, tables.jobs.c.id, tables.jobs.c.state).where(
-                    tables.is_live, column.in_(wanted[start : start + _CHUNK]), tables.jobs.c.id != (leave_out or "")
-                )
-                taken |= {row[0]: row for row in connection.execute(query)}
+            for some in _chunks(wanted):
+                values = {"wanted": some, statements.JOB: leave_out or ""}
+                taken |= {row[0]: row for row in connection.execute(statements.taken[field], values)}
             for spec in specs:
                 row = taken.get(getattr(spec, field))
                 if row is not None:
@@ -121,11 +114,11 @@ class Store:
             if conflicts:
                 raise conflicts[0]
             for job_id, spec in zip(ids, specs, strict=True):
-                values = {**_new_row(job_id, spec, request_id, now), "owner": owner}
-                connection.execute(tables.jobs.insert().values(**values))
+                row = {**_new_row(job_id, spec, request_id, now), "owner": owner}
+                connection.execute(statements.add_job, row)
                 self._live.touch(job_id)
                 self._log(connection, job_id, "accepted")
-            connection.execute(tables.requests.insert().values(request_id=request_id, job_ids=ids))
+            connection.execute(statements.add_request, {"request_id": request_id, "job_ids": ids})
         return [self.get(job_id) for job_id in ids]
 
     def _new_id(self) -> str:
@@ -160,12 +153,12 @@ class Store:
             JobNotFoundError: No job has that id or name.
         """
         by_id = sa.case((tables.jobs.c.id == ref, 0), (tables.jobs.c.owner == owner, 1), else_=2)
-        query = sa.select(tables.jobs).where(sa.or_(tables.jobs.c.id == ref, tables.jobs.c.name == ref))
+        query = sa.select(tables.jobs.c.id).where(sa.or_(tables.jobs.c.id == ref, tables.jobs.c.name == ref))
         with self._transactions.read() as connection:
-            row = connection.execute(query.order_by(by_id, tables.jobs.c.seq.desc()).limit(1)).first()
-        if row is None:
-            raise JobNotFoundError(f"no job has the id or name {ref!r}; `loray list` shows all")
-        return self._record(row)
+            job_id = connection.scalar(query.order_by(by_id, tables.jobs.c.seq.desc()).limit(1))
+            if job_id is None:
+                raise JobNotFoundError(f"no job has the id or name {ref!r}; `loray list` shows all")
+            return self._get(connection, job_id)
 
     def jobs(self, states: Iterable[JobState] | None = None, requests: Iterable[str] | None = None) -> list[JobRecord]:
         """Jobs in the order of arrival; all, or those in some states, or of some requests."""
@@ -180,32 +173,29 @@ class Store:
         return self._read(*where)
 
     def _read(self, *where: sa.ColumnElement[bool]) -> list[JobRecord]:
-        query = sa.select(*_ALL_BUT_SPEC).where(*where).order_by(tables.jobs.c.seq)
         with self._transactions.read() as connection:
-            rows = connection.execute(query).all()
-            self._read_specs(connection, [row.id for row in rows if row.id not in self._specs])
-        return [self._record(row) for row in rows]
+            query = sa.select(*statements.COLUMNS).where(*where).order_by(tables.jobs.c.seq)
+            return self._records(connection, connection.execute(query).all())
 
     def _read_live(self, ids: Collection[str] | None) -> list[JobRecord]:
-        if ids is None:
-            return self._read(tables.is_live)
-        some = list(ids)
-        chunks = [some[start : start + _CHUNK] for start in range(0, len(some), _CHUNK)]
-        return [job for chunk in chunks for job in self._read(tables.jobs.c.id.in_(chunk))]
+        with self._transactions.read() as connection:
+            if ids is None:
+                return self._records(connection, connection.execute(statements.live_jobs).all())
+            found: list[JobRecord] = []
+            for some in _chunks(list(ids)):
+                found += self._records(connection, connection.execute(statements.jobs, {"ids": some}).all())
+            return found
 
-    def _read_specs(self, connection: Connection, ids: Sequence[str]) -> None:
-        for start in range(0, len(ids), _CHUNK):
-            query = sa.select(tables.jobs.c.id, tables.jobs.c.spec).where(
-                tables.jobs.c.id.in_(ids[start : start + _CHUNK])
-            )
-            for job_id, spec in connection.execute(query):
-                self._specs[job_id] = JobSpec.model_validate(spec)
+    def _records(self, connection: Connection, rows: Sequence[sa.Row[Any]]) -> list[JobRecord]:
+        for some in _chunks([row.id for row in rows if row.id not in self._specs]):
+            for job_id, spec in connection.execute(statements.specs, {"ids": some}):
+                self._specs[job_id] = JobSpec.model_validate(spec, context=ACCEPTED)
+        return [self._record(row) for row in rows]
 
     def counts(self) -> dict[JobState, int]:
         """Number of jobs by state, every state included."""
-        query = sa.select(tables.jobs.c.state, sa.func.count()).group_by(tables.jobs.c.state)
         with self._transactions.read() as connection:
-            counts = {row[0]: row[1] for row in connection.execute(query)}
+            counts = {row[0]: row[1] for row in connection.execute(statements.counts)}
         return {state: counts.get(state.value, 0) for state in JobState}
 
     def note(self, job_id: str, message: str) -> None:
@@ -232,9 +222,8 @@ class Store:
 
     def assigned_at(self, job_id: str) -> float:
         """When a running job was given to its actor (Unix time)."""
-        query = sa.select(sa.func.max(tables.stays.c.since)).where(tables.stays.c.job_id == job_id)
         with self._transactions.read() as connection:
-            return float(connection.scalar(query) or time.time())
+            return float(connection.scalar(statements.latest_stay, {statements.JOB: job_id}) or time.time())
 
     # -- changing ------------------------------------------------------------------------------------------------
 
@@ -268,8 +257,7 @@ class Store:
                     raise conflicts[0]
             self._set(connection, job_id, {**defaults, **changes, "state": state.value})
             if job.state is JobState.RUNNING:
-                unended = sa.and_(tables.stays.c.job_id == job_id, tables.stays.c.until.is_(None))
-                connection.execute(tables.stays.update().where(unended).values(until=now))
+                connection.execute(statements.end_stay, {"job": job_id, "end": now})
             self._log(connection, job_id, message)
             return self._get(connection, job_id)
 
@@ -288,7 +276,7 @@ class Store:
                 "started_at": job.started_at or time.time(),
             }
             self._set(connection, job_id, changes)
-            connection.execute(tables.stays.insert().values(job_id=job_id, actor=actor, since=time.time()))
+            connection.execute(statements.add_stay, {"job_id": job_id, "actor": actor, "since": time.time()})
             self._log(connection, job_id, f"assigned to {actor} (attempt {job.attempt + 1})")
             return self._get(connection, job_id)
 
@@ -317,13 +305,11 @@ class Store:
         """One column of many jobs, at one go."""
         if not values:
             return
-        change = (
-            tables.jobs.update().where(tables.jobs.c.id == sa.bindparam("job")).values({column: sa.bindparam("new")})
-        )
         for job_id in values:
             self._live.touch(job_id)
+        rows = [{statements.JOB: job_id, column: value} for job_id, value in values.items()]
         with self._transactions.write() as connection:
-            connection.execute(change, [{"job": job_id, "new": value} for job_id, value in values.items()])
+            connection.execute(statements.change_job, rows)
 
     # -- actors --------------------------------------------------------------------------------------------------
 
@@ -374,29 +360,30 @@ class Store:
             token_table.remove_token(connection, owner)
 
     def _record(self, row: sa.Row[Any]) -> JobRecord:
-        values = dict(row._mapping)
-        spec = self._specs.get(row.id)
-        if spec is None:
-            spec = self._specs[row.id] = JobSpec.model_validate(values["spec"], context=ACCEPTED)
         wish = Wish(row.wish) if row.wish else None
-        losses = Losses.of_row(row.losses)
-        return JobRecord(**{**values, "state": JobState(row.state), "wish": wish, "spec": spec, "losses": losses})
+        known = {"state": JobState(row.state), "wish": wish, "losses": Losses.of_row(row.losses)}
+        return JobRecord(**{**row._mapping, **known, "spec": self._specs[row.id]})
 
     # -- inside a transaction ------------------------------------------------------------------------------------
 
     def _get(self, connection: Connection, job_id: str) -> JobRecord:
-        row = connection.execute(sa.select(tables.jobs).where(tables.jobs.c.id == job_id)).first()
-        if row is None:
+        found = self._records(connection, connection.execute(statements.job, {statements.JOB: job_id}).all())
+        if not found:
             raise JobNotFoundError(f"no job has the id {job_id!r}; `loray list` shows all")
-        return self._record(row)
+        return found[0]
 
     def _set(self, connection: Connection, job_id: str, changes: Mapping[str, Any]) -> None:
         self._live.touch(job_id)
-        connection.execute(tables.jobs.update().where(tables.jobs.c.id == job_id).values(**changes))
+        connection.execute(statements.change_job, {statements.JOB: job_id, **changes})
 
     @staticmethod
     def _log(connection: Connection, job_id: str, message: str) -> None:
-        connection.execute(tables.events.insert().values(job_id=job_id, time=time.time(), message=message))
+        connection.execute(statements.add_event, {"job_id": job_id, "time": time.time(), "message": message})
+
+
+def _chunks(some: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
+    for start in range(0, len(some), _CHUNK):
+        yield some[start : start + _CHUNK]
 
 
 def _new_row(job_id: str, spec: JobSpec, request_id: str, now: float) -> dict[str, Any]:

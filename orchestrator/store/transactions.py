@@ -66,7 +66,7 @@ class Transactions:
         """
         with _in_words():
             if self._open is not None:
-                with self._open.begin_nested():
+                with _savepoint(self._open):
                     yield self._open
             else:
                 with self._engine.begin() as connection:
@@ -147,6 +147,21 @@ class Transactions:
             afterwards, self._afterwards = self._afterwards, []
             for call in afterwards:
                 call()
+
+
+@contextlib.contextmanager
+def _savepoint(connection: Connection) -> Iterator[None]:
+    """A part of a transaction. SQLAlchemy's own compiles two statements anew each time."""
+    connection.exec_driver_sql("SAVEPOINT part")
+    try:
+        yield
+    except BaseException:
+        # where the connection is gone there is nothing to take back, and what went wrong first is what counts
+        with contextlib.suppress(sa.exc.DBAPIError, sa.exc.InvalidRequestError):
+            connection.exec_driver_sql("ROLLBACK TO SAVEPOINT part")
+            connection.exec_driver_sql("RELEASE SAVEPOINT part")
+        raise
+    connection.exec_driver_sql("RELEASE SAVEPOINT part")
 
 
 def _done_and_committed(connection: Connection, work: Callable[[], _Result]) -> _Result:

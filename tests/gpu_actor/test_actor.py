@@ -118,9 +118,9 @@ def test_detach_keeps_a_checkpoint_or_gives_up(tmp_path, actor, host):
     trainer_of(host).step = lambda: (held.set(), go_on.wait(), step())
     try:
         assert held.wait(60)
-        actor.carry_out(Detach("kept", keep=True))  # none of them waits for the step
-        actor.carry_out(Detach("dropped", keep=False))
-        actor.carry_out(Detach("unknown", keep=True))
+        actor.carry_out(Detach("kept", True, 1))  # none of them waits for the step
+        actor.carry_out(Detach("dropped", False, 1))
+        actor.carry_out(Detach("unknown", True, 1))
     finally:
         go_on.set()
     tenants = wait_for(actor, has("dropped", TenantState.CANCELLED))
@@ -140,7 +140,7 @@ def test_detach_while_still_preparing(tmp_path, tiny_base):
     actor = GpuActor({"name": "a", "base_model": tiny_base, "device": "cpu", "cpu_threads": 1})
     try:
         actor.carry_out(Attach(make_spec(tmp_path, "early", token_rows(10), {"r": 4}, LONG), 1))
-        actor.carry_out(Detach("early", keep=False))
+        actor.carry_out(Detach("early", False, 1))
         assert actor.report().state is ActorPhase.LOADING
         assert wait_for(actor, has("early", TenantState.CANCELLED))["early"].step == 0
     finally:
@@ -228,6 +228,17 @@ def test_an_attempt_that_was_seen_changes_nothing(tmp_path, actor):
     time.sleep(0.5)
     assert [r.state for r in actor.report().tenants] == [TenantState.SUCCEEDED]
     assert len(metric_rows(spec.output_dir)) == 5
+
+
+def test_a_late_order_about_an_attempt_that_is_over_changes_nothing(tmp_path, actor):
+    spec = make_spec(tmp_path, "late", token_rows(10), {"r": 4}, LONG)
+    actor.carry_out(Detach("late", True, 1))
+    actor.carry_out(Attach(spec, 1))
+    actor.carry_out(Attach(spec, 2))
+    first = wait_for(actor, lambda _, t: "late" in t and t["late"].step > 0)["late"]
+    actor.carry_out(Detach("late", False, 1))
+    later = wait_for(actor, lambda _, t: t["late"].step > first.step + 3)["late"]
+    assert (first.attempt, later.attempt, later.state) == (2, 2, TenantState.TRAINING)
 
 
 def test_stop_writes_a_checkpoint_of_everyone(tmp_path, tiny_base):

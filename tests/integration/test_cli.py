@@ -175,7 +175,25 @@ def test_top_shows_actors_and_counts(home, trained):
     assert done.returncode == 0, done.stderr
     assert "SUCCEEDED" in done.stdout
     assert "ready" in done.stdout
-    assert home.json("top")["actors"][0]["memory_used"] > 0
+    told = home.json("top")
+    assert told["actors"][0]["memory_used"] > 0
+    assert all(job["state"] not in ("SUCCEEDED", "FAILED", "CANCELLED") for job in told["live_jobs"])
+    last = told["events"][-1]
+    assert f"{last['name']}: {last['message'][:20]}" in done.stdout
+
+
+def test_show_tells_the_story_with_a_curve(home, trained):
+    done = home.run("show", "first", COLUMNS="80")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    story = [line.strip().split("  ")[-1] for line in lines if line[:3].rstrip("-").isdecimal()]
+    assert story[0] == "accepted"
+    assert "succeeded after 12 steps" in done.stdout
+    assert lines[-1].split() == ["1", "step", "12"]
+    assert max(map(len, lines)) <= 80
+    told = home.json("show", "first")
+    assert [step for step, _ in told["curves"]["losses"]] == list(range(1, 13))
+    assert told["forecast"] is None
 
 
 def test_a_picture_shows_where_the_jobs_were_and_the_memory(home, trained):

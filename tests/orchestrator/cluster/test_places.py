@@ -45,6 +45,20 @@ def test_listed_actors_on_a_cpu_share_its_memory_and_cores():
     assert listed_places([ActorConfig()], [HEAD_NODE])[0].cpu_threads is None
 
 
+def test_a_cpu_actor_is_on_a_node_with_its_labels_and_nowhere_without_one():
+    here = [node(name) | {"Labels": {"zone": "b"}} for name in ("bbbbbbbb", "cccccccc")]
+    here[0]["Resources"]["memory"] = 1000.0
+    zone = ActorConfig(node_labels="zone=b")
+    listed = [ActorConfig(), zone, zone, ActorConfig(node_labels="zone=b,disk=fast"), zone]
+    places = listed_places(listed, [*here, HEAD_NODE])
+    found = [(place.id, place.node_id, place.memory_limit) for place in places]
+    assert found[0] == ("cpu:0", "aaaaaaaa", memory_limit("cpu"))
+    assert found[1:] == [("cpu:1", "bbbbbbbb", 500), ("cpu:2", "cccccccc", 1), ("cpu:4", "bbbbbbbb", 500)]
+    assert [place.cpu_threads for place in places] == [None, 2, None, 2]
+    here[0]["Alive"] = False
+    assert [place.node_id for place in listed_places(listed, [*here, HEAD_NODE])] == ["aaaaaaaa", *["cccccccc"] * 3]
+
+
 def test_an_actor_gets_what_the_cluster_file_says():
     config = ActorConfig(num_gpus=1, dtype="bfloat16", token_budget=77, gradient_checkpointing=True, memory_limit=9)
     (place,) = listed_places([config], [HEAD_NODE])
@@ -58,37 +72,3 @@ def test_an_actor_gets_what_the_cluster_file_says():
     (on_cpu,) = listed_places([ActorConfig()], [HEAD_NODE])
     assert on_cpu.options("name", "tiny", trust_remote_code=False).memory_share == 1.0
     assert (place.shape.dtype_bytes, place.shape.token_budget, place.shape.checkpointing) == (2, 77, True)
-
-
-def test_listed_actors_on_a_cpu_are_spread_over_the_nodes_by_their_cores():
-    small = {**node("cccccccc"), "Resources": {"CPU": 2.0, "memory": 1000.0}}
-    places = listed_places([ActorConfig() for _ in range(6)], [small, HEAD_NODE])
-    assert [place.node_id[0] for place in places] == ["a", "a", "c", "a", "a", "c"]
-    assert [place.id for place in places] == [f"cpu:{number}" for number in range(6)]
-    assert [place.memory_limit for place in places if place.node_id == "cccccccc"] == [500, 500]
-    assert {place.cpu_threads for place in places if place.node_id == "cccccccc"} == {1}
-    assert {place.memory_limit for place in places if place.node_id == "aaaaaaaa"} == {memory_limit("cpu") // 4}
-
-
-def test_listed_actors_name_nodes_or_labels():
-    near = {**WORKER, "Labels": {"zone": "near"}, "NodeManagerAddress": "10.0.0.2", "NodeManagerHostname": "worker"}
-    actors = [
-        ActorConfig(node="10.0.0.2"),
-        ActorConfig(node="worker", num_gpus=1),
-        ActorConfig(node="bbbbbb"),
-        ActorConfig(labels="zone=near"),
-        ActorConfig(labels="zone=near,rack=2"),
-        ActorConfig(node="gone", num_gpus=1),
-        ActorConfig(num_gpus=1),
-        ActorConfig(),
-    ]
-    places = {place.id: place.node_id for place in listed_places(actors, [HEAD_NODE, near])}
-    # cpu:3 and cuda:1 have no node now: no place, and nobody else gets their names
-    assert places == {
-        "cpu:0": "bbbbbbbb",
-        "cuda:0": "bbbbbbbb",
-        "cpu:1": "bbbbbbbb",
-        "cpu:2": "bbbbbbbb",
-        "cuda:2": None,
-        "cpu:4": "aaaaaaaa",
-    }

@@ -1,6 +1,7 @@
 """Many simulated histories: calls that are lost, doubled and late, deaths between any two awaits, full disks."""
 
 import gc
+import logging
 import os
 import random
 import subprocess
@@ -11,52 +12,66 @@ from pathlib import Path
 
 import pytest
 
-from support.histories.history import make_template, play, quick_database
+from support.histories.history import play
+from support.histories.job_table import JobTable
 from support.repository import ROOT
 
 SHARED_MEMORY = Path("/dev/shm")
-FIXED = 24  # that `make test` plays: two thirds of a processor second each
-SEARCHED = "LORAY_HISTORIES"  # as many new ones are played beside them
+FIXED = 60  # that `make test` plays: a quarter of a processor second each
+SEARCHED = "LORAY_HISTORIES"  # as many new ones are played, half by each of two workers
 ONE = "LORAY_HISTORY"  # the number of one that is to be seen again
 
 
 @pytest.fixture(scope="module")
-def place():
-    """A folder, in memory where the system has such a disk, and a job table to begin with."""
+def table():
+    """The job table of all histories, in memory where the system has such a disk."""
     inside = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else None
+    logging.disable(logging.CRITICAL)  # what goes wrong is meant to
     with tempfile.TemporaryDirectory(dir=inside) as folder:
-        make_template(Path(folder) / "template.db")
-        yield Path(folder)
+        table = JobTable(folder)
+        yield table
+        table.close()
+    logging.disable(logging.NOTSET)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # the dead leave coroutines that nobody has awaited
         gc.collect()
 
 
-def played(seed, place):
+def played(seed, table):
     """What happened in a history."""
     with pytest.MonkeyPatch.context() as patch:
-        quick_database(patch)
-        return play(seed, place, place / "template.db", patch)
+        return play(seed, table, patch)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(0)
-def test_what_must_always_be_so_is_so_in_every_history(place):
+def test_what_must_always_be_so_is_so_in_every_history(table):
     for seed in range(FIXED):
-        played(seed, place)
-    for _ in range(int(os.environ.get(SEARCHED, 0))):
-        played(random.SystemRandom().getrandbits(40), place)
+        played(seed, table)
+
+
+@pytest.mark.skipif(SEARCHED not in os.environ, reason=f"plays new histories, as many as {SEARCHED} says")
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("worker", [0, 1])
+def test_and_in_new_ones(table, worker):
+    for _ in range(int(os.environ[SEARCHED]) // 2):
+        played(random.SystemRandom().getrandbits(40), table)
 
 
 @pytest.mark.slow
-def test_a_history_can_be_seen_again_in_another_process(place):
-    script = "import sys, test_histories as t, pathlib; print('\\n'.join(t.played(3, pathlib.Path(sys.argv[1]))))"
+def test_a_history_can_be_seen_again_in_another_process(table, tmp_path):
+    script = """
+import sys
+import test_histories
+print('\\n'.join(test_histories.played(3, test_histories.JobTable(sys.argv[1]))))
+"""
     paths = [Path(__file__).parent, ROOT / "tests", ROOT]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "PYTHONHASHSEED": "7"}
-    done = subprocess.run([sys.executable, "-c", script, place], env=env, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == played(3, place)
+    command = [sys.executable, "-c", script, tmp_path]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == played(3, table)
 
 
 @pytest.mark.skipif(ONE not in os.environ, reason=f"shows the history whose number is in {ONE}")
-def test_one_history(place):
-    print("\n".join(played(int(os.environ[ONE]), place)))
+def test_one_history(table):
+    print("\n".join(played(int(os.environ[ONE]), table)))

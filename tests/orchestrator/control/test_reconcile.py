@@ -115,7 +115,7 @@ def test_what_happens_to_a_jobs_files_becomes_events_once_each(house):
 
 def test_an_adapter_that_belongs_elsewhere_is_put_away_with_a_checkpoint(house):
     house.hear(TenantState.DETACHED)
-    assert house.hear(TenantState.TRAINING) == [Instruction(ACTOR, Detach(house.id, keep=True))]
+    assert house.hear(TenantState.TRAINING) == [Instruction(ACTOR, Detach(house.id, True, 1))]
     assert house.job.state is JobState.QUEUED
 
 
@@ -123,7 +123,7 @@ def test_an_adapter_that_belongs_elsewhere_is_put_away_with_a_checkpoint(house):
 def test_a_wish_is_passed_on_until_it_is_done(house, wish, keep):
     house.store.wish(house.id, wish, "asked")
     for state in (TenantState.PREPARING, TenantState.TRAINING):
-        assert house.hear(state) == [Instruction(ACTOR, Detach(house.id, keep=keep))]
+        assert house.hear(state) == [Instruction(ACTOR, Detach(house.id, keep, 1))]
         assert house.job.state is JobState.RUNNING
 
 
@@ -165,7 +165,7 @@ def test_a_shutdown_keeps_what_was_done_and_blames_nobody(house, last, state):
 
 def test_a_job_that_makes_room_joins_the_queue_and_nobody_is_blamed(house):
     house.store.wish(house.id, Wish.YIELD, "is taken off")
-    assert house.hear(TenantState.TRAINING) == [Instruction(ACTOR, Detach(house.id, keep=True))]
+    assert house.hear(TenantState.TRAINING) == [Instruction(ACTOR, Detach(house.id, True, 1))]
     house.hear(TenantState.DETACHED, step=3, total_steps=9)
     assert (house.job.state, house.job.retries, house.job.wish) == (JobState.QUEUED, 0, None)
     assert house.job.progress["step"] == 3
@@ -183,7 +183,7 @@ def test_a_job_that_stops_early_is_told_so_with_its_reason(house):
 def test_a_pre_empted_job_is_recorded_before_its_actor_hears_of_it_and_once(house):
     house.hear(TenantState.TRAINING, step=3, total_steps=9)
     plan = Plan(preemptions={house.id: "a shorter job goes first"})
-    assert house.carry_out(plan) == [Instruction(ACTOR, Detach(house.id, keep=True))]
+    assert house.carry_out(plan) == [Instruction(ACTOR, Detach(house.id, True, 1))]
     assert house.job.wish is Wish.YIELD
     assert "a shorter job goes first" in house.store.events(house.id)[-1]["message"]
     assert house.carry_out(plan) == []

@@ -92,7 +92,7 @@ def test_no_policy_goes_below_the_bound_of_devices_that_differ(policy):
 
 @pytest.mark.slow
 def test_cosrpt_is_ahead_where_devices_differ():
-    """Of `benchmarks/uneven.py` four small ones; the limits are what was measured plus some room."""
+    """Of `benchmarks/scheduling/uneven.py` four small ones; the limits are what was measured plus some room."""
     ratios = []
     for number, devices in enumerate([[H100, A100, A100], [H100, HALF, HALF], [GPU, CPU], [GPU, GPU, CPU, CPU]]):
         shape = WorkloadShape(load=1.4, seconds=300, spread=1.6, burstiness=1.5 + number % 2)

@@ -1,7 +1,7 @@
 """The scheduler against its targets on a reduced set of seeded workloads, how its work grows, and the makespan knob.
 
-`benchmarks/schedule.py` measures the targets at full size. This guards against getting worse: of five small set-ups
-tried, it is one where sharing and order matter most, and its limits are what was measured plus some room.
+`benchmarks/scheduling/schedule.py` measures the targets at full size. This guards against getting worse: of five that
+were tried, it is one where sharing and order matter most, and its limits are what was measured plus some room.
 On others, such as 120 jobs on 4 actors at loads 1.2 and 2.0, several of the targets are not met.
 """
 

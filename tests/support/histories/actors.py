@@ -58,6 +58,7 @@ class Actor:
         self.phase = ActorPhase.LOADING
         self.tenants = {}
         self.attempts = {}
+        self.begun = set()  # (job, attempt)
         self.looks = []  # (time, report)
         random = world.random
         world.loop.call_later(random.uniform(0.2, 3.0), self._loaded)
@@ -84,8 +85,10 @@ class Actor:
                 self.attempts[spec.job_id] = attempt
                 self.tenants[spec.job_id] = TenantReport(spec.job_id, attempt, TenantState.PREPARING)
                 self.world.loop.call_later(self.world.random.uniform(0.0, 1.5), self._prepared, spec.job_id, attempt)
-            case Detach(job_id, keep):
-                self._leave(job_id, TenantState.DETACHED if keep else TenantState.CANCELLED)
+            case Detach(job_id, keep, attempt):
+                if attempt >= self.attempts.get(job_id, 0):
+                    self.attempts[job_id] = attempt
+                    self._leave(job_id, TenantState.DETACHED if keep else TenantState.CANCELLED)
             case Finish(job_id, _):
                 self._leave(job_id, TenantState.SUCCEEDED)
             case Forget(job_id):
@@ -118,6 +121,9 @@ class Actor:
         tenant = self.tenants.get(job_id)
         if self.dead or tenant is None or (tenant.attempt, tenant.state) != (attempt, TenantState.PREPARING):
             return
+        if (job_id, attempt) in self.begun:
+            raise ViolationError(f"{self.name} begins with attempt {attempt} of {job_id} twice")
+        self.begun.add((job_id, attempt))
         step, total = self.world.disk.checkpoints.get(job_id, 0), self.world.natures[job_id].total
         self.tenants[job_id] = replace(tenant, state=TenantState.TRAINING, step=step, total_steps=total)
         self.world.check_one_trains(job_id)
@@ -191,7 +197,7 @@ class World:
         delay = random.uniform(2.0, 8.0) if fate < 0.10 else random.uniform(0.001, 0.3)
         self.loop.call_later(delay, self._arrive, actor, method, arguments, answer)
         if fate > 0.95 and self.chaos:
-            self.loop.call_later(delay + random.uniform(0.0, 3.0), self._arrive, actor, method, arguments, None)
+            self.loop.call_later(delay + random.uniform(0.0, 8.0), self._arrive, actor, method, arguments, None)
         return answer
 
     def _arrive(self, actor, method, arguments, answer):

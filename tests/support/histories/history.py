@@ -1,17 +1,11 @@
 """One history: an orchestrator on a simulated cluster, its calls and deaths, and what must be so all the time."""
 
 import asyncio
-import contextlib
 import logging
 import random
 import secrets
-import shutil
-import sqlite3
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
-
-import sqlalchemy as sa
 
 from gpu_actor.contract.config import DatasetConfig
 from gpu_actor.contract.errors import LorayError
@@ -27,14 +21,13 @@ from orchestrator.jobs.states import TERMINAL, JobState
 from orchestrator.knowledge.base_catalog import BaseCatalog, _key
 from orchestrator.knowledge.profiles import Profiles
 from orchestrator.scheduler.policy import POLICIES
-from orchestrator.store import database
 from orchestrator.store.store import Store
 from support.histories.actors import BY_ITSELF, NODES, WITH_ITS_NODE, Nature, ViolationError, World
 from support.histories.clock import DeadlockError, Life, SimulatedLoop, begin, simulate_time
 from support.house import describe
 
 TEST = "tests/orchestrator/control/test_histories.py"
-CHAOS_SECONDS = 40.0  # after which nothing goes wrong any more
+CHAOS_SECONDS = (8.0, 40.0)  # after which nothing goes wrong any more
 MOST_SECONDS = 400.0  # until everything must be over
 BASES = ("/models/a", "/models/b")
 LEGAL = {
@@ -52,11 +45,6 @@ LEGAL = {
     ("FAILED", "QUEUED"),
     ("CANCELLED", "QUEUED"),
 }
-_WATCH = """
-CREATE TABLE transitions (job TEXT, old TEXT, new TEXT, before INTEGER, attempt INTEGER);
-CREATE TRIGGER watch AFTER UPDATE OF state, attempt ON jobs WHEN old.state <> new.state OR old.attempt <> new.attempt
-BEGIN INSERT INTO transitions VALUES (new.id, old.state, new.state, old.attempt, new.attempt); END;
-"""
 
 
 class Orchestrator:
@@ -64,9 +52,6 @@ class Orchestrator:
 
     def __init__(self, config, world):
         self.store = Store(config.database_url)
-        self._raw = []
-        self.store._engine.dispose()  # the connection that is there already is not among those that are watched
-        sa.event.listen(self.store._engine, "connect", lambda raw, _: self._raw.append(raw))
         self._config, self._world, self.adopted = config, world, False
         self.fleet = Fleet(config, self.store, {})
         bases, profiles = BaseCatalog({}), Profiles(self.store)
@@ -76,12 +61,6 @@ class Orchestrator:
         ignore = lambda _: None  # noqa: E731
         policy = config.scheduler.policy
         self.reconciler = Reconciler(self.store, self.fleet, bases, ignore, ignore, profiles, snapshots, policy)
-
-    def crash(self):
-        """As the kernel does it: every connection ends, with whatever transaction was open there."""
-        for raw in self._raw:
-            with contextlib.suppress(sqlite3.Error):
-                raw.close()
 
     async def run(self):
         while True:
@@ -113,21 +92,20 @@ class Asked:
 class History:
     """A history, all of whose accidents follow from a number."""
 
-    def __init__(self, seed, folder, template, patch):
+    def __init__(self, seed, table, patch):
         self.random = random.Random(seed)
-        self.folder = Path(folder)
-        self.folder.mkdir(parents=True)
-        shutil.copy(template, self.folder / "loray.db")
+        self.table = table
         self.loop = SimulatedLoop(self.random)
         self.loop.set_exception_handler(self._heard)
         self.world = World(self.loop, self.random)
         self.world.failures = []
         self.config = ClusterConfig(
-            storage=str(self.folder),
+            storage="/nowhere/storage",
             actors=[{} for _ in range(self.random.randint(1, 3))],
             scheduler={"policy": self.random.choice(sorted(POLICIES))},
         )
-        self.calls, self.cancelled, self.refused, self.externally_killed = [], set(), set(), 0
+        self.chaos_seconds = self.random.uniform(*CHAOS_SECONDS)
+        self.calls, self.cancelled, self.externally_killed = [], set(), 0
         self.ids = {}  # request -> ids
         self.life = self.orchestrator = None
         self.raised = None
@@ -145,11 +123,11 @@ class History:
         patch.setattr(secrets, "randbits", self.random.getrandbits)
         patch.setattr(secrets, "token_hex", lambda count: f"{self.random.getrandbits(8 * count):0{2 * count}x}")
         patch.setattr(plan_execution, "write_job_file", self._write_job_file)
-        patch.setattr(fleet_module, "configured_places", lambda actors, _: listed_places(actors, NODES))
+        places = listed_places(self.config.actors, NODES)
+        patch.setattr(fleet_module, "configured_places", lambda *_: places)
 
     def _write_job_file(self, spec):
-        if self.world.disk.refuses and self.random.random() < 0.1:
-            self.refused.add(spec.name)
+        if self.world.disk.refuses and self.random.random() < 0.5:
             raise OSError(28, "No space left on device")
 
     # -- the orchestrator's lives --------------------------------------------------------------------------------
@@ -166,7 +144,7 @@ class History:
 
     def _died(self):
         self.world.note("the orchestrator dies")
-        self.orchestrator.crash()
+        self.table.crash()
         self.orchestrator = None
         self.loop.call_later(self.random.uniform(0.5, 5.0), self.start)
 
@@ -202,6 +180,7 @@ class History:
 
     def submit(self, number):
         draw, request = self.random, f"r{number}"
+        doubts = draw.random() < 0.4
         specs, natures = [], []
         for place in range(draw.randint(1, 3)):
             nature = Nature(draw.randint(2, 25))
@@ -218,7 +197,7 @@ class History:
                     dataset=DatasetConfig(path="/nowhere/data.jsonl"),
                     training={"max_steps": nature.total},
                     queue=QueueConfig(priority=draw.randint(-1, 1), max_retries=draw.choice([1, 2, 2, 3])),
-                    output_dir=str(self.folder / name),
+                    output_dir=f"/nowhere/{name}",
                 )
             )
             natures.append(nature)
@@ -233,6 +212,8 @@ class History:
             ids = await self.ask(f"submit {request}", work)
             if isinstance(ids, LorayError) or self.ids.setdefault(request, ids) != ids:
                 raise ViolationError(f"the request {request} was answered by {self.ids.get(request)}, then by {ids}")
+            if doubts:
+                await self._change_mind(ids[0])
 
         return call
 
@@ -245,13 +226,23 @@ class History:
             if not ids:
                 return
             job_id = ids[int(number * len(ids))]
-            answer = await self.ask(
-                f"{verb} {job_id}", lambda store: getattr(job_verbs, verb)(store, store.get(job_id)).state
-            )
+            answer = await self._wish(verb, job_id)
             if verb == "cancel" and not isinstance(answer, LorayError):
                 self.cancelled.add(job_id)
 
         return call
+
+    async def _wish(self, verb, job_id):
+        work = lambda store: getattr(job_verbs, verb)(store, store.get(job_id)).state  # noqa: E731
+        return await self.ask(f"{verb} {job_id}", work)
+
+    async def _change_mind(self, job_id):
+        """Take a job back while it is on its way to an actor, and let it go on: old orders are still on the way."""
+        for _ in range(2):
+            await asyncio.sleep(self.random.uniform(0.3, 4.0))
+            await self._wish("pause", job_id)
+            await asyncio.sleep(self.random.uniform(0.1, 3.0))
+            await self._wish("resume", job_id)
 
     # -- accidents -----------------------------------------------------------------------------------------------
 
@@ -283,21 +274,23 @@ class History:
         finally:
             if self.orchestrator is not None:
                 self.life.over = True
-                self.orchestrator.crash()
+            self.table.crash()
             self.loop.close()
-            shutil.rmtree(self.folder, ignore_errors=True)
 
     async def _play(self):
         self.start()
-        plans = [(self.random.uniform(0.0, 20.0), self.submit(number)) for number in range(self.random.randint(1, 4))]
-        plans += [(self.random.uniform(1.0, CHAOS_SECONDS), self.wish()) for _ in range(self.random.randint(0, 8))]
+        plans = [
+            (self.random.uniform(0.0, self.chaos_seconds / 2), self.submit(number))
+            for number in range(self.random.randint(1, 4))
+        ]
+        plans += [(self.random.uniform(1.0, self.chaos_seconds), self.wish()) for _ in range(self.random.randint(0, 8))]
         for when, call in plans:
             twice = self.random.random() < 0.1
             for _ in range(1 + twice):
                 self.loop.call_later(when, self._begin_call, call)
         for _ in range(self.random.randint(0, 6)):
-            self.loop.call_later(self.random.uniform(1.0, CHAOS_SECONDS), self.accident)
-        await self._sleep(CHAOS_SECONDS)
+            self.loop.call_later(self.random.uniform(1.0, self.chaos_seconds), self.accident)
+        await self._sleep(self.chaos_seconds)
         self.world.chaos = self.world.disk.refuses = False
         if self.life is not None:
             self.life.steps = None
@@ -323,33 +316,26 @@ class History:
                 raise self.raised
             await asyncio.sleep(0.5)
 
-    def _rows(self, query):
-        connection = sqlite3.connect(self.folder / "loray.db")
-        try:
-            return connection.execute(query).fetchall()
-        finally:
-            connection.close()
-
     def _standing(self):
         unanswered = [call.words for call in self.calls if call.answer is None]
-        return self._rows("SELECT id, name, state, wish, actor, waiting_for FROM jobs"), unanswered
+        return self.table.rows("SELECT id, name, state, wish, actor, waiting_for FROM jobs"), unanswered
 
     async def _is_over(self):
         """Every call is answered and every job has ended; who was paused is let go on."""
         if any(call.answer is None for call in self.calls):
             return False
-        open_jobs = self._rows("SELECT id, state FROM jobs WHERE state IN ('QUEUED', 'RUNNING', 'PAUSED')")
+        open_jobs = self.table.rows("SELECT id, state FROM jobs WHERE state IN ('QUEUED', 'RUNNING', 'PAUSED')")
         for job_id, state in open_jobs:
             if state == "PAUSED":
-                await self.ask(f"resume {job_id}", lambda store, i=job_id: job_verbs.resume(store, store.get(i)).state)
+                await self._wish("resume", job_id)
         return not open_jobs
 
     def _check_ends(self):
-        rows = self._rows("SELECT id, name, state, reason, request_id, attempt, retries FROM jobs")
+        rows = self.table.rows("SELECT id, name, state, reason, request_id, attempt, retries FROM jobs")
         known = sorted(job_id for ids in self.ids.values() for job_id in ids)
         if sorted(row[0] for row in rows) != known:
             raise ViolationError(f"jobs lost or doubled: accepted {known}, in the table {[row[:2] for row in rows]}")
-        for job_id, old, new, before, attempt in self._rows("SELECT * FROM transitions"):
+        for job_id, old, new, before, attempt in self.table.rows("SELECT * FROM transitions"):
             started = (old, new) == ("QUEUED", "RUNNING")
             if (old, new) not in LEGAL or attempt != before + started:
                 raise ViolationError(f"{job_id} went from {old}, attempt {before}, to {new}, attempt {attempt}")
@@ -361,7 +347,6 @@ class History:
                 JobState.FAILED: (
                     ("it is poisoned" in (reason or "") and nature.fails_at > 0)
                     or ("no other job on it" in (reason or "") and nature.kills_at > 0)
-                    or ("cannot be written" in (reason or "") and name in self.refused)
                 ),
             }
             if JobState(state) not in TERMINAL or not ends[JobState(state)]:
@@ -372,22 +357,14 @@ class History:
             raise ViolationError(f"a tick failed: {self.world.failures[0]!r}") from self.world.failures[0]
 
 
-def make_template(path):
-    """A job table with all tables, and a watch on the states of its jobs."""
-    Store(f"sqlite:///{path}").close()
-    connection = sqlite3.connect(path)
-    connection.executescript(_WATCH)
-    connection.execute("PRAGMA journal_mode=DELETE")
-    connection.close()
-
-
-def play(seed, folder, template, patch):
+def play(seed, table, patch):
     """Play one history; returns what has happened in it.
 
     Raises:
         ViolationError: Something was so that must never be; it says how to see it again.
     """
-    history = History(seed, Path(folder) / f"history-{seed}", template, patch)
+    table.begin(patch)
+    history = History(seed, table, patch)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # what the dead had not begun is never awaited
@@ -397,8 +374,3 @@ def play(seed, folder, template, patch):
         again = f"LORAY_HISTORY={seed} .venv/bin/pytest -s -n0 {TEST} -k one_history"
         raise ViolationError(f"history {seed}: {error}\n\nlast of it:\n{told}\n\nto see it again: {again}") from error
     return history.world.told
-
-
-def quick_database(patch):
-    """The tables are there, and the disk need not be waited for."""
-    patch.setattr(database.schema, "upgrade", lambda connection: None)

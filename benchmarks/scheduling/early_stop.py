@@ -1,6 +1,6 @@
-"""What early stop saves under each policy, on a simulated clock: `python benchmarks/early_stop.py [--jobs N]`.
+"""What early stop saves under each policy, on a simulated clock: `python benchmarks/scheduling/early_stop.py`.
 
-The 12 workloads of grids of `benchmarks/schedule.py`, with losses that are drawn (a tenth of the jobs diverge, three
+The 12 workloads of grids of `schedule.py`, with losses that are drawn (a tenth of the jobs diverge, three
 tenths over-fit, all with noise), and the rules of `configs/traces/early-stop.yaml`, with and without the rungs.
 """
 
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import argparse
 
-from common.scenarios import TRACES, grids
 from many_bases import geometric
+from scenarios import TRACES, grids
 
 from orchestrator.simulation.early_stop import StoppingSimulation
 from orchestrator.simulation.loss_curves import draw_curves

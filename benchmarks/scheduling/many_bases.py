@@ -1,6 +1,6 @@
-"""Many base models on few actors, on a simulated clock: `python benchmarks/many_bases.py [--jobs N]`.
+"""Many base models on few actors, on a simulated clock: `python benchmarks/scheduling/many_bases.py [--jobs N]`.
 
-36 workloads from seeds and two traces; `benchmarks/schedule.py` prints the same rows beside its own. `srpt` has the
+36 workloads from seeds and two traces; `schedule.py` prints the same rows beside its own. `srpt` has the
 rule of `cosrpt` for base models, so that what is between them is what shared steps bring.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from common.scenarios import TRACES, Scenario, many_bases
+from scenarios import TRACES, Scenario, many_bases
 
 from orchestrator.scheduler.view import ClusterView, Plan
 from orchestrator.simulation.bounds import lower_bound, tasks_of

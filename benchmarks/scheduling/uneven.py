@@ -1,6 +1,6 @@
-"""Clusters whose devices differ, on a simulated clock: `python benchmarks/uneven.py [--jobs N]`.
+"""Clusters whose devices differ, on a simulated clock: `python benchmarks/scheduling/uneven.py [--jobs N]`.
 
-24 workloads from seeds; `benchmarks/schedule.py` prints the same rows beside its own. The planner that sees to it that
+24 workloads from seeds; `schedule.py` prints the same rows beside its own. The planner that sees to it that
 nobody stays on a slow place while a fast one is free is everybody's who pre-empts: `srpt` has it as well.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
-from common.scenarios import uneven
 from many_bases import Row, geometric, show
+from scenarios import uneven
 
 from orchestrator.simulation.bounds import lower_bound
 from orchestrator.simulation.devices import load_of

@@ -1,4 +1,4 @@
-"""The scheduler against its targets, on a simulated clock: `python benchmarks/schedule.py [--jobs N] [--json FILE]`.
+"""The scheduler against its targets, on a simulated clock: `python benchmarks/scheduling/schedule.py [--json FILE]`.
 
 Prints one row per target: what is asked at least, what is aimed at, what was measured. The targets are asked of the
 geometric means over the contended workloads, those of load above 1, of jobs that come one by one to 4 actors and of
@@ -18,8 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from common.scenarios import Scenario, devices, grids, recorded, scenarios
 from many_bases import Row, base_rows, geometric, show
+from scenarios import Scenario, devices, grids, recorded, scenarios
 from uneven import uneven_rows
 
 from orchestrator.scheduler.incremental import IncrementalPlan

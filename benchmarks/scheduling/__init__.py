@@ -1,0 +1,1 @@
+"""The policies in simulation, against their targets, and the workloads that they are tried on."""
