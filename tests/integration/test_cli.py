@@ -186,7 +186,7 @@ def test_show_tells_the_story_with_a_curve(home, trained):
     done = home.run("show", "first", COLUMNS="80")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    story = [line.strip().split("  ")[-1] for line in lines if line[:3].rstrip("-").isdecimal()]
+    story = [line.strip().split("  ")[-1].strip() for line in lines if line[:3].rstrip("-").isdecimal()]
     assert story[0] == "accepted"
     assert "succeeded after 12 steps" in done.stdout
     assert lines[-1].split() == ["1", "step", "12"]
