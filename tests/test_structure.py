@@ -52,6 +52,7 @@ ROOMS = [
     "gpu_actor.data",
     "gpu_actor.data.readers",
     "gpu_actor.device",
+    "gpu_actor.storage",
     "gpu_actor.contract",
     "gpu_actor",
 ]

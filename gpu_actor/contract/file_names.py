@@ -12,6 +12,7 @@ JOB = "job.yaml"
 METRICS = "metrics.jsonl"
 TRACKED = "tracked-*.json"  # how much of the metrics an experiment tracker has, a file for each
 CHECKPOINTS = "checkpoint-*"
+BEST = "checkpoint-best-"  # and a step: the adapter alone, at the lowest evaluation loss until then
 CHECKPOINT_DRAFTS = ".checkpoint-*.tmp"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 

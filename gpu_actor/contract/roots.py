@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from gpu_actor.contract.urls import is_url, lies_below
+
 _SYSTEM = (
     *("/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/proc", "/run", "/sbin", "/sys"),
     *("/usr/bin", "/usr/lib", "/usr/libexec", "/usr/sbin", "/var/lib", "/var/log", "/var/run", "/var/spool"),
@@ -20,19 +22,21 @@ def outside(path: str, roots: Sequence[str]) -> str:
     the system (`/etc`, `/proc`) is not allowed either, unless a root lies there itself.
 
     Args:
-        path: Absolute.
-        roots: The allowed folders, absolute; none allows every place.
+        path: Absolute, or a URL.
+        roots: The allowed folders, absolute, or URLs; none allows every place.
     """
     if not roots:
         return ""
+    if is_url(path):
+        if any(is_url(root) and lies_below(path, root) for root in roots):
+            return ""
+        return f"{path!r} is outside the allowed folders; {_allowed(roots)}"
+    roots = [root for root in roots if not is_url(root)]
     real = Path(os.path.realpath(path))
     leads = f"{path!r}" if str(real) == path else f"{path!r} leads to {real} and"
     allowed = [Path(root) for root in map(os.path.realpath, roots) if real.is_relative_to(root)]
     if not allowed:
-        return (
-            f"{leads} is outside the allowed folders; allowed: below {', '.join(roots)} (others by `allowed_roots` in "
-            "the cluster file)"
-        )
+        return f"{leads} is outside the allowed folders; {_allowed(roots)}"
     nearest = max(allowed, key=lambda root: len(root.parts))
     system = next((folder for folder in _SYSTEM if real.is_relative_to(folder)), None)
     if system is not None and not nearest.is_relative_to(system):
@@ -41,6 +45,10 @@ def outside(path: str, roots: Sequence[str]) -> str:
     if hidden is not None:
         return f"{leads} lies in {hidden}, a hidden name; give another place, or allow that one by itself"
     return ""
+
+
+def _allowed(roots: Sequence[str]) -> str:
+    return f"allowed: below {', '.join(roots)} (others by `allowed_roots` in the cluster file)"
 
 
 def default_roots(storage: str) -> list[str]:

@@ -38,7 +38,7 @@ class _Export:
     def __init__(self, request: ExportRequest, progress: Progress) -> None:
         self._request, self._progress = request, progress
         self._target = Path(request.target)
-        self._adapter, step = saved_step(Path(request.folder), request.step)
+        self._adapter, step = saved_step(request.folder, request.step)
         self._which = "finished" if step is None else f"step {step}"
 
     def make(self) -> Exported:

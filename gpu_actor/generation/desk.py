@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from gpu_actor.adapters.peft_files import read_adapter
@@ -174,7 +173,7 @@ class AnswerDesk:
         if found is not None:
             weights, step, total = found
             return weights, f"step {step} of {total}"
-        folder, saved = saved_step(Path(who.folder), who.step)
+        folder, saved = saved_step(who.folder, who.step)
         of = f" of {who.total_steps}" if who.total_steps else ""
         return read_adapter(folder, self._base.new_adapter), "finished" if saved is None else f"step {saved}{of}"
 

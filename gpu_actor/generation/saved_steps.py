@@ -7,19 +7,23 @@ from pathlib import Path
 from gpu_actor.contract import file_names
 from gpu_actor.contract.errors import AdapterError
 from gpu_actor.contract.questions import Step
+from gpu_actor.contract.urls import is_url
 from gpu_actor.training.checkpoint import best_folder, best_steps
 
 
-def saved_step(folder: Path, step: Step) -> tuple[Path, int | None]:
+def saved_step(place: str, step: Step) -> tuple[Path, int | None]:
     """The folder that holds the adapter of a step, and the step; None: the adapter of the job's end.
 
     Args:
-        folder: The job's output folder.
+        place: The job's output folder.
         step: `latest` and `best` of a finished job are the adapter that it left.
 
     Raises:
-        AdapterError: There is none; the message says what there is.
+        AdapterError: There is none, or it is in a bucket; the message says what there is.
     """
+    if is_url(place):
+        raise AdapterError(f"{place} is no folder here; download it, and give the folder that it is in then")
+    folder = Path(place)
     saved = {
         number: path
         for path in folder.glob(file_names.CHECKPOINTS)

@@ -35,6 +35,7 @@ from gpu_actor.training.attempts import reason_of
 logger = logging.getLogger(__name__)
 
 _IDLE_WAIT_S = 0.2
+_LEAVING_SECONDS = 45.0  # less than the orchestrator waits for an actor that stops
 
 
 class Host:
@@ -138,9 +139,17 @@ class Host:
             self._publish(hosted)
         if self._device.phase is not None:
             return
+        self._let_go(hosted)
+        self._publish(hosted)
+
+    def _let_go(self, hosted: HostedBase) -> None:
+        """Let every job leave, and wait a while until what they have written is where others find it."""
         for job_id in hosted.trainer.tenant_ids():
             hosted.trainer.detach(job_id, keep=True)
-        self._publish(hosted)
+        deadline = time.monotonic() + _LEAVING_SECONDS
+        while hosted.trainer.tenant_ids() and time.monotonic() < deadline:
+            time.sleep(_IDLE_WAIT_S)
+            hosted.trainer.step()  # makes no batch: all of them wait
 
     def _do_tasks(self, hosted: HostedBase) -> None:
         """Do what was ordered since the last shared batch; wait a little when there is nothing to train."""

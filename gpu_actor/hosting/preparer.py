@@ -5,6 +5,7 @@ So a large data set holds up nobody. A finished tenant is handed to the training
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -19,16 +20,21 @@ from gpu_actor.contract.config import AdapterSpec
 from gpu_actor.contract.errors import InvalidJobError
 from gpu_actor.contract.report import TenantReport, TenantState
 from gpu_actor.contract.roots import outside
+from gpu_actor.contract.urls import is_url
 from gpu_actor.data.dataset import LoadedDataset, load_dataset
 from gpu_actor.device.failures import is_out_of_memory
 from gpu_actor.hosting.device_end import DeviceEnd
 from gpu_actor.hosting.hosted_base import HostedBase
 from gpu_actor.model.base_model import BaseModel
+from gpu_actor.storage.mirror import Mirror
+from gpu_actor.storage.remote_folder import StorageError
 from gpu_actor.training.attempts import reason_of
 from gpu_actor.training.references import read_reference
 from gpu_actor.training.tenant import Tenant
 
 logger = logging.getLogger(__name__)
+
+_AGAIN_SECONDS = 5.0  # between two looks at a storage that is away
 
 Task = Callable[[HostedBase], None]
 """What the training thread does between two shared batches."""
@@ -132,25 +138,52 @@ class Preparer:
                 self._make(hosted, spec, attempt)
 
     def _make(self, hosted: HostedBase, spec: AdapterSpec, attempt: int) -> None:
+        mirror = None
         try:
             if problem := outside(spec.output_dir, self._roots):
                 raise InvalidJobError(f"output_dir: {problem}")
+            mirror = mirror_of(spec)
             dataset = load_data(hosted.base, spec, hosted.tokenizer)
-        except Exception as error:
-            self._cannot_start(spec, attempt, error)
+        except StorageError as error:
+            self._try_later(spec, attempt, error)
             return
-        make = partial(_make_tenant, hosted.base, spec, attempt, dataset)
+        except Exception as error:
+            self._cannot_start(spec, attempt, error, mirror)
+            return
+        make = partial(_make_tenant, hosted.base, spec, attempt, dataset, mirror)
         try:
             tenant = make()
         except Exception as error:
             if is_out_of_memory(error):  # a shared batch has the memory: once more, between two of them
-                self._post(partial(self._make_between_batches, spec, attempt, make))
+                self._post(partial(self._make_between_batches, spec, attempt, make, mirror))
             else:
-                self._cannot_start(spec, attempt, error)
+                self._cannot_start(spec, attempt, error, mirror)
             return
         self._post(partial(self._hand_over, tenant))
 
-    def _cannot_start(self, spec: AdapterSpec, attempt: int, error: Exception) -> None:
+    def _try_later(self, spec: AdapterSpec, attempt: int, error: StorageError) -> None:
+        """A storage that is away costs a job time, and nothing else; it may leave meanwhile."""
+        with self._lock:
+            if self._attempts.get(spec.job_id) != attempt:
+                return
+            keep = self._detached.pop(spec.job_id, None)
+            if keep is None:
+                waits = TenantReport(spec.job_id, attempt, TenantState.PREPARING, unsaved=f"the job waits: {error}")
+            else:
+                waits = TenantReport(spec.job_id, attempt, TenantState.DETACHED if keep else TenantState.CANCELLED)
+            self._reports[spec.job_id] = waits
+        if keep is None and not self._stopped:
+            again = threading.Timer(_AGAIN_SECONDS, self._prepare_again, (spec, attempt))
+            again.daemon = True
+            again.start()
+
+    def _prepare_again(self, spec: AdapterSpec, attempt: int) -> None:
+        with contextlib.suppress(RuntimeError):  # the executor has ended
+            self._executor.submit(self._prepare, spec, attempt)
+
+    def _cannot_start(self, spec: AdapterSpec, attempt: int, error: Exception, mirror: Mirror | None) -> None:
+        if mirror is not None:
+            mirror.close()
         if not self._device.is_told_by(error):
             self._report_failure(spec, attempt, error)
 
@@ -162,13 +195,13 @@ class Preparer:
     # -- in the training thread ----------------------------------------------------------------------------------
 
     def _make_between_batches(
-        self, spec: AdapterSpec, attempt: int, make: Callable[[], Tenant], hosted: HostedBase
+        self, spec: AdapterSpec, attempt: int, make: Callable[[], Tenant], mirror: Mirror | None, hosted: HostedBase
     ) -> None:
         hosted.trainer.meter.memory.release()
         try:
             tenant = make()
         except Exception as error:
-            self._cannot_start(spec, attempt, error)
+            self._cannot_start(spec, attempt, error, mirror)
         else:
             self._hand_over(tenant, hosted)
 
@@ -177,6 +210,7 @@ class Preparer:
         job_id = tenant.spec.job_id
         with self._lock:
             if self._attempts.get(job_id) != tenant.attempt:
+                tenant.files.close()
                 return  # an order that came since is about the newer attempt
             keep = self._detached.pop(job_id, None)
         hosted.trainer.attach(tenant)
@@ -207,5 +241,24 @@ def load_data(base: BaseModel, spec: AdapterSpec, tokenizer: Callable[[], Any]) 
     return dataset
 
 
-def _make_tenant(base: BaseModel, spec: AdapterSpec, attempt: int, dataset: LoadedDataset) -> Tenant:
-    return Tenant(spec, attempt, base.new_adapter(spec.lora), dataset, read_reference(base, spec))
+def mirror_of(spec: AdapterSpec) -> Mirror | None:
+    """What brings a job's files to a storage, with those that are there; None where its output folder is one here.
+
+    Raises:
+        StorageError: The storage does not answer.
+    """
+    if not is_url(spec.output_dir):
+        return None
+    mirror = Mirror(spec.output_dir, spec.job_id, spec.training.save_total_limit)
+    try:
+        mirror.fetch()
+    except BaseException:
+        mirror.close()
+        raise
+    return mirror
+
+
+def _make_tenant(
+    base: BaseModel, spec: AdapterSpec, attempt: int, dataset: LoadedDataset, mirror: Mirror | None
+) -> Tenant:
+    return Tenant(spec, attempt, base.new_adapter(spec.lora), dataset, read_reference(base, spec), mirror)

@@ -27,7 +27,6 @@ from gpu_actor.training.early_stop import Watch
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "trainer_state.json"
-_BEST = "checkpoint-best-"  # and a step: the adapter alone, at the lowest evaluation loss until then
 
 
 @dataclass(frozen=True)
@@ -192,13 +191,13 @@ def save_best(output_dir: Path, weights: AdapterWeights, base_model: str, step: 
 def best_folder(output_dir: Path, step: int) -> Path:
     """Where the adapter of `step` lies if it was the best one. A run that is resumed may make a step again, and find
     another one the best: so each has a folder of its own, and the checkpoint says which one counts."""
-    return output_dir / f"{_BEST}{step}"
+    return output_dir / f"{file_names.BEST}{step}"
 
 
 def keep_best(output_dir: Path, steps: Collection[int]) -> None:
     """Remove the best adapters of all other steps."""
     kept = {best_folder(output_dir, step) for step in steps}
-    for folder in output_dir.glob(f"{_BEST}*"):
+    for folder in output_dir.glob(f"{file_names.BEST}*"):
         if folder not in kept:
             _remove(folder)
 

@@ -20,6 +20,7 @@ from gpu_actor.adapters.weights import AdapterWeights
 from gpu_actor.contract.config import AdapterSpec
 from gpu_actor.contract.errors import DamagedFileError
 from gpu_actor.contract.messages import one_line
+from gpu_actor.storage.mirror import Mirror
 from gpu_actor.training import checkpoint
 from gpu_actor.training.checkpoint import Progress
 from gpu_actor.training.metrics import append_rows, as_row, trim_metrics
@@ -34,15 +35,19 @@ class RunFiles:
     """The files of one job.
 
     Attributes:
-        folder: The job's output folder.
-        failure: Why the latest try to write failed, in words; empty if it did not.
+        folder: The job's output folder; where that is in a storage, the local one that is mirrored there.
         notes: What happened to the files that a person should hear of, in order.
-        saved_step: Optimizer step of the newest checkpoint; 0 without any.
         open_best: The step whose adapter is the best and could not be written; the weights must not change before.
     """
 
     def __init__(
-        self, spec: AdapterSpec, weights: AdapterWeights, optimizer: torch.optim.Optimizer, scheduler: Any, data: str
+        self,
+        spec: AdapterSpec,
+        weights: AdapterWeights,
+        optimizer: torch.optim.Optimizer,
+        scheduler: Any,
+        data: str,
+        mirror: Mirror | None = None,
     ) -> None:
         """Nothing is read or written yet.
 
@@ -52,11 +57,14 @@ class RunFiles:
             optimizer: Its optimizer.
             scheduler: The learning rate's.
             data: Digest of the data set.
+            mirror: Brings the files to a storage, if the output folder is there; it has fetched what it found.
         """
-        self.folder = Path(spec.output_dir)
-        self.failure = ""
+        self.folder = Path(spec.output_dir) if mirror is None else mirror.folder
         self.notes: list[str] = []
-        self.saved_step = 0
+        self._mirror = mirror
+        self._failure = ""  # to write here
+        self._saved_step = 0  # here
+        self._exported = False
         self.open_best: int | None = None
         self._spec, self._weights = spec, weights
         self._optimizer, self._scheduler, self._data = optimizer, scheduler, data
@@ -77,7 +85,9 @@ class RunFiles:
         progress, damaged = checkpoint.load_checkpoint(
             self.folder, self._weights, self._optimizer, self._scheduler, self._data
         )
-        self.saved_step = progress.step if progress else 0
+        self._saved_step = progress.step if progress else 0
+        if self._mirror is not None:
+            self._mirror.begin(self._saved_step)
         if damaged:
             goes_on = f"goes on from step {self.saved_step}" if progress else "has no other, and starts over"
             self.notes += [*damaged[:-1], f"{damaged[-1]}; the job {goes_on}"]
@@ -131,11 +141,13 @@ class RunFiles:
         Raises:
             DamagedFileError: The adapter of the earlier step is lost.
         """
+        if self._exported:
+            return not self.is_underway
         self.save(progress)
         if better_step is not None and not self._best_is_back:
             self._take_back_best(better_step)
-        adapter, base_model = self._weights, self._spec.base_model
-        return self._try(self._write_rows) and self._try(lambda: save_adapter(self.folder, adapter, base_model))
+        self._exported = self._exported or (self._try(self._write_rows) and self._try(self._write_adapter))
+        return self._exported and not self.is_underway
 
     def _take_back_best(self, step: int) -> None:
         """Give the adapter the values of an earlier step; from now on they are not those of the last one.
@@ -152,10 +164,34 @@ class RunFiles:
             ) from None
         self._best_is_back = True
 
+    # -- how far it is ---------------------------------------------------------------------------------------------
+
+    @property
+    def failure(self) -> str:
+        """Why the latest try to write, or to bring something to the storage, failed; empty if it did not."""
+        return self._failure or ("" if self._mirror is None else self._mirror.failure)
+
+    @property
+    def saved_step(self) -> int:
+        """Optimizer step of the newest checkpoint that others can go on from; 0 without any."""
+        return self._saved_step if self._mirror is None else self._mirror.saved_step
+
+    @property
+    def is_underway(self) -> bool:
+        """Whether what is written here is not in the storage yet."""
+        return self._mirror is not None and not self._mirror.settled
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether that takes long."""
+        return self._mirror is not None and self._mirror.is_slow
+
     @property
     def due(self) -> bool:
-        """Whether it is time for another try to write what could not be written."""
-        return bool(self.failure) and time.monotonic() >= self._again_at
+        """Whether it is time for another try to write what could not be written, or to look whether it has arrived."""
+        if self._failure:
+            return time.monotonic() >= self._again_at
+        return self._exported and not self.is_underway
 
     def write_again(self, progress: Progress) -> None:
         """Try once more to write what could not be written."""
@@ -165,6 +201,21 @@ class RunFiles:
     def discard(self) -> None:
         """Remove what would let the job go on: it was cancelled."""
         checkpoint.remove_checkpoints(self.folder)
+        if self._mirror is not None:
+            self._mirror.discard()
+
+    def close(self) -> None:
+        """The job has left: nothing more is brought to the storage."""
+        if self._mirror is not None:
+            self._mirror.close()
+
+    def _bring(self) -> None:
+        if self._mirror is not None:
+            self._mirror.changed()
+
+    def _write_adapter(self) -> None:
+        save_adapter(self.folder, self._weights, self._spec.base_model)
+        self._bring()
 
     def _write_rows(self) -> None:
         if self._rows:
@@ -175,7 +226,9 @@ class RunFiles:
         limit = self._spec.training.save_total_limit
         state = (self._optimizer, self._scheduler, progress, self._data)
         checkpoint.save_checkpoint(self.folder, self._weights, self._spec.base_model, *state, keep=limit)
-        self.saved_step = progress.step
+        if progress.step != self._saved_step:
+            self._bring()
+        self._saved_step = progress.step
         self._checkpoint_due = False
         checkpoint.keep_best(self.folder, self._kept_best())
 
@@ -200,11 +253,11 @@ class RunFiles:
                 raise OSError(f"{self.folder} leads elsewhere than when the job began ({self._place}); put it back")
             write()
         except OSError as error:
-            if not self.failure:
+            if not self._failure:
                 logger.warning("job %s: cannot write to %s: %s", self._spec.name, self.folder, error)
-            self.failure = one_line(error)
+            self._failure = one_line(error)
             self._again_at = time.monotonic() + _AGAIN_SECONDS
             return False
         if not (self._rows or self._checkpoint_due or self.open_best is not None):
-            self.failure = ""
+            self._failure = ""
         return True

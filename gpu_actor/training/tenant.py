@@ -24,6 +24,7 @@ from gpu_actor.contract.report import TenantReport, TenantState
 from gpu_actor.data.dataset import LoadedDataset
 from gpu_actor.data.samples import digest
 from gpu_actor.losses.objectives import SegmentLoss, StepSums
+from gpu_actor.storage.mirror import Mirror
 from gpu_actor.training.checkpoint import Progress
 from gpu_actor.training.clip import Clip
 from gpu_actor.training.early_stop import diverged, overfitted
@@ -62,6 +63,7 @@ class Tenant:
         weights: AdapterWeights,
         data: LoadedDataset,
         reference: AdapterWeights | None = None,
+        mirror: Mirror | None = None,
     ) -> None:
         """Set up training, from the newest checkpoint in the output folder if there is one.
 
@@ -71,6 +73,7 @@ class Tenant:
             weights: The adapter; its values are set here.
             data: Its samples.
             reference: What `read_reference` gives for `spec`.
+            mirror: Brings its files to a storage, if its output folder is there.
 
         Raises:
             AdapterError: The start adapter or the checkpoint is damaged or does not fit, or the reference is missing.
@@ -81,14 +84,15 @@ class Tenant:
         self.attempt = attempt
         self.weights = weights
         self.data = data
-        self.output_dir = Path(spec.output_dir)
         self.cursor = DataCursor(spec.training, len(data.train), data.mix)
         self.optimizer = make_optimizer(weights, spec.training)
         self.scheduler = make_scheduler(self.optimizer, spec.training, self.cursor.total_steps)
-        self.files = RunFiles(spec, weights, self.optimizer, self.scheduler, digest(data.train, data.val))
+        self.files = RunFiles(spec, weights, self.optimizer, self.scheduler, digest(data.train, data.val), mirror)
+        self.output_dir = self.files.folder
         self.progress = self._start()
         self._micro_batches = MicroBatches(spec.training, weights, data, reference)
         self._stop_requested: str | None = None
+        self._leaves = False
         self._taken: TakenStep | None = None  # the latest optimizer step, as long as its numbers are not read
         self.left_out = 0
         self.split = 1
@@ -317,11 +321,23 @@ class Tenant:
         """Write a checkpoint of the last complete optimizer step; where that cannot be done the job goes on for now."""
         self.files.save(self.progress)
 
+    def leave(self) -> None:
+        """Write a checkpoint of the last complete optimizer step, and make no further one."""
+        self._leaves = True
+        self.save_checkpoint()
+
+    @property
+    def may_leave(self) -> bool:
+        """Whether it was asked to leave, and what it wrote is where others find it, or cannot be brought there."""
+        return self._leaves and (not self.files.is_underway or bool(self.files.failure))
+
     @property
     def waits(self) -> bool:
-        """Whether no further optimizer step is made until the output folder can be written again."""
+        """Whether no further optimizer step is made until the output folder has what is written."""
         files, training = self.files, self.spec.training
-        if not files.failure:
+        if self._leaves:
+            return True
+        if not files.failure and not files.is_underway:
             return False
         most = training.max_unsaved_steps or 2 * training.save_steps
         return self.finished or files.open_best is not None or self.steps_taken - files.saved_step >= most
@@ -358,11 +374,13 @@ class Tenant:
 
     def _unsaved(self) -> str:
         """Why the job has no newer checkpoint or no adapter yet, in words; empty where all is saved."""
-        if not self.files.failure:
-            return ""
         waits = f"waits at step {self.progress.step} until its folder can be written"
         since = f"nothing is saved since step {self.files.saved_step}"
-        return f"{since}, the job {waits if self.waits else 'goes on for now'}: {self.files.failure}"
+        if self.files.failure:
+            return f"{since}, the job {waits if self.waits else 'goes on for now'}: {self.files.failure}"
+        if self.waits and self.files.is_slow:
+            return f"{since}, the job waits at step {self.progress.step} until the upload has arrived"
+        return ""
 
     def report(self, state: TenantState, reason: str | None = None) -> TenantReport:
         """Where the adapter stands."""

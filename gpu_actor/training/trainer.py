@@ -97,13 +97,16 @@ class CoTrainer:
             return
         try:
             if keep:
-                tenant.save_checkpoint()
+                tenant.leave()
             else:
                 tenant.discard()
         except Exception as error:
             self._fail(tenant, error)
-        else:
-            self._end(tenant, TenantState.DETACHED if keep else TenantState.CANCELLED)
+            return
+        if not keep:
+            self._end(tenant, TenantState.CANCELLED)
+        elif tenant.may_leave:  # else as soon as its checkpoint is where others find it
+            self._end(tenant, TenantState.DETACHED)
 
     def forget(self, job_id: str) -> None:
         """Stop reporting a tenant that has ended."""
@@ -363,7 +366,9 @@ class CoTrainer:
                 self._end(tenant, TenantState.SUCCEEDED, tenant.end_reason)
 
     def _write_again(self) -> None:
-        """Try once more to write what could not be written, for those whose turn it is."""
+        """Try once more to write what could not be written, for those whose turn it is, and let go who may leave."""
+        for tenant in [tenant for tenant in self._tenants.values() if tenant.may_leave]:
+            self._end(tenant, TenantState.DETACHED)
         due = [tenant for tenant in self._tenants.values() if tenant.files.due]
         if due:
             self._settle()
@@ -382,6 +387,7 @@ class CoTrainer:
 
     def _end(self, tenant: Tenant, state: TenantState, reason: str | None = None) -> None:
         self.meter.forget(tenant.spec.job_id)
+        tenant.files.close()
         self._ended[tenant.spec.job_id] = tenant.report(state, reason)
         del self._tenants[tenant.spec.job_id]
         self.budget.adapter_left()

@@ -14,6 +14,7 @@ from gpu_actor.contract.config import Quantization, check_quantization
 from gpu_actor.contract.locations import is_local_model, looks_like_path, loray_home
 from gpu_actor.contract.roots import default_roots
 from gpu_actor.contract.strict import Strict
+from gpu_actor.contract.urls import is_url, url_problem, without_file_scheme
 from orchestrator.jobs.owner import OPERATOR
 from orchestrator.jobs.report_to import TrackerName
 from orchestrator.scheduler.policy import DEFAULT, POLICIES
@@ -243,7 +244,8 @@ class ClusterConfig(Strict):
         default=None,
         min_length=1,
         description="Folders below which data sets, outputs, start adapters and base model folders must lie, hidden "
-        "names and folders of the system excepted; null: the folder where Loray is started, your home, the storage.",
+        "names and folders of the system excepted; s3://BUCKET/FOLDER allows outputs there. null: the folder where "
+        "Loray is started, your home, the storage.",
     )
     trust_remote_code: bool = Field(
         default=False, description="Whether Python code that comes with a base model may run on the actors."
@@ -252,6 +254,23 @@ class ClusterConfig(Strict):
         default=False,
         description="Whether base models whose weights are pickles (.bin) are read; a pickle can try to run code.",
     )
+
+    @field_validator("storage")
+    @classmethod
+    def _local(cls, value: str) -> str:
+        if is_url(without_file_scheme(value)):
+            raise ValueError(
+                "is no folder, which the job table and its locks need; outputs may be in a bucket (output_dir)"
+            )
+        return value
+
+    @field_validator("allowed_roots")
+    @classmethod
+    def _usable(cls, value: list[str] | None) -> list[str] | None:
+        for url in (root.rstrip("/") for root in value or () if is_url(without_file_scheme(root))):
+            if problem := url_problem(f"{url}/any"):
+                raise ValueError(problem.replace("/any", ""))
+        return value
 
     @field_validator("database")
     @classmethod
@@ -346,6 +365,9 @@ def with_http(config: ClusterConfig, port: int | None) -> ClusterConfig:
 
 def _with_absolute_paths(config: ClusterConfig, folder: Path) -> ClusterConfig:
     def absolute(value: str) -> str:
+        value = without_file_scheme(value)
+        if is_url(value):
+            return value
         return os.path.abspath(folder / os.path.expanduser(value))
 
     actors = config.actors

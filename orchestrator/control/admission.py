@@ -14,6 +14,7 @@ from gpu_actor.adapters.start_check import check_adapter_fits
 from gpu_actor.adapters.targets import plan_layers
 from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.errors import LorayError
+from gpu_actor.contract.urls import is_url
 from orchestrator.cluster.cluster_config import ClusterConfig, with_policy
 from orchestrator.cluster.fleet import Fleet
 from orchestrator.control.job_needs import scheduling_view
@@ -72,6 +73,7 @@ class Admission:
             return specs, problems + outside
         problems += await asyncio.to_thread(check_files, specs, allow_pickle=self._config.allow_pickle)
         problems += _unreachable_trackers(specs)
+        problems += _only_in_folders(specs, self._config)
         problems += self._taken(specs)
         if not any(problem.field == "base_model" for problem in problems):
             problems += await self._check_bases(specs)
@@ -189,6 +191,22 @@ def _unreachable_trackers(specs: Sequence[JobSpec]) -> list[Problem]:
         for spec in specs
         if (message := not_installed(spec.report_to or ()))
     ]
+
+
+def _only_in_folders(specs: Sequence[JobSpec], config: ClusterConfig) -> list[Problem]:
+    """What jobs want that a bucket as their output folder does not have: who reads along there reads files."""
+    problems = []
+    for spec in specs:
+        if not is_url(spec.output_dir):
+            continue
+        named = config.report_to if spec.report_to is None else spec.report_to
+        if named:
+            message = f"{', '.join(named)}: not with {spec.output_dir}; give [], or a folder as output_dir"
+            problems.append(Problem(f"job {spec.name}", "report_to", message))
+        if spec.early_stop.halving_steps is not None:
+            message = f"not with {spec.output_dir}; leave it out, or give a folder as output_dir"
+            problems.append(Problem(f"job {spec.name}", "early_stop.halving_steps", message))
+    return problems
 
 
 def _misfits(spec: JobSpec, base: BaseDescription, places: Iterable[ActorView]) -> list[Problem]:

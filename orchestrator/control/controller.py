@@ -429,8 +429,13 @@ class Controller:
         Raises:
             JobNotFoundError: No job has that id or name.
             IllegalTransitionError: It neither failed nor was cancelled, or another job has its name or folder.
+            StorageError: Its files are in a storage that does not answer.
         """
-        job = await self._change(ref, partial(job_verbs.retry, from_start=from_start))
+        self._refuse_at_the_end()
+        found, checkpoint = self._store.find(ref), None
+        if job_verbs.may_retry(self._store, found):
+            checkpoint = await asyncio.to_thread(job_verbs.checkpoint_to_retry, found, from_start=from_start)
+        job = await self._change(ref, partial(job_verbs.retry, checkpoint=checkpoint))
         self._rows.accepted(job)
         self._metrics.retried("asked for")
         return self._view(job)

@@ -50,21 +50,52 @@ def resume(store: Store, job: JobRecord) -> JobRecord:
     return job
 
 
-def retry(store: Store, job: JobRecord, *, from_start: bool = False) -> JobRecord:
+def checkpoint_to_retry(job: JobRecord, *, from_start: bool) -> str | None:
+    """The newest checkpoint of a job that may be retried, by its name; where none is to be used, its run is removed.
+
+    Args:
+        job: Which one.
+        from_start: Use nothing of the old run. Else the job goes on from its newest checkpoint, if there is one (a
+            cancelled job has none).
+
+    Raises:
+        StorageError: Its files are in a storage that does not answer.
+    """
+    checkpoint = None if from_start else newest_checkpoint(job.output_dir)
+    if checkpoint is None:
+        discard_run(job.output_dir)
+    return checkpoint
+
+
+def retry(store: Store, job: JobRecord, checkpoint: str | None) -> JobRecord:
     """Put a failed or cancelled job back into the queue, under its own id.
 
     Args:
         store: The job table.
         job: Which one.
-        from_start: Use nothing of the old run. Else the job goes on from its newest checkpoint, if there is one (a
-            cancelled job has none).
+        checkpoint: As `checkpoint_to_retry` gave it.
+
+    Raises:
+        IllegalTransitionError: As `may_retry`.
+    """
+    if not may_retry(store, job):
+        return job
+    if checkpoint is not None:
+        message = f"retried: it goes on from {checkpoint}"
+        return store.move(job.id, JobState.QUEUED, message, retries=0, losses=None, reason=None)
+    anew: dict[str, Any] = {"retries": 0, "losses": None, "progress": {}, "reason": None, "started_at": None}
+    return store.move(job.id, JobState.QUEUED, "retried: it starts over", **anew)
+
+
+def may_retry(store: Store, job: JobRecord) -> bool:
+    """Whether a job is to be retried; False where that was done already.
 
     Raises:
         IllegalTransitionError: It neither failed nor was cancelled, a live job has its name or folder, or a newer job
             has used its folder.
     """
     if job.state is JobState.QUEUED:
-        return job
+        return False
     if job.state not in (JobState.FAILED, JobState.CANCELLED):
         raise IllegalTransitionError(
             f"job {job.name} is {job.state.value}; only a job that is FAILED or CANCELLED can be retried"
@@ -77,13 +108,7 @@ def retry(store: Store, job: JobRecord, *, from_start: bool = False) -> JobRecor
             f"job {job.name} ({job.id}) cannot be retried: its output folder {job.output_dir} belongs to the newer job "
             f"{newer.name} ({newer.id}, {newer.state.value}); submit it again with another output_dir"
         )
-    checkpoint = None if from_start else newest_checkpoint(job.output_dir)
-    if checkpoint is not None:
-        message = f"retried: it goes on from {checkpoint}"
-        return store.move(job.id, JobState.QUEUED, message, retries=0, losses=None, reason=None)
-    discard_run(job.output_dir)
-    anew: dict[str, Any] = {"retries": 0, "losses": None, "progress": {}, "reason": None, "started_at": None}
-    return store.move(job.id, JobState.QUEUED, "retried: it starts over", **anew)
+    return True
 
 
 def resume_hint(job: JobRecord) -> str:

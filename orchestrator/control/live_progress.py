@@ -58,6 +58,13 @@ class LiveProgress:
         """Take in that a job is in training, and how far it is."""
         now = _Begin(time.monotonic(), time.time(), _step(counters))
         self._begun.setdefault((job.id, job.attempt), now)
+        self._take(job, counters)
+
+    def waits(self, job: JobRecord, unsaved: str) -> None:
+        """Take in that a job which is being prepared waits for the storage, and why; empty: not any more."""
+        self._take(job, {**self.of(job), "unsaved": unsaved})
+
+    def _take(self, job: JobRecord, counters: dict[str, Any]) -> None:
         if self.counters.get(job.id) != counters:
             self.counters[job.id] = counters
             self._unwritten.add(job.id)

@@ -204,6 +204,8 @@ class Reconciler:
             self.progress.trains(job, progress_of(tenant))
             if job.losses != NONE and self._outlives(job, tenant.step):
                 job = self._cleared(job)
+        elif tenant.unsaved != self.progress.of(job).get("unsaved", ""):
+            self.progress.waits(job, tenant.unsaved)
         if job.wish is None:
             return []
         if job.wish is Wish.FINISH:

@@ -55,7 +55,8 @@ class JobSpec(Strict):
     queue: QueueConfig = Field(default_factory=QueueConfig, description="How the job stands in the queue.")
     output_dir: str = Field(
         min_length=1,
-        description="The folder of the finished adapter, new or empty; relative paths start at the job file.",
+        description="The folder of the finished adapter, new or empty; relative paths start at the job file. Also "
+        "s3://BUCKET/FOLDER or gs://BUCKET/FOLDER.",
     )
 
     report_to: list[TrackerName] | None = Field(

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError
 
 from gpu_actor.contract.config import is_template_path
 from gpu_actor.contract.locations import is_local_model, looks_like_path
+from gpu_actor.contract.urls import is_url, without_file_scheme
 from gpu_actor.data.readers.read_records import is_hub_dataset
 from orchestrator.jobs.grid import Axis, Settings, combinations, read_axes, size
 from orchestrator.jobs.job import MAX_NAME, JobFileError, JobSpec
@@ -297,9 +298,12 @@ def _absolute(path: tuple[str, ...], value: Any, folder: Path) -> str | None:
         return None
     if path == ("dataset", "chat_template") and not is_template_path(str(value)):
         return None  # the template itself
-    absolute = os.path.abspath(folder / os.path.expanduser(value))
-    if path == ("base_model",) and not looks_like_path(str(value)) and not is_local_model(absolute):
+    place = without_file_scheme(str(value))
+    if is_url(place):
+        return place
+    absolute = os.path.abspath(folder / os.path.expanduser(place))
+    if path == ("base_model",) and not looks_like_path(place) and not is_local_model(absolute):
         return None  # a hub id
-    if path == ("dataset", "path") and is_hub_dataset(str(value)) and not os.path.exists(absolute):
+    if path == ("dataset", "path") and is_hub_dataset(place) and not os.path.exists(absolute):
         return None
     return absolute

@@ -15,6 +15,7 @@ from gpu_actor.contract.config import DataSource, TrainingConfig, is_template_pa
 from gpu_actor.contract.errors import BaseModelError
 from gpu_actor.contract.locations import find_base, is_hub_id, loray_home, pickles_in, safetensors_in
 from gpu_actor.contract.roots import outside
+from gpu_actor.contract.urls import is_url, url_problem
 from gpu_actor.data.readers.read_records import is_hub_dataset
 from orchestrator.jobs.data_checks import dataset_problem, objective_problem, split_problem, template_problem
 from orchestrator.jobs.job import JobSpec
@@ -77,7 +78,10 @@ class _Checks:
 
     def of(self, job: JobSpec) -> _Problems:
         """What is wrong with one job by itself."""
-        relative = [(field, value) for field, value in _paths(job) if not os.path.isabs(value)]
+        urls = [(field, message) for field, value in _paths(job) if (message := _url_problem(field, value))]
+        if urls:
+            return urls
+        relative = [(field, value) for field, value in _paths(job) if not (is_url(value) or os.path.isabs(value))]
         if relative:
             return [(field, f"{show(value)} is not an absolute path; give it from '/' on") for field, value in relative]
         problems = [
@@ -136,6 +140,16 @@ def _paths(job: JobSpec) -> list[tuple[str, str]]:
     if not is_hub_id(job.base_model):
         paths.append(("base_model", job.base_model))
     return paths
+
+
+def _url_problem(field: str, value: str) -> str:
+    """Why the URL in a field cannot be used; empty where it can, and for paths."""
+    if not is_url(value):
+        return ""
+    problem = url_problem(value)
+    if problem or field == "output_dir":
+        return problem
+    return f"{show(value)}: this is read from a file or folder; only output_dir may be in a bucket; download it"
 
 
 def _answering(check: Callable[[str], str]) -> Callable[[str], str]:
@@ -259,6 +273,8 @@ def _read_adapter(value: str) -> tuple[dict[str, Any], str]:
 
 
 def _output_problem(value: str) -> str:
+    if is_url(value):
+        return ""  # the orchestrator looks: it may reach the bucket where its clients do not
     path, shown = Path(value), show(value)
     if path.is_dir():
         if next(path.iterdir(), None) is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_actor.contract.errors import InvalidJobError
+from gpu_actor.contract.urls import is_url
 from orchestrator.endpoint.references import output_reference, places_read, safe_name, upload_reference
 from orchestrator.jobs.job import JobSpec
 from orchestrator.link.http_link import HttpLink
@@ -44,7 +45,8 @@ def send_jobs(specs: Sequence[JobSpec], link: HttpLink, request_id: str) -> tupl
                 if path not in sent:
                     sent[path] = _send(Path(path), spec.name, link)
                 part[name] = sent[path]
-        jobs.append({**fields, "output_dir": output_reference(spec.name, request_id)})
+        out = spec.output_dir if is_url(spec.output_dir) else output_reference(spec.name, request_id)
+        jobs.append({**fields, "output_dir": out})
     count = f"{len(sent)} file{'s' if len(sent) != 1 else ''} sent; " if sent else ""
     return jobs, [f"{count}adapters stay with the orchestrator: `loray show JOB` says where"]
 

@@ -14,6 +14,7 @@ from gpu_actor.contract.errors import AdapterError, LorayError
 from gpu_actor.contract.locations import resolve_base_model
 from gpu_actor.contract.lora_config import LoraConfig
 from gpu_actor.contract.questions import Step
+from gpu_actor.contract.urls import is_url
 from orchestrator.results.trained_job import TrainedJob
 
 MAX_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -47,6 +48,8 @@ def vllm_command(jobs: Sequence[TrainedJob], step: Step) -> list[str]:
 
 
 def _adapter_folder(job: TrainedJob, step: Step) -> Path:
+    if is_url(job.folder):
+        raise AdapterError(f"{job.name}: {job.folder} is no folder here; download it, and give that folder instead")
     folder = Path(job.folder)
     if isinstance(step, int):
         folder = folder / file_names.checkpoint_folder(step)

@@ -15,6 +15,7 @@ from orchestrator.jobs.job import JobSpec, QueueConfig
 from support.cluster import own_orchestrators, start_orchestrator
 from support.command import LORAY, Home
 from support.repository import ROOT
+from support.s3_server import environment, s3_server
 from support.tiny import tiny_model, token_rows, write_rows
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # only ever in tests
@@ -22,6 +23,11 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["OMP_NUM_THREADS"] = "1"
 
 AGENT_PORT = 52365
+with (
+    socket.socket() as _taken
+):  # where an S3 server may be started later: the cluster's processes know it from the start
+    _taken.bind(("127.0.0.1", 0))
+    S3_PORT = _taken.getsockname()[1]
 # Under a policy that takes nobody off: what is tested is the machinery. test_scheduling.py has the default one.
 FIFO = {"policy": "fifo-memory", "tick_seconds": 0.1}
 
@@ -35,6 +41,7 @@ def ray_cluster():
     import ray
 
     folder = tempfile.mkdtemp(prefix="lr", dir="/tmp")
+    s3 = environment(S3_PORT)
     python_path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     try:
         with any_agent_port():
@@ -46,12 +53,19 @@ def ray_cluster():
                 log_to_driver=False,
                 object_store_memory=80 * 2**20,
                 _temp_dir=folder,
-                runtime_env={"env_vars": {"PYTHONPATH": python_path, "HF_HUB_OFFLINE": "1"}},
+                runtime_env={"env_vars": {"PYTHONPATH": python_path, "HF_HUB_OFFLINE": "1", **s3}},
             )
         yield folder
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def s3():
+    """A real S3 server that the cluster's processes know."""
+    with s3_server(S3_PORT) as server:
+        yield server
 
 
 @pytest.fixture(scope="package")

@@ -55,12 +55,12 @@ def make_spec(folder, name, rows=None, lora=None, training=None, dataset=None):
     )
 
 
-def make_tenant(base, spec, attempt=1):
+def make_tenant(base, spec, attempt=1, mirror=None):
     """A tenant of `base`, loaded as the actor loads it."""
     check_adapter_fits(base.description, spec.lora)
     known = base.description
     data = load_dataset(spec.dataset, spec.training, no_tokenizer, known.vocab_size, known.longest_sequence)
-    return Tenant(spec, attempt, base.new_adapter(spec.lora), data, read_reference(base, spec))
+    return Tenant(spec, attempt, base.new_adapter(spec.lora), data, read_reference(base, spec), mirror)
 
 
 def no_tokenizer():

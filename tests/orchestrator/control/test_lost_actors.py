@@ -177,7 +177,7 @@ def test_a_retry_by_hand_starts_with_a_clean_record(house):
     house.round()
     house.die()
     assert house.jobs()["a"].state is JobState.FAILED
-    job_verbs.retry(house.store, house.jobs()["a"])
+    job_verbs.retry(house.store, house.jobs()["a"], None)
     job = house.jobs()["a"]
     assert (job.state, job.retries, job.losses) == (JobState.QUEUED, 0, NONE)
 
