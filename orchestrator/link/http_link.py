@@ -156,7 +156,10 @@ class HttpLink:
         error = _errors_by_name().get(kind, LorayError)
         if issubclass(error, ProblemsError):
             return error([Problem(**problem) for problem in problems or ()])
-        return error(message)
+        try:
+            return error(message)
+        except TypeError:  # it is made of more than its message
+            return LorayError(message)
 
 
 def _request(verb: Verb, arguments: tuple[Any, ...]) -> tuple[str, bytes | None]:
@@ -183,12 +186,11 @@ def _chunks(path: Path) -> Iterator[bytes]:
 
 
 def _errors_by_name() -> dict[str, type[LorayError]]:
-    """Every error of ours that is known here and made of its message, or of problems, by the name of its class."""
+    """Every error of ours that is known here, by the name of its class."""
     found: dict[str, type[LorayError]] = {}
     left: list[type[LorayError]] = [LorayError]
     while left:
         kind = left.pop()
-        if kind.__init__ is LorayError.__init__ or issubclass(kind, ProblemsError):
-            found[kind.__name__] = kind
+        found[kind.__name__] = kind
         left += kind.__subclasses__()
     return found
