@@ -29,22 +29,20 @@ from orchestrator.cluster.environment import shared_environment
 from orchestrator.cluster.fleet import Fleet
 from orchestrator.control import job_verbs
 from orchestrator.control.admission import Admission, Submissions
+from orchestrator.control.job_reading import JobDict, JobReading
 from orchestrator.control.reconcile import Reconciler
 from orchestrator.control.snapshot import SnapshotBuilder
 from orchestrator.endpoint.references import reach
 from orchestrator.jobs.losses import NONE
-from orchestrator.jobs.output_folder import read_metrics, sampled_metrics
 from orchestrator.jobs.owner import OPERATOR, check_owner
 from orchestrator.jobs.states import TERMINAL, JobState
 from orchestrator.knowledge.base_catalog import BaseCatalog
 from orchestrator.knowledge.profiles import Profiles
-from orchestrator.reporting.client_views import actor_views, job_view
+from orchestrator.reporting.client_views import actor_views
 from orchestrator.reporting.dashboard_rows import TaskRows
 from orchestrator.reporting.finishes import Finishes
-from orchestrator.reporting.loss_curves import LossCurves
 from orchestrator.reporting.metrics import ActorMetrics, Metrics
 from orchestrator.reporting.notices import Notices
-from orchestrator.reporting.timeline import Timeline
 from orchestrator.reporting.trackers import Trackers
 from orchestrator.scheduler.predicted_memory import predicted_peaks
 from orchestrator.store.records import JobRecord
@@ -56,10 +54,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("loray.controller")
 
-JobDict = dict[str, Any]
 
-
-class Controller:
+class Controller(JobReading):
     """The orchestrator. Plain class; `controller_actor.start_or_attach_controller` makes the Ray actor of it."""
 
     def __init__(self, config: ClusterConfig) -> None:
@@ -102,10 +98,9 @@ class Controller:
             snapshots,
             config.scheduler.policy,
         )
-        self._finishes = Finishes(lambda: self._reconciler.snapshot().view, config.scheduler.policy)
+        finishes = Finishes(lambda: self._reconciler.snapshot().view, config.scheduler.policy)
+        super().__init__(self._store, self._reconciler.progress, finishes)
         self._metrics = Metrics()
-        self._timeline = Timeline(self._store)
-        self._losses = LossCurves()
         self._since = time.time()
         self._trouble: str | None = None
         self._adopted = False
@@ -213,43 +208,6 @@ class Controller:
             "node_id": ray.get_runtime_context().get_node_id(),
         }
 
-    async def list_jobs(self) -> list[JobDict]:
-        """All jobs in the order of arrival."""
-        await self._finishes.refresh()
-        return [self._view(job) for job in self._store.jobs()]
-
-    async def get_job(self, ref: str, owner: str | None = None) -> JobDict:
-        """One job by id or name (the newest of that name; an owner's own come first).
-
-        Raises:
-            JobNotFoundError: No job has that id or name.
-        """
-        await self._finishes.refresh()
-        return self._view(self._store.find(ref, owner))
-
-    async def metrics(self, ref: str, skip: int = 0, most: int | None = None) -> list[dict[str, Any]]:
-        """The rows of a job's `metrics.jsonl` after the first `skip`; with `most`, that many spread over all of it.
-
-        Raises:
-            JobNotFoundError: No job has that id or name.
-        """
-        folder = self._store.find(ref).output_dir
-        if most is not None:
-            return await asyncio.to_thread(sampled_metrics, folder, most)
-        return await asyncio.to_thread(read_metrics, folder, skip)
-
-    async def events(self, ref: str, after: int = 0) -> list[dict[str, Any]]:
-        """What happened to a job: `seq`, `time` and `message` of each event after number `after`.
-
-        Raises:
-            JobNotFoundError: No job has that id or name.
-        """
-        return self._store.events(self._store.find(ref).id, after)
-
-    async def recent_events(self, most: int = 20, owner: str = OPERATOR) -> list[dict[str, Any]]:
-        """The latest events of an owner's jobs, of all for the operator: `seq`, `time`, `job_id`, `name`, `message`."""
-        return self._store.recent_events(most, None if owner == OPERATOR else owner)
-
     async def ask(self, request: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Let actors begin to answer a request.
 
@@ -277,14 +235,6 @@ class Controller:
         """Let an actor drop a request with its answers: nobody waits for them."""
         await self._questions.withdraw(actor, request_id)
 
-    async def timeline(self, ids: Sequence[str]) -> dict[str, Any]:
-        """Where jobs were when, and how full the places were: see `orchestrator.reporting.timeline`.
-
-        Args:
-            ids: Of the jobs.
-        """
-        return self._timeline.view(ids)
-
     async def cluster(self) -> dict[str, Any]:
         """The orchestrator, its actors, the number of jobs by state, and when the queue will be empty."""
         await self._finishes.refresh()
@@ -302,11 +252,6 @@ class Controller:
                 [job.id for job in self._store.jobs([JobState.QUEUED, JobState.RUNNING])]
             ),
         }
-
-    def _view(self, job: JobRecord) -> JobDict:
-        live = self._reconciler.progress.counters.get(job.id)
-        expected = self._finishes.of(job.id) if job.state not in TERMINAL else None
-        return job_view(job, live, self._losses.of(job.id), expected)
 
     # -- tokens --------------------------------------------------------------------------------------------------
 
