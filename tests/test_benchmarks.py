@@ -70,6 +70,41 @@ def quick(name, tmp_path, *options):
     return json.loads(file.read_text())
 
 
+# What needs no process of its own: one imports torch and transformers for all of them.
+TOGETHER = {
+    "speed_model": ["--steps", "2"],
+    "ask": [],
+    "ask_in_training": [],
+    "elementwise": [],
+    "roofline": ["--jobs", "1"],
+    "crossover": [],
+    "scale": [],
+}
+RUN_ALL = """
+import json, runpy, sys
+programs = json.loads(sys.argv[1])
+sys.path.insert(0, "benchmarks")
+for name, options in programs.items():
+    sys.argv = [name, *options]
+    try:
+        runpy.run_path(f"benchmarks/{name}.py", run_name="__main__")
+    except SystemExit as end:
+        if end.code:
+            sys.exit(f"{name} ended with {end.code}")
+"""
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    """The reports of quick runs, by the name of the benchmark."""
+    folder = tmp_path_factory.mktemp("reports")
+    programs = {name: ["--quick", "--json", str(folder / name), *more] for name, more in TOGETHER.items()}
+    command = [sys.executable, "-c", RUN_ALL, json.dumps(programs)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {name: json.loads((folder / name).read_text()) for name in TOGETHER}
+
+
 def test_every_target_of_the_scheduler_is_measured(tmp_path):
     trace = ["--trace", "configs/traces/small-2actors-h100-7b.csv", "--profile", "configs/traces/h100-7b.yaml"]
     rows = {row["what"]: row["measured"] for row in quick("scheduling/schedule", tmp_path, *trace, "--actors", "2")}
@@ -89,15 +124,15 @@ def test_memory_is_predicted_and_measured(tmp_path):
     assert 0.8 < row["fitted"] / row["measured"] < 1.2
 
 
-def test_the_coefficients_of_a_step_are_fitted(tmp_path):
-    (row,) = quick("speed_model", tmp_path, "--steps", "2")
+def test_the_coefficients_of_a_step_are_fitted(reports):
+    (row,) = reports["speed_model"]
     assert row["steps"] >= 8
     assert min(row["a"], row["b"], row["c"]) >= 0
     assert row["a"] + row["b"] > 0
 
 
-def test_answers_are_those_of_peft(tmp_path):
-    rows = quick("ask", tmp_path)["rows"]
+def test_answers_are_those_of_peft(reports):
+    rows = reports["ask"]["rows"]
     assert [row["what"] for row in rows] == [
         "1 answer",
         "8 answers, one adapter",
@@ -107,33 +142,33 @@ def test_answers_are_those_of_peft(tmp_path):
     assert all(row["equal"] == 1.0 and row["ratios"][0] > 0 for row in rows)
 
 
-def test_what_answers_cost_training_is_told(tmp_path):
-    result = quick("ask_in_training", tmp_path)
+def test_what_answers_cost_training_is_told(reports):
+    result = reports["ask_in_training"]
     assert min(result["alone"], result["asked"], result["answers"]) > 0
 
 
-def test_element_wise_work_is_timed_in_turn(tmp_path):
-    rows = quick("elementwise", tmp_path)["rows"]
+def test_element_wise_work_is_timed_in_turn(reports):
+    rows = reports["elementwise"]["rows"]
     assert [row["what"] for row in rows] == ["norm", "rotary embedding", "SwiGLU"]
     assert all(min(row["stock"], row["replaced"], row["ratio"]) > 0 for row in rows)
 
 
-def test_products_are_a_share_of_a_step(tmp_path):
-    result = quick("roofline", tmp_path, "--jobs", "1")
+def test_products_are_a_share_of_a_step(reports):
+    result = reports["roofline"]
     assert sum(result["shares"].values()) == pytest.approx(1.0)
     assert min(result["shares"].values()) > 0.02
     assert result["speed_over_peft"] > 0
 
 
-def test_the_gain_of_sharing_is_measured_by_the_tokens_of_a_job(tmp_path):
-    (row,) = quick("crossover", tmp_path)
+def test_the_gain_of_sharing_is_measured_by_the_tokens_of_a_job(reports):
+    (row,) = reports["crossover"]
     assert set(row["gains"]) >= {"8", "128"}  # which is larger is a matter of the machine's load
     assert min(row["gains"].values()) > 0
     assert row["budget"] >= 128
 
 
-def test_one_more_adapter_costs_time_and_no_kernel(tmp_path):
-    (result,) = quick("scale", tmp_path)
+def test_one_more_adapter_costs_time_and_no_kernel(reports):
+    (result,) = reports["scale"]
     rows = {row["axis"]: row for row in result["rows"]}
     assert rows.keys() == {"adapters", "rank", "tokens"}
     assert all(min(row["seconds"]) > 0 and row["of_a_step"] for row in rows.values())
