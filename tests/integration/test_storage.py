@@ -66,7 +66,8 @@ def test_a_storage_that_is_away_costs_time_and_no_job(orchestrate, make, s3, tmp
     orchestrator.call("pause", job_id)
     orchestrator.wait(job_id, "PAUSED")
     orchestrator.call("resume", job_id)
-    waits = orchestrator.wait(job_id, until=lambda job: job["state"] == "RUNNING" and "the job waits" in job["unsaved"])
+    waits = orchestrator.wait(job_id, until=lambda job: job["unsaved"].startswith("the job waits: "))
+    assert waits["state"] == "RUNNING"
     assert sum("the job waits: " in event for event in orchestrator.events(job_id)) == 1
     s3.well()
     step = waits["step"]
