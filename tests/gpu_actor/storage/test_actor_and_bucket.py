@@ -41,7 +41,7 @@ def test_jobs_wait_for_a_bucket_that_is_away_and_an_actor_that_stops_leaves_all_
             assert waits.state is TenantState.PREPARING
             assert "the job waits: s3://" in waits.unsaved
             assert "the disk is full" in waits.unsaved
-        actor.carry_out(Detach("leaves", keep=True))
+        actor.carry_out(Detach("leaves", True, 1))
         wait_for(actor, "leaves", lambda tenant: tenant.state is TenantState.DETACHED)
         s3.well()
         wait_for(actor, "waits", lambda tenant: tenant.state is TenantState.SUCCEEDED)
