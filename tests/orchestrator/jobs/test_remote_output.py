@@ -45,7 +45,7 @@ def test_what_it_refuses_is_told_without_its_keys(s3):
     s3.refuses = lambda method, path: True
     try:
         (problem,) = make_folders([job("one", "refused/one")])
-        with pytest.raises(StorageError, match="the disk is full"):
+        with pytest.raises(StorageError, match="refused/one cannot be read"):
             read_metrics(f"s3://{BUCKET}/refused/one")
     finally:
         s3.well()

@@ -233,7 +233,14 @@ class History:
         return call
 
     async def _wish(self, verb, job_id):
-        work = lambda store: getattr(job_verbs, verb)(store, store.get(job_id)).state  # noqa: E731
+        def work(store):
+            job = store.get(job_id)
+            if verb != "retry":
+                return getattr(job_verbs, verb)(store, job).state
+            goes_on = job_verbs.may_retry(store, job)
+            checkpoint = job_verbs.checkpoint_to_retry(job, from_start=False) if goes_on else None
+            return job_verbs.retry(store, job, checkpoint).state
+
         return await self.ask(f"{verb} {job_id}", work)
 
     async def _change_mind(self, job_id):
