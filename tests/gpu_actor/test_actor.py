@@ -2,7 +2,6 @@
 
 import threading
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from gpu_actor.contract.report import ActorPhase, TenantState
 from gpu_actor.hosting import host as host_module
 from gpu_actor.model.base_model import BaseModel
 from gpu_actor.training.trainer import CoTrainer
-from support.engine import make_spec
+from support.engine import make_spec, make_tenant
 from support.oracle import metric_rows
 from support.tiny import token_rows
 
@@ -182,10 +181,11 @@ def test_a_working_actor_that_cannot_be_made_is_reported_with_the_reason(monkeyp
     )
 
 
-def test_a_stale_attempt_leaves_the_wish_of_the_newer_one(host):
-    preparer = host._preparer
-    preparer._attempts["job"], preparer._detached["job"] = 2, False
-    preparer._hand_over(SimpleNamespace(attempt=1, spec=SimpleNamespace(job_id="job")), host._loading.result())
+def test_a_stale_attempt_leaves_the_wish_of_the_newer_one(tmp_path, host):
+    preparer, hosted = host._preparer, host._loading.result()
+    stale = make_tenant(hosted.base, make_spec(tmp_path, "job", token_rows(4), {"r": 4}, SHORT))
+    preparer._attempts["job"], preparer._detached["job"] = stale.attempt + 1, False
+    preparer._hand_over(stale, hosted)
     assert preparer._detached == {"job": False}
 
 
