@@ -72,8 +72,9 @@ class DeskOrchestrator(PaperOrchestrator):
 
     async def ask(self, request):
         whole = AskRequest.model_validate(request)
-        with self._lock:
-            self.desk.open(whole, lambda _: None)
+        if self.hosts:
+            with self._lock:
+                self.desk.open(whole, lambda _: None)
         return [{"actor": "desk" if self.hosts else None, "request": request, "numbers": (0,)}]
 
     async def answers(self, actor, request_id):
