@@ -65,7 +65,11 @@ def main() -> int:
             print(f"{error}\nTo get the default base model: make model")
             return 2
         sides = _Sides(ref, base, Path(folder), tokens)
-        rows = [_row(sides, *row, rounds) for row in _ROWS]
+        rows = []
+        for number, (name, *size) in enumerate(_ROWS, 1):  # minutes each on a slow machine: it says how far it is
+            print(f"{number} of {len(_ROWS)}: {name}", flush=True)
+            rows.append(_row(sides, name, *size, rounds))
+            print(f"   ratio {median(rows[-1]['ratios']):.2f}", flush=True)
     _print(rows, threads, tokens)
     if arguments.json:
         arguments.json.write_text(json.dumps({"rows": rows}, indent=2) + "\n", encoding="utf-8")

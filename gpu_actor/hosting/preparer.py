@@ -44,8 +44,8 @@ def _compute_with_one_thread() -> None:
     """Leave a CPU's threads to the training thread.
 
     A second pool of OpenMP threads, idle as it is, is more threads than cores to libgomp: the training thread's pool
-    then sleeps between any two operations instead of waiting awake, which costs a sixth of its speed. Not before the
-    base model is loaded: a thread that has computed nothing yet takes over what any other thread sets.
+    then sleeps between any two operations instead of waiting awake. Not before the base model is loaded: a thread that
+    has computed nothing yet takes over what any other thread sets.
     """
     torch.set_num_threads(1)
 
