@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import workload
+from common.loray_loop import load_loray
 from peft import PeftModel
 from rich.console import Console
 from rich.table import Table
@@ -29,7 +30,6 @@ from transformers import AutoModelForCausalLM
 
 from gpu_actor.adapters.peft_files import save_adapter
 from gpu_actor.adapters.weights import AdapterWeights
-from gpu_actor.contract.errors import BaseModelError
 from gpu_actor.contract.locations import find_base
 from gpu_actor.contract.lora_config import LoraConfig
 from gpu_actor.contract.questions import Sampling
@@ -59,11 +59,7 @@ def main() -> int:
     tokens, rounds = (8, 1) if arguments.quick else (32, 3)
     with tempfile.TemporaryDirectory() as folder:
         ref = workload.tiny_base(Path(folder)) if arguments.quick else workload.DEMO_BASE
-        try:
-            base = BaseModel.load(ref)
-        except BaseModelError as error:
-            print(f"{error}\nTo get the default base model: make model")
-            return 2
+        base = load_loray(ref)
         sides = _Sides(ref, base, Path(folder), tokens)
         rows = []
         for number, (name, *size) in enumerate(_ROWS, 1):  # minutes each on a slow machine: it says how far it is

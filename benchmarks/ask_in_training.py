@@ -22,10 +22,9 @@ from statistics import median
 from typing import Any
 
 from common import workload
-from common.loray_loop import make_tenant
+from common.loray_loop import load_loray, make_tenant
 from rich.console import Console
 
-from gpu_actor.contract.errors import BaseModelError
 from gpu_actor.contract.questions import ANSWERING_SHARE, Answerer, AskRequest, Sampling, TokenIds
 from gpu_actor.hosting.answering import Answering
 from gpu_actor.model.base_model import BaseModel
@@ -122,11 +121,7 @@ def main() -> int:
     seconds, rounds = (1.0, 1) if arguments.quick else (20.0, 4)
     with tempfile.TemporaryDirectory() as folder:
         ref = workload.tiny_base(Path(folder)) if arguments.quick else workload.DEMO_BASE
-        try:
-            base = BaseModel.load(ref)
-        except BaseModelError as error:
-            print(f"{error}\nTo get the default base model: make model")
-            return 2
+        base = load_loray(ref)
         result = _measure(Actor(base, Path(folder)), seconds, rounds)
     _print(result, threads)
     if arguments.json:

@@ -28,8 +28,6 @@ from common.speed import SpeedRow, SpeedTest
 from rich.console import Console
 from rich.table import Table
 
-from gpu_actor.contract.errors import BaseModelError
-
 LOSS_TOLERANCE = 1e-3
 
 
@@ -65,11 +63,7 @@ def main() -> int:
     console = Console(highlight=False)
     with tempfile.TemporaryDirectory() as folder:
         base = arguments.base or (workload.tiny_base(Path(folder)) if arguments.quick else workload.DEMO_BASE)
-        try:
-            result = _measure(base, QUICK if arguments.quick else FULL, console)
-        except BaseModelError as error:
-            console.print(f"{error}\nTo get the default base model: make model")
-            return 2
+        result = _measure(base, QUICK if arguments.quick else FULL, console)
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return 0 if result["equal_work"]["ok"] else 1

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from gpu_actor.contract.errors import BaseModelError
 from gpu_actor.contract.report import TenantState
 from gpu_actor.data.dataset import load_dataset
 from gpu_actor.model.base_model import BaseModel
@@ -19,8 +21,12 @@ from .workload import Job, Run
 
 
 def load_loray(base: str) -> BaseModel:
-    """Loray's hooked base model in fp32, as its actor loads it."""
-    return BaseModel.load(base)
+    """Loray's hooked base model in fp32, as its actor loads it; ends the program in words where there is none."""
+    try:
+        return BaseModel.load(base)
+    except BaseModelError as error:
+        print(f"{error}\nTo get the default base model: make model")
+        sys.exit(2)
 
 
 def start_adapter(base: BaseModel, job: Job) -> dict[tuple[str, str], torch.Tensor]:

@@ -74,8 +74,14 @@ def _grafana_dashboard(storage: Path) -> Iterator[None]:
     variable = "RAY_METRICS_GRAFANA_DASHBOARD_OUTPUT_DIR"
     given = os.environ.get(variable)
     folder = Path(given or storage / "grafana")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "loray.json").write_text(grafana.text(), encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "loray.json").write_text(grafana.text(), encoding="utf-8")
+    except OSError as error:
+        raise ClusterUnavailableError(
+            f"the Grafana dashboard cannot be written to {folder}: {error.strerror}; make room there or mend its "
+            f"permissions, or name another folder in {variable}"
+        ) from None
     os.environ[variable] = str(folder)
     try:
         yield
