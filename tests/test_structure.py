@@ -41,6 +41,7 @@ ROOMS = [
     "gpu_actor.export",
     "gpu_actor.exporting",
     "gpu_actor.generation",
+    "gpu_actor.encoding",
     "gpu_actor.training",
     "gpu_actor.model",
     "gpu_actor.operators",
@@ -53,6 +54,7 @@ ROOMS = [
     "gpu_actor.data.readers",
     "gpu_actor.device",
     "gpu_actor.storage",
+    "gpu_actor.sandbox",
     "gpu_actor.contract",
     "gpu_actor",
 ]

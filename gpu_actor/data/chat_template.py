@@ -111,6 +111,8 @@ def _guarded(source: str | None) -> Iterator[None]:
         raise UnfitDataError(
             f"the chat template made more than {MAX_STEPS:,} steps for one conversation; it may never end"
         ) from None
+    except MemoryError:  # no sample's fault alone, and the next one would take as much
+        raise
     except Exception as error:  # a template raises what it likes
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise DataError(f"the chat template refuses the conversation: {reason}") from None

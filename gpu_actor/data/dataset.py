@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,31 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SHOWN_PROBLEMS = 5
+ReadSource = Callable[[DataSource, TrainingConfig], "SourceSamples"]
+"""Reads, tokenises and cuts one data set, as `read_source` does."""
+
+
+@dataclass(frozen=True, eq=False)
+class SourceSamples:
+    """The samples of one data set before they are split, and what was counted on the way.
+
+    Attributes:
+        samples: All that can be trained on; None where that is nothing.
+        records: How many the data set has.
+        truncated: As of `Collector`.
+        dropped: As of `Collector`.
+        longest: As of `Collector`.
+        unread: As of `LoadedDataset`.
+        shortened: As of `LoadedDataset`.
+    """
+
+    samples: AnySet | None
+    records: int
+    truncated: int
+    dropped: Mapping[str, int]
+    longest: int
+    unread: str
+    shortened: int
 
 
 @dataclass(frozen=True)
@@ -77,7 +102,7 @@ def load_dataset(
     vocab_size: int,
     positions: int | None = None,
 ) -> LoadedDataset:
-    """Read, tokenise, cut and split the data set of one adapter, or each of those that it mixes.
+    """Read, tokenise, cut and split the data set of one adapter, or each of those that it mixes, in this process.
 
     Args:
         config: The files, their formats and the shares to hold out.
@@ -87,16 +112,38 @@ def load_dataset(
         positions: Longest sequence that the base model can run; None: any.
 
     Raises:
+        DataError: As `assemble_dataset`.
+    """
+
+    def read(source: DataSource, training: TrainingConfig) -> SourceSamples:
+        collector = Collector(training.cutoff_len)
+        return read_source(source, training, tokenizer, vocab_size, collector)
+
+    return assemble_dataset(config, training, read, positions)
+
+
+def assemble_dataset(
+    config: DatasetConfig, training: TrainingConfig, read: ReadSource, positions: int | None = None
+) -> LoadedDataset:
+    """The data set of one adapter from what is read of each of its sources.
+
+    Args:
+        config: The files, their formats and the shares to hold out.
+        training: `cutoff_len`, `train_on_inputs` and `seed` are used.
+        read: Reads one of them.
+        positions: Longest sequence that the base model can run; None: any.
+
+    Raises:
         DataError: The file cannot be read, has records that cannot be used (all are counted, the first ones
             are named by line), leaves nothing to train on, or has a sample that the base model cannot run; of a mix
             the message begins with the place in the list.
     """
     if not config.mix:
-        return _load(config, training, tokenizer, vocab_size, positions)
+        return _split_source(config, training, read(config, training), positions)
     parts = []
     for number, source in enumerate(config.sources):
         try:
-            parts.append(_load(source, training, tokenizer, vocab_size, positions))
+            parts.append(_split_source(source, training, read(source, training), positions))
         except DataError as error:
             raise type(error)(f"dataset[{number}]: {error}") from None
     return _mixed(config.sources, parts)
@@ -122,17 +169,30 @@ def _mixed(sources: Sequence[DataSource], parts: Sequence[LoadedDataset]) -> Loa
     )
 
 
-def _load(
+def read_source(
     config: DataSource,
     training: TrainingConfig,
     tokenizer: Callable[[], PreTrainedTokenizerBase],
     vocab_size: int,
-    positions: int | None,
-) -> LoadedDataset:
+    collector: Collector,
+    after_each: Callable[[], None] = lambda: None,
+) -> SourceSamples:
+    """Read, tokenise and cut the samples of one data set.
+
+    Args:
+        config: As of `load_dataset`, here and below.
+        training: See there.
+        tokenizer: See there.
+        vocab_size: See there.
+        collector: Takes in the samples; what is in it at the end is in the result.
+        after_each: Is called after each record.
+
+    Raises:
+        DataError: As `assemble_dataset`.
+    """
     path = config.path
     reader = SampleReader(config, training, vocab_size)
     encoder = SampleEncoder(config, training, tokenizer, vocab_size)
-    collected = Collector(training.cutoff_len)
     problems: list[str] = []
     records = bad = 0
     for place, record in read_records(config):
@@ -142,28 +202,29 @@ def _load(
                 raise record
             sample = reader.read(record)
             desirable = sample.desirable if isinstance(sample, Unpaired) else None
-            collected.add(*encoder.encode(sample), desirable=desirable)
+            collector.add(*encoder.encode(sample), desirable=desirable)
         except NoAnswerError:
-            collected.dropped[EMPTY_ANSWER] += 1
+            collector.dropped[EMPTY_ANSWER] += 1
         except UnfitDataError as error:
             raise UnfitDataError(f"{place}: {error}") from None
         except DataError as error:
             bad += 1
             if len(problems) < SHOWN_PROBLEMS:
                 problems.append(f"{place}: {error}")
+        after_each()
     if bad:
         raise DataError(_list_problems(path, problems, bad, records))
     if not records:
         raise DataError(f"{path}: holds no record; a data set needs at least one")
-    if positions is not None and collected.longest > positions:
-        # KTO also runs prompts with other samples' answers, and a text of that kind may be the longest
-        what = "a sample, or a prompt with another sample's answer," if training.objective == "kto" else "a sample"
-        raise DataError(
-            f"{path}: {what} has {collected.longest} tokens, but the base model has a table of {positions} positions "
-            f"and cannot run more; lower training.cutoff_len ({training.cutoff_len}) to {positions}"
-        )
-    dataset = _finish(path, collected, records, reader.unread.in_words(), config, training)
-    return replace(dataset, shortened=encoder.shortened)
+    return SourceSamples(
+        collector.collected(),
+        records,
+        collector.truncated,
+        collector.dropped,
+        collector.longest,
+        reader.unread.in_words(),
+        encoder.shortened,
+    )
 
 
 def _list_problems(path: str, problems: Sequence[str], bad: int, records: int) -> str:
@@ -173,37 +234,44 @@ def _list_problems(path: str, problems: Sequence[str], bad: int, records: int) -
     return "\n".join([f"{path}: {bad} of {records} records cannot be used:", *problems, *more])
 
 
-def _finish(
-    path: str, collected: Collector, records: int, unread: str, config: DataSource, training: TrainingConfig
+def _split_source(
+    config: DataSource, training: TrainingConfig, read: SourceSamples, positions: int | None
 ) -> LoadedDataset:
-    samples = collected.collected()
-    if samples is None:
-        raise DataError(_nothing_left(path, collected, records, training.cutoff_len))
-    train, val = _split(path, samples, config.val_size, training.seed)
+    path = config.path
+    if positions is not None and read.longest > positions:
+        # KTO also runs prompts with other samples' answers, and a text of that kind may be the longest
+        what = "a sample, or a prompt with another sample's answer," if training.objective == "kto" else "a sample"
+        raise DataError(
+            f"{path}: {what} has {read.longest} tokens, but the base model has a table of {positions} positions "
+            f"and cannot run more; lower training.cutoff_len ({training.cutoff_len}) to {positions}"
+        )
+    if read.samples is None:
+        raise DataError(_nothing_left(path, read, training.cutoff_len))
+    train, val = _split(path, read.samples, config.val_size, training.seed)
     if isinstance(train, UnpairedSet) and len(train) < 2:
         raise DataError(
             f"{path}: one sample is left to train on; training.objective kto compares each answer with those of other "
             "samples, and needs two or more"
         )
-    dropped = collected.dropped.total()
+    dropped = sum(read.dropped.values())
     if dropped:
-        logger.info("%s: %d of %d records were dropped (%s)", path, dropped, records, _reasons(collected))
-    if unread:
-        logger.info("%s: columns not read: %s", path, unread)
-    return LoadedDataset(train, val, collected.truncated, dropped, collected.longest, unread)
+        logger.info("%s: %d of %d records were dropped (%s)", path, dropped, read.records, _reasons(read))
+    if read.unread:
+        logger.info("%s: columns not read: %s", path, read.unread)
+    return LoadedDataset(train, val, read.truncated, dropped, read.longest, read.unread, read.shortened)
 
 
-def _nothing_left(path: str, collected: Collector, records: int, cutoff_len: int) -> str:
-    if set(collected.dropped) == {NO_ANSWER}:
+def _nothing_left(path: str, read: SourceSamples, cutoff_len: int) -> str:
+    if set(read.dropped) == {NO_ANSWER}:
         return (
-            f"{path}: nothing to train on: all {records} samples were dropped, as none has a token with loss "
+            f"{path}: nothing to train on: all {read.records} samples were dropped, as none has a token with loss "
             f"within its first {cutoff_len} tokens; raise training.cutoff_len, or check the labels"
         )
-    return f"{path}: nothing to train on: all {records} records were dropped ({_reasons(collected)}); check them"
+    return f"{path}: nothing to train on: all {read.records} records were dropped ({_reasons(read)}); check them"
 
 
-def _reasons(collected: Collector) -> str:
-    return ", ".join(f"{count}: {reason}" for reason, count in collected.dropped.items())
+def _reasons(read: SourceSamples) -> str:
+    return ", ".join(f"{count}: {reason}" for reason, count in read.dropped.items())
 
 
 def _split(path: str, samples: AnySet, val_size: float, seed: int) -> tuple[AnySet, AnySet]:

@@ -165,6 +165,10 @@ def digest(*sets: AnySet) -> str:
     return hashed.hexdigest()
 
 
+Parcel = tuple[list[tuple[bytes, bytes, bytes]], bytes]
+"""Samples on their way to another process: each side's token ids, labels and ends, and which answers are wanted."""
+
+
 class Collector:
     """Cuts samples or pairs, counts what is lost, and keeps the rest in flat arrays.
 
@@ -207,6 +211,26 @@ class Collector:
                 self._desirable.append(desirable)
                 self._count_mismatched(*cut[0])
 
+    def take(self, least: int) -> Parcel | None:
+        """What has been kept since the last call, if that is as many bytes; it is kept here no longer."""
+        if sum(side.nbytes for side in self._sides) < max(1, least):
+            return None
+        taken = [side.take() for side in self._sides], bytes(self._desirable)
+        self._desirable = []
+        return taken
+
+    def put(self, sides: Sequence[Sequence[bytes | bytearray]], desirable: bytes | bytearray) -> None:
+        """Keep what another collector has given away by `take`."""
+        self._sides = self._sides or [_Growing() for _ in sides]
+        for side, parts in zip(self._sides, sides, strict=True):
+            side.put(*parts)
+        self._desirable += map(bool, desirable)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is kept here."""
+        return sum(side.nbytes for side in self._sides)
+
     def _count_mismatched(self, ids: IdArray, labels: IdArray) -> None:
         start = answer_start(labels)
         self._longest_prompt = max(self._longest_prompt, start)
@@ -227,12 +251,32 @@ class _Growing:
     """One side of the samples, in arrays that grow in place."""
 
     def __init__(self) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
         self._input_ids, self._labels, self._offsets = array("i"), array("i"), array("q", [0])
 
     def add(self, input_ids: IdArray, labels: IdArray) -> None:
         self._input_ids.frombytes(input_ids.tobytes())
         self._labels.frombytes(labels.tobytes())
         self._offsets.append(len(self._input_ids))
+
+    @property
+    def nbytes(self) -> int:
+        return 4 * (len(self._input_ids) + len(self._labels)) + 8 * (len(self._offsets) - 1)
+
+    def take(self) -> tuple[bytes, bytes, bytes]:
+        """Token ids, labels and the ends of the samples among them, as bytes; nothing is left here."""
+        taken = self._input_ids.tobytes(), self._labels.tobytes(), self._offsets[1:].tobytes()
+        self._clear()
+        return taken
+
+    def put(self, input_ids: bytes, labels: bytes, ends: bytes) -> None:
+        """What another one has given away."""
+        before = len(self._input_ids)
+        self._input_ids.frombytes(input_ids)
+        self._labels.frombytes(labels)
+        self._offsets.frombytes((np.frombuffer(ends, dtype=np.int64) + before).tobytes())
 
     def samples(self) -> SampleSet:
         """The samples; they share the memory of the arrays."""

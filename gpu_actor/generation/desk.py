@@ -10,11 +10,12 @@ from typing import Any
 
 from gpu_actor.adapters.peft_files import read_adapter
 from gpu_actor.adapters.weights import AdapterWeights
+from gpu_actor.batch.shared_batch import Tokens
 from gpu_actor.contract.errors import LorayError
 from gpu_actor.contract.messages import one_line
 from gpu_actor.contract.questions import Answer, Answerer, AskRequest, Question, Sampling
 from gpu_actor.generation.generator import MOST_TOKENS, Generator, Room
-from gpu_actor.generation.prompts import end_tokens, prompt_of, shown
+from gpu_actor.generation.prompts import Prompts, end_tokens, prompt_of, shown
 from gpu_actor.generation.reply import Reply
 from gpu_actor.generation.saved_steps import saved_step
 from gpu_actor.model.base_model import BaseModel
@@ -33,6 +34,7 @@ class _Line:
     """One answer; `reply` is None as long as it is not begun, and where it cannot be."""
 
     who: Answerer
+    number: int  # of the question
     question: Question
     sampling: Sampling
     which: str = ""
@@ -115,22 +117,26 @@ class AnswerDesk:
         opened.asked_at = time.monotonic()
         return [line.answer() for line in opened.lines]
 
-    def open(self, request: AskRequest, live: LiveAdapter) -> None:
+    def open(self, request: AskRequest, live: LiveAdapter, prompts: Prompts | LorayError | None = None) -> None:
         """Begin to answer a request, by the adapters as they are now.
 
         Args:
             request: Of which a second call changes nothing.
             live: Gives a copy of an adapter in training by its job's id.
+            prompts: The questions as token ids, or why there are none; None: they are encoded here.
         """
         if request.request_id in self._open:
             return
         lines = [
-            _Line(who, question, sampling)
-            for question in request.questions
+            _Line(who, number, question, sampling)
+            for number, question in enumerate(request.questions)
             for who in request.answerers
             for sampling in _choices(request)
         ]
         self._open[request.request_id] = _Open(lines)
+        if isinstance(prompts, LorayError):
+            _fail(lines, prompts)
+            return
         try:
             if self._generator is None:
                 self._generator = Generator(self._base, self._most_tokens, self._room)
@@ -138,24 +144,34 @@ class AnswerDesk:
         except LorayError as error:
             _fail(lines, error)
             return
+        known = self._base.description.vocab_size
+        encode = prompts or (
+            lambda number, template: prompt_of(tokenizer, request.questions[number], request.system, template, known)
+        )
         for who in request.answerers:
             theirs = [line for line in lines if line.who is who]
             try:
                 weights, which = self._adapter(who, live)
                 for line in theirs:
                     line.which = which
-                    self._ask(self._generator, request, line, weights, tokenizer)
+                    prompt = encode(line.number, who.chat_template)
+                    self._ask(self._generator, request, line, weights, prompt, tokenizer)
             except (LorayError, OSError) as error:
                 self._generator.drop([line.reply for line in theirs if line.reply is not None])
                 _fail(theirs, error)
 
     def _ask(
-        self, generator: Generator, request: AskRequest, line: _Line, weights: AdapterWeights | None, tokenizer: Any
+        self,
+        generator: Generator,
+        request: AskRequest,
+        line: _Line,
+        weights: AdapterWeights | None,
+        prompt: Tokens,
+        tokenizer: Any,
     ) -> None:
-        known = self._base.description.vocab_size
         reply = Reply(
             weights,
-            prompt_of(tokenizer, line.question, request.system, line.who.chat_template, known),
+            prompt,
             line.sampling,
             end_tokens(self._base, tokenizer),
             lambda tokens: tokenizer.decode(tokens, skip_special_tokens=True),

@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from gpu_actor.contract.errors import LorayError
 from gpu_actor.contract.questions import ANSWERING_SHARE, Answer, AskRequest
 from gpu_actor.generation.desk import AnswerDesk
+from gpu_actor.generation.prompts import Prompts
 from gpu_actor.model.base_model import BaseModel
 from gpu_actor.training.trainer import CoTrainer
 
@@ -53,9 +55,9 @@ class Answering:
         """The answers to a request as far as they are made; None: it is not open. Any thread may ask."""
         return self._desk.answers(request_id)
 
-    def open(self, request: AskRequest) -> None:
-        """Begin to answer, by copies of the adapters as they are now."""
-        self._timed(lambda: self._desk.open(request, self._trainer.snapshot))
+    def open(self, request: AskRequest, prompts: Prompts | LorayError | None = None) -> None:
+        """Begin to answer, by copies of the adapters as they are now; `prompts` as of `AnswerDesk.open`."""
+        self._timed(lambda: self._desk.open(request, self._trainer.snapshot, prompts))
 
     def withdraw(self, request_id: str) -> None:
         """Drop a request with its answers."""

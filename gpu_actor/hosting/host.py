@@ -9,10 +9,11 @@ import logging
 import queue
 import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 from gpu_actor.contract.config import ActorOptions
+from gpu_actor.contract.errors import LorayError
 from gpu_actor.contract.orders import (
     Ask,
     Attach,
@@ -24,9 +25,10 @@ from gpu_actor.contract.orders import (
     SetTokenBudget,
     Withdraw,
 )
-from gpu_actor.contract.questions import Answer
+from gpu_actor.contract.questions import Answer, AskRequest
 from gpu_actor.contract.report import ActorPhase, ActorReport
 from gpu_actor.device.memory import MemoryMeter, memory_limit
+from gpu_actor.generation.prompts import Prompts
 from gpu_actor.hosting.device_end import DeviceEnd
 from gpu_actor.hosting.hosted_base import HostedBase
 from gpu_actor.hosting.preparer import Preparer, Task
@@ -56,6 +58,7 @@ class Host:
         self._tasks: queue.Queue[Task] = queue.Queue()
         self._device = DeviceEnd()
         self._preparer = Preparer(self._loading, self._tasks.put, self._publish, self._device, options.allowed_roots)
+        self._questions = ThreadPoolExecutor(1, thread_name_prefix="loray-questions")
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="loray-train", daemon=True)
         self._thread.start()
@@ -97,21 +100,40 @@ class Host:
             case SetTokenBudget(tokens):
                 self._tasks.put(lambda hosted: hosted.trainer.set_budget(tokens))
             case Ask(request):
-                self._tasks.put(lambda hosted: hosted.answering.open(request))
-            case Withdraw(request_id):
-                self._tasks.put(lambda hosted: hosted.answering.withdraw(request_id))
+                self._questions.submit(self._open, request)
+            case Withdraw(request_id):  # in the same thread: not before what it withdraws
+                self._questions.submit(self._tasks.put, lambda hosted: hosted.answering.withdraw(request_id))
 
     def answers(self, request_id: str) -> list[Answer] | None:
         """The answers to a request as far as they are made; None: it has not been begun."""
-        loaded = self._loading.done() and self._loading.exception() is None
-        return self._loading.result().answering.answers(request_id) if loaded else None
+        return self._loading.result().answering.answers(request_id) if self._is_loaded() else None
 
     def stop(self) -> None:
         """End the training thread after it has written a checkpoint of every adapter. Waits for that."""
         self._stopping.set()
         self._preparer.stop()
         self._device.stop()
+        self._questions.shutdown(wait=False, cancel_futures=True)
         self._thread.join()
+        if self._is_loaded():
+            self._loading.result().encoder.close()
+
+    # -- the thread of the questions -----------------------------------------------------------------------------
+
+    def _open(self, request: AskRequest) -> None:
+        """Encode the questions of a request, which the training thread then answers."""
+        prompts: Prompts | LorayError
+        try:
+            prompts = self._loading.result().encoder.encode(request)
+        except LorayError as error:
+            prompts = error
+        except Exception as error:
+            logger.exception("questions could not be encoded")
+            prompts = LorayError(reason_of(error))
+        self._tasks.put(lambda hosted: hosted.answering.open(request, prompts))
+
+    def _is_loaded(self) -> bool:
+        return self._loading.done() and self._loading.exception() is None
 
     # -- the training thread -------------------------------------------------------------------------------------
 

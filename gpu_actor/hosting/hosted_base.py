@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Any
 
 import torch
 
@@ -15,7 +13,8 @@ from gpu_actor.contract.config import ActorOptions
 from gpu_actor.contract.footprint import first_token_budget, weight_bytes
 from gpu_actor.contract.report import ActorPhase, ActorReport
 from gpu_actor.device.cuda_process import prepare_gpu
-from gpu_actor.device.memory import MemoryMeter, device_name
+from gpu_actor.device.memory import MemoryMeter, device_name, memory_limit
+from gpu_actor.encoding.encoder import Encoder
 from gpu_actor.hosting.answering import Answering
 from gpu_actor.loading.config_files import load_config
 from gpu_actor.loading.tokenizer import load_tokenizer
@@ -33,14 +32,14 @@ class HostedBase:
     Attributes:
         base: The frozen base model.
         trainer: Trains the adapters on it; the training thread alone may use it.
-        tokenizer: Gives the base model's tokenizer; loads it at the first call.
+        encoder: Encodes data sets and questions with the base model's tokenizer; any thread may use it.
         answering: Answers questions; the training thread alone may go on with it.
         ready: The report of an actor that hosts it, before any adapter came.
     """
 
     base: BaseModel
     trainer: CoTrainer
-    tokenizer: Callable[[], Any]
+    encoder: Encoder
     answering: Answering
     ready: ActorReport
 
@@ -88,8 +87,13 @@ class HostedBase:
         )
         budget = options.token_budget or _first_budget(base, options, loading.memory_limit - memory.used())
         trainer = CoTrainer(base, budget, loading.memory_limit)
-        # two tokenizers: each is used by one thread, as those of transformers want it
-        return cls(base, trainer, cache(tokenizer), Answering(base, trainer, cache(tokenizer)), ready)
+        encoder = Encoder(
+            options.base_model,
+            options.trust_remote_code,
+            base.description.vocab_size,
+            loading.memory_limit if options.device == "cpu" else memory_limit("cpu"),
+        )
+        return cls(base, trainer, encoder, Answering(base, trainer, cache(tokenizer)), ready)
 
     def report(self) -> ActorReport:
         """The state of the actor and of its adapters between two shared batches."""

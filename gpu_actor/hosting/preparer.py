@@ -11,17 +11,16 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any
 
 import torch
 
 from gpu_actor.adapters.start_check import check_adapter_fits
-from gpu_actor.contract.config import AdapterSpec
+from gpu_actor.contract.config import AdapterSpec, DatasetConfig, TrainingConfig
 from gpu_actor.contract.errors import InvalidJobError
 from gpu_actor.contract.report import TenantReport, TenantState
 from gpu_actor.contract.roots import outside
 from gpu_actor.contract.urls import is_url
-from gpu_actor.data.dataset import LoadedDataset, load_dataset
+from gpu_actor.data.dataset import LoadedDataset
 from gpu_actor.device.failures import is_out_of_memory
 from gpu_actor.hosting.device_end import DeviceEnd
 from gpu_actor.hosting.hosted_base import HostedBase
@@ -38,6 +37,7 @@ _AGAIN_SECONDS = 5.0  # between two looks at a storage that is away
 
 Task = Callable[[HostedBase], None]
 """What the training thread does between two shared batches."""
+LoadDataset = Callable[[DatasetConfig, TrainingConfig, int | None], LoadedDataset]
 
 
 def _compute_with_one_thread() -> None:
@@ -143,7 +143,7 @@ class Preparer:
             if problem := outside(spec.output_dir, self._roots):
                 raise InvalidJobError(f"output_dir: {problem}")
             mirror = mirror_of(spec)
-            dataset = load_data(hosted.base, spec, hosted.tokenizer)
+            dataset = load_data(hosted.base, spec, hosted.encoder.load_dataset)
         except StorageError as error:
             self._try_later(spec, attempt, error)
             return
@@ -221,20 +221,20 @@ class Preparer:
             self._reports.pop(job_id, None)
 
 
-def load_data(base: BaseModel, spec: AdapterSpec, tokenizer: Callable[[], Any]) -> LoadedDataset:
+def load_data(base: BaseModel, spec: AdapterSpec, load: LoadDataset) -> LoadedDataset:
     """The data of a job, checked against its base model.
 
     Args:
         base: The base model.
         spec: The job.
-        tokenizer: Gives the base model's tokenizer, if the data need one.
+        load: Reads and encodes them, see `Encoder.load_dataset`.
 
     Raises:
         LorayError: The adapter or the data do not go with the base model, or the data cannot be read.
     """
     description = base.description
     check_adapter_fits(description, spec.lora)
-    dataset = load_dataset(spec.dataset, spec.training, tokenizer, description.vocab_size, description.longest_sequence)
+    dataset = load(spec.dataset, spec.training, description.longest_sequence)
     if description.positions is not None and dataset.longest > description.positions:
         remark = "job %s: a sample has %d tokens; the base model was made for %d positions"
         logger.warning(remark, spec.name, dataset.longest, description.positions)

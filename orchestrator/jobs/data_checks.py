@@ -14,11 +14,12 @@ from gpu_actor.contract.objective_fields import PAIR_OBJECTIVES
 from gpu_actor.data.formats import SampleReader
 from gpu_actor.data.readers.parquet_and_hub import is_saved_dataset
 from gpu_actor.data.readers.read_records import DATA_SUFFIXES, is_hub_dataset, read_records
-from gpu_actor.data.readers.record import Record
+from gpu_actor.data.readers.record import LongRecordError, Record
 from orchestrator.validation.problems import show
 
 _INSTALL = "pip install loray[data]"
 _PEEKED = 20  # records that are read before anything starts
+_PEEKED_BYTES = 1 << 20  # of each of them at most: in memory, a record may be twenty times as long
 _ANY_TOKEN = 2**31  # tokens that a base model may have, as far as is known here
 
 
@@ -72,7 +73,7 @@ def objective_problem(data: DataSource, training: TrainingConfig) -> str:
 def first_records_remark(data: DatasetConfig, training: TrainingConfig) -> str:
     """What the first records of text files tell a person: why they cannot be used, or which columns are not read.
 
-    Tables and data sets of the hub are not opened: that would take long.
+    Tables and data sets of the hub are not opened: that would take long. Nor are records of more than a mebibyte.
     """
     remarks = [_first_records_remark(source, training) for source in data.sources]
     if not data.mix:
@@ -87,7 +88,9 @@ def _first_records_remark(data: DataSource, training: TrainingConfig) -> str:
         return ""
     reader = SampleReader(data, training, _ANY_TOKEN)
     try:
-        for place, record in itertools.islice(read_records(data), _PEEKED):
+        for place, record in itertools.islice(read_records(data, _PEEKED_BYTES), _PEEKED):
+            if isinstance(record, LongRecordError):
+                break  # whoever trains on it will see
             if problem := _record_problem(reader, record):
                 return f"its data cannot be used: {place}: {problem}"
     except DataError as error:  # of the file as a whole

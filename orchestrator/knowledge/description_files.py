@@ -22,6 +22,8 @@ from gpu_actor.contract.errors import LorayError
 from gpu_actor.contract.locations import find_base, loray_home
 from gpu_actor.model.describe import describe_base
 
+_LARGEST = 64 << 20  # bytes of configuration; real ones have some thousand
+
 
 def recall(ref: str, trust_remote_code: bool = False) -> BaseDescription | None:
     """The description of a base model that an earlier run has filed; None if there is none that still holds.
@@ -82,7 +84,10 @@ def description_file(ref: str, trust_remote_code: bool) -> Path | None:
         if files.folder is None:
             return None
         if files.gguf_file is None:
-            configuration = b"".join(p.read_bytes() for p in sorted(files.folder.glob("config*.json")) if p.is_file())
+            paths = [path for path in sorted(files.folder.glob("config*.json")) if path.is_file()]
+            if sum(path.stat().st_size for path in paths) > _LARGEST:
+                return None
+            configuration = b"".join(path.read_bytes() for path in paths)
             if trust_remote_code and b'"auto_map"' in configuration:
                 return None
         else:  # its configuration is in it, but too far to read for this

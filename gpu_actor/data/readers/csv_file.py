@@ -11,17 +11,17 @@ from typing import BinaryIO
 from gpu_actor.contract.errors import DataError
 from gpu_actor.contract.messages import shorten
 from gpu_actor.data.readers.json_files import bad_utf8
-from gpu_actor.data.readers.record import LONGEST_RECORD, Record
+from gpu_actor.data.readers.record import LONGEST_RECORD, LongRecordError, Record
 
 
-def read_csv(path: Path) -> Iterator[tuple[int, Record | DataError]]:
+def read_csv(path: Path, longest: int = LONGEST_RECORD) -> Iterator[tuple[int, Record | DataError]]:
     """The records of a file with commas, quotes as RFC 4180 has them, and the lines on which they start.
 
     The first row that cannot be read ends the reading: where the next one starts is not known then.
     """
     csv.field_size_limit(LONGEST_RECORD)  # for the whole process; the module's own limit is shorter than a chat
     with path.open("rb") as file:
-        rows = csv.reader(_lines(file), strict=True)
+        rows = csv.reader(_lines(file, longest), strict=True)
         line, header = 1, None
         try:
             for row in rows:
@@ -39,12 +39,12 @@ def read_csv(path: Path) -> Iterator[tuple[int, Record | DataError]]:
             yield line, DataError(f"not valid CSV: {error}; {remedy}")
 
 
-def _lines(file: BinaryIO) -> Iterator[str]:
+def _lines(file: BinaryIO, longest: int) -> Iterator[str]:
     """The lines of a file as text; a record may cover several."""
     first = True
-    while line := file.readline(LONGEST_RECORD + 1):
-        if len(line) > LONGEST_RECORD:
-            raise DataError(f"a line of more than {LONGEST_RECORD >> 20} MiB; check the line ends")
+    while line := file.readline(longest + 1):
+        if len(line) > longest:
+            raise LongRecordError(f"a line of more than {longest >> 20} MiB; check the line ends")
         try:
             yield line.decode("utf-8-sig" if first else "utf-8")
         except UnicodeDecodeError as error:

@@ -11,9 +11,8 @@ from typing import Any, BinaryIO
 
 from gpu_actor.contract.errors import DataError
 from gpu_actor.contract.messages import shorten
-from gpu_actor.data.readers.record import LONGEST_RECORD, Record
+from gpu_actor.data.readers.record import LONGEST_RECORD, LongRecordError, Record
 
-_TOO_LONG = f"a record of more than {LONGEST_RECORD >> 20} MiB; check the quotes and line ends before it"
 _CHUNK = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 _BLANK = re.compile(r"[ \t\r\n]*")
@@ -36,16 +35,16 @@ def _object(pairs: list[tuple[str, Any]]) -> Record:
 _decoder = json.JSONDecoder(object_pairs_hook=_object)
 
 
-def read_jsonl(path: Path) -> Iterator[tuple[int, Record | DataError]]:
+def read_jsonl(path: Path, longest: int = LONGEST_RECORD) -> Iterator[tuple[int, Record | DataError]]:
     """The records of a file with one object per line, and their line numbers."""
     with path.open("rb") as file:
         number = 0
-        while line := file.readline(LONGEST_RECORD + 1):
+        while line := file.readline(longest + 1):
             number += 1
             if number == 1:
                 line = line.removeprefix(_BOM)
-            if len(line) > LONGEST_RECORD:
-                yield number, DataError(_TOO_LONG)
+            if len(line) > longest:
+                yield number, _too_long(longest)
                 return
             if line.strip():
                 yield number, _parse_line(line)
@@ -63,10 +62,10 @@ def _parse_line(line: bytes) -> Record | DataError:
     return _as_record(value)
 
 
-def read_json(path: Path) -> Iterator[tuple[int, Record | DataError]]:
+def read_json(path: Path, longest: int = LONGEST_RECORD) -> Iterator[tuple[int, Record | DataError]]:
     """The records of a file that is one list of objects, and the numbers of the lines on which they start."""
     with path.open("rb") as file:
-        window = _Window(file)
+        window = _Window(file, longest)
         try:
             yield from _read_list(window)
         except _BrokenError as error:
@@ -119,8 +118,9 @@ class _Window:
         at: Where in this part the reading stands.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, longest: int) -> None:
         self.at = 0
+        self._longest = longest
         self._text = ""
         self._file = file
         self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
@@ -180,9 +180,9 @@ class _Window:
             return False
         self.place()
         self._text, self.at, self._counted = self._text[self.at :], 0, 0
-        if len(self._text) > LONGEST_RECORD:
-            raise _BrokenError(self._line, DataError(_TOO_LONG))
-        chunk = self._file.read(max(_CHUNK, len(self._text)))
+        if len(self._text) > self._longest:
+            raise _BrokenError(self._line, _too_long(self._longest))
+        chunk = self._file.read(max(min(_CHUNK, self._longest), len(self._text)))
         self._ended = not chunk
         try:
             self._text += self._decode(chunk, self._ended)
@@ -191,6 +191,10 @@ class _Window:
             lines = error.object.count(b"\n", 0, error.start)
             raise _BrokenError(line + lines, bad_utf8(error, 0 if lines else column - 1)) from None
         return not self._ended
+
+
+def _too_long(longest: int) -> LongRecordError:
+    return LongRecordError(f"a record of more than {longest >> 20} MiB; check the quotes and line ends before it")
 
 
 def _as_record(value: Any) -> Record | DataError:

@@ -15,16 +15,11 @@ from gpu_actor.contract.messages import shorten
 from gpu_actor.data.readers.csv_file import read_csv
 from gpu_actor.data.readers.json_files import read_json, read_jsonl
 from gpu_actor.data.readers.parquet_and_hub import is_saved_dataset, read_hub_dataset, read_parquet, read_saved_dataset
-from gpu_actor.data.readers.record import Record
+from gpu_actor.data.readers.record import LONGEST_RECORD, Record
 
 Numbered = Iterator[tuple[int, Record | DataError]]
-_READERS: dict[str, Callable[[Path], Numbered]] = {
-    ".jsonl": read_jsonl,
-    ".json": read_json,
-    ".csv": read_csv,
-    ".parquet": read_parquet,
-}
-DATA_SUFFIXES = tuple(_READERS)
+_TEXT_READERS: dict[str, Callable[[Path, int], Numbered]] = {".jsonl": read_jsonl, ".json": read_json, ".csv": read_csv}
+DATA_SUFFIXES = (*_TEXT_READERS, ".parquet")
 _KINDS = ".jsonl (one object per line), .json (a list of objects), .csv or .parquet"
 # A record may lack these; every other column that dataset.columns names must be in each record.
 _OPTIONAL = ("input", "system", "history", "tools", "labels")
@@ -35,8 +30,12 @@ def is_hub_dataset(ref: str) -> bool:
     return "/" in ref and is_hub_id(ref) and Path(ref).suffix.lower() not in DATA_SUFFIXES
 
 
-def read_records(config: DataSource) -> Iterator[tuple[str, Record | DataError]]:
+def read_records(config: DataSource, longest: int = LONGEST_RECORD) -> Iterator[tuple[str, Record | DataError]]:
     """Stream the records of a data set, their columns under the names that Loray knows.
+
+    Args:
+        config: Where they are.
+        longest: Most bytes of a record of a text file; a longer one is a `LongRecordError`.
 
     Yields:
         Where a record is (`file:line`, or the row of a table), and the record or what is wrong with it.
@@ -50,7 +49,7 @@ def read_records(config: DataSource) -> Iterator[tuple[str, Record | DataError]]
     elif is_saved_dataset(path):
         rows = read_saved_dataset(path, config.name, config.split)
     else:
-        rows = _read_file(path, config)
+        rows = _read_file(path, config, longest)
     separator = ":" if path.suffix.lower() in (".jsonl", ".json", ".csv") else ": row "
     try:
         for number, record in _renamed(rows, config):
@@ -59,18 +58,18 @@ def read_records(config: DataSource) -> Iterator[tuple[str, Record | DataError]]
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
-def _read_file(path: Path, config: DataSource) -> Numbered:
+def _read_file(path: Path, config: DataSource, longest: int) -> Numbered:
     for field in ("split", "name"):
         if getattr(config, field) is not None:
             raise DataError(
                 f"{path}: dataset.{field} is for data sets of the hub and folders that datasets saved; remove it"
             )
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
+    suffix = path.suffix.lower()
+    if suffix not in DATA_SUFFIXES:
         raise DataError(f"{path}: the name must end in {_KINDS}")
     if not path.is_file():
         raise DataError(f"{path}: no such file; give the path of a {_KINDS} file")
-    return reader(path)
+    return read_parquet(path) if suffix == ".parquet" else _TEXT_READERS[suffix](path, longest)
 
 
 def _renamed(rows: Iterable[tuple[int, Record | DataError]], config: DataSource) -> Numbered:

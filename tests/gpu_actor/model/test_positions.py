@@ -5,6 +5,7 @@ import logging
 import pytest
 
 from gpu_actor.contract.errors import DataError
+from gpu_actor.data.dataset import load_dataset
 from gpu_actor.hosting.preparer import load_data
 from gpu_actor.loading.layers import describe_model
 from support.engine import family_hooked, make_spec, make_tenant, run_all
@@ -55,6 +56,10 @@ def test_each_side_of_a_pair_counts_by_itself(tmp_path, side):
 
 def test_a_model_that_computes_its_positions_gets_a_remark(tmp_path, caplog):
     base = family_hooked("llama", **few_positions("llama"))
+
+    def untokenised(dataset, training, positions):
+        return load_dataset(dataset, training, None, 512, positions)
+
     with caplog.at_level(logging.WARNING, "gpu_actor.hosting.preparer"):
-        load_data(base, make_spec(tmp_path, "long", LONG), tokenizer=None)
+        load_data(base, make_spec(tmp_path, "long", LONG), untokenised)
     assert "a sample has 40 tokens; the base model was made for 32 positions" in caplog.text

@@ -102,3 +102,14 @@ def test_the_scheduler_counts_what_an_epoch_takes(tmp_path):
     assert (size.samples, size.mean_tokens) == (24 + 6, (24 * 20 + 6 * 5) / 30)
     [unknown] = jobs_from_mapping(document({"path": "a.jsonl"}, {"path": "org/data"}), "x", tmp_path)
     assert guess_size(unknown.dataset) is None
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+def test_a_long_record_is_left_to_whoever_trains_on_it(tmp_path, name):
+    """The orchestrator holds none of it in memory, where it would be many times as long."""
+    bomb = '{"text": [' + "[]," * 500_000 + "[]]}"
+    (tmp_path / name).write_text({".json": f"[{bomb}]", ".csv": '"' + bomb * 2}.get(name[1:], bomb))
+    [job] = jobs_from_mapping(document({"path": name}), "x", tmp_path)
+    assert first_records_remark(job.dataset, job.training) == ""
+    (tmp_path / name).write_text("[{]")
+    assert "cannot be used" in first_records_remark(job.dataset, job.training)
