@@ -1,6 +1,6 @@
 """Answers per second against `generate` of transformers on PEFT's model, measured in one run.
 
-    python benchmarks/ask.py             SmolLM2-135M-Instruct, seven minutes
+    python benchmarks/ask.py             SmolLM2-135M-Instruct, nine minutes
     python benchmarks/ask.py --quick     a tiny random model, seconds: does the benchmark itself work?
 
 Both sides answer the same prompts greedily, with as many tokens, from the same adapters, in fp32 on the CPU, with the

@@ -61,7 +61,7 @@ class BaseModel:
         if not self.body.layers:
             raise BaseModelError(f"base_model: {ref}: it has no linear layer that an adapter could change")
         self._head_model = head_only(self.model)
-        self._answer_head = with_few_rows_head(self._head_model, self.model.get_output_embeddings())
+        self._answer_head = with_few_rows_head(self._head_model, self.model)
 
     @classmethod
     def load(

@@ -62,8 +62,9 @@ def head_only(model: Any) -> Any:
     return head
 
 
-def with_few_rows_head(head_model: Any, head: Any) -> Any:
-    """A view of what `head_only` gave, whose output head `head` is made for few rows, if it is a plain layer."""
+def with_few_rows_head(head_model: Any, model: Any) -> Any:
+    """A view of what `head_only` gave of a model, whose output head is made for few rows, if it is a plain layer."""
+    head = model.get_output_embeddings()
     names = [name for name, module in head_model._modules.items() if module is head]
     if type(head) is not nn.Linear or not names:
         return head_model
