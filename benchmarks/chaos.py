@@ -24,6 +24,7 @@ os.environ.setdefault("PYTHONPATH", str(Path(__file__).resolve().parent.parent))
 os.environ["RAY_AUTH_MODE"] = "disabled"  # everything listens on the loopback interface, for some minutes
 os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "90")  # seconds that a busy machine may take to start Ray
 os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "90")
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else Ray looks for its head at an address of the network
 os.environ.setdefault("RAY_worker_niceness", "0")  # a busy machine must not starve the actors
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -6,12 +6,18 @@ a file is no longer what was written. Free of torch, because the orchestrator ch
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import stat
 from pathlib import Path
+from typing import BinaryIO
 
 from gpu_actor.contract import file_names
 from gpu_actor.contract.errors import DamagedFileError
+
+_LARGEST_TEXT = 64 << 20  # bytes; configurations and states have some thousand
 
 
 def check_file(path: Path) -> None:
@@ -47,10 +53,32 @@ def check_files(folder: Path) -> None:
 def checksum(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal digits."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with _open_plain(path) as file:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def read_plain(path: Path) -> str:
+    """The text of a small file, which nobody has put a device, a pipe or something endless in the place of.
+
+    Raises:
+        OSError: Somebody has, or it cannot be read.
+        ValueError: It is no text.
+    """
+    with _open_plain(path) as file:
+        content = file.read(_LARGEST_TEXT + 1)
+    if len(content) > _LARGEST_TEXT:
+        raise OSError(errno.EFBIG, f"it is larger than {_LARGEST_TEXT >> 20} MiB", str(path))
+    return content.decode("utf-8")
+
+
+def _open_plain(path: Path) -> BinaryIO:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would be waited for
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no plain file", str(path))
+    return os.fdopen(descriptor, "rb")
 
 
 def _checksums(folder: Path) -> dict[str, str]:
@@ -61,7 +89,7 @@ def _checksums(folder: Path) -> dict[str, str]:
     """
     path = folder / file_names.CHECKSUMS
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = json.loads(read_plain(path))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gpu_actor.adapters.checksums import check_file
+from gpu_actor.adapters.checksums import check_file, read_plain
 from gpu_actor.adapters.kinds import KINDS, kind_of
 from gpu_actor.adapters.kinds.base import COMMON_FIELDS, AdapterKind
 from gpu_actor.contract import file_names
@@ -40,7 +40,7 @@ def read_peft_config(folder: Path) -> LoraConfig:
     path = folder / file_names.ADAPTER_CONFIG
     check_file(path)
     try:
-        saved = json.loads(path.read_text("utf-8"))
+        saved = json.loads(read_plain(path))
     except (OSError, ValueError, RecursionError) as error:
         raise AdapterError(
             f"{path}: not a readable adapter configuration ({error}); export the adapter again"

@@ -165,6 +165,7 @@ def digest(*sets: AnySet) -> str:
     return hashed.hexdigest()
 
 
+Bytes = bytes | bytearray
 Parcel = tuple[list[tuple[bytes, bytes, bytes]], bytes]
 """Samples on their way to another process: each side's token ids, labels and ends, and which answers are wanted."""
 
@@ -219,7 +220,7 @@ class Collector:
         self._desirable = []
         return taken
 
-    def put(self, sides: Sequence[Sequence[bytes | bytearray]], desirable: bytes | bytearray) -> None:
+    def put(self, sides: Sequence[Sequence[Bytes]], desirable: Bytes) -> None:
         """Keep what another collector has given away by `take`."""
         self._sides = self._sides or [_Growing() for _ in sides]
         for side, parts in zip(self._sides, sides, strict=True):
@@ -271,7 +272,7 @@ class _Growing:
         self._clear()
         return taken
 
-    def put(self, input_ids: bytes, labels: bytes, ends: bytes) -> None:
+    def put(self, input_ids: Bytes, labels: Bytes, ends: Bytes) -> None:
         """What another one has given away."""
         before = len(self._input_ids)
         self._input_ids.frombytes(input_ids)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from gpu_actor.adapters.checksums import check_files
+from gpu_actor.adapters.checksums import check_files, read_plain
 from gpu_actor.adapters.peft_files import adapter_files, load_adapter, save_adapter
 from gpu_actor.adapters.weights import AdapterWeights
 from gpu_actor.adapters.whole_files import read_tensors, sync_folder, write_together
@@ -157,7 +157,7 @@ def _read_state(folder: Path) -> dict[str, Any]:
     """
     path = folder / STATE_FILE
     try:
-        state = json.loads(path.read_text("utf-8"))
+        state = json.loads(read_plain(path))
         return {
             "progress": Progress.from_dict(state["progress"]),
             "scheduler": dict(state["scheduler"]),

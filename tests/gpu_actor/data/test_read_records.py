@@ -15,6 +15,7 @@ from gpu_actor.contract.config import DatasetConfig
 from gpu_actor.contract.errors import DataError
 from gpu_actor.data.readers import json_files
 from gpu_actor.data.readers.read_records import is_hub_dataset, read_records
+from gpu_actor.data.readers.record import LongRecordError
 
 ROWS = [
     {"question": "What, exactly?", "answer": 'He said "no".\nThen he left.', "n": "1"},
@@ -193,12 +194,13 @@ def test_a_number_across_chunks_is_one_number(tmp_path, monkeypatch):
 
 
 def test_a_record_without_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(json_files, "LONGEST_RECORD", 1000)
     monkeypatch.setattr(json_files, "_CHUNK", 100)
     for kind, content in {"json": '[\n{"a": "' + "x" * 5000, "jsonl": '{"a": 1}\n{"a": "' + "x" * 5000}.items():
         path = tmp_path / f"data.{kind}"
         path.write_text(content)
-        assert problem(path).startswith(f"data.{kind}:2: a record of more than")
+        *_, (place, error) = read_records(DatasetConfig(path=str(path)), longest=1000)
+        assert (place, type(error)) == (f"{path}:2", LongRecordError)
+        assert str(error).startswith("a record of more than")
 
 
 # --- broken CSV and parquet ---
@@ -268,6 +270,7 @@ import sys
 from datasets import Dataset, DatasetInfo
 from datasets.arrow_writer import ArrowWriter
 from gpu_actor.contract.config import DatasetConfig
+from gpu_actor.data.readers.record import LongRecordError
 from gpu_actor.data.readers.read_records import read_records
 from gpu_actor.contract.errors import DataError
 folder = Path(sys.argv[1], "org___pairs", "default", "0.0.0", "abc")

@@ -107,9 +107,9 @@ def test_the_scheduler_counts_what_an_epoch_takes(tmp_path):
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
 def test_a_long_record_is_left_to_whoever_trains_on_it(tmp_path, name):
     """The orchestrator holds none of it in memory, where it would be many times as long."""
-    bomb = '{"text": [' + "[]," * 500_000 + "[]]}"
+    bomb = '{"text": [' + "[]," * 1_500_000 + "[]]}"
     (tmp_path / name).write_text({".json": f"[{bomb}]", ".csv": '"' + bomb * 2}.get(name[1:], bomb))
     [job] = jobs_from_mapping(document({"path": name}), "x", tmp_path)
     assert first_records_remark(job.dataset, job.training) == ""
-    (tmp_path / name).write_text("[{]")
+    (tmp_path / name).write_text('[{"text": "a\nb,c"}')
     assert "cannot be used" in first_records_remark(job.dataset, job.training)
