@@ -198,7 +198,7 @@ class Reconciler:
             if tenant.state is TenantState.DETACHED:
                 self._swaps.off(member.place, job)
             self.ends.left_actor(job, tenant)
-            return [Instruction(member.name, Forget(job.id))]
+            return [Instruction(member.name, Forget(job.id, job.attempt))]
         if tenant.state is TenantState.TRAINING:
             self._swaps.trains(member.place, job)
             self.progress.trains(job, progress_of(tenant))
@@ -239,7 +239,7 @@ class Reconciler:
     def _misplaced(self, member: Member, tenant: TenantReport, assigned: bool) -> list[Instruction]:
         """An adapter that is not where the store says: an end that was recorded already, or a stale attempt."""
         if tenant.state not in _ACTIVE:
-            return [Instruction(member.name, Forget(tenant.job_id))]
+            return [Instruction(member.name, Forget(tenant.job_id, tenant.attempt))]
         if assigned:
             return []  # the attempt that was assigned since takes its place
         return [Instruction(member.name, Detach(tenant.job_id, True, tenant.attempt))]
