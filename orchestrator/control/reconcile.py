@@ -67,6 +67,7 @@ class Reconciler:
         fleet: Fleet,
         bases: BaseCatalog,
         on_start: Callable[[JobRecord], None],
+        on_retry: Callable[[JobRecord], None],
         on_end: Callable[[JobRecord], None],
         profiles: Profiles,
         snapshots: SnapshotBuilder,
@@ -79,6 +80,7 @@ class Reconciler:
             fleet: The actors.
             bases: Descriptions of base models.
             on_start: Called with each job that was given to an actor.
+            on_retry: Called with each job that is in the queue again because its actor was lost.
             on_end: Called with each job that is over.
             profiles: What was learned of the devices.
             snapshots: Builds the scheduler's view.
@@ -87,7 +89,7 @@ class Reconciler:
         self._store, self._fleet, self._profiles, self._snapshots = store, fleet, profiles, snapshots
         self._swaps = Swaps(profiles)
         self.progress = LiveProgress(store)
-        self.ends = JobEnds(store, self.progress, self._swaps, on_end)
+        self.ends = JobEnds(store, self.progress, self._swaps, on_retry, on_end)
         self.execution = PlanExecution(store, fleet, self.ends, self._swaps, on_start)
         self.tuning = ActorTuning(fleet, bases, profiles, snapshots)
         self._replanner = Replanner(policy)

@@ -46,7 +46,7 @@ class House:
         self.fleet = Fleet(config, self.store, {})
         self.fleet.places |= {place.id: place for place in listed_places(config.actors, NODES)}
         self.bases, self.profiles = BaseCatalog({}), Profiles(self.store)
-        self.over = []
+        self.retried, self.over = [], []
         self.config = config
         self.snapshots = SnapshotBuilder(
             self.store, self.fleet, self.bases, self.profiles, most_running=config.most_running
@@ -56,6 +56,7 @@ class House:
             self.fleet,
             self.bases,
             lambda job: None,
+            self.retried.append,
             self.over.append,
             self.profiles,
             self.snapshots,
