@@ -8,12 +8,13 @@ from typing import Any
 from orchestrator.simulation.gantt import Segment, render
 
 
-def draw(timeline: Mapping[str, Any], names: Mapping[str, str], title: str) -> str:
+def draw(timeline: Mapping[str, Any], names: Mapping[str, str], paints: Mapping[str, str], title: str) -> str:
     """A timeline as a picture, in SVG text.
 
     Args:
         timeline: What `Client.timeline` returned.
         names: Of the jobs, by id.
+        paints: Their colours, by name.
         title: Above the picture.
     """
     segments = [
@@ -24,7 +25,7 @@ def draw(timeline: Mapping[str, Any], names: Mapping[str, str], title: str) -> s
     end = max((segment.end for segment in segments), default=0.0)
     lanes = sorted({segment.lane for segment in segments})
     memory = {lane: _between(timeline["memory"].get(lane, ()), start, end) for lane in lanes}
-    return render(lanes, segments, memory if any(memory.values()) else None, title)
+    return render(lanes, segments, memory if any(memory.values()) else None, title, paints)
 
 
 def _between(points: Iterable[tuple[float, float]], start: float, end: float) -> list[tuple[float, float]]:
