@@ -158,4 +158,4 @@ def _gantt(contents: Contents, labels: Sequence[str], paints: Sequence[str]) -> 
         return Markup("")
     names = {job["id"]: label for job, label in zip(contents.jobs, labels, strict=True)}
     coloured = dict(zip(labels, paints, strict=True))
-    return Markup(draw(contents.timeline, names, coloured, "Places, the jobs on them, and their memory"))
+    return Markup(draw(contents.timeline, names, "Places, the jobs on them, and their memory", coloured))

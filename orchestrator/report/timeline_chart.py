@@ -8,14 +8,16 @@ from typing import Any
 from orchestrator.simulation.gantt import Segment, render
 
 
-def draw(timeline: Mapping[str, Any], names: Mapping[str, str], paints: Mapping[str, str], title: str) -> str:
+def draw(
+    timeline: Mapping[str, Any], names: Mapping[str, str], title: str, paints: Mapping[str, str] | None = None
+) -> str:
     """A timeline as a picture, in SVG text.
 
     Args:
         timeline: What `Client.timeline` returned.
         names: Of the jobs, by id.
-        paints: Their colours, by name.
         title: Above the picture.
+        paints: Colours of the jobs, by name, where they have one already.
     """
     segments = [
         Segment(names[stay["job_id"]], stay["place"], stay["since"], stay["until"] or timeline["now"])
