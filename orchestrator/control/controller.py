@@ -37,6 +37,7 @@ from orchestrator.jobs.owner import OPERATOR, check_owner
 from orchestrator.jobs.states import TERMINAL, JobState
 from orchestrator.knowledge.base_catalog import BaseCatalog
 from orchestrator.knowledge.profiles import Profiles
+from orchestrator.owners.limits import OwnerLimits
 from orchestrator.reporting.client_views import actor_views
 from orchestrator.reporting.dashboard_rows import TaskRows
 from orchestrator.reporting.finishes import Finishes
@@ -82,7 +83,7 @@ class Controller(JobReading):
         self._notices = Notices(self._store, config)
         profiles = Profiles(self._store)
         snapshots = SnapshotBuilder(
-            self._store, self._fleet, self._bases, profiles, config.scheduler.makespan, config.most_running
+            self._store, self._fleet, self._bases, profiles, OwnerLimits(config, self._store), config.scheduler.makespan
         )
         admission = Admission(self._store, self._fleet, self._bases, snapshots, config)
         self._submissions = Submissions(config, self._store, self._bases, admission)

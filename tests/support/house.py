@@ -16,6 +16,7 @@ from orchestrator.jobs.job import JobSpec, QueueConfig
 from orchestrator.jobs.owner import OPERATOR
 from orchestrator.knowledge.base_catalog import BaseCatalog, _key
 from orchestrator.knowledge.profiles import Profiles
+from orchestrator.owners.limits import OwnerLimits
 from orchestrator.scheduler.estimate import prior_memory
 from orchestrator.scheduler.policy import DEFAULT
 from orchestrator.store.store import Store
@@ -49,7 +50,7 @@ class House:
         self.retried, self.over = [], []
         self.config = config
         self.snapshots = SnapshotBuilder(
-            self.store, self.fleet, self.bases, self.profiles, most_running=config.most_running
+            self.store, self.fleet, self.bases, self.profiles, OwnerLimits(config, self.store)
         )
         self.reconciler = Reconciler(
             self.store,
