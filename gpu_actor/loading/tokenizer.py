@@ -45,7 +45,7 @@ def load_tokenizer(ref: str, *, trust_remote_code: bool = False, vocab_size: int
             tokenizer = chatglm_tokenizer(Path(model).parent, generation(raw, ref))
         else:
             tokenizer = AutoTokenizer.from_pretrained(files.place, trust_remote_code=trust_remote_code)
-    except BaseModelError:
+    except (BaseModelError, MemoryError):
         raise
     except Exception as error:
         raise BaseModelError(

@@ -72,7 +72,7 @@ class _Server:
         try:
             made = self._tasks.warm(self._setup)
             self._warmed = lambda: made
-        except LorayError as error:
+        except (LorayError, MemoryError) as error:
             self._warmed = partial(_raise, error)
         lift()
         gc.collect()

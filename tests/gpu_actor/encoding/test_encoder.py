@@ -66,13 +66,12 @@ UNPAIRED = {"prompt": "p", "completion": "c", "label": True}
     ("objective", "records"),
     [
         ("sft", [GOOD, {**GOOD, "output": "longer " * 2000}, {**GOOD, "output": " "}]),
-        ("sft", tokens(*range(2, 3000))),
+        ("sft", [{"input_ids": [n % 100] * (n % 700 + 2)} for n in range(1500)]),  # several parcels
         ("dpo", [{**PAIR, "chosen": "c" * n} for n in range(1, 5)]),
         ("kto", [{**UNPAIRED, "label": bool(n % 3), "completion": "c" * n} for n in range(1, 9)]),
     ],
 )
-def test_what_comes_out_is_the_same_to_the_bit(encoder, tmp_path, monkeypatch, objective, records):
-    monkeypatch.setattr("gpu_actor.encoding.tasks._PARCEL", 100)
+def test_what_comes_out_is_the_same_to_the_bit(encoder, tmp_path, objective, records):
     config = DatasetConfig(path=str(write(tmp_path, *records)), val_size=0.3)
     training = TrainingConfig(objective=objective)
     here = load_dataset(config, training, lambda: TOKENIZER, VOCAB)
@@ -197,7 +196,7 @@ def test_a_question_in_a_hostile_template_ends_as_a_sentence(encoder, base):
 
 def test_a_tokenizer_that_cannot_be_read(tmp_path, monkeypatch):
     encoder = encoder_of(tmp_path, monkeypatch)
-    with pytest.raises(BaseModelError, match="its tokenizer cannot be read"):
+    with pytest.raises(BaseModelError, match="no usable model there"):
         encoder.encode(asked(tmp_path, "hi"))
 
 
