@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gpu_actor.contract.errors import LorayError
@@ -55,9 +55,14 @@ class Answering:
         """The answers to a request as far as they are made; None: it is not open. Any thread may ask."""
         return self._desk.answers(request_id)
 
-    def open(self, request: AskRequest, prompts: Prompts | LorayError | None = None) -> None:
-        """Begin to answer, by copies of the adapters as they are now; `prompts` as of `AnswerDesk.open`."""
-        self._timed(lambda: self._desk.open(request, self._trainer.snapshot, prompts))
+    def open(
+        self,
+        request: AskRequest,
+        lacking: Mapping[int, Exception] | None = None,
+        prompts: Prompts | LorayError | None = None,
+    ) -> None:
+        """Begin to answer, by copies of the adapters as they are now; see `AnswerDesk.open`."""
+        self._timed(lambda: self._desk.open(request, self._trainer.snapshot, lacking, prompts))
 
     def withdraw(self, request_id: str) -> None:
         """Drop a request with its answers."""

@@ -5,6 +5,7 @@ An order only leaves a task for the training thread, which does its tasks betwee
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -14,6 +15,7 @@ from dataclasses import replace
 
 from gpu_actor.contract.config import ActorOptions
 from gpu_actor.contract.errors import LorayError
+from gpu_actor.contract.head_files import HeadFiles
 from gpu_actor.contract.orders import (
     Ask,
     Attach,
@@ -26,9 +28,11 @@ from gpu_actor.contract.orders import (
     Withdraw,
 )
 from gpu_actor.contract.questions import Answer, AskRequest
-from gpu_actor.contract.report import ActorPhase, ActorReport
+from gpu_actor.contract.report import ActorPhase, ActorReport, TenantState
+from gpu_actor.contract.urls import is_url
 from gpu_actor.device.memory import MemoryMeter, memory_limit
 from gpu_actor.generation.prompts import Prompts
+from gpu_actor.generation.saved_copies import with_copies
 from gpu_actor.hosting.device_end import DeviceEnd
 from gpu_actor.hosting.hosted_base import HostedBase
 from gpu_actor.hosting.preparer import Preparer, Task
@@ -37,28 +41,33 @@ from gpu_actor.training.attempts import reason_of
 logger = logging.getLogger(__name__)
 
 _IDLE_WAIT_S = 0.2
+_QUESTION_THREADS = 4
 _LEAVING_SECONDS = 45.0  # less than the orchestrator waits for an actor that stops
 
 
 class Host:
     """Hosts one frozen base model and co-trains every adapter attached to it."""
 
-    def __init__(self, options: ActorOptions, blank: ActorReport) -> None:
+    def __init__(self, options: ActorOptions, blank: ActorReport, head: HeadFiles | None = None) -> None:
         """Start loading the base model in the training thread and return.
 
         Args:
             options: What to host, and how.
             blank: The actor's report until now, with its name and its identity.
+            head: The way to the head node's files; None where those are this node's.
         """
-        self._options = options
+        self._options, self._head = options, head
         self._memory = MemoryMeter(options.device)
         limit = options.memory_limit or memory_limit(options.device, options.memory_share)
         self._published = replace(blank, memory_limit=limit)  # as of the latest shared batch
         self._loading: Future[HostedBase] = Future()
         self._tasks: queue.Queue[Task] = queue.Queue()
         self._device = DeviceEnd()
-        self._preparer = Preparer(self._loading, self._tasks.put, self._publish, self._device, options.allowed_roots)
-        self._questions = ThreadPoolExecutor(1, thread_name_prefix="loray-questions")
+        self._preparer = Preparer(
+            self._loading, self._tasks.put, self._publish, self._device, options.allowed_roots, head
+        )
+        self._questions = ThreadPoolExecutor(_QUESTION_THREADS, thread_name_prefix="loray-questions")
+        self._opening: set[str] = set()  # requests that are being encoded, and not withdrawn
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="loray-train", daemon=True)
         self._thread.start()
@@ -100,9 +109,12 @@ class Host:
             case SetTokenBudget(tokens):
                 self._tasks.put(lambda hosted: hosted.trainer.set_budget(tokens))
             case Ask(request):
-                self._questions.submit(self._open, request)
-            case Withdraw(request_id):  # in the same thread: not before what it withdraws
-                self._questions.submit(self._tasks.put, lambda hosted: hosted.answering.withdraw(request_id))
+                self._opening.add(request.request_id)
+                with contextlib.suppress(RuntimeError):  # the actor is ending
+                    self._questions.submit(self._prepare_answers, request)
+            case Withdraw(request_id):
+                self._opening.discard(request_id)
+                self._tasks.put(lambda hosted: hosted.answering.withdraw(request_id))
 
     def answers(self, request_id: str) -> list[Answer] | None:
         """The answers to a request as far as they are made; None: it has not been begun."""
@@ -118,19 +130,30 @@ class Host:
         if self._is_loaded():
             self._loading.result().encoder.close()
 
-    # -- the thread of the questions -----------------------------------------------------------------------------
+    # -- the threads of the questions ----------------------------------------------------------------------------
 
-    def _open(self, request: AskRequest) -> None:
-        """Encode the questions of a request, which the training thread then answers."""
+    def _prepare_answers(self, request: AskRequest) -> None:
+        """Encode the questions of a request, and copy adapters that lie elsewhere, while the training goes on."""
         prompts: Prompts | LorayError
+        copied, lacking = request, None
         try:
             prompts = self._loading.result().encoder.encode(request)
+            folders = [who.folder for who in request.answerers if who.folder is not None]
+            if any(self._head is not None or is_url(folder) for folder in folders):
+                live = {tenant.job_id for tenant in self.report().tenants if tenant.state is TenantState.TRAINING}
+                copied, lacking = with_copies(request, live, self._head)
         except LorayError as error:
             prompts = error
         except Exception as error:
             logger.exception("questions could not be encoded")
             prompts = LorayError(reason_of(error))
-        self._tasks.put(lambda hosted: hosted.answering.open(request, prompts))
+
+        def open_unless_withdrawn(hosted: HostedBase) -> None:
+            if request.request_id in self._opening:
+                self._opening.discard(request.request_id)
+                hosted.answering.open(copied, lacking, prompts)
+
+        self._tasks.put(open_unless_withdrawn)
 
     def _is_loaded(self) -> bool:
         return self._loading.done() and self._loading.exception() is None
