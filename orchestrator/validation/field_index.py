@@ -33,7 +33,7 @@ class FieldIndex:
         self.nodes: dict[tuple[str, ...], dict[str, Any]] = {}
         self._walk((), schema)
         sections = {path[:-1] for path in self.nodes if path and path[-1] != ITEM}
-        self.leaves = [path for path in self.nodes if path not in sections and path[-1] != ITEM]
+        self.leaves = [path for path in self.nodes if path and path not in sections and path[-1] != ITEM]
 
     def _resolve(self, node: dict[str, Any]) -> dict[str, Any]:
         if "$ref" in node:

@@ -126,7 +126,10 @@ def _explain_field(
     if kind in ("extra_forbidden", "invalid_key"):
         if path[:-1] == ("lora",) and (reason := unsupported_message(str(path[-1]))):
             return [(path, reason)]
-        hint = unknown_field_hint(path, index, document) or f"the fields here are {', '.join(index.names(path[:-1]))}"
+        names = ", ".join(index.names(path[:-1]))
+        hint = unknown_field_hint(path, index, document) or (
+            f"the fields here are {names}" if names else "leave it out"
+        )
         return [(path, f"is not a field here; {hint}")]
     if kind == "value_error":
         message = str(item["ctx"]["error"])

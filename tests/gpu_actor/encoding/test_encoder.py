@@ -1,12 +1,10 @@
 """What users send is expanded in processes with limits: a bomb ends as a sentence, its neighbours notice nothing."""
 
+import contextlib
 import gzip
 import json
-import os
 import threading
-import time
 from functools import partial
-from pathlib import Path
 
 import psutil
 import pytest
@@ -203,17 +201,22 @@ def test_a_tokenizer_that_cannot_be_read(tmp_path, monkeypatch):
 # --- what is left behind ---
 
 
+def sandboxes():
+    """The living processes that make the others, of this test process."""
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if "gpu_actor.sandbox.server" in child.cmdline():
+                yield child
+
+
 def test_whatever_ends_a_process_the_next_request_has_one_and_none_is_left(encoder, tmp_path):
     path = write(tmp_path, GOOD)
     before = digest(read(encoder, path).train)
-    me = psutil.Process(os.getpid())
-    for child in me.children(recursive=True):
-        if "gpu_actor.sandbox.server" in child.cmdline():
-            child.kill()
-            child.wait()
+    (server,) = sandboxes()
+    server.kill()
+    server.wait()
     assert digest(read(encoder, path).train) == before
+    (server,) = sandboxes()
     encoder.close()
-    deadline = time.monotonic() + 60
-    while any("gpu_actor.sandbox.server" in Path(f"/proc/{c.pid}/cmdline").read_text() for c in me.children(True)):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    assert not server.is_running()
+    assert list(sandboxes()) == []
