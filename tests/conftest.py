@@ -42,6 +42,14 @@ def tiny_base(tmp_path_factory):
     return str(folder)
 
 
+@pytest.fixture(scope="session")
+def tiny_description(tiny_base):
+    """What is known of it without its weights; to find that out takes more than a second."""
+    from gpu_actor.model.describe import describe_base
+
+    return describe_base(tiny_base)
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config, items):
     """A worker of pytest-xdist takes a file at once, or all files of a group, which share a cluster.
