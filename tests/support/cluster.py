@@ -63,12 +63,12 @@ class Orchestrator:
         return [job for job in self.call("list_jobs") if job["state"] in ("QUEUED", "RUNNING", "PAUSED")]
 
 
-def wait_until(condition, timeout=PATIENCE):
-    """Wait for a condition to become true, and return its value."""
+def wait_until(condition, timeout=PATIENCE, every=0.05):
+    """Wait for a condition to become true, asked every so many seconds, and return its value."""
     deadline = time.monotonic() + timeout
     while not (value := condition()):
         assert time.monotonic() < deadline, f"{condition} did not come true within {timeout} s"
-        time.sleep(0.05)
+        time.sleep(every)
     return value
 
 
