@@ -24,7 +24,9 @@ from support.tiny import token_rows, write_rows
 
 
 @pytest.fixture
-def make(tmp_path, tiny_base):
+def make(tmp_path, tiny_base, tiny_description):
+    remember(tiny_description)  # as after every run but the first
+
     def make(name, r=8, **training):
         path = write_rows(tmp_path / f"{name}.jsonl", token_rows(24, seed=1))
         settings = {"num_train_epochs": 2, "per_device_train_batch_size": 4, "cutoff_len": 64, **training}
