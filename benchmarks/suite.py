@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from rich.console import Console
@@ -70,6 +71,10 @@ def _peers(result: Any) -> Figures:
     }
 
 
+def _ask(result: Any) -> Figures:
+    return {f"speed over PEFT's generate, {row['what']}": median(row["ratios"]) for row in result["rows"]}
+
+
 def _kernels(result: Any) -> Figures:
     return {f"kernels of a step, {one['case']}, {one['operator']}": float(one["step"]) for one in result}
 
@@ -90,6 +95,7 @@ PROGRAMS: Mapping[str, Callable[[Any], Figures]] = {
     "crossover": _crossover,
     "scale": _scale,
     "memory": _memory,
+    "ask": _ask,
     "count_kernels": _kernels,
 }
 _ALWAYS_QUICK = ("count_kernels",)

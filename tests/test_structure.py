@@ -25,6 +25,7 @@ ROOMS = [
     "orchestrator.reporting",
     "orchestrator.tracking",
     "orchestrator.knowledge",
+    "orchestrator.owners",
     "orchestrator.cluster",
     "orchestrator.store",
     "orchestrator.jobs",

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from gpu_actor.elementwise.applied import applied
+
 
 @dataclass(frozen=True)
 class RmsNorm:
@@ -32,7 +34,7 @@ class RmsNorm:
 
         A factor of the rows' own dtype multiplies what is rounded to it (LLaMA), a wider one what is not (Gemma).
         """
-        return _RmsNorm.apply(x, self.factor, self.eps)  # type: ignore[no-any-return, no-untyped-call]
+        return applied(_RmsNorm, x, self.factor, self.eps)
 
 
 class _RmsNorm(torch.autograd.Function):

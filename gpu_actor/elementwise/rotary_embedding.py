@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from gpu_actor.elementwise.applied import applied
+
 
 def rotate(
     query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, unsqueeze_dim: int = 1
@@ -25,7 +27,7 @@ def rotate(
         unsqueeze_dim: Where the dimension of the heads is.
     """
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
-    return _Rotate.apply(query, cos, sin), _Rotate.apply(key, cos, sin)  # type: ignore[no-untyped-call]
+    return applied(_Rotate, query, cos, sin), applied(_Rotate, key, cos, sin)
 
 
 class _Rotate(torch.autograd.Function):

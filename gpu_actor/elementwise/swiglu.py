@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from gpu_actor.elementwise.applied import applied
+
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """Gate and up [..., n] -> the same shape."""
-    return _SwiGlu.apply(gate, up)  # type: ignore[no-any-return, no-untyped-call]
+    return applied(_SwiGlu, gate, up)
 
 
 class _SwiGlu(torch.autograd.Function):

@@ -94,7 +94,7 @@ class Generator:
             asked = self._take_in() or self._running
             if not asked:
                 return []
-            logits = self._base.head(self._hidden(asked))
+            logits = self._base.next_logits(self._hidden(asked))
             others = likeliest(logits, [reply.likeliest or 0 for reply in asked])
         chosen = choose(logits, [(reply.sampling, len(reply.tokens)) for reply in asked])
         for reply, (token, log_probability), row in zip(asked, chosen, others, strict=True):

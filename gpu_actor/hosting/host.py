@@ -89,9 +89,9 @@ class Host:
                     self._tasks.put(lambda hosted: hosted.trainer.detach(job_id, keep=keep))
             case Finish(job_id, reason):
                 self._tasks.put(lambda hosted: hosted.trainer.finish(job_id, reason))
-            case Forget(job_id):
-                self._preparer.forget(job_id)
-                self._tasks.put(lambda hosted: hosted.trainer.forget(job_id))
+            case Forget(job_id, attempt):
+                self._preparer.forget(job_id, attempt)
+                self._tasks.put(lambda hosted: hosted.trainer.forget(job_id, attempt))
             case SetBatchOrder(job_ids):
                 self._tasks.put(lambda hosted: hosted.trainer.set_order(job_ids))
             case SetTokenBudget(tokens):

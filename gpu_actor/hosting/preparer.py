@@ -107,11 +107,11 @@ class Preparer:
                 self._detached[job_id] = keep
             return True
 
-    def forget(self, job_id: str) -> None:
-        """Stop reporting a job that could not be prepared."""
+    def forget(self, job_id: str, attempt: int) -> None:
+        """Stop reporting a job that could not be prepared, unless that was in a later attempt."""
         with self._lock:
             report = self._reports.get(job_id)
-            if report is not None and report.state is not TenantState.PREPARING:
+            if report is not None and report.attempt <= attempt and report.state is not TenantState.PREPARING:
                 del self._reports[job_id]
 
     def reports(self) -> dict[str, TenantReport]:

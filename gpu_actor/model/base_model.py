@@ -22,7 +22,7 @@ from gpu_actor.loading.load_model import load_model
 from gpu_actor.losses.objectives import SegmentLoss, segment_losses
 from gpu_actor.model.body import HookedBody
 from gpu_actor.model.freeze import freeze
-from gpu_actor.model.output_head import head_only
+from gpu_actor.model.output_head import head_only, with_few_rows_head
 from gpu_actor.model.own_loss import check_own_loss
 from gpu_actor.model.probe import Probe
 from gpu_actor.model.serving import choose_serving
@@ -61,6 +61,7 @@ class BaseModel:
         if not self.body.layers:
             raise BaseModelError(f"base_model: {ref}: it has no linear layer that an adapter could change")
         self._head_model = head_only(self.model)
+        self._answer_head = with_few_rows_head(self._head_model, self.model)
 
     @classmethod
     def load(
@@ -153,6 +154,10 @@ class BaseModel:
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """The model's own output head: hidden states [n, hidden] -> logits [n, vocabulary]."""
         return self._head_model(inputs_embeds=hidden[None], use_cache=False).logits[0]  # type: ignore[no-any-return]
+
+    def next_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The same, of the latest tokens of answers: a few rows, which may round by their number."""
+        return self._answer_head(inputs_embeds=hidden[None], use_cache=False).logits[0]  # type: ignore[no-any-return]
 
     def logits(self, batch: SharedBatch) -> torch.Tensor:
         """Logits [T, vocabulary] of every position of a shared batch, without gradients."""

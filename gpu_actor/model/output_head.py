@@ -11,6 +11,7 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 from gpu_actor.loading.layers import body_name
+from gpu_actor.operators.few_rows import FewRowsLinear
 
 
 @dataclass
@@ -59,3 +60,14 @@ def head_only(model: Any) -> Any:
     head = copy.copy(model)
     head._modules = {**model._modules, name: GivenHiddenStates(model.get_submodule(name))}
     return head
+
+
+def with_few_rows_head(head_model: Any, model: Any) -> Any:
+    """A view of what `head_only` gave of a model, whose output head is made for few rows, if it is a plain layer."""
+    head = model.get_output_embeddings()
+    names = [name for name, module in head_model._modules.items() if module is head]
+    if type(head) is not nn.Linear or not names:
+        return head_model
+    view = copy.copy(head_model)
+    view._modules = {**head_model._modules, names[0]: FewRowsLinear(head)}
+    return view

@@ -19,9 +19,11 @@ from torch import nn
 
 from gpu_actor.batch.shared_batch import Segment
 from gpu_actor.contract.errors import BaseModelError
+from gpu_actor.elementwise.applied import applied
 from gpu_actor.loading.quantization import dense_weight, is_transposed
 from gpu_actor.operators import UPDATES
 from gpu_actor.operators.adapter_group import AdapterGroup
+from gpu_actor.operators.few_rows import are_few, few_rows_product
 from gpu_actor.operators.routing import Routing
 from gpu_actor.operators.update import Saved, Update
 
@@ -49,7 +51,7 @@ class MultiAdapterLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in] -> [..., out]; the leading sizes multiply to the T rows of the shared batch."""
         routing = self.routing
-        out = _MultiAdapterLinear.apply(x, routing.anchor, self, routing.segments)  # type: ignore[no-untyped-call]
+        out = applied(_MultiAdapterLinear, x, routing.anchor, self, routing.segments)
         # shaped out here: Falcon adds to the result in place, which autograd forbids for a view made in a Function
         return out.view(*x.shape[:-1], out.shape[-1])  # type: ignore[no-any-return]
 
@@ -73,7 +75,10 @@ class _MultiAdapterLinear(torch.autograd.Function):
         spans = layer.routing.spans(rows.shape[0])
         groups = [group for group in layer.routing.groups if layer.index in group.layers]
         grouped = [group.forward(rows[group.rows], layer.index) for group in groups]
-        out = base_product(rows, layer.base, spans, groups, [update for update, _ in grouped])
+        if layer.routing.together and not groups and are_few(rows):
+            out = few_rows_product(rows, dense_weight(layer.base, rows.dtype), layer.bias)
+        else:
+            out = base_product(rows, layer.base, spans, groups, [update for update, _ in grouped])
         updates = [
             UPDATES[type(segment.weights.kind)](segment, segment.weights, layer.index, layer.base)
             for segment in layer.routing.apart

@@ -173,12 +173,28 @@ class HttpConfig(Strict):
     )
 
 
+QUOTA_DAYS = 30  # of which device hours count
+
+
 class QuotaConfig(Strict):
     """How much of the cluster one owner's jobs may take."""
 
     queued: int | None = Field(default=None, ge=0, description="Most jobs that wait or are paused; null: any number.")
     running: int | None = Field(
         default=None, ge=1, description="Most jobs that train at a time, the others wait; null: any number."
+    )
+    device_hours: float | None = Field(
+        default=None,
+        gt=0,
+        description=f"Hours of GPUs, or of CPU actors, in the latest {QUOTA_DAYS} days, after which further jobs wait; "
+        "one that several jobs share counts for each by its part. null: any number.",
+    )
+    share: float | None = Field(
+        default=None,
+        gt=0,
+        le=1000,
+        description="Fair share: where anybody has one, the weights of each owner's jobs together are as the shares "
+        "are, so that many jobs of one hold up nobody else's few. null: 1.",
     )
 
 
@@ -290,10 +306,6 @@ class ClusterConfig(Strict):
         """How much an owner's jobs may take."""
         rest = QuotaConfig() if owner == OPERATOR else self.quotas.get("default", QuotaConfig())
         return self.quotas.get(owner, rest)
-
-    def most_running(self, owner: str) -> int | None:
-        """How many of an owner's jobs may train at a time; None: any number."""
-        return self.quota_of(owner).running
 
     @property
     def roots(self) -> list[str]:

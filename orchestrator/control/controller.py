@@ -33,11 +33,11 @@ from orchestrator.control.job_reading import JobDict, JobReading
 from orchestrator.control.reconcile import Reconciler
 from orchestrator.control.snapshot import SnapshotBuilder
 from orchestrator.endpoint.references import reach
-from orchestrator.jobs.losses import NONE
 from orchestrator.jobs.owner import OPERATOR, check_owner
 from orchestrator.jobs.states import TERMINAL, JobState
 from orchestrator.knowledge.base_catalog import BaseCatalog
 from orchestrator.knowledge.profiles import Profiles
+from orchestrator.owners.limits import OwnerLimits
 from orchestrator.reporting.client_views import actor_views
 from orchestrator.reporting.dashboard_rows import TaskRows
 from orchestrator.reporting.finishes import Finishes
@@ -83,7 +83,7 @@ class Controller(JobReading):
         self._notices = Notices(self._store, config)
         profiles = Profiles(self._store)
         snapshots = SnapshotBuilder(
-            self._store, self._fleet, self._bases, profiles, config.scheduler.makespan, config.most_running
+            self._store, self._fleet, self._bases, profiles, OwnerLimits(config, self._store), config.scheduler.makespan
         )
         admission = Admission(self._store, self._fleet, self._bases, snapshots, config)
         self._submissions = Submissions(config, self._store, self._bases, admission)
@@ -93,6 +93,7 @@ class Controller(JobReading):
             self._fleet,
             self._bases,
             self._job_assigned,
+            self._job_retried,
             self._job_over,
             profiles,
             snapshots,
@@ -162,9 +163,10 @@ class Controller(JobReading):
 
     def _job_assigned(self, job: JobRecord) -> None:
         self._metrics.assigned(time.time() - job.queued_at)
-        if job.losses != NONE:
-            self._metrics.retried("actor lost")
         self._job_started(job)
+
+    def _job_retried(self, _job: JobRecord) -> None:
+        self._metrics.retried("actor lost")
 
     def _job_started(self, job: JobRecord) -> None:
         self._rows.started(job)

@@ -19,6 +19,7 @@ from orchestrator.knowledge.base_catalog import BaseCatalog
 from orchestrator.knowledge.data_size import DataSize, guess_size, guess_sizes
 from orchestrator.knowledge.place_models import with_models
 from orchestrator.knowledge.profiles import Profiles
+from orchestrator.owners.limits import OwnerLimits
 from orchestrator.scheduler.oversized_jobs import fit_oversized_jobs
 from orchestrator.scheduler.view import ActorState, ActorView, ClusterView, JobView
 from orchestrator.store.records import JobRecord, Wish
@@ -140,22 +141,22 @@ class SnapshotBuilder:
         fleet: Fleet,
         bases: BaseCatalog,
         profiles: Profiles,
+        limits: OwnerLimits,
         makespan: float = 0.0,
-        most_running: Callable[[str], int | None] = lambda _: None,
     ) -> None:
-        self._most_running = most_running  # of an owner's jobs; None: any number
-        self._makespan = makespan
+        self._limits, self._makespan = limits, makespan
         self._store, self._fleet, self._bases, self._profiles = store, fleet, bases, profiles
         self._sizes: dict[str, DataSize | None] = {}
         self._needs: dict[tuple[str, str], _CountedNeed] = {}  # by base and adapter settings
         self._views: dict[str, _BuiltView] = {}  # by job
 
     async def prepare(self) -> None:
-        """Size up the data files of jobs that are new, in a thread: the next snapshot then reads none."""
+        """Read what the next snapshot needs of files and tables, in threads: it then reads none."""
         jobs = self._store.jobs([JobState.QUEUED, JobState.RUNNING])
         new = {job.id: job.spec.dataset for job in jobs if job.id not in self._sizes}
         if new:
             self._sizes |= await asyncio.to_thread(guess_sizes, new)
+        await self._limits.refresh()
 
     def build(self, live: Mapping[str, Mapping[str, Any]], movable: Callable[[JobRecord, float], bool]) -> Snapshot:
         """The cluster now.
@@ -171,7 +172,8 @@ class SnapshotBuilder:
         unsure: dict[str, str] = {}  # place -> why it is not known how much memory is free there
         described: dict[str, BaseDescription | str] = {}
         records = self._store.jobs([JobState.QUEUED, JobState.RUNNING])
-        held |= self._beyond_quota(records)
+        held |= self._limits.held(records)
+        fair = self._limits.steps(records)
         last_arrival, now = max((job.submitted_at for job in records), default=0.0), time.time()
         for job in records:
             place, ref = self._place_of(job), job.spec.base_model
@@ -189,7 +191,9 @@ class SnapshotBuilder:
                 if isinstance(base, str):
                     raise LorayError(base)
                 can_move = place is not None and movable(job, last_arrival)
-                jobs.append(self._job_view(job, base, live.get(job.id, job.progress), place, devices, movable=can_move))
+                jobs.append(
+                    self._job_view(job, base, live.get(job.id, job.progress), place, devices, fair, movable=can_move)
+                )
                 bases[ref] = base
             except LorayError as error:
                 (held if place is None else unsure)[place or job.id] = str(error)
@@ -197,18 +201,6 @@ class SnapshotBuilder:
         places = tuple(self._place_views(bases, unsure))
         view = ClusterView(fit_oversized_jobs(jobs, places, bases), places, bases, now, self._makespan)
         return Snapshot(view, held)
-
-    def _beyond_quota(self, records: Sequence[JobRecord]) -> dict[str, str]:
-        """Queued jobs whose owners have as many running as they may, those first in line counted in, and why."""
-        left = {owner: self._most_running(owner) for owner in {job.owner for job in records}}
-        limited = [job for job in records if left[job.owner] is not None]
-        beyond = {}
-        for job in sorted(limited, key=lambda job: (job.state is JobState.QUEUED, -job.spec.queue.priority, job.seq)):
-            rest = left[job.owner] = (left[job.owner] or 0) - 1
-            if rest < 0 and job.state is JobState.QUEUED:
-                most = self._most_running(job.owner)
-                beyond[job.id] = f"the end of another job of {job.owner}'s, who may have {most} running"
-        return beyond
 
     def places(self, base: BaseDescription) -> tuple[ActorView, ...]:
         """Every place with what was learned of it, for a question about one base model."""
@@ -233,18 +225,20 @@ class SnapshotBuilder:
         progress: Mapping[str, Any],
         place: str | None,
         devices: frozenset[str],
+        fair: Mapping[str, int],
         *,
         movable: bool,
     ) -> JobView:
         """A job as the scheduler sees it; the very same value as long as nothing of it changes."""
-        source = (job, progress, base, place, devices, movable)
+        priority = job.spec.queue.priority + fair.get(job.owner, 0)
+        source = (job, progress, base, place, devices, movable, priority)
         last = self._views.get(job.id)
         if last is not None and last.source == source:
             return last.view
         counters = tuple(progress.get(name) for name in ("step", "total_steps", "longest", "tokens_per_step"))
         started = job.attempt > 0 or bool(job.progress)
         alone = tried_alone(job.losses, job.spec.queue.max_retries)
-        facts = (base, counters, place, devices, movable, job.wish, job.queued_at, started, job.losses)
+        facts = (base, counters, place, devices, movable, job.wish, job.queued_at, started, job.losses, priority)
         if last is not None and last.facts == facts:
             self._views[job.id] = replace(last, source=source)
             return last.view
@@ -252,6 +246,7 @@ class SnapshotBuilder:
         needed = scheduling_view(job.id, job.spec, base, progress, size, devices=devices, need=need)
         view = replace(
             before_its_rungs(needed, job.spec),
+            priority=priority,
             arrival=job.seq,
             submitted_at=job.submitted_at,
             queued_at=job.queued_at,

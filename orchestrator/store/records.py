@@ -67,6 +67,16 @@ class Stay:
 
 
 @dataclass(frozen=True)
+class OwnedStay:
+    """A job of somebody's on an actor, from its assignment to its leaving (None: it is there)."""
+
+    owner: str
+    actor: str
+    since: float
+    until: float | None
+
+
+@dataclass(frozen=True)
 class ActorRecord:
     """An actor that was started: written before it exists, so that none can be forgotten."""
 

@@ -19,12 +19,12 @@ from orchestrator.jobs.job import ACCEPTED, JobSpec
 from orchestrator.jobs.losses import Losses
 from orchestrator.jobs.owner import OPERATOR
 from orchestrator.jobs.states import TERMINAL, JobState, check_transition
-from orchestrator.store import event_table, statements, tables, token_table
+from orchestrator.store import event_table, statements, stay_table, tables, token_table
 from orchestrator.store.database import open_database
 from orchestrator.store.errors import LiveJobError
 from orchestrator.store.live_jobs import LIVE, LiveJobs
 from orchestrator.store.profile_table import read_profiles, write_profiles
-from orchestrator.store.records import ActorRecord, JobRecord, Stay, TokenRecord, Wish
+from orchestrator.store.records import ActorRecord, JobRecord, OwnedStay, Stay, TokenRecord, Wish
 from orchestrator.store.transactions import Transactions
 
 _DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
@@ -215,10 +215,13 @@ class Store:
 
     def stays(self) -> list[Stay]:
         """Who was where when, in the order of the assignments."""
-        columns = [tables.stays.c[name] for name in ("job_id", "actor", "since", "until")]
         with self._transactions.read() as connection:
-            rows = connection.execute(sa.select(*columns).order_by(tables.stays.c.seq))
-            return [Stay(**row._mapping) for row in rows]
+            return stay_table.read_stays(connection)
+
+    def owned_stays(self, after: float) -> list[OwnedStay]:
+        """Whose jobs were where when; the stays that were not over then (Unix time)."""
+        with self._transactions.read() as connection:
+            return stay_table.owned_stays(connection, after)
 
     def assigned_at(self, job_id: str) -> float:
         """When a running job was given to its actor (Unix time)."""

@@ -16,6 +16,7 @@ from orchestrator.jobs.job import JobSpec, QueueConfig
 from orchestrator.jobs.owner import OPERATOR
 from orchestrator.knowledge.base_catalog import BaseCatalog, _key
 from orchestrator.knowledge.profiles import Profiles
+from orchestrator.owners.limits import OwnerLimits
 from orchestrator.scheduler.estimate import prior_memory
 from orchestrator.scheduler.policy import DEFAULT
 from orchestrator.store.store import Store
@@ -46,16 +47,17 @@ class House:
         self.fleet = Fleet(config, self.store, {})
         self.fleet.places |= {place.id: place for place in listed_places(config.actors, NODES)}
         self.bases, self.profiles = BaseCatalog({}), Profiles(self.store)
-        self.over = []
+        self.retried, self.over = [], []
         self.config = config
         self.snapshots = SnapshotBuilder(
-            self.store, self.fleet, self.bases, self.profiles, most_running=config.most_running
+            self.store, self.fleet, self.bases, self.profiles, OwnerLimits(config, self.store)
         )
         self.reconciler = Reconciler(
             self.store,
             self.fleet,
             self.bases,
             lambda job: None,
+            self.retried.append,
             self.over.append,
             self.profiles,
             self.snapshots,

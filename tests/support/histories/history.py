@@ -20,6 +20,7 @@ from orchestrator.jobs.job import JobSpec, QueueConfig
 from orchestrator.jobs.states import TERMINAL, JobState
 from orchestrator.knowledge.base_catalog import BaseCatalog, _key
 from orchestrator.knowledge.profiles import Profiles
+from orchestrator.owners.limits import OwnerLimits
 from orchestrator.scheduler.policy import POLICIES
 from orchestrator.store.store import Store
 from support.histories.actors import BY_ITSELF, NODES, WITH_ITS_NODE, Nature, ViolationError, World
@@ -57,10 +58,10 @@ class Orchestrator:
         bases, profiles = BaseCatalog({}), Profiles(self.store)
         for ref in BASES:
             bases._descriptions[_key(ref)] = describe(ref)
-        snapshots = SnapshotBuilder(self.store, self.fleet, bases, profiles)
+        snapshots = SnapshotBuilder(self.store, self.fleet, bases, profiles, OwnerLimits(config, self.store))
         ignore = lambda _: None  # noqa: E731
         policy = config.scheduler.policy
-        self.reconciler = Reconciler(self.store, self.fleet, bases, ignore, ignore, profiles, snapshots, policy)
+        self.reconciler = Reconciler(self.store, self.fleet, bases, ignore, ignore, ignore, profiles, snapshots, policy)
 
     async def run(self):
         while True:

@@ -1,0 +1,1 @@
+"""What the jobs of each owner may take of the cluster."""
