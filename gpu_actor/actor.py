@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from gpu_actor.contract.config import ActorOptions
+from gpu_actor.contract.head_files import HeadFiles
 from gpu_actor.contract.messages import one_line, short_model_name
 from gpu_actor.contract.orders import Order
 from gpu_actor.contract.questions import Answer
@@ -28,13 +29,15 @@ logger = logging.getLogger(__name__)
 class GpuActor:
     """Hosts one frozen base model and co-trains every adapter attached to it; only `stop` takes its time."""
 
-    def __init__(self, options: dict[str, Any]) -> None:
+    def __init__(self, options: dict[str, Any], head: HeadFiles | None = None) -> None:
         """Start to import the working actor, which then loads the base model, and return.
 
         Args:
             options: The fields of `ActorOptions`.
+            head: The way to the head node's files; None: they are this node's.
         """
         self._options = ActorOptions(**options)
+        self._head = None if head is None or head.is_here else head
         set_allocator(self._options.device)
         self._lock = threading.Lock()
         self._host: Host | None = None
@@ -79,7 +82,7 @@ class GpuActor:
         try:
             from gpu_actor.hosting.host import Host
 
-            host = Host(self._options, self._report)
+            host = Host(self._options, self._report, self._head)
         except Exception as error:
             logger.exception("the actor cannot work")
             self._report = replace(

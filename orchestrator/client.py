@@ -168,7 +168,8 @@ class Client:
         if not self._link.is_elsewhere:
             from orchestrator.jobs.staging import stage_jobs
 
-            specs, remarks = stage_jobs(specs, Path(self.ping()["storage"]))
+            there = self.ping()
+            specs, remarks = stage_jobs(specs, Path(there["storage"]), there["outputs"])
         documents, sent = self._documents(specs, request_id)
         # The same id again, when the answer got lost on its way, finds the jobs that were accepted before.
         answer = self.call("submit", documents, request_id, timeout=SUBMIT_SECONDS, again=True)
@@ -302,7 +303,7 @@ class Client:
         self.call("revoke_token", owner)
 
     def ping(self) -> dict[str, Any]:
-        """Who answers: version, storage folder, process id and node of the orchestrator."""
+        """Who answers: version, storage folder, where results go, process id and node of the orchestrator."""
         return cast("dict[str, Any]", self.call("ping", again=True))
 
     def call(self, method: str, *arguments: Any, timeout: float = CALL_SECONDS, again: bool = False) -> Any:

@@ -18,6 +18,7 @@ ROOMS = [
     "orchestrator.client",
     "orchestrator.control",
     "orchestrator.link",
+    "orchestrator.storage",
     "orchestrator.endpoint",
     "orchestrator.asking",
     "orchestrator.results",

@@ -9,13 +9,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gpu_actor.adapters.checksums import check_file
 from gpu_actor.adapters.kinds import KINDS, kind_of
 from gpu_actor.adapters.kinds.base import COMMON_FIELDS, AdapterKind
 from gpu_actor.contract import file_names
 from gpu_actor.contract.errors import AdapterError
 from gpu_actor.contract.lora_config import LoraConfig
 from gpu_actor.contract.peft_fields import unsupported_message
+from gpu_actor.storage.checksums import check_file
 
 _START_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _STARTS = (True, False, "gaussian", "orthogonal")  # the saved values are loaded over them

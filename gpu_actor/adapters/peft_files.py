@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from gpu_actor.adapters.checksums import check_file
 from gpu_actor.adapters.kinds.base import Shape
 from gpu_actor.adapters.peft_config import lack_of_weights, peft_config, read_peft_config
 from gpu_actor.adapters.shapes import shared_name, tensor_name
@@ -17,6 +16,7 @@ from gpu_actor.adapters.whole_files import Tensors, read_tensors, write_together
 from gpu_actor.contract import file_names
 from gpu_actor.contract.errors import AdapterError
 from gpu_actor.contract.lora_config import LoraConfig
+from gpu_actor.storage.checksums import check_file
 
 
 def save_adapter(folder: Path, weights: AdapterWeights, base_model: str) -> None:

@@ -52,9 +52,14 @@ class Finish:
 
 @dataclass(frozen=True)
 class Forget:
-    """Stop reporting an adapter whose end the orchestrator has recorded."""
+    """Stop reporting an adapter whose end the orchestrator has recorded.
+
+    Attributes:
+        attempt: Number of the assignment that has ended; how a later one ends is still to be reported.
+    """
 
     job_id: str
+    attempt: int
 
 
 @dataclass(frozen=True)

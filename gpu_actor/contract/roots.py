@@ -51,12 +51,12 @@ def _allowed(roots: Sequence[str]) -> str:
     return f"allowed: below {', '.join(roots)} (others by `allowed_roots` in the cluster file)"
 
 
-def default_roots(storage: str) -> list[str]:
+def default_roots(*storage: str) -> list[str]:
     """The folders that are allowed where nobody names any: the current one, the user's home, and the storage.
 
     Args:
-        storage: Where Loray keeps its state.
+        storage: Where Loray keeps what is its own.
     """
     here = [os.getcwd(), os.path.expanduser("~")]
     usable = [folder for folder in here if os.path.isabs(folder) and folder != os.sep]
-    return list(dict.fromkeys([*usable, storage]))
+    return list(dict.fromkeys([*usable, *storage]))

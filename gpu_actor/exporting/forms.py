@@ -13,6 +13,7 @@ from gpu_actor.exporting import llama_cpp
 from gpu_actor.exporting.hub import check_token, push_adapter
 from gpu_actor.exporting.model_card import model_card
 from gpu_actor.exporting.model_folder import MergedModel, Progress, whole_folder
+from gpu_actor.generation.saved_copies import on_this_machine
 from gpu_actor.generation.saved_steps import saved_step
 from gpu_actor.loading.config_files import load_config
 from gpu_actor.loading.tokenizer import load_tokenizer
@@ -38,7 +39,8 @@ class _Export:
     def __init__(self, request: ExportRequest, progress: Progress) -> None:
         self._request, self._progress = request, progress
         self._target = Path(request.target)
-        self._adapter, step = saved_step(request.folder, request.step)
+        self._folder, wanted = on_this_machine(request.folder, request.step)
+        self._adapter, step = saved_step(self._folder, wanted)
         self._which = "finished" if step is None else f"step {step}"
 
     def make(self) -> Exported:
@@ -119,7 +121,7 @@ class _Export:
 
     def _card(self, *, merged: bool) -> str:
         asked = self._request
-        return model_card(asked.name, asked.base_model, self._which, asked.job, Path(asked.folder), merged=merged)
+        return model_card(asked.name, asked.base_model, self._which, asked.job, Path(self._folder), merged=merged)
 
     def _by_hand(self, form: ExportForm) -> list[list[str]]:
         target = str(self._target / "model.gguf") if self._request.form == "ollama" else self._request.target

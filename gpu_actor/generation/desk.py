@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from gpu_actor.contract.questions import Answer, Answerer, AskRequest, Question,
 from gpu_actor.generation.generator import MOST_TOKENS, Generator, Room
 from gpu_actor.generation.prompts import end_tokens, prompt_of, shown
 from gpu_actor.generation.reply import Reply
+from gpu_actor.generation.saved_copies import on_this_machine
 from gpu_actor.generation.saved_steps import saved_step
 from gpu_actor.model.base_model import BaseModel
 
@@ -115,12 +116,13 @@ class AnswerDesk:
         opened.asked_at = time.monotonic()
         return [line.answer() for line in opened.lines]
 
-    def open(self, request: AskRequest, live: LiveAdapter) -> None:
+    def open(self, request: AskRequest, live: LiveAdapter, lacking: Mapping[int, Exception] | None = None) -> None:
         """Begin to answer a request, by the adapters as they are now.
 
         Args:
             request: Of which a second call changes nothing.
             live: Gives a copy of an adapter in training by its job's id.
+            lacking: Why answerers have no adapter, by their numbers.
         """
         if request.request_id in self._open:
             return
@@ -138,8 +140,11 @@ class AnswerDesk:
         except LorayError as error:
             _fail(lines, error)
             return
-        for who in request.answerers:
+        for number, who in enumerate(request.answerers):
             theirs = [line for line in lines if line.who is who]
+            if lacking and number in lacking:
+                _fail(theirs, lacking[number])
+                continue
             try:
                 weights, which = self._adapter(who, live)
                 for line in theirs:
@@ -173,7 +178,7 @@ class AnswerDesk:
         if found is not None:
             weights, step, total = found
             return weights, f"step {step} of {total}"
-        folder, saved = saved_step(who.folder, who.step)
+        folder, saved = saved_step(*on_this_machine(who.folder, who.step))
         of = f" of {who.total_steps}" if who.total_steps else ""
         return read_adapter(folder, self._base.new_adapter), "finished" if saved is None else f"step {saved}{of}"
 

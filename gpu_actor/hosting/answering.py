@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gpu_actor.contract.questions import ANSWERING_SHARE, Answer, AskRequest
@@ -53,9 +53,9 @@ class Answering:
         """The answers to a request as far as they are made; None: it is not open. Any thread may ask."""
         return self._desk.answers(request_id)
 
-    def open(self, request: AskRequest) -> None:
-        """Begin to answer, by copies of the adapters as they are now."""
-        self._timed(lambda: self._desk.open(request, self._trainer.snapshot))
+    def open(self, request: AskRequest, lacking: Mapping[int, Exception] | None = None) -> None:
+        """Begin to answer, by copies of the adapters as they are now; see `AnswerDesk.open`."""
+        self._timed(lambda: self._desk.open(request, self._trainer.snapshot, lacking))
 
     def withdraw(self, request_id: str) -> None:
         """Drop a request with its answers."""

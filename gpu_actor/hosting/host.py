@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 
 from gpu_actor.contract.config import ActorOptions
+from gpu_actor.contract.head_files import HeadFiles
 from gpu_actor.contract.orders import (
     Ask,
     Attach,
@@ -24,9 +25,11 @@ from gpu_actor.contract.orders import (
     SetTokenBudget,
     Withdraw,
 )
-from gpu_actor.contract.questions import Answer
-from gpu_actor.contract.report import ActorPhase, ActorReport
+from gpu_actor.contract.questions import Answer, AskRequest
+from gpu_actor.contract.report import ActorPhase, ActorReport, TenantState
+from gpu_actor.contract.urls import is_url
 from gpu_actor.device.memory import MemoryMeter, memory_limit
+from gpu_actor.generation.saved_copies import with_copies
 from gpu_actor.hosting.device_end import DeviceEnd
 from gpu_actor.hosting.hosted_base import HostedBase
 from gpu_actor.hosting.preparer import Preparer, Task
@@ -41,21 +44,24 @@ _LEAVING_SECONDS = 45.0  # less than the orchestrator waits for an actor that st
 class Host:
     """Hosts one frozen base model and co-trains every adapter attached to it."""
 
-    def __init__(self, options: ActorOptions, blank: ActorReport) -> None:
+    def __init__(self, options: ActorOptions, blank: ActorReport, head: HeadFiles | None = None) -> None:
         """Start loading the base model in the training thread and return.
 
         Args:
             options: What to host, and how.
             blank: The actor's report until now, with its name and its identity.
+            head: The way to the head node's files; None where those are this node's.
         """
-        self._options = options
+        self._options, self._head = options, head
         self._memory = MemoryMeter(options.device)
         limit = options.memory_limit or memory_limit(options.device, options.memory_share)
         self._published = replace(blank, memory_limit=limit)  # as of the latest shared batch
         self._loading: Future[HostedBase] = Future()
         self._tasks: queue.Queue[Task] = queue.Queue()
         self._device = DeviceEnd()
-        self._preparer = Preparer(self._loading, self._tasks.put, self._publish, self._device, options.allowed_roots)
+        self._preparer = Preparer(
+            self._loading, self._tasks.put, self._publish, self._device, options.allowed_roots, head
+        )
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="loray-train", daemon=True)
         self._thread.start()
@@ -89,17 +95,31 @@ class Host:
                     self._tasks.put(lambda hosted: hosted.trainer.detach(job_id, keep=keep))
             case Finish(job_id, reason):
                 self._tasks.put(lambda hosted: hosted.trainer.finish(job_id, reason))
-            case Forget(job_id):
-                self._preparer.forget(job_id)
-                self._tasks.put(lambda hosted: hosted.trainer.forget(job_id))
+            case Forget(job_id, attempt):
+                self._preparer.forget(job_id, attempt)
+                self._tasks.put(lambda hosted: hosted.trainer.forget(job_id, attempt))
             case SetBatchOrder(job_ids):
                 self._tasks.put(lambda hosted: hosted.trainer.set_order(job_ids))
             case SetTokenBudget(tokens):
                 self._tasks.put(lambda hosted: hosted.trainer.set_budget(tokens))
             case Ask(request):
-                self._tasks.put(lambda hosted: hosted.answering.open(request))
+                self._open(request)
             case Withdraw(request_id):
                 self._tasks.put(lambda hosted: hosted.answering.withdraw(request_id))
+
+    def _open(self, request: AskRequest) -> None:
+        """Begin to answer; adapters that lie elsewhere are copied first, while the training goes on."""
+
+        def copy_and_open() -> None:
+            live = {tenant.job_id for tenant in self.report().tenants if tenant.state is TenantState.TRAINING}
+            copied, lacking = with_copies(request, live, self._head)
+            self._tasks.put(lambda hosted: hosted.answering.open(copied, lacking))
+
+        folders = [who.folder for who in request.answerers if who.folder is not None]
+        if any(self._head is not None or is_url(folder) for folder in folders):
+            threading.Thread(target=copy_and_open, name="loray-copy", daemon=True).start()
+        else:
+            self._tasks.put(lambda hosted: hosted.answering.open(request))
 
     def answers(self, request_id: str) -> list[Answer] | None:
         """The answers to a request as far as they are made; None: it has not been begun."""

@@ -17,17 +17,15 @@ import torch
 
 from gpu_actor.adapters.start_check import check_adapter_fits
 from gpu_actor.contract.config import AdapterSpec
-from gpu_actor.contract.errors import InvalidJobError
+from gpu_actor.contract.head_files import HeadFiles
 from gpu_actor.contract.report import TenantReport, TenantState
-from gpu_actor.contract.roots import outside
-from gpu_actor.contract.urls import is_url
 from gpu_actor.data.dataset import LoadedDataset, load_dataset
 from gpu_actor.device.failures import is_out_of_memory
 from gpu_actor.hosting.device_end import DeviceEnd
 from gpu_actor.hosting.hosted_base import HostedBase
+from gpu_actor.hosting.job_places import JobPlaces, find_places
 from gpu_actor.model.base_model import BaseModel
-from gpu_actor.storage.mirror import Mirror
-from gpu_actor.storage.remote_folder import StorageError
+from gpu_actor.storage.job_folder import StorageError
 from gpu_actor.training.attempts import reason_of
 from gpu_actor.training.references import read_reference
 from gpu_actor.training.tenant import Tenant
@@ -60,6 +58,7 @@ class Preparer:
         publish: Callable[[HostedBase], None],
         device: DeviceEnd,
         allowed_roots: Sequence[str],
+        head: HeadFiles | None = None,
     ) -> None:
         """Nothing is prepared before the base model is loaded.
 
@@ -68,10 +67,10 @@ class Preparer:
             post: Lets the training thread do something between two shared batches.
             publish: Makes what is so now the actor's report.
             device: Hears of every error.
-            allowed_roots: Folders below which jobs write, looked at again here: what was checked when a job was
-                submitted may lead elsewhere by now.
+            allowed_roots: Folders below which jobs write.
+            head: The way to the head node's files; None where those are this node's.
         """
-        self._device, self._roots = device, allowed_roots
+        self._device, self._roots, self._head = device, allowed_roots, head
         self._loading, self._post, self._publish = loading, post, publish
         self._lock = threading.Lock()
         self._attempts: dict[str, int] = {}  # newest attempt seen, by job
@@ -107,11 +106,11 @@ class Preparer:
                 self._detached[job_id] = keep
             return True
 
-    def forget(self, job_id: str) -> None:
-        """Stop reporting a job that could not be prepared."""
+    def forget(self, job_id: str, attempt: int) -> None:
+        """Stop reporting a job that could not be prepared, unless that was in a later attempt."""
         with self._lock:
             report = self._reports.get(job_id)
-            if report is not None and report.state is not TenantState.PREPARING:
+            if report is not None and report.attempt <= attempt and report.state is not TenantState.PREPARING:
                 del self._reports[job_id]
 
     def reports(self) -> dict[str, TenantReport]:
@@ -138,26 +137,24 @@ class Preparer:
                 self._make(hosted, spec, attempt)
 
     def _make(self, hosted: HostedBase, spec: AdapterSpec, attempt: int) -> None:
-        mirror = None
+        places = None
         try:
-            if problem := outside(spec.output_dir, self._roots):
-                raise InvalidJobError(f"output_dir: {problem}")
-            mirror = mirror_of(spec)
-            dataset = load_data(hosted.base, spec, hosted.tokenizer)
+            places = find_places(spec, attempt, self._head, self._roots)
+            dataset = load_data(hosted.base, places.spec, hosted.tokenizer)
         except StorageError as error:
             self._try_later(spec, attempt, error)
             return
         except Exception as error:
-            self._cannot_start(spec, attempt, error, mirror)
+            self._cannot_start(spec, attempt, error, places)
             return
-        make = partial(_make_tenant, hosted.base, spec, attempt, dataset, mirror)
+        make = partial(_make_tenant, hosted.base, places, attempt, dataset)
         try:
             tenant = make()
         except Exception as error:
             if is_out_of_memory(error):  # a shared batch has the memory: once more, between two of them
-                self._post(partial(self._make_between_batches, spec, attempt, make, mirror))
+                self._post(partial(self._make_between_batches, places, attempt, make))
             else:
-                self._cannot_start(spec, attempt, error, mirror)
+                self._cannot_start(spec, attempt, error, places)
             return
         self._post(partial(self._hand_over, tenant))
 
@@ -181,27 +178,30 @@ class Preparer:
         with contextlib.suppress(RuntimeError):  # the executor has ended
             self._executor.submit(self._prepare, spec, attempt)
 
-    def _cannot_start(self, spec: AdapterSpec, attempt: int, error: Exception, mirror: Mirror | None) -> None:
-        if mirror is not None:
-            mirror.close()
+    def _cannot_start(self, spec: AdapterSpec, attempt: int, error: Exception, places: JobPlaces | None) -> None:
+        if places is not None:
+            places.close()
         if not self._device.is_told_by(error):
-            self._report_failure(spec, attempt, error)
+            self._report_failure(spec, attempt, error, places)
 
-    def _report_failure(self, spec: AdapterSpec, attempt: int, error: Exception) -> None:
+    def _report_failure(
+        self, spec: AdapterSpec, attempt: int, error: Exception, places: JobPlaces | None = None
+    ) -> None:
         logger.info("job %s cannot start", spec.name, exc_info=error)
+        reason = reason_of(error) if places is None else places.in_its_words(reason_of(error))
         with self._lock:
-            self._reports[spec.job_id] = TenantReport(spec.job_id, attempt, TenantState.FAILED, reason=reason_of(error))
+            self._reports[spec.job_id] = TenantReport(spec.job_id, attempt, TenantState.FAILED, reason=reason)
 
     # -- in the training thread ----------------------------------------------------------------------------------
 
     def _make_between_batches(
-        self, spec: AdapterSpec, attempt: int, make: Callable[[], Tenant], mirror: Mirror | None, hosted: HostedBase
+        self, places: JobPlaces, attempt: int, make: Callable[[], Tenant], hosted: HostedBase
     ) -> None:
         hosted.trainer.meter.memory.release()
         try:
             tenant = make()
         except Exception as error:
-            self._cannot_start(spec, attempt, error, mirror)
+            self._cannot_start(places.spec, attempt, error, places)
         else:
             self._hand_over(tenant, hosted)
 
@@ -241,24 +241,6 @@ def load_data(base: BaseModel, spec: AdapterSpec, tokenizer: Callable[[], Any]) 
     return dataset
 
 
-def mirror_of(spec: AdapterSpec) -> Mirror | None:
-    """What brings a job's files to a storage, with those that are there; None where its output folder is one here.
-
-    Raises:
-        StorageError: The storage does not answer.
-    """
-    if not is_url(spec.output_dir):
-        return None
-    mirror = Mirror(spec.output_dir, spec.job_id, spec.training.save_total_limit)
-    try:
-        mirror.fetch()
-    except BaseException:
-        mirror.close()
-        raise
-    return mirror
-
-
-def _make_tenant(
-    base: BaseModel, spec: AdapterSpec, attempt: int, dataset: LoadedDataset, mirror: Mirror | None
-) -> Tenant:
-    return Tenant(spec, attempt, base.new_adapter(spec.lora), dataset, read_reference(base, spec), mirror)
+def _make_tenant(base: BaseModel, places: JobPlaces, attempt: int, dataset: LoadedDataset) -> Tenant:
+    spec = places.spec
+    return Tenant(spec, attempt, base.new_adapter(spec.lora), dataset, read_reference(base, spec), places.mirror)

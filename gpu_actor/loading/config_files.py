@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import socket
 from typing import Any
 
 from gpu_actor.contract.errors import BaseModelError
-from gpu_actor.contract.locations import BaseFiles, find_base
+from gpu_actor.contract.locations import BaseFiles, find_base, looks_like_path
 from gpu_actor.contract.messages import one_line
 from gpu_actor.loading.chatglm import glm_config, is_chatglm
 
@@ -84,9 +85,14 @@ def read_config(ref: str) -> dict[str, Any]:
     """
     from transformers import PreTrainedConfig
 
-    place = find_base(ref).place
+    files = find_base(ref)
+    if looks_like_path(ref) and files.folder is None:
+        raise BaseModelError(
+            f"base_model: {ref}: {socket.gethostname()} has no such folder; put the model there, on every node that is "
+            "to host it, or give its id on the hub"
+        )
     try:
-        raw: dict[str, Any] = PreTrainedConfig.get_config_dict(place)[0]
+        raw: dict[str, Any] = PreTrainedConfig.get_config_dict(files.place)[0]
     except Exception as error:
         raise _unusable(ref, error) from None
     if not raw:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gpu_actor.contract import file_names
 from gpu_actor.contract.messages import one_line
-from gpu_actor.storage.remote_folder import RemoteFolder
+from gpu_actor.storage.job_folder import JobFolder
 from gpu_actor.storage.work_folders import WorkFolder
 
 logger = logging.getLogger(__name__)
@@ -31,29 +31,27 @@ class Mirror:
     """The image of one job's files.
 
     Attributes:
-        url: Of the folder in the storage.
         folder: The local folder, which ends with the mirror.
         failure: Why the latest try to bring something there failed; empty if it did not.
         saved_step: The newest optimizer step whose checkpoint is whole in the storage; 0 without any.
     """
 
-    def __init__(self, url: str, name: str, keep: int) -> None:
+    def __init__(self, remote: JobFolder, name: str, keep: int) -> None:
         """Make the local folder; the storage is not asked yet.
 
         Args:
-            url: Of a folder in a storage.
+            remote: The folder in the storage.
             name: Of the job.
             keep: Checkpoints that stay in the storage.
 
         Raises:
             OSError: The local folder cannot be made.
         """
-        self.url, self._keep = url, keep
+        self._remote, self._keep = remote, keep
         self._work = WorkFolder(name)
         self.folder = self._work.path
         self.failure = ""
         self.saved_step = 0
-        self._remote = RemoteFolder(url)
         self._there: dict[str, str] = {}  # local folder -> its manifest, of what is whole in the storage
         self._fetched: set[str] = set()
         self._stale: set[str] = set()  # files of the storage that nobody may go on from
@@ -227,7 +225,7 @@ def whole_steps(names: Iterable[str]) -> list[int]:
     return sorted(step for step in found if step is not None)
 
 
-def remove_checkpoints(remote: RemoteFolder) -> None:
+def remove_checkpoints(remote: JobFolder) -> None:
     """Remove every checkpoint from a storage, whole or not, manifests first, and the best adapters.
 
     Raises:

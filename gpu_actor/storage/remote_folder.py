@@ -8,17 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gpu_actor.contract.errors import LorayError
 from gpu_actor.contract.messages import one_line
 from gpu_actor.contract.urls import url_problem
-
-
-class StorageError(LorayError, OSError):
-    """A storage does not do what it is asked: it is away, it is full, or it refuses."""
+from gpu_actor.storage.job_folder import StorageError
 
 
 class RemoteFolder:
-    """One folder; files in it have names relative to it, such as `checkpoint-10/checksums.json`."""
+    """One folder; see `JobFolder`."""
 
     def __init__(self, url: str) -> None:
         """Nothing is asked of the storage yet.

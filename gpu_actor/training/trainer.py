@@ -108,9 +108,10 @@ class CoTrainer:
         elif tenant.may_leave:  # else as soon as its checkpoint is where others find it
             self._end(tenant, TenantState.DETACHED)
 
-    def forget(self, job_id: str) -> None:
-        """Stop reporting a tenant that has ended."""
-        self._ended.pop(job_id, None)
+    def forget(self, job_id: str, attempt: int) -> None:
+        """Stop reporting a tenant that has ended, unless a later attempt of it has ended since."""
+        if job_id in self._ended and self._ended[job_id].attempt <= attempt:
+            del self._ended[job_id]
 
     def finish(self, job_id: str, reason: str) -> None:
         """End a tenant early, with the adapter of its last complete optimizer step; unknown ones are ignored."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -39,7 +38,7 @@ def plan(
         text = "does not go with --cluster, which plans for idle actors on this machine; give one of them"
         raise ClusterFileError([Problem("--address", "", text)])
     config = with_policy(load_cluster_config(cluster), policy)
-    if cluster is None and (is_elsewhere(address) or find_address(address, Path(config.storage)) is not None):
+    if cluster is None and (is_elsewhere(address) or find_address(address, config.state_folder) is not None):
         client = Client(address)
         rows, where = client.plan(specs, policy), f"the cluster at {client.address}"
     else:

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from gpu_actor.contract.errors import IllegalTransitionError, LorayError
 from gpu_actor.contract.locations import loray_home
+from gpu_actor.contract.urls import is_url
 from orchestrator import formatting
 from orchestrator.cli import progress
 from orchestrator.cli.options import Address, AsJson, ClusterFile, HttpPort, JobFiles, PolicyName
@@ -65,7 +66,7 @@ def run(
     if config.allowed_roots is None:  # who writes the jobs and starts the cluster allows what the jobs name
         config = config.model_copy(update={"allowed_roots": [*config.roots, *named_places(specs)]})
     console = display.make_console(quiet=as_json)
-    if find_address(address, Path(config.storage)) is None:
+    if find_address(address, config.state_folder) is None:
         console.print("starting Ray on this machine ...")
     with launch.join_or_start(address, config) as link, stop_signals():
         say(console, "Ray started" if link.started else f"joined Ray at {link.address}")
@@ -192,7 +193,7 @@ def serve(
 ) -> None:
     """Start Ray and the orchestrator here until Ctrl-C, or put the orchestrator on the Ray cluster at --address."""
     config = with_http(with_policy(load_cluster_config(cluster), policy), http)
-    storage = Path(config.storage)
+    storage = config.state_folder
     running = find_address(address, storage)
     if running and running.source == str(storage / CLUSTER_FILE):
         raise launch.AlreadyRunningError(
@@ -230,6 +231,8 @@ def _announce(link: Connection, *, as_json: bool) -> None:
         return
     console = display.make_console()
     say(console, f"Loray runs at {link.address}; jobs and their states are kept in {storage}")
+    if is_url(found["outputs"]):
+        say(console, f"jobs that name no folder of this machine leave their adapters in {found['outputs']}")
     if link.dashboard:
         say(console, _dashboard(link))
     if door["url"]:

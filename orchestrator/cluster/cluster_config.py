@@ -233,7 +233,9 @@ class ClusterConfig(Strict):
     storage: str = Field(
         default_factory=lambda: str(loray_home()),
         min_length=1,
-        description="Folder of Loray's state; the default is $LORAY_HOME, else ~/.loray.",
+        description="Where Loray keeps what is its own; the default is $LORAY_HOME, else ~/.loray. A folder; or "
+        "s3://BUCKET/FOLDER for the results of jobs that name no place here, and then the job table, its locks, tokens "
+        "and what is sent are in the default folder.",
     )
     database: str | None = Field(
         default=None,
@@ -273,11 +275,10 @@ class ClusterConfig(Strict):
 
     @field_validator("storage")
     @classmethod
-    def _local(cls, value: str) -> str:
-        if is_url(without_file_scheme(value)):
-            raise ValueError(
-                "is no folder, which the job table and its locks need; outputs may be in a bucket (output_dir)"
-            )
+    def _reachable(cls, value: str) -> str:
+        place = without_file_scheme(value)
+        if is_url(place) and (problem := url_problem(place)):
+            raise ValueError(problem)
         return value
 
     @field_validator("allowed_roots")
@@ -310,18 +311,30 @@ class ClusterConfig(Strict):
     @property
     def roots(self) -> list[str]:
         """The allowed folders; by default those of the process that asks."""
-        return self.allowed_roots if self.allowed_roots is not None else default_roots(self.storage)
+        if self.allowed_roots is not None:
+            return self.allowed_roots
+        return default_roots(self.storage, str(self.state_folder))
 
     @property
     def written_roots(self) -> list[str]:
         """The folders below which any job may write: the allowed ones, and what the storage keeps for jobs that were
         sent or came out of one of Ray's packages."""
-        return [*self.roots, str(Path(self.storage) / "outputs")]
+        return [*self.roots, self.outputs]
+
+    @property
+    def state_folder(self) -> Path:
+        """The folder of what no bucket can keep: the job table, locks, tokens, and what jobs from elsewhere read."""
+        return loray_home() if is_url(self.storage) else Path(self.storage)
+
+    @property
+    def outputs(self) -> str:
+        """Where results go of jobs that were sent or came out of one of Ray's packages: a folder, or a URL."""
+        return f"{self.storage.rstrip('/')}/outputs"
 
     @property
     def database_url(self) -> str:
         """The URL of the job table."""
-        return self.database or f"sqlite:///{Path(self.storage) / 'loray.db'}"
+        return self.database or f"sqlite:///{self.state_folder / 'loray.db'}"
 
 
 class ClusterFileError(ProblemsError):

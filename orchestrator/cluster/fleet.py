@@ -28,6 +28,7 @@ from gpu_actor.contract.questions import Answer, AskRequest
 from gpu_actor.contract.report import ActorPhase, ActorReport
 from orchestrator.cluster.cluster_config import ClusterConfig
 from orchestrator.cluster.connection import NAMESPACE
+from orchestrator.cluster.head_link import HeadLink
 from orchestrator.cluster.member import Instruction, Loss, LossKind, Member, cause_of_death, is_nobodys_death
 from orchestrator.cluster.node_gpus import NodeGpus
 from orchestrator.cluster.obstacles import Obstacles
@@ -175,7 +176,7 @@ class Fleet:
                     label_selector=None if place.node_id else place.settings.label_selector or None,
                     runtime_env={"env_vars": self._env_vars},
                 )
-                .remote(options.model_dump())
+                .remote(options.model_dump(), HeadLink())
             )
         except Exception as error:
             self._store.remove_actor(name)

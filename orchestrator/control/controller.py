@@ -14,12 +14,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 
 from gpu_actor.contract.errors import ClusterUnavailableError
+from gpu_actor.contract.head_files import FileRequest, ListSaved, ReadSaved
 from gpu_actor.contract.messages import one_line
 from gpu_actor.contract.questions import Answer
 from orchestrator.asking.questions import Questions
@@ -32,8 +32,7 @@ from orchestrator.control.admission import Admission, Submissions
 from orchestrator.control.job_reading import JobDict, JobReading
 from orchestrator.control.reconcile import Reconciler
 from orchestrator.control.snapshot import SnapshotBuilder
-from orchestrator.endpoint.references import reach
-from orchestrator.jobs.losses import NONE
+from orchestrator.endpoint.references import reach, uploads
 from orchestrator.jobs.owner import OPERATOR, check_owner
 from orchestrator.jobs.states import TERMINAL, JobState
 from orchestrator.knowledge.base_catalog import BaseCatalog
@@ -46,6 +45,8 @@ from orchestrator.reporting.metrics import ActorMetrics, Metrics
 from orchestrator.reporting.notices import Notices
 from orchestrator.reporting.trackers import Trackers
 from orchestrator.scheduler.predicted_memory import predicted_peaks
+from orchestrator.storage.head_files import HeadFiles
+from orchestrator.storage.unused_uploads import UnusedUploads
 from orchestrator.store.records import JobRecord
 from orchestrator.store.storage_lock import hold
 from orchestrator.version import __version__
@@ -74,11 +75,13 @@ class Controller(JobReading):
         from orchestrator.store.store import Store
 
         self._config = config
-        self._lock = hold(Path(config.storage))
+        self._lock = hold(config.state_folder)
         self._store = Store(config.database_url)
         env_vars = shared_environment()
         self._fleet = Fleet(config, self._store, env_vars)
         self._bases = BaseCatalog(env_vars, config.trust_remote_code)
+        self._head_files = HeadFiles(self._store, config)
+        self._uploads = UnusedUploads(self._store, uploads(config.state_folder))
         self._rows = TaskRows(self._store)
         self._trackers = Trackers(self._store, config)
         self._notices = Notices(self._store, config)
@@ -94,6 +97,7 @@ class Controller(JobReading):
             self._fleet,
             self._bases,
             self._job_assigned,
+            self._job_retried,
             self._job_over,
             profiles,
             snapshots,
@@ -108,7 +112,8 @@ class Controller(JobReading):
         self._wake = asyncio.Event()
         self._ending: asyncio.Task[None] | None = None
         self._leaving: asyncio.Task[None] | None = None
-        self._door = Door(self, config.http, Path(config.storage)) if config.http.port is not None else None
+        places = config.state_folder, config.outputs
+        self._door = Door(self, config.http, *places) if config.http.port is not None else None
         self._tokens_changed()
         self._ticking = asyncio.get_running_loop().create_task(self._run())
 
@@ -146,6 +151,7 @@ class Controller(JobReading):
         )
         self._timeline.note([(member.place.id, report) for member, report in members])
         self._losses.note(self._reconciler.progress.counters)
+        self._uploads.look()
 
     def _take_over(self) -> None:
         """Go on where an earlier process stopped, and start what the cluster file wants to be hosted from the start."""
@@ -163,9 +169,10 @@ class Controller(JobReading):
 
     def _job_assigned(self, job: JobRecord) -> None:
         self._metrics.assigned(time.time() - job.queued_at)
-        if job.losses != NONE:
-            self._metrics.retried("actor lost")
         self._job_started(job)
+
+    def _job_retried(self, _job: JobRecord) -> None:
+        self._metrics.retried("actor lost")
 
     def _job_started(self, job: JobRecord) -> None:
         self._rows.started(job)
@@ -204,7 +211,8 @@ class Controller(JobReading):
         return {
             "http": None if self._door is None else {"url": self._door.url, "problem": self._door.problem},
             "version": __version__,
-            "storage": self._config.storage,
+            "storage": str(self._config.state_folder),
+            "outputs": self._config.outputs,
             "pid": os.getpid(),
             "node_id": ray.get_runtime_context().get_node_id(),
         }
@@ -235,6 +243,10 @@ class Controller(JobReading):
     async def withdraw(self, actor: str, request_id: str) -> None:
         """Let an actor drop a request with its answers: nobody waits for them."""
         await self._questions.withdraw(actor, request_id)
+
+    async def head_files(self, request: FileRequest | ListSaved | ReadSaved) -> Any:
+        """What an actor on a node with other disks wants of this one's; see `HeadFiles.answer`."""
+        return await self._head_files.answer(request)
 
     async def cluster(self) -> dict[str, Any]:
         """The orchestrator, its actors, the number of jobs by state, and when the queue will be empty."""

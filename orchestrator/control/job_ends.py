@@ -24,16 +24,25 @@ if TYPE_CHECKING:
 class JobEnds:
     """Brings jobs of one orchestrator into the states that they have after their actors or the queue."""
 
-    def __init__(self, store: Store, progress: LiveProgress, swaps: Swaps, on_end: Callable[[JobRecord], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        progress: LiveProgress,
+        swaps: Swaps,
+        on_retry: Callable[[JobRecord], None],
+        on_end: Callable[[JobRecord], None],
+    ) -> None:
         """Nothing happens yet.
 
         Args:
             store: The job table.
             progress: Of the running jobs.
             swaps: Times how long jobs take to leave.
+            on_retry: Called with each job that is in the queue again because its actor was lost.
             on_end: Called with each job that is over.
         """
-        self._store, self._progress, self._swaps, self._on_end = store, progress, swaps, on_end
+        self._store, self._progress, self._swaps = store, progress, swaps
+        self._on_retry, self._on_end = on_retry, on_end
 
     def left_actor(self, job: JobRecord, tenant: TenantReport) -> None:
         """Record how an adapter left its actor, as the actor reports it. A wish to cancel wins over all but success."""
@@ -53,15 +62,14 @@ class JobEnds:
         else:
             self._move(job, JobState.QUEUED, f"taken off {job.actor} at step {tenant.step}", progress=counters)
 
-    def give_back(self, job: JobRecord, reason: str, **changes: Any) -> None:
+    def give_back(self, job: JobRecord, reason: str, **changes: Any) -> JobRecord:
         """A running job is on no actor any more: do what a person wanted of it, or queue it again."""
         if job.wish is Wish.CANCEL:
             self._store.afterwards(lambda: discard_checkpoints(job.output_dir))
-            self._move(job, JobState.CANCELLED, f"cancelled ({reason})")
-        elif job.wish is Wish.PAUSE:
-            self._move(job, JobState.PAUSED, f"paused ({reason})", **changes)
-        else:
-            self._move(job, JobState.QUEUED, f"back in the queue: {reason}", reason=None, **changes)
+            return self._move(job, JobState.CANCELLED, f"cancelled ({reason})")
+        if job.wish is Wish.PAUSE:
+            return self._move(job, JobState.PAUSED, f"paused ({reason})", **changes)
+        return self._move(job, JobState.QUEUED, f"back in the queue: {reason}", reason=None, **changes)
 
     def lost_actor(self, job: JobRecord, reason: str, *, by_itself: bool = False, alone: bool = False) -> None:
         """A running job lost its actor through no wish of anybody: queue it again, unless it is the cause.
@@ -81,8 +89,10 @@ class JobEnds:
             self._clear_others(job, held)
         if culprit and len(held.deaths) > most and job.wish not in (Wish.CANCEL, Wish.PAUSE):
             self.fail(job, losses.culprit_reason(held, reason), **changes)
-        else:
-            self.give_back(job, reason, waiting_for=held.waits(now), **changes)
+            return
+        left = self.give_back(job, reason, waiting_for=held.waits(now), **changes)
+        if left.state is JobState.QUEUED:
+            self._store.afterwards(lambda: self._on_retry(left))
 
     def _clear_others(self, culprit: JobRecord, held: losses.Losses) -> None:
         """Nobody else is suspected any more for the actors that a job has killed."""
@@ -95,7 +105,7 @@ class JobEnds:
         """A job has failed; `verb` begins the message of its last event."""
         self._move(job, JobState.FAILED, f"{verb}: {reason}", reason=reason, **changes)
 
-    def _move(self, job: JobRecord, state: JobState, message: str, **changes: Any) -> None:
+    def _move(self, job: JobRecord, state: JobState, message: str, **changes: Any) -> JobRecord:
         if state is JobState.PAUSED:
             changes["waiting_for"] = resume_hint(job)
         moved = self._store.move(job.id, state, message, **changes)
@@ -103,3 +113,4 @@ class JobEnds:
         self._swaps.forget(job)
         if state in TERMINAL:
             self._store.afterwards(lambda: self._on_end(moved))
+        return moved

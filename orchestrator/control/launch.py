@@ -25,7 +25,8 @@ _START_TRIES = 3
 # what Ray says after 30 s, which no setting changes; and where it waited for its dashboard in vain
 _TOO_SLOW = ("timed out during startup", "dashboard.log", "dashboard.err")
 SHUTDOWN_SECONDS = 120.0
-# Loray puts nothing into Ray's object store; Ray's own default would claim a third of the memory.
+# Loray puts no more into Ray's object store than parts of files for other nodes; Ray's own default would claim a
+# third of the memory.
 OBJECT_STORE_BYTES = 256 * 2**20
 
 logger = logging.getLogger("loray")
@@ -56,7 +57,7 @@ def start_local(config: ClusterConfig) -> Iterator[Connection]:
         AlreadyRunningError: Another process runs Loray from the same storage folder.
         StoreError: The storage folder cannot be made or written.
     """
-    storage = Path(config.storage)
+    storage = config.state_folder
     with _only_one(storage):
         with _grafana_dashboard(storage):
             connection = _start_ray()
@@ -189,7 +190,7 @@ def join_or_start(address: str | None, config: ClusterConfig) -> Iterator[Connec
         address: As for `find_address`.
         config: Settings of an orchestrator that has to be started.
     """
-    storage = Path(config.storage)
+    storage = config.state_folder
     deadline = time.monotonic() + STARTING_SECONDS
     with contextlib.ExitStack() as stack:
         while True:

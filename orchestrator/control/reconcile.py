@@ -67,6 +67,7 @@ class Reconciler:
         fleet: Fleet,
         bases: BaseCatalog,
         on_start: Callable[[JobRecord], None],
+        on_retry: Callable[[JobRecord], None],
         on_end: Callable[[JobRecord], None],
         profiles: Profiles,
         snapshots: SnapshotBuilder,
@@ -79,6 +80,7 @@ class Reconciler:
             fleet: The actors.
             bases: Descriptions of base models.
             on_start: Called with each job that was given to an actor.
+            on_retry: Called with each job that is in the queue again because its actor was lost.
             on_end: Called with each job that is over.
             profiles: What was learned of the devices.
             snapshots: Builds the scheduler's view.
@@ -87,7 +89,7 @@ class Reconciler:
         self._store, self._fleet, self._profiles, self._snapshots = store, fleet, profiles, snapshots
         self._swaps = Swaps(profiles)
         self.progress = LiveProgress(store)
-        self.ends = JobEnds(store, self.progress, self._swaps, on_end)
+        self.ends = JobEnds(store, self.progress, self._swaps, on_retry, on_end)
         self.execution = PlanExecution(store, fleet, self.ends, self._swaps, on_start)
         self.tuning = ActorTuning(fleet, bases, profiles, snapshots)
         self._replanner = Replanner(policy)
@@ -198,7 +200,7 @@ class Reconciler:
             if tenant.state is TenantState.DETACHED:
                 self._swaps.off(member.place, job)
             self.ends.left_actor(job, tenant)
-            return [Instruction(member.name, Forget(job.id))]
+            return [Instruction(member.name, Forget(job.id, job.attempt))]
         if tenant.state is TenantState.TRAINING:
             self._swaps.trains(member.place, job)
             self.progress.trains(job, progress_of(tenant))
@@ -239,7 +241,7 @@ class Reconciler:
     def _misplaced(self, member: Member, tenant: TenantReport, assigned: bool) -> list[Instruction]:
         """An adapter that is not where the store says: an end that was recorded already, or a stale attempt."""
         if tenant.state not in _ACTIVE:
-            return [Instruction(member.name, Forget(tenant.job_id))]
+            return [Instruction(member.name, Forget(tenant.job_id, tenant.attempt))]
         if assigned:
             return []  # the attempt that was assigned since takes its place
         return [Instruction(member.name, Detach(tenant.job_id, True, tenant.attempt))]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from aiohttp import web
@@ -15,34 +14,35 @@ from orchestrator.endpoint.access import check_question, own_job, shown_to
 from orchestrator.endpoint.errors import UNPROCESSABLE
 from orchestrator.endpoint.protocol import Orchestrator
 from orchestrator.endpoint.reading import caller_of, read_model, refused
-from orchestrator.endpoint.references import resolved
 from orchestrator.endpoint.tokens import Caller
 from orchestrator.endpoint.verbs import VERBS, Access, AskBody, PlanRequest, SubmitRequest, Verb
 from orchestrator.jobs.owner import NotYoursError
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Resolve = Callable[[Mapping[str, Any], str], dict[str, Any]]
+"""Of the fields of a job and its owner: the fields with paths in place of references."""
 
 
-def add_verbs(app: web.Application, orchestrator: Orchestrator, storage: Path) -> None:
+def add_verbs(app: web.Application, orchestrator: Orchestrator, resolve: Resolve) -> None:
     """Put every verb on its path.
 
     Args:
         app: The server's.
         orchestrator: What carries them out.
-        storage: Its storage folder.
+        resolve: Puts paths in place of a job's references.
     """
     for verb in VERBS.values():
-        app.router.add_route(verb.method, verb.path, _handler(verb, orchestrator, storage))
+        app.router.add_route(verb.method, verb.path, _handler(verb, orchestrator, resolve))
 
 
-def _handler(verb: Verb, orchestrator: Orchestrator, storage: Path) -> Handler:
+def _handler(verb: Verb, orchestrator: Orchestrator, resolve: Resolve) -> Handler:
     adapter: TypeAdapter[Any] = TypeAdapter(verb.answer)
 
     async def handle(request: web.Request) -> web.StreamResponse:
         caller = caller_of(request)
         arguments = await _arguments(verb, request)
         # shielded: a client that leaves does not stop what it has ordered half-way
-        found = await asyncio.shield(_carry_out(verb, orchestrator, storage, caller, arguments))
+        found = await asyncio.shield(_carry_out(verb, orchestrator, resolve, caller, arguments))
         refused_jobs = isinstance(found, dict) and bool(found.get("problems"))
         body = await asyncio.to_thread(adapter.dump_json, found)
         return web.Response(
@@ -63,7 +63,9 @@ async def _arguments(verb: Verb, request: web.Request) -> Strict:
         raise refused(error, fields, verb.arguments) from None
 
 
-async def _carry_out(verb: Verb, orchestrator: Orchestrator, storage: Path, caller: Caller, arguments: Strict) -> Any:
+async def _carry_out(
+    verb: Verb, orchestrator: Orchestrator, resolve: Resolve, caller: Caller, arguments: Strict
+) -> Any:
     """What the orchestrator answers, as far as it concerns the caller."""
     values = dict(arguments)
     if verb.access is Access.OPERATOR and not caller.is_operator:
@@ -74,7 +76,7 @@ async def _carry_out(verb: Verb, orchestrator: Orchestrator, storage: Path, call
         await check_question(orchestrator, caller, arguments.request)
         values["request"] = arguments.request.model_dump()
     if isinstance(arguments, SubmitRequest | PlanRequest):
-        values["jobs"] = [resolved(job, storage, caller.name) for job in arguments.jobs]
+        values["jobs"] = [resolve(job, caller.name) for job in arguments.jobs]
     if verb.name in ("get_job", "submit", "plan", "recent_events"):
         values["owner"] = caller.name
     found = await getattr(orchestrator, verb.name)(*values.values())

@@ -52,18 +52,18 @@ def uploads(storage: Path) -> Path:
     return storage / "uploads"
 
 
-def outputs(storage: Path, owner: str) -> Path:
-    """Where results of an owner's jobs go."""
-    return storage / "outputs" / owner
+def outputs_of(owner: str, outputs: str) -> str:
+    """Where results of an owner's jobs go, below where those of all do: a folder, or a URL."""
+    return f"{outputs}/{owner}"
 
 
-def resolved(job: Mapping[str, Any], storage: Path, owner: str) -> dict[str, Any]:
+def resolved(job: Mapping[str, Any], storage: Path, outputs: str) -> dict[str, Any]:
     """The fields of a job with paths in place of references.
 
     Args:
         job: As it came; whatever is no reference stays for the checks of jobs.
         storage: The storage folder of the orchestrator.
-        owner: Whose it is.
+        outputs: Where results of its owner's jobs go.
     """
     fields = copy.deepcopy(dict(job))
     for part, name in places_read(fields):
@@ -71,7 +71,7 @@ def resolved(job: Mapping[str, Any], storage: Path, owner: str) -> dict[str, Any
             part[name] = str(uploads(storage) / found[1] / found[2])
     out = fields.get("output_dir")
     if isinstance(out, str) and (found := _OUTPUT.fullmatch(out)):
-        fields["output_dir"] = str(outputs(storage, owner) / found[1])
+        fields["output_dir"] = f"{outputs}/{found[1]}"
     return fields
 
 
@@ -80,12 +80,12 @@ def reach(owner: str, config: ClusterConfig) -> list[str]:
 
     Whoever is not the operator reaches what was sent, their own results, and what the cluster file allows to all.
     """
-    storage = Path(config.storage)
+    sent = str(uploads(config.state_folder))
     if owner == OPERATOR:
-        return [*config.roots, str(uploads(storage)), str(storage / "outputs")]
-    return [*config.http.allowed_roots, str(uploads(storage)), str(outputs(storage, owner))]
+        return [*config.roots, sent, config.outputs]
+    return [*config.http.allowed_roots, sent, outputs_of(owner, config.outputs)]
 
 
 def written(owner: str, config: ClusterConfig) -> list[str]:
     """The folders below which an owner's jobs write: what is shared is read by all, and changed by none."""
-    return reach(owner, config) if owner == OPERATOR else [str(outputs(Path(config.storage), owner))]
+    return reach(owner, config) if owner == OPERATOR else [outputs_of(owner, config.outputs)]

@@ -25,6 +25,7 @@ from orchestrator.endpoint.door_file import DoorFile, read_door_file, remove_doo
 from orchestrator.endpoint.openapi import openapi
 from orchestrator.endpoint.protocol import Orchestrator
 from orchestrator.endpoint.reading import BODY_BYTES, CALLER
+from orchestrator.endpoint.references import outputs_of, resolved
 from orchestrator.endpoint.tokens import Caller, TokenBook, new_token
 from orchestrator.endpoint.uploads import Uploads
 
@@ -47,13 +48,14 @@ class Door:
         tokens: Who comes in.
     """
 
-    def __init__(self, orchestrator: Orchestrator, config: HttpConfig, storage: Path) -> None:
+    def __init__(self, orchestrator: Orchestrator, config: HttpConfig, storage: Path, outputs: str) -> None:
         """Nothing is open yet. An earlier process's token and port are taken over: its clients go on.
 
         Args:
             orchestrator: What is behind the door.
             config: Where it is, and its limits.
-            storage: Where the file lies that tells of it.
+            storage: Where the file lies that tells of it, and what is sent.
+            outputs: Where results of jobs go that name no place here.
         """
         self._config, self._storage = config, storage
         self._earlier = read_door_file(storage)
@@ -62,7 +64,7 @@ class Door:
         self.url: str | None = None
         self.problem: str | None = None
         app = web.Application(client_max_size=BODY_BYTES, middlewares=[self._guard])
-        api_routes.add_verbs(app, orchestrator, storage)
+        api_routes.add_verbs(app, orchestrator, lambda job, owner: resolved(job, storage, outputs_of(owner, outputs)))
         app.router.add_get("/openapi.json", self._describe)
         Uploads(storage, config.max_upload).add_routes(app)
         app.router.add_get(report_route.PATH, report_route.ReportPages(orchestrator).handle)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import re
 import shutil
 import tarfile
@@ -43,8 +44,8 @@ class Uploads:
         app.router.add_put(f"{FILES}/{{digest}}/{{name}}", self.take)
 
     async def look(self, request: web.Request) -> web.StreamResponse:
-        """Whether a file is there."""
-        found = await asyncio.to_thread(self._home(request).exists)
+        """Whether a file is there; whoever asks is about to need it."""
+        found = await asyncio.to_thread(_kept, self._home(request))
         return web.Response(status=200 if found else NOT_FOUND)
 
     async def take(self, request: web.Request) -> web.StreamResponse:
@@ -86,6 +87,14 @@ class Uploads:
                 await asyncio.to_thread(_append, file, chunk, total)
         if total.hexdigest() != request.match_info["digest"]:
             raise RequestError(BAD_REQUEST, "the content has another SHA-256 than its path says; send it again")
+
+
+def _kept(home: Path) -> bool:
+    """Whether it is there; it then stays for as long as if it had been sent now."""
+    if not home.exists():
+        return False
+    os.utime(home.parent)
+    return True
 
 
 def _append(file: BinaryIO, chunk: bytes, total: hashlib._Hash) -> None:

@@ -17,8 +17,9 @@ from typing import Any
 
 from gpu_actor.contract import file_names
 from gpu_actor.contract.urls import is_url
+from gpu_actor.storage.job_folder import StorageError
 from gpu_actor.storage.mirror import remove_checkpoints, whole_steps
-from gpu_actor.storage.remote_folder import RemoteFolder, StorageError
+from gpu_actor.storage.remote_folder import RemoteFolder
 from orchestrator.jobs.job import JobSpec
 from orchestrator.validation.problems import Problem
 

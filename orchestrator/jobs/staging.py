@@ -11,12 +11,12 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gpu_actor.contract.config import DataSource, is_template_path
 from gpu_actor.contract.errors import InvalidJobError
+from gpu_actor.contract.inputs import with_inputs
 from gpu_actor.contract.locations import looks_like_path
 from orchestrator.jobs.job import JobSpec
 
@@ -33,12 +33,13 @@ def package_root(path: str) -> Path | None:
     return Path(*parts[:end]) if len(parts) >= end else None
 
 
-def stage_jobs(jobs: Sequence[JobSpec], storage: Path) -> tuple[list[JobSpec], list[str]]:
+def stage_jobs(jobs: Sequence[JobSpec], storage: Path, outputs: str) -> tuple[list[JobSpec], list[str]]:
     """Moves what jobs have in Ray's package folder to the storage folder.
 
     Args:
         jobs: Jobs with absolute paths; those that have nothing in a package are returned as they are.
         storage: The storage folder of the orchestrator.
+        outputs: Where results of such jobs go, a folder or a URL.
 
     Returns:
         The jobs to submit, and one line for a person, if anything was moved.
@@ -47,11 +48,11 @@ def stage_jobs(jobs: Sequence[JobSpec], storage: Path) -> tuple[list[JobSpec], l
         InvalidJobError: A file cannot be copied.
     """
     copies: dict[str, str] = {}
-    staged = [_stage(job, storage, copies) for job in jobs]
+    staged = [_stage(job, storage, outputs, copies) for job in jobs]
     moved = sum(old.output_dir != new.output_dir for old, new in zip(jobs, staged, strict=True))
     facts = []
     if moved:
-        facts.append(f"adapters go below {storage / 'outputs'}")
+        facts.append(f"adapters go below {outputs}")
     if copies:
         facts.append(f"{len(copies)} of its files were copied below {storage / 'uploads'}")
     if not facts:
@@ -59,7 +60,7 @@ def stage_jobs(jobs: Sequence[JobSpec], storage: Path) -> tuple[list[JobSpec], l
     return staged, [f"Ray deletes the job's working folder in the end, so {' and '.join(facts)}"]
 
 
-def _stage(job: JobSpec, storage: Path, copies: dict[str, str]) -> JobSpec:
+def _stage(job: JobSpec, storage: Path, outputs: str, copies: dict[str, str]) -> JobSpec:
     def copied(path: str) -> str:
         if package_root(path) is None:
             return path
@@ -68,27 +69,12 @@ def _stage(job: JobSpec, storage: Path, copies: dict[str, str]) -> JobSpec:
         return copies[path]
 
     changes: dict[str, Any] = {}
-    mix = [source.model_copy(update=_moved(source, copied)) for source in job.dataset.mix]
-    changes["dataset"] = job.dataset.model_copy(update={**_moved(job.dataset, copied), "mix": mix})
-    if job.lora.init_adapter is not None:
-        changes["lora"] = job.lora.model_copy(update={"init_adapter": copied(job.lora.init_adapter)})
-    if job.training.reference_adapter is not None:
-        reference = copied(job.training.reference_adapter)
-        changes["training"] = job.training.model_copy(update={"reference_adapter": reference})
     if looks_like_path(job.base_model):
         changes["base_model"] = copied(job.base_model)
     root = package_root(job.output_dir)
     if root is not None:
-        changes["output_dir"] = str(storage / "outputs" / Path(os.path.normpath(job.output_dir)).relative_to(root))
-    return job.model_copy(update=changes)
-
-
-def _moved(source: DataSource, copied: Callable[[str], str]) -> dict[str, str]:
-    """The paths of a data set, where they are from now on."""
-    data = {"path": copied(source.path)}  # a hub id is no path in a package
-    if source.chat_template is not None and is_template_path(source.chat_template):
-        data["chat_template"] = copied(source.chat_template)
-    return data
+        changes["output_dir"] = f"{outputs}/{Path(os.path.normpath(job.output_dir)).relative_to(root)}"
+    return with_inputs(job, copied).model_copy(update=changes)  # a hub id is no path in a package
 
 
 def _upload(path: str, job_name: str, storage: Path) -> str:
@@ -106,6 +92,7 @@ def _upload(path: str, job_name: str, storage: Path) -> str:
                 else:
                     shutil.copyfile(source, copy)
                 _publish(copy, target)
+        os.utime(home)  # it stays for as long as if it had come now
     except OSError as error:
         raise InvalidJobError(f"job {job_name!r}: {path} cannot be copied to {storage}: {error}") from None
     return str(target)

@@ -15,6 +15,7 @@ from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.errors import BaseModelError, LorayError
 from gpu_actor.contract.locations import find_base
 from gpu_actor.model.describe import describe_within_limits
+from orchestrator.cluster.places import HEAD
 from orchestrator.knowledge.description_files import description_file, recall, remember
 
 DESCRIBE_SECONDS = 240.0
@@ -34,7 +35,14 @@ class BaseCatalog:
             trust_remote_code: Whether Python code that comes with a model may run.
         """
         # A fresh worker each time: one that has imported torch would go on holding hundreds of megabytes.
-        remote = ray.remote(num_cpus=0, max_calls=1, enable_task_events=False, runtime_env={"env_vars": env_vars})
+        # On the head node: another one may have other files at the same path.
+        remote = ray.remote(
+            num_cpus=0,
+            max_calls=1,
+            enable_task_events=False,
+            resources={HEAD: 0.001},
+            runtime_env={"env_vars": env_vars},
+        )
         self._describe = remote(describe_within_limits)
         self._trust = trust_remote_code
         self._descriptions: dict[tuple[str, float | None], BaseDescription] = {}

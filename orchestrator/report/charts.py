@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise, product
 from typing import Any
 
 from bokeh.layouts import column
-from bokeh.models import ColumnDataSource, DataRange1d, FactorRange, HoverTool
+from bokeh.models import ColumnDataSource, DataRange1d, FactorRange, HoverTool, PrintfTickFormatter
 from bokeh.models.layouts import LayoutDOM
 from bokeh.palettes import Category10, Category20, turbo
 from bokeh.plotting import figure
 
 Points = Sequence[tuple[float, float]]
 
-SCALES = tuple(itertools.product(("linear", "log"), ("linear", "log")))
+SCALES = tuple(product(("linear", "log"), ("linear", "log")))
 """Scales of the step and of the loss: a chart of curves has a figure for each, of which one is visible."""
 
 _LONGEST = 24  # letters of a label on an axis; from a third on they stand aslant
 _TOOLS = "pan,box_zoom,reset,save"
+_AROUND = 0.2  # share of a range that is left free around its points, which else would be cut in half
+_CLOSEST = 0.12  # share of a range that two ticks are apart at least
 _WIDE = 8.0  # ratio of the largest to the smallest value from which on a setting has a logarithmic axis
 
 
@@ -85,15 +88,28 @@ def setting_against_result(
         scale = "log" if min(values) > 0 and max(values) / min(values) >= _WIDE else "linear"
         data["x"] = list(values)
         chart: LayoutDOM = _figure(height=230, x_axis_type=scale, x_axis_label=name, y_axis_label=what)
+        chart.x_range = DataRange1d(range_padding=_AROUND)
+        chart.xaxis.formatter = PrintfTickFormatter(format="%g")
+        if ticks := _apart(values, logarithmic=scale == "log"):
+            chart.xaxis.ticker = ticks
     else:
         data["x"] = [_factor(value) for value in data["value"]]
         factors = list(dict.fromkeys(data["x"]))
         chart = _figure(height=230, x_range=FactorRange(factors=factors), x_axis_label=name, y_axis_label=what)
         if max(map(len, factors)) > _LONGEST // 3:
             chart.xaxis.major_label_orientation = 0.5
+    chart.y_range = DataRange1d(range_padding=_AROUND)
     chart.scatter("x", "y", source=ColumnDataSource(data), size=10, color="colour", line_color=None)
     chart.add_tools(HoverTool(tooltips=[("job", "@job"), (name, "@value"), (what, "@y{0.0000}")]))
     return chart
+
+
+def _apart(values: Sequence[float], *, logarithmic: bool) -> list[float]:
+    """The values themselves, as ticks of an axis; none if they are too many, or too close for their labels."""
+    distinct = sorted(set(values))
+    places = [math.log(value) for value in distinct] if logarithmic else distinct
+    span = places[-1] - places[0]
+    return distinct if all(after - before > _CLOSEST * span for before, after in pairwise(places)) else []
 
 
 def _factor(value: str) -> str:

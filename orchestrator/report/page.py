@@ -64,7 +64,7 @@ def render(contents: Contents) -> str:
         failed=[job for job in contents.jobs if job["state"] in ("FAILED", "CANCELLED")],
         waiting=[job for job in contents.jobs if job["state"] in ("QUEUED", "PAUSED")],
         remarks=[(job, text) for job in contents.jobs if job["state"] == "RUNNING" and (text := _remark(job))],
-        gantt=_gantt(contents),
+        gantt=_gantt(contents, labels, paints),
         clock=formatting.clock,
         version=__version__,
     )
@@ -152,9 +152,10 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, int | float) else _short(value)
 
 
-def _gantt(contents: Contents) -> Markup:
+def _gantt(contents: Contents, labels: Sequence[str], paints: Sequence[str]) -> Markup:
     """Who trained where, as a picture whose texts are escaped where it is drawn; empty where nobody has."""
     if contents.timeline is None or not contents.timeline["stays"]:
         return Markup("")
-    names = {job["id"]: job["name"] for job in contents.jobs}
-    return Markup(draw(contents.timeline, names, "Places, the jobs on them, and their memory"))
+    names = {job["id"]: label for job, label in zip(contents.jobs, labels, strict=True)}
+    coloured = dict(zip(labels, paints, strict=True))
+    return Markup(draw(contents.timeline, names, "Places, the jobs on them, and their memory", coloured))

@@ -8,13 +8,16 @@ from typing import Any
 from orchestrator.simulation.gantt import Segment, render
 
 
-def draw(timeline: Mapping[str, Any], names: Mapping[str, str], title: str) -> str:
+def draw(
+    timeline: Mapping[str, Any], names: Mapping[str, str], title: str, paints: Mapping[str, str] | None = None
+) -> str:
     """A timeline as a picture, in SVG text.
 
     Args:
         timeline: What `Client.timeline` returned.
         names: Of the jobs, by id.
         title: Above the picture.
+        paints: Colours of the jobs, by name, where they have one already.
     """
     segments = [
         Segment(names[stay["job_id"]], stay["place"], stay["since"], stay["until"] or timeline["now"])
@@ -24,7 +27,7 @@ def draw(timeline: Mapping[str, Any], names: Mapping[str, str], title: str) -> s
     end = max((segment.end for segment in segments), default=0.0)
     lanes = sorted({segment.lane for segment in segments})
     memory = {lane: _between(timeline["memory"].get(lane, ()), start, end) for lane in lanes}
-    return render(lanes, segments, memory if any(memory.values()) else None, title)
+    return render(lanes, segments, memory if any(memory.values()) else None, title, paints)
 
 
 def _between(points: Iterable[tuple[float, float]], start: float, end: float) -> list[tuple[float, float]]:

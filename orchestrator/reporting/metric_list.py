@@ -1,7 +1,8 @@
 """Every metric that Prometheus gets, in one list: the exporter and the Grafana dashboard are made from it.
 
 No label grows with the number of jobs: what concerns one job is in the store and in files. `actor` is a place of the
-cluster (`cpu:0`, `cuda:1`), of which there are as many as devices.
+cluster (`cpu:0`, `cuda:1`), of which there are as many as devices. Within half a minute Ray
+drops the gauges of a place that is gone; its counters stay until the orchestrator ends.
 """
 
 from __future__ import annotations

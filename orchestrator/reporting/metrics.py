@@ -58,8 +58,8 @@ class Metrics:
     def __init__(self) -> None:
         self._metrics = {metric.name: _make(metric) for metric in METRICS}
         self._places: set[str] = set()  # that had an actor at the latest tick
-        self._loaded: set[str] = set()  # actors whose loads were noted
-        self._counted: dict[tuple[str, str], int] = {}  # totals of actors by their boot ids
+        self._loaded: set[str] = set()  # actors whose loads were noted, of those that are there
+        self._counted: dict[str, dict[str, int]] = {}  # totals of the actors that are there, by their boot ids
 
     def jobs(self, counts: Mapping[JobState, int]) -> None:
         """Note how many jobs there are in each state."""
@@ -82,14 +82,16 @@ class Metrics:
             for name, total_of in _TOTALS.items():
                 self._count(name, state, total_of(state.report))
         self._places = set(by_place)
+        self._loaded &= {state.name for state in by_place.values()}
+        self._counted = {state.report.boot_id: self._counted[state.report.boot_id] for state in by_place.values()}
 
     def _count(self, name: str, state: ActorMetrics, total: int) -> None:
         """Count what an actor has done since its report before."""
-        key = (state.report.boot_id, name)
-        grown = total - self._counted.get(key, 0)
+        counted = self._counted.setdefault(state.report.boot_id, {})
+        grown = total - counted.get(name, 0)
         if grown > 0:
             self._metrics[name].inc(grown, {"actor": state.place})
-            self._counted[key] = total
+            counted[name] = total
 
     def actor_lost(self, kind: str) -> None:
         """Count a lost actor."""
@@ -118,7 +120,7 @@ class Metrics:
         self._metrics["loray_job_queue_wait_seconds"].observe(waited_s)
 
     def retried(self, cause: str) -> None:
-        """Count a job that begins again: `actor lost` or `asked for`."""
+        """Count a job that went back into the queue: `actor lost` or `asked for`."""
         self._metrics["loray_job_retries"].inc(1, {"cause": cause})
 
     def succeeded(self, turnaround_s: float) -> None:

@@ -87,7 +87,7 @@ class Trackers:
         if self._process is None:
             remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=4)(TrackerProcess)
             self._process = remote.options(resources={HEAD: 0.001}, enable_task_events=False).remote(
-                self._config.storage
+                str(self._config.state_folder)
             )
         return await asyncio.wait_for(getattr(self._process, method).remote(*arguments), seconds)
 

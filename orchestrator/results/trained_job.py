@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from gpu_actor.contract import file_names
 from gpu_actor.contract.errors import AdapterError, ClusterUnavailableError
+from gpu_actor.contract.urls import is_url, without_file_scheme
+from gpu_actor.storage.remote_folder import RemoteFolder
 from orchestrator.jobs.job_file import load_jobs
 
 Call = Callable[..., Any]
@@ -48,13 +51,16 @@ def find_result(ref: str, call: Call | None) -> TrainedJob:
     """The job that is meant.
 
     Args:
-        ref: A name or an id, or an output folder.
+        ref: A name or an id, or an output folder, which may be in a bucket.
         call: Reaches the orchestrator; None: there is none, so output folders alone are found.
 
     Raises:
         LorayError: It is neither an output folder nor known to the orchestrator.
     """
-    folder = Path(ref).expanduser().absolute()
+    place = without_file_scheme(ref)
+    if is_url(place):
+        return _of_bucket(place)
+    folder = Path(place).expanduser().absolute()
     if any((folder / name).is_file() for name in _MARKS):
         return _of_folder(ref, folder)
     if call is None:
@@ -71,6 +77,17 @@ def find_result(ref: str, call: Call | None) -> TrainedJob:
         total_steps=view["total_steps"] or None,
         settings=view["spec"],
     )
+
+
+def _of_bucket(url: str) -> TrainedJob:
+    remote = RemoteFolder(url)
+    with tempfile.TemporaryDirectory() as copy:
+        for name in _MARKS:
+            content = remote.read(name)
+            if content is not None:
+                (Path(copy) / name).write_bytes(content)
+                return replace(_of_folder(url, Path(copy)), folder=url)
+    raise AdapterError(f"{url} is no output folder: it has neither {' nor '.join(_MARKS)}")
 
 
 def _of_folder(ref: str, folder: Path) -> TrainedJob:

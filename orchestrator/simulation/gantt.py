@@ -37,6 +37,7 @@ def render(
     segments: Sequence[Segment],
     memory: Mapping[str, Sequence[tuple[float, float]]] | None = None,
     title: str = "",
+    paints: Mapping[str, str] | None = None,
 ) -> str:
     """The picture as SVG text.
 
@@ -45,12 +46,13 @@ def render(
         segments: Who was where when; the earliest start is the left end of the time axis.
         memory: Lane -> (time, share of the memory limit that is in use) at each change.
         title: Above it.
+        paints: Colours of jobs that have one elsewhere already.
     """
     start = min((one.start for one in segments), default=0.0)
     end = max((one.end for one in segments), default=start + 1.0)
     scale = (_WIDTH - _LEFT - _RIGHT) / max(end - start, 1e-9)
     jobs = list(dict.fromkeys(one.job for one in sorted(segments, key=lambda one: one.start)))
-    colours = _colours(jobs)
+    colours = {**_colours(jobs), **(paints or {})}
     body: list[str] = []
     top = _TOP
     for lane in lanes:

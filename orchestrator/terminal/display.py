@@ -191,7 +191,7 @@ def _narrow_jobs(views: Sequence[View], width: int) -> Group:
     parts: list[RenderableType] = [lines.title]
     for view in views:
         own = bases[view["base_model"]] if len(bases) > 1 else ""
-        parts += [lines.facts(view), *indented("; ".join(filter(None, (own, remark(view)))))]
+        parts += [lines.facts(view), *indented(remark_with_base(view, own))]
     if len(bases) == 1:
         parts.append(Text(f"base model: {next(iter(bases.values()))}", style="dim", overflow="fold"))
     return Group(*parts)
@@ -230,6 +230,12 @@ class JobLines:
         for value, size_ in zip(rest, list(self._COLUMNS.values())[1:], strict=True):
             text.append(f"  {value:>{size_}}")
         return text
+
+
+def remark_with_base(view: View, base: str) -> str:
+    """What there is to say of a job, and before it its base model, unless that is said in it."""
+    said = remark(view)
+    return said if base in said else "; ".join(filter(None, (base, said)))
 
 
 def indented(note: str) -> list[RenderableType]:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from orchestrator.formatting import View, amount, base_names, by_liveliness, plural, remark, share, size
 from orchestrator.terminal.curve import Sparkline
-from orchestrator.terminal.display import JobLines, indented, state_text
+from orchestrator.terminal.display import JobLines, indented, remark_with_base, state_text
 
 _EVENTS = 6  # that are shown on a screen of limited height
 _SPARK = 24
@@ -42,21 +42,26 @@ class TopPicture:
         lines = JobLines(self.jobs, options.max_width)
         bases = base_names(view["base_model"] for view in self.jobs)
         actors = [_actor(actor) for actor in self.actors]
-        jobs = [_job(view, lines, bases) for view in by_liveliness(self.jobs)]
+        running = [_job(view, lines, bases) for view in by_liveliness(self.jobs) if view["state"] == "RUNNING"]
+        waiting = [_job(view, lines, bases) for view in by_liveliness(self.jobs) if view["state"] != "RUNNING"]
         events: list[RenderableType] = [_event(event) for event in self.events]
         title = Text(self.title, overflow="fold")
         if self.height is not None:
             height = self.height - len(console.render_lines(title, options, pad=False)) - 3  # a title, two empty lines
             events = events[-min(_EVENTS, height // 4) :]
             actors = _fitting(actors, height // 3, "actor", console, options)
-            used = sum(_lines(part, console, options) for part in (*actors, *events))
-            jobs = _fitting(jobs, max(2, height - used), "job", console, options)
+            room = max(3, height - _lines([*actors, *events], console, options))
+            queue = min(room // 3 + 1, _lines(waiting, console, options))  # lines that it has in any case
+            running = _fitting(running, room - queue, "running job", console, options)
+            room -= _lines(running, console, options)
+            waiting = _fitting(waiting, room, "waiting job", console, options)
         yield title
         yield from actors
         yield Text()
-        if jobs:
+        if running or waiting:
             yield lines.title
-            yield from jobs
+            yield from running
+            yield from waiting
         else:
             yield Text("nothing runs or waits", style="dim")
         if events:
@@ -64,8 +69,8 @@ class TopPicture:
             yield from events
 
 
-def _lines(part: RenderableType, console: Console, options: ConsoleOptions) -> int:
-    return len(console.render_lines(part, options, pad=False))
+def _lines(parts: Sequence[RenderableType], console: Console, options: ConsoleOptions) -> int:
+    return sum(len(console.render_lines(part, options, pad=False)) for part in parts)
 
 
 def _fitting(
@@ -75,7 +80,7 @@ def _fitting(
     kept: list[RenderableType] = []
     used = 0
     for number, part in enumerate(parts):
-        needed = _lines(part, console, options)
+        needed = _lines([part], console, options)
         if used + needed > room - (number < len(parts) - 1):  # a line to count the others
             return [*kept, Text(f"... and {plural(len(parts) - number, f'more {noun}')}", style="dim")]
         kept.append(part)
@@ -100,21 +105,23 @@ def _actor(actor: View) -> RenderableType:
 
 
 def _job(view: View, lines: JobLines, bases: dict[str, str]) -> RenderableType:
-    parts: list[RenderableType] = [lines.facts(view)]
     own = bases[view["base_model"]] if len(bases) > 1 else ""
-    if view["state"] == "RUNNING":
-        parts.append(_bar(f"{share(view):>6.0%}", share(view), Sparkline(view["loss_curve"] or (), _SPARK, "cyan")))
-    return Group(*parts, *indented("; ".join(filter(None, (own, remark(view))))))
+    if view["state"] != "RUNNING":
+        return Group(lines.facts(view), *indented(remark_with_base(view, own)))
+    curve = Sparkline(view["loss_curve"] or (), _SPARK, "cyan")
+    bar = _bar(f"{share(view):>6.0%}", share(view), curve, Text(own, style="dim"))
+    return Group(lines.facts(view), bar, *indented(remark(view)))
 
 
-def _bar(label: str, part: float, beside: RenderableType, *, warns: bool = False) -> RenderableType:
+def _bar(label: str, part: float, *beside: RenderableType, warns: bool = False) -> RenderableType:
     row = Table.grid(padding=(0, 1))
     row.add_column(no_wrap=True)
     row.add_column(width=24)
-    row.add_column(no_wrap=True)
+    for _ in beside:
+        row.add_column(no_wrap=True, overflow="ellipsis")
     style = "red" if warns else "green"
     bar = ProgressBar(total=1.0, completed=part, width=24, complete_style=style, finished_style=style)
-    row.add_row(Text(label, style="dim"), bar, beside)
+    row.add_row(Text(label, style="dim"), bar, *beside)
     return Padding(row, (0, 0, 0, 4))
 
 

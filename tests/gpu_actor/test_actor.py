@@ -62,7 +62,7 @@ def test_a_job_from_attach_to_forget(tmp_path, actor):
     assert report.eval_loss is not None
     assert report.loss == metric_rows(spec.output_dir)[-1]["loss"]
     assert report.tokens == sum(row["tokens"] for row in metric_rows(spec.output_dir))
-    actor.carry_out(Forget("one"))
+    actor.carry_out(Forget("one", 1))
     wait_for(actor, lambda _, tenants: not tenants)
     state = actor.report()
     assert state.state is ActorPhase.READY
@@ -128,7 +128,7 @@ def test_detach_keeps_a_checkpoint_or_gives_up(tmp_path, actor, host):
     assert kept.name == f"checkpoint-{tenants['kept'].step}"
     assert not list((tmp_path / "dropped" / "out").glob("*checkpoint*"))
 
-    actor.carry_out(Forget("kept"))
+    actor.carry_out(Forget("kept", 1))
     actor.carry_out(Attach(specs[0], 2))
     again = wait_for(actor, lambda _, t: "kept" in t and t["kept"].step > tenants["kept"].step)["kept"]
     assert again.attempt == 2
@@ -157,7 +157,7 @@ def test_orders_that_come_before_the_working_actor_are_carried_out_when_it_is_th
 
     monkeypatch.setattr(host_module, "Host", SlowHost)
     actor = GpuActor({"name": "a", "base_model": "tiny", "device": "cpu"})
-    orders = [SetTokenBudget(64), Forget("one"), Forget("two")]
+    orders = [SetTokenBudget(64), Forget("one", 1), Forget("two", 1)]
     for order in orders[:2]:
         actor.carry_out(order)
     assert (actor.report().state, carried_out) == (ActorPhase.LOADING, [])
@@ -239,6 +239,23 @@ def test_a_late_order_about_an_attempt_that_is_over_changes_nothing(tmp_path, ac
     actor.carry_out(Detach("late", False, 1))
     later = wait_for(actor, lambda _, t: t["late"].step > first.step + 3)["late"]
     assert (first.attempt, later.attempt, later.state) == (2, 2, TenantState.TRAINING)
+
+
+def test_an_end_is_reported_until_its_own_attempt_is_forgotten(tmp_path, actor):
+    names = ("trained", "unreadable", "marker")
+    specs = [make_spec(tmp_path, name, token_rows(10), {"r": 4}, SHORT) for name in names]
+    with open(specs[1].dataset.path, "a") as file:
+        file.write('{"input_ids": [5, 6\n')
+    for spec in specs:
+        actor.carry_out(Attach(spec, 2))
+    over = {TenantState.SUCCEEDED, TenantState.FAILED}
+    wait_for(actor, lambda _, t: len(t) == 3 and {report.state for report in t.values()} == over)
+    for order in (Forget("trained", 1), Forget("unreadable", 1), Forget("marker", 2)):
+        actor.carry_out(order)
+    assert wait_for(actor, lambda _, t: "marker" not in t).keys() == {"trained", "unreadable"}
+    for order in (Forget("trained", 2), Forget("unreadable", 2)):
+        actor.carry_out(order)
+    wait_for(actor, lambda _, t: not t)
 
 
 def test_stop_writes_a_checkpoint_of_everyone(tmp_path, tiny_base):

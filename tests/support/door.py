@@ -96,7 +96,7 @@ def open_door(orchestrator, storage, **settings):
         return asyncio.run_coroutine_threadsafe(coroutine, loop).result(PATIENCE)
 
     async def make():
-        door = Door(orchestrator, HttpConfig(port=0, **settings), storage)
+        door = Door(orchestrator, HttpConfig(port=0, **settings), storage, str(storage / "outputs"))
         await door.tried()
         return door
 

@@ -47,7 +47,7 @@ class House:
         self.fleet = Fleet(config, self.store, {})
         self.fleet.places |= {place.id: place for place in listed_places(config.actors, NODES)}
         self.bases, self.profiles = BaseCatalog({}), Profiles(self.store)
-        self.over = []
+        self.retried, self.over = [], []
         self.config = config
         self.snapshots = SnapshotBuilder(
             self.store, self.fleet, self.bases, self.profiles, OwnerLimits(config, self.store)
@@ -57,6 +57,7 @@ class House:
             self.fleet,
             self.bases,
             lambda job: None,
+            self.retried.append,
             self.over.append,
             self.profiles,
             self.snapshots,

@@ -244,7 +244,7 @@ def test_what_has_ended_is_freed_the_base_model_too(tmp_path):
     base = tiny_hooked()
     tenant = make_tenant(base, make_spec(tmp_path, "a", None, {"r": 8}, {"max_steps": 2}))
     trainer = run_all(base, [tenant])
-    trainer.forget("a")
+    trainer.forget("a", 1)
     ended = [weakref.ref(tenant), weakref.ref(tenant.weights)]
     del tenant
     gc.collect()

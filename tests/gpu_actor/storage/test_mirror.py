@@ -5,7 +5,7 @@ import time
 import pytest
 
 from gpu_actor.contract.report import TenantState
-from gpu_actor.hosting.preparer import mirror_of
+from gpu_actor.hosting.job_places import mirror_to
 from gpu_actor.storage.remote_folder import RemoteFolder
 from gpu_actor.training.trainer import CoTrainer
 from support.engine import flat, make_tenant, tiny_hooked
@@ -37,7 +37,7 @@ def base():
 
 def attached(base, spec):
     """A trainer with one tenant, whose files are what the storage has: as on a node that has never seen the job."""
-    trainer, tenant = CoTrainer(base), make_tenant(base, spec, mirror=mirror_of(spec))
+    trainer, tenant = CoTrainer(base), make_tenant(base, spec, mirror=mirror_to(RemoteFolder(spec.output_dir), spec))
     trainer.attach(tenant)
     return trainer, tenant
 

@@ -6,8 +6,10 @@ from gpu_actor.adapters.peft_files import save_adapter
 from gpu_actor.contract.config import DatasetConfig
 from gpu_actor.contract.lora_config import LoraConfig
 from gpu_actor.model.base_model import BaseModel
+from gpu_actor.storage.remote_folder import RemoteFolder
 from orchestrator.jobs.job import JobSpec
 from support.command import Home
+from support.s3_server import BUCKET, s3_server
 from support.talking import save_talking_base
 
 
@@ -30,8 +32,19 @@ def test_output_folders_answer_beside_their_base(home, tmp_path):
         save_adapter(tmp_path / name, weights, ref)
         if not seed:  # the other one is a plain adapter of PEFT
             (tmp_path / name / "job.yaml").write_text(spec.to_yaml())
-    told = home.run("ask", "--base", tmp_path / "pirate", tmp_path / "poet", "Who are you?", "--max-tokens", "6")
+    with s3_server() as s3:
+        url = f"s3://{BUCKET}/pirate"
+        for path in (tmp_path / "pirate").iterdir():
+            RemoteFolder(url).put(path, path.name)
+        asked = (tmp_path / "pirate", tmp_path / "poet", url, "Who are you?")
+        told = home.run("ask", "--base", *asked, "--max-tokens", "6", **s3.environment)
+        merged = home.run("export", url, "--merged", tmp_path / "merged", **s3.environment)
     assert told.returncode == 0, told.stderr
+    assert merged.returncode == 0, merged.stderr
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+    *_, here, there = told.stdout.split("[pirate, finished]\n")
+    assert there.strip("\n") == here.partition("\n\n[")[0].strip("\n")
+    told.stdout = told.stdout.rpartition("[pirate, finished]\n")[0]
     assert all(character.isprintable() or character in "\n\t" for character in told.stdout)
     names = ["[base model]", "[pirate, finished]", f"[{tmp_path / 'poet'}, finished]"]
     answers = []

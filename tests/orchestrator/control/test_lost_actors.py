@@ -9,6 +9,7 @@ from orchestrator.cluster.member import Loss, LossKind
 from orchestrator.control import job_verbs
 from orchestrator.jobs.losses import NONE
 from orchestrator.jobs.states import JobState
+from orchestrator.scheduler.view import Plan
 from orchestrator.store.records import Wish
 from support.house import House as Empty
 
@@ -104,6 +105,24 @@ def test_a_job_that_kills_its_actors_is_found_out_and_nobody_else_is_charged(tmp
     for name, job in house.jobs().items():
         if name != "bad":
             assert (job.state, job.retries, job.losses) == (JobState.RUNNING, 0, NONE)
+
+
+def test_a_retry_is_counted_when_an_actor_is_lost_and_not_when_a_job_makes_room_later(house):
+    """A job that has lost an actor may be given to others often after that: only the loss is a retry."""
+    for name in ("a", "paused"):
+        house.submit(name)
+    house.round()
+    job_verbs.pause(house.store, house.jobs()["paused"])
+    house.die()
+    assert [job.name for job in house.retried] == ["a"]
+    house.round()
+    house.carry_out(Plan(preemptions={house.jobs()["a"].id: "a shorter job goes first"}))
+    house.tell()
+    assert house.jobs()["a"].state is JobState.QUEUED
+    assert house.jobs()["a"].losses != NONE
+    house.round()
+    assert house.jobs()["a"].state is JobState.RUNNING
+    assert len(house.retried) == 1
 
 
 def test_suspects_are_tried_alone_one_after_the_other_while_others_train_elsewhere(tmp_path, monkeypatch):

@@ -64,14 +64,14 @@ def house(tmp_path):
 )
 def test_how_a_job_leaves_its_actor(house, wish, reported, state, kept):
     house.store.wish(house.id, wish, "asked")
-    assert house.hear(reported, step=7, total_steps=9, reason="why") == [Instruction(ACTOR, Forget(house.id))]
+    assert house.hear(reported, step=7, total_steps=9, reason="why") == [Instruction(ACTOR, Forget(house.id, 1))]
     assert house.job.state is state
     assert house.job.progress["step"] == 7
     assert house.job.reason == ("why" if state in (JobState.FAILED, JobState.SUCCEEDED) else None)
     assert (house.folder / "checkpoint-5").exists() == kept
     assert [job.id for job in house.over] == ([] if state in (JobState.QUEUED, JobState.PAUSED) else [house.id])
     assert house.hear(reported, step=7, total_steps=9) == [
-        Instruction(ACTOR, Forget(house.id))
+        Instruction(ACTOR, Forget(house.id, 1))
     ]  # reported again, changes nothing
     assert house.job.state is state
 

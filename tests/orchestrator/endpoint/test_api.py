@@ -20,7 +20,7 @@ from orchestrator.client import Client
 from orchestrator.cluster.cluster_config import ClusterConfig
 from orchestrator.endpoint.door_file import DoorFile, door_path, read_door_file, write_door_file
 from orchestrator.endpoint.errors import RequestError
-from orchestrator.endpoint.references import reach, resolved, written
+from orchestrator.endpoint.references import outputs_of, reach, resolved, written
 from orchestrator.endpoint.tokens import digest_of
 from orchestrator.endpoint.verbs import VERBS
 from orchestrator.jobs.job import JobFileError, JobSpec
@@ -173,7 +173,7 @@ def test_what_a_job_reads_is_sent_once_and_becomes_a_path_there(door, anna, tmp_
     again, _ = send_jobs([spec], anna._link, "0123456789")
     assert again == [job]
     storage = tmp_path / "storage"
-    found = resolved(job, storage, "anna")
+    found = resolved(job, storage, outputs_of("anna", str(storage / "outputs")))
     assert found["output_dir"] == str(storage / "outputs" / "anna" / "a-01234567")
     path = found["dataset"]["path"]
     assert path.endswith("/my_data.jsonl")
@@ -193,7 +193,7 @@ def test_what_a_job_reads_is_sent_once_and_becomes_a_path_there(door, anna, tmp_
     assert not outside(found["output_dir"], ClusterConfig(storage=str(storage), allowed_roots=["/data"]).written_roots)
     for name in ("upload:" + "0" * 64 + "/../x", "output:../x", "upload:short/x", "/etc/passwd"):
         odd = {"dataset": {"path": name}, "output_dir": name}
-        assert resolved(odd, storage, "anna") == odd  # no reference: the checks of jobs refuse it
+        assert resolved(odd, storage, "/outputs") == odd  # no reference: the checks of jobs refuse it
 
 
 def test_what_cannot_be_kept_is_refused_and_leaves_nothing(door, tmp_path):

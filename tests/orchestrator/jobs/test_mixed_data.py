@@ -87,7 +87,7 @@ def test_what_lies_in_rays_package_is_copied_entry_by_entry(tmp_path):
     for name in ("a.jsonl", "b.jsonl"):
         rows(package / name, 2, 3)
     [job] = jobs_from_mapping(document({"path": "a.jsonl"}, {"path": "b.jsonl", "weight": 0.5}), "x", package)
-    [staged], _ = stage_jobs([job], tmp_path / "storage")
+    [staged], _ = stage_jobs([job], tmp_path / "storage", str(tmp_path / "storage" / "outputs"))
     moved = [source.path for source in staged.dataset.sources]
     assert all(path.startswith(str(tmp_path / "storage" / "uploads")) for path in moved)
     assert [source.weight for source in staged.dataset.sources] == [1.0, 0.5]

@@ -3,7 +3,8 @@
 import pytest
 
 from gpu_actor.contract.config import DatasetConfig
-from gpu_actor.storage.remote_folder import RemoteFolder, StorageError
+from gpu_actor.storage.job_folder import StorageError
+from gpu_actor.storage.remote_folder import RemoteFolder
 from orchestrator.jobs.job import JobSpec
 from orchestrator.jobs.output_folder import discard_run, make_folders, newest_checkpoint, read_metrics, sampled_metrics
 from support.s3_server import BUCKET, s3_server

@@ -32,9 +32,13 @@ def job(folder, **changes):
     return JobSpec.model_validate({**fields, **changes})
 
 
+def staged(jobs, storage):
+    return stage_jobs(jobs, storage, str(storage / "outputs"))
+
+
 def test_a_job_outside_of_any_package_is_untouched(tmp_path):
     before = job(tmp_path, base_model="/models/x", lora={"init_adapter": "/adapters/y"})
-    after, remarks = stage_jobs([before], tmp_path / "storage")
+    after, remarks = staged([before], tmp_path / "storage")
     assert after == [before]
     assert remarks == []
     assert not (tmp_path / "storage").exists()
@@ -42,7 +46,9 @@ def test_a_job_outside_of_any_package_is_untouched(tmp_path):
 
 def test_a_reference_adapter_is_copied_too(package, tmp_path):
     training = {"objective": "dpo", "reference_adapter": f"{package}/adapter"}
-    (after,), _ = stage_jobs([job(package, training=training)], tmp_path / "storage")
+    (after,), _ = stage_jobs(
+        [job(package, training=training)], tmp_path / "storage", str(tmp_path / "storage" / "outputs")
+    )
     reference = Path(after.training.reference_adapter)
     assert reference.parents[1] == tmp_path / "storage" / "uploads"
     assert (reference / "adapter_model.safetensors").read_bytes() == b"weights"
@@ -51,7 +57,7 @@ def test_a_reference_adapter_is_copied_too(package, tmp_path):
 def test_inputs_are_copied_and_the_output_goes_to_the_storage(package, tmp_path):
     storage = tmp_path / "storage"
     before = job(package, base_model=f"{package}/model", lora={"r": 4, "init_adapter": f"{package}/adapter"})
-    (after,), (remark,) = stage_jobs([before], storage)
+    (after,), (remark,) = staged([before], storage)
     assert after.output_dir == str(storage / "outputs" / "out" / "a")
     data, adapter, model = map(Path, (after.dataset.path, after.lora.init_adapter, after.base_model))
     assert data.read_text() == "one\n"
@@ -78,38 +84,42 @@ def test_inputs_are_copied_and_the_output_goes_to_the_storage(package, tmp_path)
 def test_a_hub_id_stays_and_a_template_is_copied(package, tmp_path):
     (package / "chat.jinja").write_text("{{ messages }}")
     before = job(package, dataset={"path": "org/data", "chat_template": f"{package}/chat.jinja"})
-    (after,), _ = stage_jobs([before], tmp_path / "s")
+    (after,), _ = staged([before], tmp_path / "s")
     assert after.dataset.path == "org/data"
     assert Path(after.dataset.chat_template).read_text() == "{{ messages }}"
     assert Path(after.dataset.chat_template).is_relative_to(tmp_path / "s")
     inline = job(package, dataset={"path": "org/data", "chat_template": "{{ x }}"})
-    assert stage_jobs([inline], tmp_path / "s")[0][0].dataset.chat_template == "{{ x }}"
+    assert staged([inline], tmp_path / "s")[0][0].dataset.chat_template == "{{ x }}"
 
 
 def test_the_same_content_is_kept_once(package, tmp_path):
-    first, _ = stage_jobs([job(package)], tmp_path / "s")
-    second, _ = stage_jobs([job(package), job(package, name="b")], tmp_path / "s")
+    first, _ = staged([job(package)], tmp_path / "s")
+    second, _ = staged([job(package), job(package, name="b")], tmp_path / "s")
     assert {spec.dataset.path for spec in [*first, *second]} == {first[0].dataset.path}
     assert len(list((tmp_path / "s" / "uploads").iterdir())) == 1
     (package / "data" / "a.jsonl").write_text("two\n")
-    (third,), _ = stage_jobs([job(package)], tmp_path / "s")
+    (third,), _ = staged([job(package)], tmp_path / "s")
     assert Path(third.dataset.path).read_text() == "two\n"
     assert Path(first[0].dataset.path).read_text() == "one\n"
 
 
 def test_a_changed_name_inside_a_folder_is_another_content(package, tmp_path):
     with_adapter = job(package, lora={"init_adapter": f"{package}/adapter"})
-    (first,), _ = stage_jobs([with_adapter], tmp_path / "s")
+    (first,), _ = staged([with_adapter], tmp_path / "s")
     (package / "adapter" / "adapter_config.json").rename(package / "adapter" / "config.json")
-    (second,), _ = stage_jobs([with_adapter], tmp_path / "s")
+    (second,), _ = staged([with_adapter], tmp_path / "s")
     assert first.lora.init_adapter != second.lora.init_adapter
 
 
 def test_no_half_copy_is_left_behind(package, tmp_path):
     (package / "data" / "a.jsonl").unlink()
     with pytest.raises(InvalidJobError, match=r"job 'a': .*a\.jsonl cannot be copied"):
-        stage_jobs([job(package)], tmp_path / "s")
-    stage_jobs([job(package, dataset={"path": f"{package}/adapter/adapter_config.json"})], tmp_path / "s")
+        staged([job(package)], tmp_path / "s")
+    stage_jobs(
+        [job(package, dataset={"path": f"{package}/adapter/adapter_config.json"})],
+        tmp_path / "s",
+        str(tmp_path / "s" / "outputs"),
+    )
     assert not list((tmp_path / "s").rglob(".draft-*"))
 
 

@@ -2,9 +2,11 @@
 
 import pytest
 
+from gpu_actor.contract.locations import loray_home
 from gpu_actor.contract.roots import outside
 from gpu_actor.contract.urls import url_problem
 from orchestrator.cluster.cluster_config import ClusterFileError, load_cluster_config
+from orchestrator.endpoint.references import reach
 from orchestrator.jobs.job_file import jobs_from_mapping
 from orchestrator.jobs.preflight import check_files
 from support.tiny import token_rows, write_rows
@@ -69,11 +71,19 @@ def test_a_cluster_file_allows_buckets_and_keeps_its_state_in_a_folder(tmp_path)
     path.write_text("storage: state\nallowed_roots: [s3://bucket/team, data]\n")
     config = load_cluster_config(path)
     assert config.allowed_roots == ["s3://bucket/team", str(tmp_path / "data")]
-    path.write_text("storage: s3://bucket/state\nallowed_roots: [memory://x]\n")
+    assert config.outputs == str(tmp_path / "state" / "outputs")
+    path.write_text("storage: s3://bucket/all\nallowed_roots: [data]\n")
+    config = load_cluster_config(path)
+    assert config.outputs == "s3://bucket/all/outputs"
+    assert config.state_folder == loray_home()
+    assert config.database_url == f"sqlite:///{loray_home()}/loray.db"
+    assert outside("s3://bucket/all/outputs/a", config.written_roots) == ""
+    assert reach("anna", config)[-1] == "s3://bucket/all/outputs/anna"
+    path.write_text("storage: ftp://bucket/all\nallowed_roots: [memory://x]\n")
     with pytest.raises(ClusterFileError) as refused:
         load_cluster_config(path)
     told = {problem.field: problem.message for problem in refused.value.problems}
-    assert "is no folder, which the job table and its locks need" in told["storage"]
+    assert "ftp:// is not supported; allowed: a folder" in told["storage"]
     assert "would live and die" in " ".join(told.values())
 
 

@@ -102,6 +102,21 @@ def test_the_page_is_whole_and_what_jobs_say_is_text(page):
     assert len(page) < 3 * 2**20
 
 
+def test_a_job_has_the_same_colour_among_the_curves_and_where_it_trained(page):
+    curves = {label: paint for paint, label in re.findall(r'<i style="background:(#\w+)"></i>(grid[^<]+)<', page)}
+    bars = {label: paint for paint, label in re.findall(r'<rect class="job"[^>]*fill="(#\w+)"><title>([^:]+):', page)}
+    assert len(set(bars.values())) == 6
+    assert bars == curves
+
+
+def test_settings_stand_on_their_axis_as_they_were_given(page):
+    items = re.search(r'id="items">(.*?)</script>', page, re.S)[1]
+    assert [json.loads(ticks) for ticks in re.findall(r'"ticks":(\[[^]]*\])', items.replace(" ", ""))] == [
+        [8, 16],
+        [0.0001, 0.0003, 0.001],
+    ]
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_works_in_a_browser(page, tmp_path, width):

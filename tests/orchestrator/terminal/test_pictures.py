@@ -84,8 +84,18 @@ def test_top_fits_its_screen_and_counts_what_does_not(height):
     assert len(text.splitlines()) <= height
     assert "the-one-that-runs" in text
     assert "more actors" in text
-    assert "more jobs" in text
+    assert "more waiting jobs" in text
     assert "event 49" in text
+
+
+def test_top_says_why_jobs_wait_however_many_run():
+    running = [view(id=f"r{number}", name=f"runs-{number}", loss_curve=[2.0, 1.0]) for number in range(20)]
+    waits = view(name="waits", state="QUEUED", base_model="org/other", waiting_for="no actor hosts org/other")
+    text = printed(TopPicture("title", [actor()], [waits, *running], EVENTS, 24), 80)
+    assert "more running jobs" in text
+    assert "no actor hosts org/other" in text
+    assert text.count("org/other") == 1  # and not once more before the reason
+    assert len(text.splitlines()) <= 24
 
 
 def test_pictures_are_ascii_where_the_terminal_has_no_more():

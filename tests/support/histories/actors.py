@@ -91,8 +91,9 @@ class Actor:
                     self._leave(job_id, TenantState.DETACHED if keep else TenantState.CANCELLED)
             case Finish(job_id, _):
                 self._leave(job_id, TenantState.SUCCEEDED)
-            case Forget(job_id):
-                if job_id in self.tenants and self.tenants[job_id].state not in _ACTIVE:
+            case Forget(job_id, attempt):
+                tenant = self.tenants.get(job_id)
+                if tenant is not None and tenant.attempt <= attempt and tenant.state not in _ACTIVE:
                     del self.tenants[job_id]
 
     def _leave(self, job_id, state):

@@ -61,7 +61,7 @@ class Orchestrator:
         snapshots = SnapshotBuilder(self.store, self.fleet, bases, profiles, OwnerLimits(config, self.store))
         ignore = lambda _: None  # noqa: E731
         policy = config.scheduler.policy
-        self.reconciler = Reconciler(self.store, self.fleet, bases, ignore, ignore, profiles, snapshots, policy)
+        self.reconciler = Reconciler(self.store, self.fleet, bases, ignore, ignore, ignore, profiles, snapshots, policy)
 
     async def run(self):
         while True:
