@@ -61,7 +61,7 @@ def test_a_gpus_first_budget_is_that_of_its_room_and_its_dtype(tiny_base, dtype,
     assert 128 < expected < 8192
     assert hosted_base._first_budget(base, options, room) == expected
     base.device = torch.device("cpu")
-    assert hosted_base._first_budget(base, options, room) == 1024
+    assert hosted_base._first_budget(base, options, room) == 512
 
 
 @pytest.mark.parametrize(
