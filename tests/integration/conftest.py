@@ -12,15 +12,16 @@ from gpu_actor.contract.config import DatasetConfig, TrainingConfig
 from gpu_actor.contract.lora_config import LoraConfig
 from orchestrator.cluster.ray_internals import any_agent_port
 from orchestrator.jobs.job import JobSpec, QueueConfig
-from support.cluster import own_orchestrators, start_orchestrator
+from support.cluster import YIELDING, own_orchestrators, start_orchestrator
 from support.command import LORAY, Home
 from support.repository import ROOT
-from support.s3_server import environment, s3_server
+from support.s3_server import BUCKET, environment, s3_server
 from support.tiny import tiny_model, token_rows, write_rows
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # only ever in tests
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.update(YIELDING)
 
 AGENT_PORT = 52365
 with (
@@ -84,8 +85,9 @@ def shared_storage(tmp_path_factory):
 
 @pytest.fixture
 def orchestrator(ray_cluster, shared_storage):
-    """The orchestrator that many tests share: `auto` actors, which means one on the CPU."""
-    orchestrator = start_orchestrator(shared_storage, scheduler=FIFO)
+    """The orchestrator that many tests share, with one actor; jobs may write below the temporary folder, and to S3."""
+    roots = [tempfile.gettempdir(), f"s3://{BUCKET}/team"]
+    orchestrator = start_orchestrator(shared_storage, scheduler=FIFO, allowed_roots=roots)
     yield orchestrator
     orchestrator.clear()
     assert orchestrator.call("cluster")["controller"]["trouble"] is None
@@ -127,7 +129,7 @@ def served():
     Ray's one port for the agent that takes jobs is in use when it starts, as it is where somebody else runs Ray. Its
     actor leaves a core to the commands, which would else wait for a job that never ends.
     """
-    with Home() as home, socket.socket() as taken:
+    with Home(**YIELDING) as home, socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a connection of just now is no listener
         with contextlib.suppress(OSError):  # then a Ray does run here
             taken.bind(("", AGENT_PORT))

@@ -11,7 +11,7 @@ import ray
 from gpu_actor.contract.errors import IllegalTransitionError, JobNotFoundError
 from gpu_actor.contract.lora_config import LoraConfig
 from orchestrator.knowledge.description_files import recall
-from support.cluster import LONG, checkpointed, processes, steps_of, wait_until
+from support.cluster import LONG, YIELDING, checkpointed, processes, steps_of, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.xdist_group("ray_cluster")]
 
@@ -48,10 +48,12 @@ def test_jobs_train_together_and_leave_whole_adapters(orchestrator, make):
     assert orchestrator.call("metrics", "two", 9) == []
 
 
-def test_actors_do_not_yield_to_every_other_program(orchestrator, make):
+def test_actors_are_as_nice_as_they_were_asked_to_be(orchestrator, make):
+    """By Ray's default, 15, they would yield to every other program."""
     orchestrator.wait(orchestrator.submit(make("nice", steps=1))[0], "SUCCEEDED")
     found = processes("tiny-a@cpu:0#") | processes("loray-controller")
-    assert [psutil.Process(pid).nice() for pid in found.values()] == [psutil.Process().nice()] * 2
+    asked = int(YIELDING["RAY_worker_niceness"])
+    assert [psutil.Process(pid).nice() for pid in found.values()] == [psutil.Process().nice() + asked] * 2
 
 
 def test_the_job_file_in_the_output_folder_gives_the_same_job_again(orchestrator, make):

@@ -41,6 +41,7 @@ def page(served, tmp_path_factory):
     (folder / "jobs.json").write_text(json.dumps({"jobs": jobs}))
     done = served.run("submit", folder / "jobs.json")
     assert done.returncode == 0, done.stderr
+    assert served.run("wait", "dash-good", "dash-bad").returncode == 1
     states = {"dash-good": "SUCCEEDED", "dash-bad": "FAILED", "dash-long": "RUNNING", "dash-waits": "QUEUED"}
     wait_until(lambda: states.items() <= {job["name"]: job["state"] for job in served.json("list")}.items())
     known = json.loads((served.storage / "cluster.json").read_text())

@@ -8,7 +8,7 @@ import stat
 import openai
 import pytest
 
-from support.cluster import wait_until
+from support.cluster import checkpointed, wait_until
 from support.command import JobFiles
 from support.talking import save_talking_base
 from support.tiny import token_rows
@@ -25,6 +25,7 @@ def talker(served, tmp_path_factory):
     files = JobFiles(folder, save_talking_base(folder), token_rows(24))
     job = files.write("chatty", max_steps=1_000_000, save_steps=25, save_total_limit=400)
     assert served.run("submit", job).returncode == 0
+    wait_until(checkpointed({"output_dir": folder / "out" / "chatty"}))  # to ask a process each time takes a core
     wait_until(lambda: served.json("show", "chatty")["step"] > 25)
     yield files
     served.run("cancel", "chatty")

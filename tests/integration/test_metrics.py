@@ -36,7 +36,7 @@ def test_every_query_of_the_dashboard_has_data_and_no_label_names_a_job(served, 
         assert done.returncode == 1, done.stderr
         assert served.run("retry", "metric-bad").returncode == 0
         assert served.run("ask", "metric-good", "hello", "--max-tokens", "4").returncode == 0
-        wait_until(lambda: not missing(server))
+        wait_until(lambda: not missing(server), every=1)  # Ray takes ten seconds to tell
         series = server.series('{__name__=~"ray_loray_.*"}')
     assert {one["__name__"] for one in series} <= exported()
     assert not re.search(r"metric-(good|bad)", json.dumps(series))

@@ -15,7 +15,7 @@ from gpu_actor.contract.lora_config import LoraConfig
 from orchestrator.control.live_progress import SETTLE_SECONDS
 from orchestrator.jobs.job import JobSpec
 from orchestrator.store.store import Store
-from support.cluster import own_orchestrators, stop_orchestrator, wait_until
+from support.cluster import ONE_CORE, own_orchestrators, stop_orchestrator, wait_until
 from support.tiny import tiny_model, token_rows, write_rows
 
 pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("ray_cluster")]
@@ -25,7 +25,6 @@ BUDGET = 1024  # tokens of a shared batch of a new actor on a CPU
 ROOM = 0.75  # of them that the limit has room for
 STEPS = 5
 NAMES = ("a", "b", "c", "d")  # four of their micro-batches make a full shared batch
-ACTOR = {"cpu_threads": 1}
 TOGETHER = {"policy": "fifo-memory", "tick_seconds": 0.1}
 
 
@@ -73,7 +72,7 @@ def learned(ray_cluster, tmp_path_factory):
     base = folder / "base"
     tiny_model(hidden_size=64, intermediate_size=1024, num_hidden_layers=12).save_pretrained(base)
     with own_orchestrators(folder / "storage") as orchestrate:
-        orchestrator = orchestrate(actors=[ACTOR], scheduler=TOGETHER)
+        orchestrator = orchestrate(scheduler=TOGETHER)
         _, adapters, actor = run_all(orchestrator, base, folder)
     assert (actor["pressed"], actor["token_budget"]) == (0, BUDGET)
     key, profile = profile_of(folder / "storage")
@@ -97,7 +96,7 @@ def orchestrate(learned, tmp_path):
             store = Store(f"sqlite:///{tmp_path}/storage/loray.db")
             store.save_profiles({learned.key: profile})
             store.close()
-            return start(actors=[{**ACTOR, "memory_limit": learned.limit}], scheduler=scheduler)
+            return start(actors=[{**ONE_CORE, "memory_limit": learned.limit}], scheduler=scheduler)
 
         yield orchestrate
 

@@ -11,7 +11,7 @@ from gpu_actor.model.describe import describe_base
 from orchestrator.control.live_progress import SETTLE_SECONDS
 from orchestrator.jobs.job import JobSpec, QueueConfig
 from orchestrator.store.store import Store
-from support.cluster import LONG, PATIENCE, own_orchestrators, stop_orchestrator, wait_until
+from support.cluster import LONG, ONE_CORE, PATIENCE, own_orchestrators, stop_orchestrator, wait_until
 from support.tiny import token_rows, write_rows
 
 pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("ray_cluster")]
@@ -70,7 +70,7 @@ def test_a_job_that_was_taken_off_and_went_on_elsewhere_equals_the_uninterrupted
     orchestrate, make, tmp_path, bases
 ):
     """One job per actor: urgent ones take both, and the long job goes on where the shorter of them ends first."""
-    place = {"cpu_threads": 1, "base_model": str(bases / "tiny-a")}  # so both are there from the start
+    place = {**ONE_CORE, "base_model": str(bases / "tiny-a")}  # so both are there from the start
     orchestrator = orchestrate(actors=[place, place], scheduler={"policy": "srpt", "tick_seconds": 0.1})
     wait_until(lambda: [actor["state"] for actor in orchestrator.actors()] == ["ready"] * 2)
     (problem,) = orchestrator.call("check", [make("other", base="tiny-b").model_dump(mode="json")])
@@ -98,7 +98,7 @@ def test_a_job_that_was_taken_off_and_went_on_elsewhere_equals_the_uninterrupted
 @pytest.mark.timeout(600)
 def test_the_default_policy_changes_a_base_model_for_an_urgent_job_and_the_other_goes_on_after_it(orchestrate, make):
     """The one actor is emptied, changes, and changes back; the long job leaves it once."""
-    orchestrator = orchestrate(actors=[{"cpu_threads": 1}])
+    orchestrator = orchestrate()
     assert orchestrator.call("cluster")["controller"]["policy"] == "cosrpt"
     orchestrator.submit(make("long", steps=LONG))
     orchestrator.wait("long", "RUNNING", until=lambda job: job["step"] > 5)
@@ -126,7 +126,7 @@ def the_profile(folder):
 def test_what_was_learned_survives_a_restart_and_a_job_too_large_for_now_waits_until_room_appears(
     orchestrate, make, tmp_path, bases
 ):
-    orchestrator = orchestrate(actors=[{}])
+    orchestrator = orchestrate()
     orchestrator.submit(make("probe", steps=60))
     orchestrator.wait("probe", "SUCCEEDED")
     idle = orchestrator.actors()[0]["memory_peak"]
@@ -137,7 +137,7 @@ def test_what_was_learned_survives_a_restart_and_a_job_too_large_for_now_waits_u
     assert learned["memory"]["fixed_bytes"] > 2**27
     own = adapter_bytes(describe_base(str(bases / "tiny-a")), LoraConfig(r=4096))
     limit = idle + int(1.6 * own)
-    orchestrator = orchestrate(actors=[{"memory_limit": limit}], scheduler={"policy": "fifo-memory"})
+    orchestrator = orchestrate(actors=[{**ONE_CORE, "memory_limit": limit}], scheduler={"policy": "fifo-memory"})
     large = {"r": 4096}
     orchestrator.submit(make("first", steps=LONG, lora=large), make("second", steps=3, lora=large))
     orchestrator.submit(make("urgent", steps=LONG, lora=large, priority=5))
@@ -156,8 +156,7 @@ def test_what_was_learned_survives_a_restart_and_a_job_too_large_for_now_waits_u
 
 
 @pytest.mark.timeout(600)
-def test_the_worse_half_of_a_grid_stops_at_its_rung_with_its_adapter(orchestrate, make):
-    orchestrator = orchestrate(actors=[{}], scheduler={"policy": "fifo-4", "tick_seconds": 0.1})
+def test_the_worse_half_of_a_grid_stops_at_its_rung_with_its_adapter(orchestrator, make):
     rules = {"halving_steps": 20, "group": "grid"}
     grid = [
         make(f"g{n}", steps=4000, early_stop=rules, learning_rate=rate, lr_scheduler_type="constant")
@@ -170,4 +169,3 @@ def test_the_worse_half_of_a_grid_stops_at_its_rung_with_its_adapter(orchestrate
     assert adapter_of(grid[1])
     orchestrator.wait("g0", "RUNNING", until=lambda job: job["step"] > 100)
     orchestrator.call("cancel", "g0")
-    wait_until(lambda: not orchestrator.live())

@@ -10,7 +10,7 @@ from gpu_actor.contract.errors import ClusterUnavailableError
 from gpu_actor.contract.footprint import weight_bytes
 from gpu_actor.model.describe import describe_base
 from orchestrator.store.storage_lock import hold
-from support.cluster import LONG, steps_of, stop_orchestrator
+from support.cluster import LONG, ONE_CORE, steps_of, stop_orchestrator
 from support.tiny import tiny_model
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.xdist_group("ray_cluster")]
@@ -42,7 +42,7 @@ def test_what_the_operator_did_not_allow_is_refused(orchestrate, make, tmp_path,
 
 def test_two_actors_host_two_bases_one_from_a_pickle_and_both_in_four_bits(orchestrate, make, pickled):
     """As the cluster file says."""
-    orchestrator = orchestrate(actors=[{"quantization": "nf4"}] * 2, allow_pickle=True)
+    orchestrator = orchestrate(actors=[{**ONE_CORE, "quantization": "nf4"}] * 2, allow_pickle=True)
     jobs = {"a": make("a", steps=LONG), "b": make("b", steps=LONG, base=pickled)}
     orchestrator.submit(*jobs.values())
     for name in jobs:

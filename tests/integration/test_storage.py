@@ -30,8 +30,7 @@ def refused(orchestrator, spec):
     return problem["message"]
 
 
-def test_a_job_in_a_bucket_survives_its_actor_and_is_the_same_to_the_byte(orchestrate, make, s3, tmp_path):
-    orchestrator = orchestrate(allowed_roots=[str(tmp_path.parents[1]), f"s3://{BUCKET}/team"])
+def test_a_job_in_a_bucket_survives_its_actor_and_is_the_same_to_the_byte(orchestrator, make, s3):
     here, there = make("ab", steps=120, save_steps=20), at(make("ba", steps=120, save_steps=20), "team/ba")
     remote = RemoteFolder(there.output_dir)
     orchestrator.wait(orchestrator.submit(here)[0], "SUCCEEDED")
@@ -54,8 +53,7 @@ def test_a_job_in_a_bucket_survives_its_actor_and_is_the_same_to_the_byte(orches
     assert "cannot be written: the disk is full" in refused(orchestrator, at(make("full"), "team/full"))
 
 
-def test_a_storage_that_is_away_costs_time_and_no_job(orchestrate, make, s3, tmp_path):
-    orchestrator = orchestrate(allowed_roots=[str(tmp_path.parents[1]), f"s3://{BUCKET}/team"])
+def test_a_storage_that_is_away_costs_time_and_no_job(orchestrator, make, s3):
     spec = at(make("waits", steps=LONG, save_steps=2), "team/waits")
     orchestrator.wait(orchestrator.submit(make("warm", steps=1))[0], "SUCCEEDED")
     (job_id,) = orchestrator.submit(spec)

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+ONE_CORE = {"cpu_threads": 1}  # an actor that leaves a core to the tests; more are no use to a tiny model
+# Jobs that train as long as a test looks at something else take what the other worker's tests leave over.
+YIELDING = {"RAY_worker_niceness": "5"}
 LONG = 100_000  # optimizer steps: far more than a test waits for
 PATIENCE = 240.0  # seconds: a busy machine takes long to start a process and to load a model
 
@@ -60,12 +63,12 @@ class Orchestrator:
         return [job for job in self.call("list_jobs") if job["state"] in ("QUEUED", "RUNNING", "PAUSED")]
 
 
-def wait_until(condition, timeout=PATIENCE):
-    """Wait for a condition to become true, and return its value."""
+def wait_until(condition, timeout=PATIENCE, every=0.05):
+    """Wait for a condition to become true, asked every so many seconds, and return its value."""
     deadline = time.monotonic() + timeout
     while not (value := condition()):
         assert time.monotonic() < deadline, f"{condition} did not come true within {timeout} s"
-        time.sleep(0.05)
+        time.sleep(every)
     return value
 
 
@@ -96,8 +99,8 @@ def start_orchestrator(storage, **fields):
     from orchestrator.control.controller_actor import start_or_attach_controller
 
     anywhere = tempfile.gettempdir()  # the folders of all tests lie there
-    fields = {"storage": str(storage), "scheduler": {"tick_seconds": 0.1}, "allowed_roots": [anywhere], **fields}
-    config = ClusterConfig.model_validate(fields)
+    usual = {"scheduler": {"tick_seconds": 0.1}, "allowed_roots": [anywhere], "actors": [ONE_CORE]}
+    config = ClusterConfig.model_validate({"storage": str(storage), **usual, **fields})
     return Orchestrator(start_or_attach_controller(config), config)
 
 

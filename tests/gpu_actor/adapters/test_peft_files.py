@@ -20,7 +20,6 @@ from gpu_actor.batch.shared_batch import pack
 from gpu_actor.contract.errors import AdapterError, InvalidJobError
 from gpu_actor.contract.lora_config import LoraConfig
 from gpu_actor.model.base_model import BaseModel
-from gpu_actor.model.describe import describe_base
 from support.engine import make_spec, make_tenant, micro_batch, run_all
 from support.oracle import adapter_tensors, largest_difference
 from support.tiny import tiny_model, token_rows
@@ -110,18 +109,20 @@ def test_a_job_starts_from_an_adapter_of_peft(tmp_path, base, tiny_base):
         ({"lora_alpha": 16}, "was trained with lora_alpha 8, this job has 16"),
     ],
 )
-def test_a_start_adapter_that_does_not_fit_is_refused_by_its_first_tensor(tmp_path, base, tiny_base, changes, message):
+def test_a_start_adapter_that_does_not_fit_is_refused_by_its_first_tensor(
+    tmp_path, base, tiny_base, changes, message, tiny_description
+):
     folder = peft_adapter(tiny_base, tmp_path / "start", r=4, target_modules=["q_proj", "v_proj"])
     lora = {"r": 4, "target_modules": ["q_proj", "v_proj"], "init_adapter": folder, **changes}
     spec = make_spec(tmp_path, "job", token_rows(9), lora, TRAINING)
     with pytest.raises(AdapterError, match=message):
-        check_adapter_fits(describe_base(tiny_base), spec.lora)
+        check_adapter_fits(tiny_description, spec.lora)
     with pytest.raises(AdapterError):
         make_tenant(base, spec)
 
 
 @pytest.mark.slow
-def test_a_start_adapter_that_is_damaged_is_named(tmp_path, tiny_base):
+def test_a_start_adapter_that_is_damaged_is_named(tmp_path, tiny_base, tiny_description):
     folder = peft_adapter(tiny_base, tmp_path / "start", r=4, target_modules="all-linear")
     path = tmp_path / "start" / "adapter_model.safetensors"
     headers = (b'{"a": 1}', b'{"a": {}}', b'{"a": {"shape": 3}}', b'{"a": {"shape": [1e999]}}', b"[]", b"[" * 200_000)
@@ -130,21 +131,21 @@ def test_a_start_adapter_that_is_damaged_is_named(tmp_path, tiny_base):
         path.write_bytes(content)
         spec = make_spec(tmp_path, "job", token_rows(3), {"r": 4, "init_adapter": folder})
         with pytest.raises(AdapterError, match=r"adapter_model\.safetensors: not a readable safetensors file"):
-            check_adapter_fits(describe_base(tiny_base), spec.lora)
+            check_adapter_fits(tiny_description, spec.lora)
 
 
-def test_an_adapter_that_is_only_a_pickle_is_named(base, tmp_path, tiny_base):
+def test_an_adapter_that_is_only_a_pickle_is_named(base, tmp_path, tiny_base, tiny_description):
     folder = Path(peft_adapter(tiny_base, tmp_path / "start", r=4, target_modules="all-linear"))
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     way_out = "adapter_model.bin is a pickle, which can run code when read; save the adapter again with PEFT"
     with pytest.raises(AdapterError, match=rf"lora\.init_adapter: .*{way_out}"):
-        check_adapter_fits(describe_base(tiny_base), LoraConfig(r=4, init_adapter=str(folder)))
+        check_adapter_fits(tiny_description, LoraConfig(r=4, init_adapter=str(folder)))
     with pytest.raises(AdapterError, match=way_out):
         read_adapter(folder, base.new_adapter)
 
 
-def test_a_base_is_described_without_its_weights(tiny_base, base):
-    description = replace(describe_base(tiny_base), activations=None)  # counted without weights only
+def test_a_base_is_described_without_its_weights(tiny_base, base, tiny_description):
+    description = replace(tiny_description, activations=None)  # counted without weights only
     assert description == base.description.__class__.from_dict({**base.description.to_dict(), "ref": tiny_base})
     assert len(description.linears) == 14
     assert description.parameters == sum(p.numel() for p in tiny_model().parameters())

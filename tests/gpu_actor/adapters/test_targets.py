@@ -15,7 +15,6 @@ from gpu_actor.contract import expressions
 from gpu_actor.contract.description import BaseDescription, LinearShape
 from gpu_actor.contract.errors import InvalidJobError
 from gpu_actor.contract.lora_config import LoraConfig
-from gpu_actor.model.describe import describe_base
 from support.engine import tiny_hooked
 from support.oracle import peft_config
 from support.tiny import tiny_model
@@ -53,9 +52,9 @@ def test_layers_ranks_and_scales_are_those_of_peft(fields):
     assert adapter_parameters(description, lora) == trained
 
 
-def test_every_layer_of_some_numbers_can_be_asked_for(tiny_base):
+def test_every_layer_of_some_numbers_can_be_asked_for(tiny_description):
     """PEFT refuses this with all-linear; here it means what it says."""
-    plans = plan_layers(describe_base(tiny_base), LoraConfig(layers_to_transform=[1]))
+    plans = plan_layers(tiny_description, LoraConfig(layers_to_transform=[1]))
     assert len(plans) == 7
     assert all(".1." in plan.name for plan in plans)
 
@@ -76,10 +75,9 @@ def test_every_layer_of_some_numbers_can_be_asked_for(tiny_base):
         ({"init_lora_weights": "pissa", "r": 65}, "pissa cannot give a rank of 65 to .*q_proj .64 inputs"),
     ],
 )
-@pytest.mark.slow
-def test_what_matches_nothing_is_refused(tiny_base, fields, message):
+def test_what_matches_nothing_is_refused(tiny_description, fields, message):
     with pytest.raises(InvalidJobError, match=message):
-        plan_layers(describe_base(tiny_base), LoraConfig(**fields))
+        plan_layers(tiny_description, LoraConfig(**fields))
 
 
 ENDLESS = r"((\w|\.)+)+!"  # tries 2^n ways to match n characters
@@ -96,11 +94,13 @@ ENDLESS = r"((\w|\.)+)+!"  # tries 2^n ways to match n characters
     ],
 )
 @pytest.mark.slow
-def test_an_expression_that_would_never_end_is_refused_and_holds_up_nobody(tiny_base, monkeypatch, fields, field):
+def test_an_expression_that_would_never_end_is_refused_and_holds_up_nobody(
+    tiny_description, monkeypatch, fields, field
+):
     """Other threads of the process run on meanwhile; asked again, the answer is known."""
     monkeypatch.setattr(expressions, "_CPU_SECONDS", 1)
     expressions._run.cache_clear()
-    description, lora = describe_base(tiny_base), LoraConfig(**fields)
+    description, lora = tiny_description, LoraConfig(**fields)
     turns, over = [], threading.Event()
 
     def watch():
@@ -123,11 +123,11 @@ def test_an_expression_that_would_never_end_is_refused_and_holds_up_nobody(tiny_
 
 
 @pytest.mark.slow
-def test_an_expression_that_would_take_all_memory_is_refused(tiny_base):
+def test_an_expression_that_would_take_all_memory_is_refused(tiny_description):
     """Each repetition waits to be taken back, so that 2 seconds of them are gigabytes."""
     lora = LoraConfig(target_modules="(?:a?){2000000000}")
     with pytest.raises(InvalidJobError, match=r"lora.target_modules: '.*' takes more than 512 MiB to match"):
-        plan_layers(describe_base(tiny_base), lora)
+        plan_layers(tiny_description, lora)
 
 
 EXPERT = "model.layers.10.block_sparse_moe.experts.up_proj"
@@ -161,9 +161,9 @@ def test_what_is_no_expression_is_refused_with_the_job(text, message):
             LoraConfig(**{field: value})
 
 
-def test_a_pattern_that_cannot_stand_inside_of_pefts_is_refused_in_words(tiny_base):
+def test_a_pattern_that_cannot_stand_inside_of_pefts_is_refused_in_words(tiny_description):
     with pytest.raises(InvalidJobError, match=r"lora.rank_pattern: '\(\?i\)q_proj' is not a regular expression here"):
-        plan_layers(describe_base(tiny_base), LoraConfig(rank_pattern={"(?i)q_proj": 2}))
+        plan_layers(tiny_description, LoraConfig(rank_pattern={"(?i)q_proj": 2}))
 
 
 @pytest.mark.parametrize(

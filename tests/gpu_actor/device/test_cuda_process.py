@@ -15,7 +15,6 @@ from gpu_actor.device.memory import MemoryMeter
 from gpu_actor.hosting import hosted_base
 from gpu_actor.hosting.hosted_base import HostedBase
 from gpu_actor.model.base_model import BaseModel
-from gpu_actor.model.describe import describe_base
 
 
 @pytest.fixture
@@ -53,8 +52,8 @@ def test_before_a_base_is_loaded(told, monkeypatch, device, share, expected):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_gpus_first_budget_is_that_of_its_room_and_its_dtype(tiny_base, dtype):
-    described = describe_base(tiny_base)
+def test_a_gpus_first_budget_is_that_of_its_room_and_its_dtype(tiny_base, dtype, tiny_description):
+    described = tiny_description
     options = ActorOptions(name="a", base_model=tiny_base, device="cuda")
     base = SimpleNamespace(device=torch.device("cuda"), dtype=dtype, description=replace(described, activations=None))
     room = 2**23
@@ -62,7 +61,7 @@ def test_a_gpus_first_budget_is_that_of_its_room_and_its_dtype(tiny_base, dtype)
     assert 128 < expected < 8192
     assert hosted_base._first_budget(base, options, room) == expected
     base.device = torch.device("cpu")
-    assert hosted_base._first_budget(base, options, room) == 1024
+    assert hosted_base._first_budget(base, options, room) == 512
 
 
 @pytest.mark.parametrize(

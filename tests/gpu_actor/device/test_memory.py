@@ -182,7 +182,7 @@ def test_a_micro_batch_above_the_cap_gives_the_same_update(tmp_path):
 def test_an_actor_pressed_to_its_limit_makes_smaller_batches_and_loses_no_job(tmp_path):
     """The limit allows 70 % of what a batch takes: as if predictions were 30 % too low."""
     base = tiny_hooked(hidden_size=64, intermediate_size=1024, num_hidden_layers=6)
-    training = {"max_steps": 5, "per_device_train_batch_size": 16, "cutoff_len": 256}
+    training = {"max_steps": 3, "per_device_train_batch_size": 16, "cutoff_len": 256}
     rows = token_rows(96, seed=5, low=200, high=250)
     make = lambda name: make_tenant(base, make_spec(tmp_path, name, rows, {"r": 8}, training))  # noqa: E731
     trainer = CoTrainer(base, 8192)

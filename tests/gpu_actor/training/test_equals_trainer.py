@@ -17,12 +17,12 @@ def train_together(tmp_path, base, budget, jobs=JOBS):
     return specs, starts, {name: adapter_tensors(tenant.weights) for name, tenant in tenants.items()}
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
 @pytest.mark.slow
-def test_co_trained_adapters_equal_solo_trainer_in_fp32(tmp_path, kind):
-    specs, starts, ours = train_together(tmp_path, tiny_hooked(kind), budget=150)
+def test_co_trained_adapters_equal_solo_trainer_in_fp32(tmp_path):
+    """On LLaMA. Other families: `test_families.py`."""
+    specs, starts, ours = train_together(tmp_path, tiny_hooked(), budget=150)
     for name, job in JOBS.items():
-        theirs, log = train_alone(tiny_model(kind), specs[name], job["rows"], starts[name])
+        theirs, log = train_alone(tiny_model(), specs[name], job["rows"], starts[name])
         assert len(log) >= 13
         assert len(log) == len(metric_rows(specs[name].output_dir))
         assert largest_difference(starts[name], theirs) > 1e-3, "the oracle did not train"

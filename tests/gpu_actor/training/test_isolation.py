@@ -50,8 +50,7 @@ def alone(base, folder, **changes):
     return flat(tenant)
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("kind", "threads"), [("llama", 1), ("llama", 2), ("mistral", 1), ("qwen2", 2), ("qwen3", 1)])
 @pytest.mark.slow
 def test_bytes_are_the_same_alone_and_in_company(tmp_path, kind, threads):
     """Dropout is on; batch sizes, token budgets and neighbours differ; the intermediate size is an odd 100."""

@@ -24,7 +24,9 @@ from support.tiny import token_rows, write_rows
 
 
 @pytest.fixture
-def make(tmp_path, tiny_base):
+def make(tmp_path, tiny_base, tiny_description):
+    remember(tiny_description)  # as after every run but the first
+
     def make(name, r=8, **training):
         path = write_rows(tmp_path / f"{name}.jsonl", token_rows(24, seed=1))
         settings = {"num_train_epochs": 2, "per_device_train_batch_size": 4, "cutoff_len": 64, **training}
@@ -72,18 +74,20 @@ def test_what_earlier_runs_learned_is_read_and_a_database_that_is_not_there_is_n
     assert row["finish_s"] - row["start_s"] == pytest.approx(9.0 * row["steps"])
 
 
-def test_a_base_model_that_an_earlier_run_described_is_not_described_again(tmp_path, make, tiny_base, monkeypatch):
+def test_a_base_model_that_an_earlier_run_described_is_not_described_again(
+    tmp_path, make, tiny_description, monkeypatch
+):
     monkeypatch.setenv("LORAY_HOME", str(tmp_path / "home"))
     (row,) = plan(tmp_path, [make("one")], [{}]).values()
     assert row["reason"] is None
     assert not (tmp_path / "home").exists()
-    remember(replace(describe_base(tiny_base), parameters=10**15))  # to be told from one that is made anew
+    remember(replace(tiny_description, parameters=10**15))  # to be told from one that is made anew
     (row,) = plan(tmp_path, [make("one")], [{}]).values()
     assert "with its base model" in row["reason"]
 
 
-def test_jobs_that_are_there_are_called_by_their_names(make, tiny_base):
-    base = describe_base(tiny_base)
+def test_jobs_that_are_there_are_called_by_their_names(make, tiny_description):
+    base = tiny_description
     (first,) = listed_places([ActorConfig()], [{"NodeID": "a", "Alive": True, "Resources": {}}])
     (idle,) = with_models([(first.view, first, None)], Profiles(None), {base.ref: base})
     place = replace(idle, base_model=base.ref)
@@ -102,10 +106,10 @@ def test_what_is_not_forecast_is_no_job_that_can_never_run(tmp_path, make, monke
     assert "was not forecast" in row["remark"]
 
 
-def test_a_job_on_a_cpu_is_sized_by_the_micro_batches_of_a_cpu(tmp_path, make, tiny_base):
+def test_a_job_on_a_cpu_is_sized_by_the_micro_batches_of_a_cpu(tmp_path, make, tiny_description):
     """Of 8 x 1024 tokens a CPU runs parts of 1024, a CUDA device parts of 2048; the default of a job holds both."""
     job = make("one", per_device_train_batch_size=8, cutoff_len=1024)
-    base, roomy = describe_base(tiny_base), 2**40
+    base, roomy = tiny_description, 2**40
     (on_cpu,) = plan(tmp_path, [job], [{"memory_limit": roomy}]).values()
     size = {kind: scheduling_view("", job, base, devices=[kind]) for kind in ("cpu", "cuda:1")}
     assert [view.worst_tokens for view in size.values()] == [1024, 2048]
@@ -125,8 +129,8 @@ def test_a_job_on_a_cpu_is_sized_by_the_micro_batches_of_a_cpu(tmp_path, make, t
             assert (_misfits(job, base, views) == []) == fits
 
 
-def test_a_gpu_keeps_no_masks_of_dropout_but_copies_of_the_adapter(make, tiny_base):
-    base, job = describe_base(tiny_base), make("one", cutoff_len=1000, per_device_train_batch_size=1)
+def test_a_gpu_keeps_no_masks_of_dropout_but_copies_of_the_adapter(make, tiny_description):
+    base, job = tiny_description, make("one", cutoff_len=1000, per_device_train_batch_size=1)
     dropped = job.model_copy(update={"lora": LoraConfig(r=8, lora_dropout=0.1)})
     sizes = {
         (kind, name): scheduling_view("", spec, base, devices=[kind]).adapter_bytes
@@ -154,8 +158,8 @@ def test_the_first_records_tell_which_columns_are_not_read_and_what_cannot_be_us
     assert rows["broken"]["remark"].startswith(f"its data cannot be used: {tmp_path / 'broken.jsonl'}:1: label: says")
 
 
-def test_answers_of_kto_are_as_long_as_samples_and_take_twice_the_work(tmp_path, make, tiny_base):
-    base, size = describe_base(tiny_base), DataSize(100, 30.0)
+def test_answers_of_kto_are_as_long_as_samples_and_take_twice_the_work(tmp_path, make, tiny_description):
+    base, size = tiny_description, DataSize(100, 30.0)
     settings = {"per_device_train_batch_size": 2, "cutoff_len": 64}
     views = {
         name: scheduling_view("", make(name, objective=name, **settings), base, size=size)

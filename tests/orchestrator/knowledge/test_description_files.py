@@ -30,6 +30,11 @@ def base(tmp_path):
     return folder
 
 
+@pytest.fixture
+def described(base, tiny_description):
+    return replace(tiny_description, ref=str(base))
+
+
 def change(path, **fields):
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
@@ -38,40 +43,39 @@ def filed():
     return list((loray_home() / "descriptions").glob("*"))
 
 
-def test_what_was_described_is_found_again(base):
-    described = describe_base(str(base))
+def test_what_was_described_is_found_again(base, described):
     assert recall(str(base)) is None
     remember(described)
     assert recall(str(base)) == described
     assert len(filed()) == 1  # nothing half-written is left
 
 
-def test_a_model_of_another_name_is_another_model(base, tmp_path):
+def test_a_model_of_another_name_is_another_model(base, tmp_path, described):
     """Of a ChatGLM with a rope_ratio the name can decide what it means, and whether it can be used at all."""
-    remember(describe_base(str(base)))
+    remember(described)
     base.rename(tmp_path / "moved")
     assert recall(str(tmp_path / "moved")) is None
     assert recall(str(base)) is None
 
 
-def test_names_that_are_no_unicode_are_names(base, tmp_path):
+def test_names_that_are_no_unicode_are_names(base, tmp_path, described):
     odd = os.fsdecode(os.fsencode(tmp_path) + b"/b\xff")
     base.rename(odd)
-    described = replace(describe_base(odd), activations=Activations(1.0))
+    described = replace(described, ref=odd, activations=Activations(1.0))
     remember(described)
     assert recall(odd) == described
 
 
-def test_a_changed_configuration_is_described_anew(base):
-    remember(describe_base(str(base)))
+def test_a_changed_configuration_is_described_anew(base, described):
+    remember(described)
     change(base / "config.json", num_hidden_layers=1)
     assert recall(str(base)) is None
     remember(describe_base(str(base)))
     assert recall(str(base)).num_layers == 1
 
 
-def test_other_code_describes_anew(base, monkeypatch):
-    remember(describe_base(str(base)))
+def test_other_code_describes_anew(base, monkeypatch, described):
+    remember(described)
     monkeypatch.setattr(description_files, "_code_digest", lambda: b"another release of transformers")
     assert recall(str(base)) is None
 
@@ -90,19 +94,17 @@ def test_code_is_the_engines_files_and_the_versions_below_it(monkeypatch):
         assert description_files._code_digest.__wrapped__() != now
 
 
-def test_a_gguf_file_is_known_by_its_size_and_time(base, tmp_path):
+def test_a_gguf_file_is_known_by_its_size_and_time(base, tmp_path, described):
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF")
-    remember(replace(describe_base(str(base)), ref=str(path)))
+    remember(replace(described, ref=str(path)))
     assert recall(str(path)).ref == str(path)
     os.utime(path, ns=(1, 1))
     assert recall(str(path)) is None
 
 
 @pytest.mark.parametrize("damage", [lambda _: "", lambda text: text[:90], lambda text: text.replace('": 2', '": 3', 1)])
-@pytest.mark.slow
-def test_a_damaged_file_is_made_anew(base, damage):
-    described = describe_base(str(base))
+def test_a_damaged_file_is_made_anew(base, damage, described):
     remember(described)
     (path,) = filed()
     assert damage(path.read_text()) != path.read_text()
@@ -112,8 +114,7 @@ def test_a_damaged_file_is_made_anew(base, damage):
     assert recall(str(base)) == described
 
 
-def test_what_may_change_unseen_is_not_filed(base):
-    described = describe_base(str(base))
+def test_what_may_change_unseen_is_not_filed(base, described):
     remember(replace(described, ref="organisation/on-the-hub"))
     remember(replace(described, activations=None))
     change(base / "config.json", auto_map={"AutoConfig": "own.py"})
@@ -124,22 +125,20 @@ def test_what_may_change_unseen_is_not_filed(base):
     assert recall(str(base), trust_remote_code=True) is None
 
 
-def test_what_is_no_file_is_not_read(base):
+def test_what_is_no_file_is_not_read(base, described):
     """To read a pipe is to wait for somebody who writes into it."""
-    remember(describe_base(str(base)))
+    remember(described)
     os.mkfifo(base / "config-pipe.json")
     assert recall(str(base)) is not None
 
 
-def test_a_home_that_cannot_be_written_is_no_error(base):
-    described = describe_base(str(base))
+def test_a_home_that_cannot_be_written_is_no_error(base, described):
     loray_home().write_text("a file where a folder should be")
     remember(described)
     assert recall(str(base)) is None
 
 
-def test_the_catalog_asks_no_process_for_what_is_filed(base):
-    described = describe_base(str(base))
+def test_the_catalog_asks_no_process_for_what_is_filed(base, described):
     remember(described)
     assert asyncio.run(BaseCatalog({}).get(str(base))) == described
     assert not ray.is_initialized()

@@ -177,7 +177,7 @@ def test_plans_count_the_tokens_of_a_new_actor_whatever_the_budget_was_when_the_
     """The profile is older than the cluster file's budget, and the actor has been given a larger one since."""
     profile = taught(store).of(a_place(token_budget=64), "tiny")
     assert profile is not None
-    for settings, cap in (({}, 1024), ({"token_budget": 256}, 256)):
+    for settings, cap in (({}, 512), ({"token_budget": 256}, 256)):
         place = ActorView("cpu:0", "cpu:0", ActorState.READY, a_place(**settings).shape, "tiny")
         profiles = Profiles(store)
         profiles._profiles = {profile_key(a_place(), "tiny"): profile}
@@ -189,7 +189,7 @@ def test_plans_count_the_tokens_of_a_new_actor_whatever_the_budget_was_when_the_
 
 def test_where_memory_is_short_plans_leave_half_of_the_room_to_shared_batches(store):
     profile = taught(store).of(a_place(), "tiny")
-    for settings, budget in (({}, 1024), ({"token_budget": 800}, 800)):
+    for settings, budget in (({}, 512), ({"token_budget": 800}, 800)):
         model = profile.memory_model(a_place(**settings))
         room = 1000 * model.bytes_per_token
         assert leaving_room(model, int(model.fixed_bytes + room)).token_cap == pytest.approx(500, abs=2)
