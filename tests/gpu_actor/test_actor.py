@@ -150,7 +150,7 @@ def test_orders_that_come_before_the_working_actor_are_carried_out_when_it_is_th
     imported, carried_out = threading.Event(), []
 
     class SlowHost:
-        def __init__(self, options, blank):
+        def __init__(self, options, blank, head):
             imported.wait()
 
         carry_out = staticmethod(carried_out.append)
