@@ -17,12 +17,14 @@ Place: TypeAlias = tuple[int, int]
 class MetricRows:
     """Reads what was added to a job's metrics since the last look.
 
-    The file may shrink: an attempt that goes on from a checkpoint writes the rows after it again.
+    An attempt that goes on from a checkpoint cuts the file off there and writes the rows behind it again, perhaps as
+    many as were read before somebody looks. So it is read from the start unless the line read last is still there.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offset = 0
+        self._last = b""  # line that was read
 
     def more(self) -> list[Row]:
         """The next rows; whoever reads them knows by `place` which of them came before.
@@ -32,15 +34,18 @@ class MetricRows:
         """
         try:
             with self._path.open("rb") as file:
-                if file.seek(0, 2) < self._offset:
-                    self._offset = 0
-                file.seek(self._offset)
+                file.seek(self._offset - len(self._last))
+                if file.read(len(self._last)) != self._last:
+                    self._offset = file.seek(0)
                 data = file.read(_MOST_BYTES)
         except FileNotFoundError:
             return []
         whole = data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)
-        rows = (_row(line) for line in whole.splitlines())
+        lines = whole.splitlines(keepends=True)
+        if lines or not self._offset:
+            self._last = lines[-1] if lines else b""
+        rows = (_row(line) for line in lines)
         return [row for row in rows if row is not None]
 
 

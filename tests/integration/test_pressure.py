@@ -21,14 +21,14 @@ from support.tiny import tiny_model, token_rows, write_rows
 pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("ray_cluster")]
 
 TOO_LOW, RIGHT = 0.7, 1.0
-BUDGET = 1024  # tokens of a shared batch of a new actor on a CPU
+BUDGET = 512  # tokens of a shared batch of a new actor on a CPU
 ROOM = 0.75  # of them that the limit has room for
 STEPS = 5
 NAMES = ("a", "b", "c", "d")  # four of their micro-batches make a full shared batch
 TOGETHER = {"policy": "fifo-memory", "tick_seconds": 0.1}
 
 
-def make(name, base, folder, steps=STEPS, samples=2):
+def make(name, base, folder, steps=STEPS, samples=1):
     """A job with micro-batches of so many samples of 100 to 127 tokens."""
     data = folder / f"{name}.jsonl"
     write_rows(data, token_rows(16, seed=ord(name[0]), low=100, high=128))
@@ -70,7 +70,7 @@ def learned(ray_cluster, tmp_path_factory):
     """What a run without a limit has shown. Activations are a third of the peak of a full batch."""
     folder = tmp_path_factory.mktemp("free")
     base = folder / "base"
-    tiny_model(hidden_size=64, intermediate_size=1024, num_hidden_layers=12).save_pretrained(base)
+    tiny_model(hidden_size=64, intermediate_size=2048, num_hidden_layers=12).save_pretrained(base)
     with own_orchestrators(folder / "storage") as orchestrate:
         orchestrator = orchestrate(scheduler=TOGETHER)
         _, adapters, actor = run_all(orchestrator, base, folder)
@@ -127,7 +127,7 @@ def test_an_actor_that_is_pressed_makes_smaller_batches_and_every_adapter_is_wha
 def test_a_job_that_turns_out_too_large_for_every_actor_goes_on_in_smaller_batches(orchestrate, learned, tmp_path):
     """Its micro-batches fill the budget. Once that is known, taking it off would be to place it nowhere again."""
     orchestrator = orchestrate(TOO_LOW, {"tick_seconds": 0.1})
-    orchestrator.submit(make("wide", learned.base, tmp_path, steps=100_000, samples=8))
+    orchestrator.submit(make("wide", learned.base, tmp_path, steps=100_000, samples=4))
     orchestrator.wait("wide", "RUNNING", until=lambda job: job["step"] > 0)
     wait_until(lambda: orchestrator.actors()[0]["pressed"])
     time.sleep(SETTLE_SECONDS + 1)  # from then on it may be taken off

@@ -10,6 +10,7 @@ from gpu_actor.training.metrics import trim_metrics
 from orchestrator.jobs.output_folder import discard_run
 from orchestrator.jobs.states import JobState
 from orchestrator.tracking.following import Following
+from orchestrator.tracking.metric_rows import MetricRows
 from orchestrator.tracking.tracker import TrackedJob
 from support import tracker_runs
 
@@ -117,3 +118,24 @@ def test_what_a_tracker_does_not_take_waits_and_goes_once(tmp_path):
     following.go_on()
     following.close()
     assert [step for step, _ in tracked.runs()["tensorboard"]["train/loss"]] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("again", ["", "longer than the first time "])
+def test_rows_that_are_written_again_between_two_looks_are_all_read(tmp_path, again):
+    """The file is as long as before, or longer: where reading stopped lies in the midst of another row now."""
+    file = tmp_path / "metrics.jsonl"
+
+    def write(steps, words):
+        file.write_text("".join(json.dumps({"step": n, "time": 1.0, "words": words}) + "\n" for n in steps))
+
+    rows = MetricRows(file)
+    write(range(1, 11), "")
+    assert [row["step"] for row in rows.more()] == list(range(1, 11))
+    assert rows.more() == []
+    write(range(1, 13), again)
+    new = [row["step"] for row in rows.more()]
+    assert new == (list(range(1, 13)) if again else [11, 12])
+    file.write_text("")
+    assert rows.more() == []
+    write(range(1, 3), "")
+    assert [row["step"] for row in rows.more()] == [1, 2]
