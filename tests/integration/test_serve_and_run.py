@@ -8,6 +8,7 @@ import tempfile
 import psutil
 import pytest
 
+from support.cluster import wait_until
 from support.command import LORAY, Home, JobFiles
 from support.tiny import token_rows
 
@@ -26,6 +27,7 @@ def stopped(served, files):
     """Exit code of a `loray serve` that was asked to end while its job `left` was running."""
     process = served.start(*LORAY, "submit", "--wait", files.write("left", max_steps=LONG), log="left")
     served.wait_for("left  RUNNING", process, log="left")
+    wait_until((files.folder / "out" / "left" / "metrics.jsonl").exists)
     served.serving.send_signal(signal.SIGTERM)
     return served.serving.wait(120)
 
