@@ -227,7 +227,7 @@ class World:
                 self.name = options["name"]
                 return self
 
-            def remote(cls, _):
+            def remote(cls, *_):
                 actor = self.actors[cls.name] = Actor(self, cls.name)
                 return Handle(actor)
 
