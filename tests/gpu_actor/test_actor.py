@@ -168,7 +168,7 @@ def test_orders_that_come_before_the_working_actor_are_carried_out_when_it_is_th
 
 
 def test_a_working_actor_that_cannot_be_made_is_reported_with_the_reason(monkeypatch):
-    def fails(options, blank):
+    def fails(*_):
         raise ImportError("libcudart.so.12: cannot open shared object file")
 
     monkeypatch.setattr(host_module, "Host", fails)

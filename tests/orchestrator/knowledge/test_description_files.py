@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import ray
 
 from gpu_actor.contract.description import Activations
+from gpu_actor.contract.errors import BaseModelError
 from gpu_actor.contract.locations import loray_home
 from gpu_actor.model.describe import describe_base
 from orchestrator.knowledge import description_files
@@ -139,9 +139,16 @@ def test_a_home_that_cannot_be_written_is_no_error(base, described):
 
 
 def test_the_catalog_asks_no_process_for_what_is_filed(base, described):
+    class Nobody:
+        def remote(self, *_):
+            raise AssertionError("a process is asked")
+
+    catalog = BaseCatalog({})
+    catalog._describe = Nobody()
+    with pytest.raises(BaseModelError, match="a process is asked"):
+        asyncio.run(catalog.get(str(base)))
     remember(described)
-    assert asyncio.run(BaseCatalog({}).get(str(base))) == described
-    assert not ray.is_initialized()
+    assert asyncio.run(catalog.get(str(base))) == described
 
 
 def test_a_model_that_changed_while_it_was_examined_is_not_filed(base):
