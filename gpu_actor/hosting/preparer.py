@@ -181,6 +181,8 @@ class Preparer:
     def _cannot_start(self, spec: AdapterSpec, attempt: int, error: Exception, places: JobPlaces | None) -> None:
         if places is not None:
             places.close()
+        if self._stopped:  # what the job used has ended with the actor; should it be at fault, it shows in its next try
+            return
         if not self._device.is_told_by(error):
             self._report_failure(spec, attempt, error, places)
 

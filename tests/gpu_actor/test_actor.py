@@ -73,6 +73,16 @@ def test_a_job_from_attach_to_forget(tmp_path, actor):
     assert repr(actor).endswith("@cpu")
 
 
+def test_an_actor_that_ends_fails_no_job_that_it_was_preparing(tmp_path, actor, host):
+    """The process that reads its data ends with the actor, while it is still starting."""
+    sandbox = host._loading.result().encoder.sandbox
+    actor.carry_out(Attach(make_spec(tmp_path, "one", token_rows(10), {"r": 4}, SHORT), 1))
+    wait_for(actor, lambda *_: sandbox._server is not None)
+    actor.stop()
+    host._preparer._executor.shutdown(wait=True)
+    assert [(tenant.state, tenant.reason) for tenant in actor.report().tenants] == [(TenantState.PREPARING, None)]
+
+
 def test_only_the_thread_that_trains_has_threads_to_help_it(tmp_path, tiny_base, monkeypatch):
     """Libgomp would take a second pool for too many threads, and let the first one sleep between operations."""
     seen = {}
