@@ -121,6 +121,7 @@ class History:
         patch.setattr(logging.getLogger("sqlalchemy.pool"), "disabled", True)
         simulate_time(patch, self.loop, self.random)
         patch.setattr(fleet_module, "ray", self.world.double_of_ray())
+        patch.setattr(fleet_module, "HeadLink", lambda: None)
         patch.setattr(secrets, "randbits", self.random.getrandbits)
         patch.setattr(secrets, "token_hex", lambda count: f"{self.random.getrandbits(8 * count):0{2 * count}x}")
         patch.setattr(plan_execution, "write_job_file", self._write_job_file)
