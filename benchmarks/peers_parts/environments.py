@@ -90,7 +90,8 @@ def interpreter(name: str, folder: Path) -> Path:
         else:
             _call([*pip, _pinned_torch(), *environment.packages])
         if environment.without_theirs:
-            _call([*pip, "--no-deps", *environment.without_theirs])
+            # not compiled: a patch in the same second that leaves the size as it was would not be noticed
+            _call([*pip, "--no-deps", "--no-compile", *environment.without_theirs])
         if environment.patch:
             (packages,) = place.glob("lib/python*/site-packages")
             _call(["patch", "-p1", "--batch", "--directory", str(packages), "--input", str(_HERE / environment.patch)])

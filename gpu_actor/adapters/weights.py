@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -15,10 +14,10 @@ from gpu_actor.adapters.kinds import kind_of
 from gpu_actor.adapters.kinds.base import AdaptedLayer
 from gpu_actor.adapters.layer_plan import LayerPlan
 from gpu_actor.adapters.layout import Layout, Views
+from gpu_actor.adapters.padding import Padding
 from gpu_actor.contract.lora_config import LoraConfig
 from gpu_actor.loading.quantization import is_transposed
 
-_RANK_STEP = 8  # 16 bytes in half precision: what grouped kernels read at once
 HALF_SCALE = 1024.0  # a power of two: it changes no digit
 
 
@@ -94,12 +93,9 @@ class AdapterWeights:
         return self.flat.element_size() * (4 * self.flat.numel() + frozen)
 
     @cached_property
-    def padded_layout(self) -> Layout:
-        """The layout of this adapter with its ranks padded to a multiple of 8; its own where they need none."""
-        plans = {i: replace(plan, rank=-(-plan.rank // _RANK_STEP) * _RANK_STEP) for i, plan in self.plans.items()}
-        if plans == self.plans:
-            return self.layout
-        return Layout.of({index: self.kind.trained(plan) for index, plan in plans.items()})
+    def padding(self) -> Padding:
+        """This adapter with its ranks padded to a multiple of 8."""
+        return Padding.of(self.kind, self.plans, self.layout)
 
     def adapted_layers(self) -> Iterator[AdaptedLayer]:
         """The tensors of every layer, in the model's order."""

@@ -127,7 +127,7 @@ def side_by_side(adapters: Sequence[AdapterWeights]) -> list[int]:
     layouts: list[Layout | None] = []
     places: list[int] = []
     for weights in adapters:
-        layout = weights.padded_layout if _groups_take(weights) else None
+        layout = weights.padding.layout if _groups_take(weights) else None
         if layout not in layouts:
             layouts.append(layout)
         places.append(layouts.index(layout))

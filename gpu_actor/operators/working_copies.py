@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gpu_actor.adapters.layout import Layout, Views
+from gpu_actor.adapters.layout import Layout
 from gpu_actor.adapters.weights import AdapterWeights
 
 
@@ -33,7 +33,7 @@ class Member:
     @property
     def layout(self) -> Layout:
         """How a row of the working copies is laid out for it."""
-        return self.weights.padded_layout
+        return self.weights.padding.layout
 
     def factors(self) -> dict[int, float]:
         """Layer index -> factor on the update: dropout's 1 / (1 - p) is folded in, so that no input is scaled."""
@@ -66,7 +66,7 @@ class WorkingCopies:
         self._values = torch.zeros(len(members), self._layout.size, device=device, dtype=dtype)
         self._gradients: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.layers = self._layout.views(self._values)
-        pieces = list(self._pieces(self._values, self.layers, gradient=False))
+        pieces = list(self._pieces(self._values, gradient=False))
         torch._foreach_copy_([piece.copy for piece in pieces], [piece.own for piece in pieces])
         scaled = [piece for piece in pieces if piece.factor != 1.0]
         if scaled:
@@ -86,7 +86,7 @@ class WorkingCopies:
             return
         sums = self._joined()
         self._gradients = {}
-        for piece in self._pieces(sums, self._layout.views(sums), gradient=True):
+        for piece in self._pieces(sums, gradient=True):
             piece.own.add_(piece.copy, alpha=piece.factor)
 
     def _joined(self) -> torch.Tensor:
@@ -107,7 +107,7 @@ class WorkingCopies:
         """What fills a gap [groups, values] of the layout, if it is one."""
         return [self._values.new_zeros(1, values).expand(len(self._members), values)] if values else []
 
-    def _pieces(self, rows: torch.Tensor, views: Views, *, gradient: bool) -> Iterator[_Piece]:
+    def _pieces(self, rows: torch.Tensor, *, gradient: bool) -> Iterator[_Piece]:
         """Every adapter in as few pieces as its layout and its factors allow."""
         for number, member in enumerate(self._members):
             weights, factors = member.weights, member.factors()
@@ -117,7 +117,5 @@ class WorkingCopies:
                 yield _Piece(flat[slow], rows[number, slow], 1.0)
                 yield _Piece(flat[fast], rows[number, fast], next(iter(factors.values())))
                 continue
-            for index, (a, b) in (weights.gradients if gradient else weights.layers).items():
-                copy_a, copy_b = (view[number] for view in views[index])
-                yield _Piece(a, copy_a[: a.shape[0]], 1.0)
-                yield _Piece(b, copy_b[:, : b.shape[1]], factors[index])
+            for own, copy, scaling in weights.padding.pairs(flat, rows[number]):
+                yield _Piece(own, copy, 1.0 if scaling is None else scaling / member.kept)

@@ -94,6 +94,8 @@ def _grafana_dashboard(storage: Path) -> Iterator[None]:
 def _start_ray() -> Connection:
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray would start a worker per core that nobody uses: those of Loray have an environment of their own
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     os.environ.pop("RAY_ADDRESS", None)  # it would win over address="local" in the processes started from here
     import ray
 
