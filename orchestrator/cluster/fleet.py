@@ -45,6 +45,7 @@ START_SECONDS = 120.0  # to get its resources and a process; loading the base mo
 SILENCE_SECONDS = 60.0
 STOP_SECONDS = 60.0
 _POLL_SECONDS = 2.0
+_NODES_SECONDS = 2.0  # between two looks at the nodes; each is a call to Ray's head that nothing else runs beside
 _CALL_SECONDS = 5.0
 _ENDS = {ActorPhase.CRASHED: LossKind.DIED, ActorPhase.DEVICE_GONE: LossKind.DEVICE}
 
@@ -61,6 +62,8 @@ class Fleet:
             env_vars: Environment of the actors.
         """
         self._config, self._store, self._env_vars = config, store, env_vars
+        self._nodes: list[dict[str, Any]] = []
+        self._nodes_due = 0.0  # when they are asked for again (monotonic)
         self.places: dict[str, Place] = {}
         self.members: dict[str, Member] = {}  # by name
         self.gpus = NodeGpus()
@@ -73,7 +76,9 @@ class Fleet:
 
     def discover(self) -> None:
         """Bring `places` up to date. One whose node is gone stays, so that no job is rejected for want of it."""
-        nodes = ray.nodes()
+        if (now := time.monotonic()) >= self._nodes_due:
+            self._nodes, self._nodes_due = ray.nodes(), now + _NODES_SECONDS
+        nodes = self._nodes
         actors = self._config.actors
         places = configured_places(actors, nodes)
         if isinstance(actors, str) and not any(place.settings.num_gpus for place in places):
