@@ -45,8 +45,17 @@ class Layout:
         return cls(specs, starts, fast_start, size)
 
     def views(self, buffer: torch.Tensor) -> Views:
-        """Layer index -> its tensors, views of `buffer` [..., size] of the shape [..., *shape]."""
+        """Layer index -> its tensors, views of `buffer` [..., size] of the shape [..., *shape].
+
+        The values of a row of the buffer lie side by side.
+        """
+        before, start = (*buffer.shape[:-1],), buffer.storage_offset()
+        steps = buffer.stride()[:-1]
         return {
-            index: tuple(buffer.narrow(-1, self.starts[index, s.name], s.values).unflatten(-1, s.shape) for s in layer)
+            index: tuple(
+                # one operation each: of a large model there are a thousand
+                buffer.as_strided((*before, *s.shape), (*steps, *s.steps), start + self.starts[index, s.name])
+                for s in layer
+            )
             for index, layer in self.specs.items()
         }

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from gpu_actor.adapters.kinds.base import AdapterKind, Shape, TensorSpec
+from gpu_actor.adapters.kinds.base import AdapterKind, Shape
 from gpu_actor.adapters.layer_plan import LayerPlan
 from gpu_actor.adapters.layout import Layout
 
@@ -61,8 +61,8 @@ class Padding:
                     own.starts[index, spec.name],
                     layout.starts[index, spec.name],
                     spec.shape,
-                    _steps(spec),
-                    _steps(wide),
+                    spec.steps,
+                    wide.steps,
                     plan.scaling if spec.fast else None,
                 )
                 places.setdefault((_NUMBER.sub("", plan.name), spec.name), []).append(tensor)
@@ -81,11 +81,6 @@ class Padding:
                 row.as_strided(run.shape, run.padded_steps, row.storage_offset() + run.padded_start),
                 run.scaling,
             )
-
-
-def _steps(spec: TensorSpec) -> Shape:
-    """Strides of a tensor without gaps."""
-    return tuple(itertools.accumulate(spec.shape[:0:-1], initial=1, func=lambda a, b: a * b))[::-1]
 
 
 def _runs(tensors: list[_Tensor]) -> Iterator[_Tensor]:

@@ -42,6 +42,11 @@ class TensorSpec:
         """Number of values."""
         return math.prod(self.shape)
 
+    @property
+    def steps(self) -> Shape:
+        """From one index to the next of each dimension, how many values there are: strides without gaps."""
+        return tuple(math.prod(self.shape[dimension + 1 :]) for dimension in range(len(self.shape)))
+
 
 @dataclass(frozen=True)
 class AdaptedLayer:
