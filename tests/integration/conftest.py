@@ -20,9 +20,9 @@ from support.tiny import tiny_model, token_rows, write_rows
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # only ever in tests
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ["RAY_prestart_worker_first_driver"] = "0"  # as `loray serve` and `run` do
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.update(YIELDING)
+os.environ.update({"RAY_prestart_worker_first_driver": "0"})  # as `loray serve` and `run` do
 
 AGENT_PORT = 52365
 with (
