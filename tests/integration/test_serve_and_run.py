@@ -1,5 +1,6 @@
 """`loray serve` asked to end, and `loray run` that starts a cluster of its own; the last file to use what is served."""
 
+import contextlib
 import json
 import os
 import signal
@@ -64,31 +65,42 @@ def test_run_starts_its_own_and_fails_with_a_job(served, stopped, files):
     assert not (served.storage / "cluster.json").exists()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_to_the_whole_group_cancels_in_a_cluster_of_our_own(files, number, code):
+def test_a_signal_to_the_whole_group_cancels_in_a_cluster_of_our_own(files):
     """As a terminal, `timeout` and process managers send it; Ray itself must live until the jobs have ended."""
-    with Home() as home:
-        process = home.start(*LORAY, "run", "--json", files.write(f"stopped-{code}", max_steps=LONG), log="own")
-        home.wait_for('"state": "RUNNING"', process, log="own")
-        os.killpg(process.pid, number)
-        assert process.wait(120) == code
-        *lines, last = [
-            line for line in (home.path / "own").read_text().splitlines() if not line.startswith("cancelling")
-        ]
-        events = [json.loads(line) for line in lines]
-        assert {event["event"] for event in events} <= {"state", "progress"}
-        assert [job["state"] for job in json.loads(last)["jobs"]] == ["CANCELLED"]
-        assert not list((files.folder / "out" / f"stopped-{code}").glob("checkpoint-*"))
+    with contextlib.ExitStack() as stack:
+        running = {}
+        for number, code in (signal.SIGINT, 130), (signal.SIGTERM, 143):
+            home = stack.enter_context(Home())
+            job = files.write(f"stopped-{code}", max_steps=LONG)
+            running[number, code] = home, home.start(*LORAY, "run", "--json", job, log="own")
+        for (number, _), (home, process) in running.items():
+            home.wait_for('"state": "RUNNING"', process, log="own")
+            os.killpg(process.pid, number)
+        for (_, code), (home, process) in running.items():
+            assert process.wait(120) == code
+            *lines, last = [
+                line for line in (home.path / "own").read_text().splitlines() if not line.startswith("cancelling")
+            ]
+            events = [json.loads(line) for line in lines]
+            assert {event["event"] for event in events} <= {"state", "progress"}
+            assert [job["state"] for job in json.loads(last)["jobs"]] == ["CANCELLED"]
+            assert not list((files.folder / "out" / f"stopped-{code}").glob("checkpoint-*"))
 
 
-@pytest.mark.parametrize("part", ["gcs_server", "raylet"])
-def test_serve_says_that_its_head_was_killed(files, part):
-    with Home() as home:
-        process = home.start(*LORAY, "serve", log="own", cwd=tempfile.gettempdir())
-        home.wait_for("Ctrl-C stops it", process, log="own")
-        (head,) = (child for child in psutil.Process(process.pid).children() if child.name() == part)
-        head.kill()
-        assert process.wait(120) == 3
-        said = (home.path / "own").read_text().splitlines()[-1]
-        assert said.startswith("error: Ray at ")
-        assert "has ended: its head was stopped or killed. Jobs and their states are kept" in said
+def test_serve_says_that_its_head_was_killed(files):
+    """Either part of it; it takes a while to be noticed, so both at the same time."""
+    with contextlib.ExitStack() as stack:
+        serving = {}
+        for part in ("gcs_server", "raylet"):
+            home = stack.enter_context(Home())
+            serving[part] = home, home.start(*LORAY, "serve", log="own", cwd=tempfile.gettempdir())
+        for home, process in serving.values():
+            home.wait_for("Ctrl-C stops it", process, log="own")
+        for part, (_, process) in serving.items():
+            (head,) = (child for child in psutil.Process(process.pid).children() if child.name() == part)
+            head.kill()
+        for home, process in serving.values():
+            assert process.wait(120) == 3
+            said = (home.path / "own").read_text().splitlines()[-1]
+            assert said.startswith("error: Ray at ")
+            assert "has ended: its head was stopped or killed. Jobs and their states are kept" in said
