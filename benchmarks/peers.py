@@ -134,17 +134,36 @@ def _one_round(
 ) -> None:
     """Everybody's turn."""
     counts = sorted({row.jobs for row in rows})
-    found: dict[str, dict[int, Sum]] = {}
+    found: dict[str, dict[int, Sum | SideFailed]] = {}
     for side in sides:
         out.print(f"training: {side.name}", style="dim")
-        python = pythons[side.environment]
-        if side.together:
-            pieces = {count: train(side, python, task, count) for count in counts}
-            found[side.name] = {count: sum_together(piece, task.tokens) for count, (piece,) in pieces.items()}
-        else:
-            found[side.name] = sums(train(side, python, task, counts[-1]), task.tokens, counts)
+        found[side.name] = _trained(side, pythons[side.environment], task, counts)
+        for count, done in found[side.name].items():
+            told = done.reason if isinstance(done, SideFailed) else f"{done.rate:.0f} tokens/s"
+            out.print(f"    {count} jobs: {told}", style="dim", markup=False)
     for row in rows:
         row.add(found[row.peer][row.jobs], found[LORAY.name][row.jobs])
+
+
+def _trained(side: Side, python: str, task: Task, counts: Sequence[int]) -> dict[int, Sum | SideFailed]:
+    """What a side needed for each number of jobs; what a peer cannot do is a row as well.
+
+    Raises:
+        SideFailed: Loray's own did.
+    """
+    found: dict[int, Sum | SideFailed] = {}
+    for count in counts if side.together else counts[-1:]:
+        try:
+            pieces = train(side, python, task, count)
+        except SideFailed as error:
+            if side is LORAY:
+                raise  # there is nothing to compare with
+            return {**dict.fromkeys(counts, error), **found}  # more jobs take more of whatever it lacks
+        if side.together:
+            found[count] = sum_together(pieces[0], task.tokens)
+        else:
+            found.update(sums(pieces, task.tokens, counts))
+    return found
 
 
 if __name__ == "__main__":

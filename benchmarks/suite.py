@@ -63,7 +63,11 @@ def _scale(result: Any) -> Figures:
 
 
 def _peers(result: Any) -> Figures:
-    named = {f"{row['peer']}, {row['lengths']} lengths, {row['jobs']} jobs": row for row in result["rows"]}
+    named = {
+        f"{row['peer']}, {row['lengths']} lengths, {row['jobs']} jobs": row
+        for row in result["rows"]
+        if not row["failure"]
+    }
     return {
         f"{figure} of Loray over {name}": row[key]
         for name, row in named.items()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import Any
 
-from .runs import Training
+from .runs import SideFailed, Training
 
 LOSS_TOLERANCE = 1e-3
 
@@ -36,6 +36,7 @@ class Row:
         processor: Real tokens per processor second, Loray's over the peer's.
         their_peak, our_peak: The most memory that the process had, in bytes.
         loss: How far the losses are apart: the largest difference of any step, or of the jobs' means.
+        failure: Why the peer could not train them; there is nothing to compare then.
     """
 
     lengths: str
@@ -49,13 +50,18 @@ class Row:
     their_peak: int = 0
     our_peak: int = 0
     loss: float = 0.0
+    failure: str | None = None
 
-    def add(self, theirs: Sum, ours: Sum) -> None:
-        """One round more."""
-        self.theirs.append(theirs.rate)
+    def add(self, theirs: Sum | SideFailed, ours: Sum) -> None:
+        """One round more; a peer that failed in any round has no figures."""
         self.ours.append(ours.rate)
+        self.our_peak = max(self.our_peak, ours.peak)
+        if isinstance(theirs, SideFailed):
+            self.failure = theirs.reason
+            return
+        self.theirs.append(theirs.rate)
         self.processor.append(ours.per_processor / theirs.per_processor)
-        self.their_peak, self.our_peak = max(self.their_peak, theirs.peak), max(self.our_peak, ours.peak)
+        self.their_peak = max(self.their_peak, theirs.peak)
         self.loss = max(self.loss, _apart(theirs.losses, ours.losses, by_step=self.same_steps))
 
     @property
@@ -85,6 +91,8 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """For the JSON file."""
+        if self.failure is not None:
+            return vars(self)
         return {
             **vars(self),
             "speed": self.speed,
@@ -122,6 +130,8 @@ def _apart(theirs: Sequence[Sequence[float]], ours: Sequence[Sequence[float]], *
 def remarks(row: Row) -> list[str]:
     """Why Loray is not ahead, where it is not; and where the peer did other work."""
     found = []
+    if row.failure is not None:
+        return [f"the peer could not train so many: {row.failure}"]
     if row.speed < 1.0 and (row.pads_nothing or row.lengths == "equal"):
         found.append("no padding to leave out: both make the same products, and one job alone keeps a CPU busy")
     elif row.speed < 1.0:

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,15 @@ _HERE = Path(__file__).resolve().parent
 
 
 class SideFailed(RuntimeError):
-    """A side's process ended badly; the message has the end of what it said."""
+    """A side's process ended badly; the message has the end of what it said.
+
+    Attributes:
+        reason: In one line.
+    """
+
+    def __init__(self, side: str, reason: str, said: str) -> None:
+        super().__init__(f"{side}: {reason}\n{said}")
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -165,11 +174,18 @@ def _processes(
         try:
             peak, _ = measure.watch(processes)
         except RuntimeError as error:
-            raise SideFailed(f"{side.name}: {error}\n{_end_of(said)}") from error
+            raise SideFailed(side.name, _reason(error, processes), _end_of(said)) from error
         finally:
             for process in processes:
                 process.kill()
     return results, peak
+
+
+def _reason(error: RuntimeError, processes: Sequence[subprocess.Popen[str]]) -> str:
+    if any(process.poll() == -signal.SIGKILL for process in processes):
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return f"it was killed, most likely because this machine's {memory / 2**30:.0f} GiB of memory did not suffice"
+    return str(error)
 
 
 def _end_of(said: TextIO) -> str:

@@ -32,6 +32,12 @@ def print_rows(rows: Sequence[Row], result: Mapping[str, Any], console: Console)
     notes: dict[str, int] = {}
     for row in rows:
         marks = [str(notes.setdefault(why, len(notes) + 1)) for why in remarks(row)]
+        if row.failure is not None:
+            ours = f"{median(row.ours):.0f}", f"{row.our_peak / 2**20:.0f}"
+            table.add_row(
+                row.lengths, row.peer, str(row.jobs), "-", ours[0], "-", "-", "-", ours[1], f"-  [{', '.join(marks)}]"
+            )
+            continue
         speed = f"{row.speed:.2f}" + (
             f" ({min(row.ratios):.2f} .. {max(row.ratios):.2f})" if len(row.ratios) > 1 else ""
         )
