@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -71,10 +72,10 @@ def _run(folder: Path, arguments: argparse.Namespace) -> tuple[list[promises.Pro
     with contextlib.ExitStack() as stack:
         one = stack.enter_context(served(folder, base))
         server = stack.enter_context(_server(folder, one.discovery)) if PROMETHEUS else None
-        seen = show.show(one, show.make_jobs(folder, base, str(tiny[1]), steps, logging))
+        seen = show.show(one, show.make_jobs(folder, base, str(tiny[1]), steps, logging), _tell)
         wait_until(promises.until_metrics_are_told(one, server), "metrics", 1.0)
         found = list(promises.promises(one, seen, server))
-        price = cost.measure(one, base, vocabulary, cost_steps, rounds, logging)
+        price = cost.measure(one, base, vocabulary, cost_steps, rounds, logging, _tell)
         found.append(promises.Promise("loray serve ends in order", one.stop() == 0, "SIGTERM"))
     return found, price, Path(base).name
 
@@ -86,6 +87,10 @@ def _server(folder: Path, discovery: Path) -> Any:
         port = free.getsockname()[1]
     with prometheus(folder, discovery, port) as server:
         yield server
+
+
+def _tell(line: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')}  {line}", flush=True)
 
 
 def _judged(price: cost.Cost) -> list[promises.Promise]:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -77,11 +77,20 @@ class Cost:
         return 1 - median(self.threads)
 
 
-def measure(served: Served, base: str, vocabulary: int, steps: int, rounds: int, logging: int) -> Cost:
+def measure(
+    served: Served,
+    base: str,
+    vocabulary: int,
+    steps: int,
+    rounds: int,
+    logging: int,
+    tell: Callable[[str], None],
+) -> Cost:
     """Run both sides in turn; who begins changes from round to round."""
     sides: dict[bool, list[Side]] = {True: [], False: []}
     for number in range(rounds):
         for watched in (number % 2 == 0, number % 2 != 0):
+            tell(f"what it costs, round {number + 1} of {rounds}: {'watched' if watched else 'unwatched'}")
             folder = served.folder / f"cost-{number}-{watched}"
             sides[watched].append(_run(served, folder, base, vocabulary, steps, logging, watched=watched))
     pairs = list(zip(sides[True], sides[False], strict=True))

@@ -52,6 +52,7 @@ class Served:
         """Start it, and wait until it serves."""
         self.home, self.folder = home, folder
         self.trackers = [name for name, package in PACKAGES.items() if find_spec(package)]
+        os.environ["LORAY_HOME"] = str(home.storage)  # where this process finds it
         tracking = {"WANDB_MODE": "offline", "TRACKIO_DIR": str(home.path / "trackio")}
         home.env |= {**tracking, "COLUMNS": str(WIDTH)}
         os.environ |= tracking  # what reads them back, here
@@ -60,6 +61,7 @@ class Served:
             "actors": [{"cpu_threads": 1}],  # a core is left to those who watch
             "allowed_roots": [tempfile.gettempdir(), str(Path(base).parent)],
             "http": {"port": 0},
+            "scheduler": {"policy": "fifo-memory"},  # all jobs at once, whatever the policy thinks of a tiny model
             "report_to": self.trackers,
             "on_end": [
                 {"when": ["job", "grid", "queue"], "command": [sys.executable, "-I", "-c", _TELL, str(self._told)]}
@@ -71,7 +73,7 @@ class Served:
         home.wait_for("Ctrl-C stops it", self.process, log="serve")
         self._door = json.loads((home.storage / "door" / "door.json").read_text())
         self._dashboard = json.loads((home.storage / "cluster.json").read_text())["dashboard"]
-        self.client = Client(self._door["url"], self._door["token"])
+        self.client = Client()
 
     def stop(self) -> int:
         """Ask it to end, and wait; returns the exit code."""
@@ -84,13 +86,11 @@ class Served:
         """Submit some jobs at once, as one file.
 
         Raises:
-            RuntimeError: They are refused.
+            InvalidJobError: They are refused.
         """
         path = self.folder / "submitted.yaml"
         path.write_text(yaml.safe_dump({"jobs": list(jobs)}))
-        done = self.home.run("submit", path)
-        if done.returncode:
-            raise RuntimeError(f"refused:\n{done.stdout}{done.stderr}")
+        self.client.submit(path)
 
     def jobs(self) -> dict[str, dict[str, Any]]:
         """All jobs by name."""

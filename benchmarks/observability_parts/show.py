@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,6 @@ from observability_parts.served import Served, wait_until
 from orchestrator.jobs.states import TERMINAL
 
 GRID, PLAIN, PAIRS, FAILING, WAITING = "grid", "plain", "pairs", "failing", "waiting"
-TRAINED = 6  # of the eight: the grid, the plain one and the one of pairs
-_DATA_ERROR = "failing.jsonl:2"
 _LOOK_STEP = 0.15  # share of a job after which it is looked at
 
 
@@ -103,25 +101,37 @@ def make_jobs(folder: Path, base: str, other: str, steps: int, logging: int) -> 
     return [[grid], [job(PLAIN)], [pairs], [failing], [waiting]]
 
 
-def show(served: Served, submissions: list[list[dict[str, Any]]]) -> Seen:
+def show(served: Served, submissions: list[list[dict[str, Any]]], tell: Callable[[str], None]) -> Seen:
     """Let the jobs train, and look at them in every way while they do and when they are over."""
     seen = Seen()
     for jobs in submissions[:-1]:
         served.submit(*jobs)
-    wait_until(lambda: len(_training(served)) == TRAINED, "all jobs train")
-    served.submit(*submissions[-1])  # its base model has no place any more
+    tell("eight jobs: until all that can train do")
+    wait_until(lambda: _all_train(served), "all jobs train")
+    tell("... their actor is killed")
     _kill_actor(served)
-    wait_until(lambda: len(_training(served)) == TRAINED, "all jobs train again")
+    wait_until(lambda: _all_train(served), "all jobs train again")
+    served.submit(*submissions[-1])  # whose base model has no place any more
+    wait_until(lambda: served.jobs()[WAITING]["waiting_for"], "one waits")
+    tell("... they are looked at")
     _look_while_they_run(served, seen)
+    tell("... until they end")
     _let_them_end(served, seen)
     return seen
 
 
-def _training(served: Served) -> list[str]:
-    jobs = served.jobs()
-    return [
-        n for n, job in jobs.items() if job["state"] == "RUNNING" and job["step"] >= _LOOK_STEP * job["total_steps"]
-    ]
+def _all_train(served: Served) -> bool:
+    """Whether every job that can has made some steps.
+
+    Raises:
+        RuntimeError: One is over already.
+    """
+    jobs = [job for name, job in served.jobs().items() if name not in (FAILING, WAITING)]
+    for job in jobs:
+        if job["state"] in TERMINAL:
+            reason = job["reason"] or "give it more --steps"
+            raise RuntimeError(f"{job['name']} is over before it was looked at: {job['state']}, {reason}")
+    return all(job["state"] == "RUNNING" and job["step"] >= _LOOK_STEP * job["total_steps"] for job in jobs)
 
 
 def _kill_actor(served: Served) -> None:
@@ -141,6 +151,7 @@ def _look_while_they_run(served: Served, seen: Seen) -> None:
         seen.top = picture()
     for name, arguments in {"list": ["list"], "show": ["show", PLAIN], "show waiting": ["show", WAITING]}.items():
         seen.verbs[name] = served.verb(*arguments)
+    seen.verbs["ask"] = served.verb("ask", PLAIN, "hello", "--max-tokens", "4")  # for the metrics of answers
     seen.verbs["list --json"] = served.verb("list", "--json")
     seen.verbs["top"] = served.verb("top")
     seen.verbs["wait 124"] = served.verb("wait", WAITING, "--timeout", "0.5")
@@ -172,7 +183,6 @@ def _let_them_end(served: Served, seen: Seen) -> None:
     seen.verbs["wait 1"] = served.verb("wait", trained[0], FAILING)
     seen.verbs["wait 2"] = served.verb("wait", "nobody")
     seen.verbs["wait 3"] = served.verb("wait", PLAIN, LORAY_HOME=str(served.folder / "nothing"))
-    seen.verbs["ask"] = served.verb("ask", PLAIN, "hello", "--max-tokens", "4")
     served.verb("cancel", WAITING)
     seen.verbs["wait 4"] = served.verb("wait", WAITING)
     path = served.folder / "report.html"
