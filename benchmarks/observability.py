@@ -49,7 +49,7 @@ def main() -> int:
     workload.quiet()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended
     load = os.getloadavg()[0]
-    with tempfile.TemporaryDirectory(prefix="lw", dir="/tmp") as name:
+    with tempfile.TemporaryDirectory(prefix="lw", dir="/tmp", ignore_cleanup_errors=True) as name:
         found, price, base = _run(Path(name), arguments)
     if not arguments.quick:
         found += _judged(price)
