@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import psutil
@@ -53,8 +53,8 @@ class Cost:
         rates: Ratios of real tokens per second.
         threads: Of real tokens per processor second of the thread that makes the steps.
         processes: Of real tokens per processor second of the process that trains.
-        noise: How far two unwatched runs that follow each other are apart, by the processor seconds of the thread; the
-            mean of all.
+        rates_apart: How far two unwatched runs that follow each other are apart in tokens per second; the mean of all.
+        threads_apart: The same per processor second of the thread.
         beside: Cores that each kind of process takes more while somebody watches.
         equal: Whether all runs made the same losses.
     """
@@ -62,7 +62,8 @@ class Cost:
     rates: list[float]
     threads: list[float]
     processes: list[float]
-    noise: float
+    rates_apart: float
+    threads_apart: float
     beside: dict[str, float]
     equal: bool
 
@@ -94,17 +95,20 @@ def measure(
             folder = served.folder / f"cost-{number}-{watched}"
             sides[watched].append(_run(served, folder, base, vocabulary, steps, logging, watched=watched))
     pairs = list(zip(sides[True], sides[False], strict=True))
-    off = [one.tokens / one.thread for one in sides[False]]
-    apart = [abs(after / before - 1) for before, after in pairwise(off)]
     kinds = {kind for one in sides[True] for kind in one.processor} - {_TRAINING}
     return Cost(
         [(on.tokens / on.seconds) / (off.tokens / off.seconds) for on, off in pairs],
         [(on.tokens / on.thread) / (off.tokens / off.thread) for on, off in pairs],
         [(on.tokens / on.processor[_TRAINING]) / (off.tokens / off.processor[_TRAINING]) for on, off in pairs],
-        sum(apart) / len(apart) if apart else 0.0,
+        _apart([one.tokens / one.seconds for one in sides[False]]),
+        _apart([one.tokens / one.thread for one in sides[False]]),
         {kind: median(_cores(on, kind) - _cores(off, kind) for on, off in pairs) for kind in sorted(kinds)},
         all(on.losses == off.losses == pairs[0][0].losses for on, off in pairs),
     )
+
+
+def _apart(values: Sequence[float]) -> float:
+    return mean(abs(after / before - 1) for before, after in pairwise(values)) if len(values) > 1 else 0.0
 
 
 def _cores(side: Side, kind: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -134,16 +135,12 @@ def _dashboard(seen: Seen) -> Iterator[Promise]:
     figure = f"{dict(Counter(shown.values()))}, {len(others)} other rows"
     yield Promise("Ray's dashboard: a row for each job, queued ones too, and no other", shown == expected, figure)
     errors = {_job_of(row["name"]): row.get("error_message") or "" for row in seen.ended_tasks}
-    yield Promise(
-        "... and its error", _DATA_ERROR in errors.get(FAILING, ""), errors.get(FAILING, "").splitlines()[-1:][0][-60:]
-    )
+    yield Promise("... and its error", _DATA_ERROR in errors.get(FAILING, ""), errors.get(FAILING, "").strip()[-60:])
     names = [row["name"] for row in seen.actors if row["class_name"] == "GpuActor" and row["state"] == "ALIVE"]
     fits = len(names) == 1 and "@cpu:0#" in names[0]
     yield Promise("... actors are called by base model and device", fits, ", ".join(names))
     commands = [entry for entry in seen.ray_jobs if "orchestrator serve" not in entry]
-    yield Promise(
-        "... commands leave no row", not commands, f"{len(seen.ray_jobs)} on the Jobs page: {seen.ray_jobs[0][-30:]}"
-    )
+    yield Promise("... commands leave no row", not commands, f"{len(seen.ray_jobs)} on the Jobs page")
 
 
 def _job_of(task: str) -> str:
@@ -217,15 +214,19 @@ def _on_end(seen: Seen) -> Promise:
 def _forecast(seen: Seen) -> Promise:
     running = {name: job for name, job in seen.running.items() if job["state"] == "RUNNING"}
     lacking = [name for name, job in running.items() if job["forecast"] is None and job["eta_s"] is None]
-    off, within = [], 0
+    ratios, guesses, within = [], 0, 0
     for name, job in running.items():
         expected, took = job["forecast"], seen.jobs[name]["finished_at"] - seen.looked_at
         if expected is not None:
-            off.append(abs(expected["finish_s"] - took) / took)
+            ratios.append(expected["finish_s"] / took)
+            guesses += expected["guess"]
             within += expected["earliest_s"] <= took <= expected["latest_s"]
     queue = seen.cluster["forecast"]
     kept = bool(running) and not lacking and queue is not None
-    figure = f"{len(running) - len(lacking)} of {len(running)} that ran; {median(off or [0]):.0%} off, {within} in span"
+    figure = (
+        f"{len(running) - len(lacking)} of {len(running)} that ran; forecast / real {median(ratios or [0.0]):.2f}, "
+    )
+    figure += f"{within} in the span, {guesses} called a guess"
     return Promise("ETA of each job and of the queue, with its span", kept, figure)
 
 
@@ -237,8 +238,6 @@ def _wait(seen: Seen) -> Promise:
 
 def until_metrics_are_told(served: Served, server: Any) -> Callable[[], bool]:
     """A condition: Ray has told all metrics, which takes it ten seconds; never waited for longer than half a minute."""
-    import time
-
     until = time.monotonic() + 30
 
     def told() -> bool:
