@@ -60,7 +60,7 @@ def render(contents: Contents) -> str:
             for job, label, paint, given in zip(contents.jobs, labels, paints, shown, strict=True)
         ],
         drawn={number for numbers_ in series.values() for number in numbers_},
-        columns=["job", "state", *differing, "step", "loss", "eval loss", "time"],
+        columns=["job", "state", "step", "loss", "eval loss", "time", *differing],
         counts=_counts(contents.jobs),
         failed=[job for job in contents.jobs if job["state"] in ("FAILED", "CANCELLED")],
         waiting=[job for job in contents.jobs if job["state"] in ("QUEUED", "PAUSED")],
@@ -97,9 +97,9 @@ def _remark(job: View) -> str:
 
 def _shown_settings(jobs: Sequence[View], differing: Sequence[str]) -> list[dict[str, Any]]:
     """The settings of each job that tell jobs apart; a path by as much of its end as no other has."""
-    shown = [{name: flat.get(name) for name in differing} for flat in map(settings, jobs)]
+    shown: list[dict[str, Any]] = [{name: flat.get(name) for name in differing} for flat in map(settings, jobs)]
     for name in differing:
-        words = [one[name] for one in shown if isinstance(one[name], str)]
+        words: list[str] = [one[name] for one in shown if isinstance(one[name], str)]
         short = formatting.base_names(word for word in words if word.startswith(("/", "~", ".")))
         for one in shown:
             if isinstance(one[name], str):
@@ -110,13 +110,13 @@ def _shown_settings(jobs: Sequence[View], differing: Sequence[str]) -> list[dict
 def _row(job: View, label: str, paint: str, result: Result, shown: Mapping[str, Any]) -> dict[str, Any]:
     """A row of the table: texts, and the values by which it is sorted."""
     seconds = formatting.seconds_run(job)
-    cells: list[tuple[str, Any]] = [(job["state"], job["state"])]
-    cells += [(_short(value), value) for value in shown.values()]
-    cells += [
+    cells: list[tuple[str, Any]] = [
+        (job["state"], job["state"]),
         (formatting.steps(job), job["step"]),
         (formatting.loss(result.loss), result.loss),
         (formatting.loss(result.eval_loss), result.eval_loss),
         (formatting.duration(seconds), seconds),
+        *((_short(value), value) for value in shown.values()),  # last: of many settings the table is wider than a page
     ]
     sorted_by = [text if isinstance(value, str | list) else "" if value is None else value for text, value in cells]
     texts = [text for text, _ in cells]
