@@ -21,10 +21,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import psutil
 import yaml
 from common import workload
+from common.watch import Watch
 from rich.console import Console
 from rich.table import Table
 
@@ -106,7 +106,7 @@ def _run(side: str, folder: Path, base: str, count: int, steps: int, threads: in
     environment.pop("OMP_NUM_THREADS", None)
     with Path(folder, "output").open("wb") as output:
         process = psutil.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=folder)
-        watch = _Watch(process)
+        watch = _watch(process)
     if process.returncode:
         raise RuntimeError(f"{side} ended with {process.returncode}:\n{Path(folder, 'output').read_text()[-3000:]}")
     return _window(jobs, watch)
@@ -155,65 +155,25 @@ def train(base: str, specs: Path, threads: int) -> None:
 # -- watching --------------------------------------------------------------------------------------------------------
 
 
-class _Watch:
-    """Processor seconds of a process and of all that come from it, as time goes on.
-
-    Attributes:
-        times: Unix time of each look.
-        spent: Process id -> processor seconds, by look; 0 before it was there.
-        kinds: Process id -> what it is; a worker of Ray becomes an actor after it was started.
-    """
-
-    def __init__(self, process: psutil.Popen) -> None:
-        self.times: list[float] = []
-        self.spent: dict[int, list[float]] = {}
-        self.kinds: dict[int, str] = {}
-        while process.poll() is None:
-            self._look(process)
-            time.sleep(_POLL_S)
-
-    def _look(self, process: psutil.Popen) -> None:
-        for one in [process, *_children(process)]:
-            try:
-                with one.oneshot():
-                    spent = one.cpu_times()
-                    kind = _kind(one.cmdline(), root=one.pid == process.pid)
-            except psutil.Error:  # it has ended
-                continue
-            if kind in (_TRAINING, _ORCHESTRATOR) or one.pid not in self.kinds:  # one that is ending has no name
-                self.kinds[one.pid] = kind
-            series = self.spent.setdefault(one.pid, [])
-            series += [series[-1] if series else 0.0] * (len(self.times) - len(series))
-            series.append(spent.user + spent.system)
-        self.times.append(time.time())
-
-    def between(self, start: float, end: float) -> dict[str, float]:
-        """Processor seconds of each kind of process between two moments."""
-        sums: dict[str, float] = {}
-        for pid, series in self.spent.items():
-            at = np.interp([start, end], self.times[: len(series)], series)
-            sums[self.kinds[pid]] = sums.get(self.kinds[pid], 0.0) + float(at[1] - at[0])
-        return sums
+def _watch(process: psutil.Popen) -> Watch:
+    """What a process and all that come from it do until it ends."""
+    watch = Watch(_kind)
+    while process.poll() is None:
+        watch.look([process])
+        time.sleep(_POLL_S)
+    return watch
 
 
-def _children(process: psutil.Popen) -> list[psutil.Process]:
-    try:
-        found: list[psutil.Process] = process.children(recursive=True)
-    except psutil.Error:
-        return []
-    return found
-
-
-def _kind(command: Sequence[str], *, root: bool) -> str:
+def _kind(command: Sequence[str]) -> str:
     line = " ".join(command)
     if "--engine" in command or line.startswith("ray::GpuActor"):
         return _TRAINING
     if line.startswith("ray::Controller"):
         return _ORCHESTRATOR
-    return "the command" if root else "Ray"
+    return "the command" if "orchestrator" in command and "run" in command else "Ray"
 
 
-def _window(jobs: Sequence[workload.Job], watch: _Watch) -> Window:
+def _window(jobs: Sequence[workload.Job], watch: Watch) -> Window:
     rows = [
         [json.loads(line) for line in Path(job.spec.output_dir, "metrics.jsonl").read_text("utf-8").splitlines()]
         for job in jobs

@@ -263,7 +263,7 @@ def test_kernels_are_counted(monkeypatch):
     assert all(row.step > 32 * row.layer - 100 for row in (peft, apart, looped, grouped))
 
 
-@pytest.mark.parametrize("name", ["live", "scheduling/early_stop", "actor_start"])
+@pytest.mark.parametrize("name", ["live", "scheduling/early_stop", "actor_start", "observability"])
 def test_what_takes_too_long_for_a_test_can_at_least_be_started(name):
     command = [sys.executable, f"benchmarks/{name}.py", "--help"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)

@@ -42,7 +42,8 @@ def render(contents: Contents) -> str:
         ]
         if lines:
             items[name], series[name] = charts.curves(lines, what), [line.job for line in lines]
-    against = _against_result(contents.jobs, found, differing, labels, paints)
+    shown = _shown_settings(contents.jobs, differing)
+    against = _against_result(contents.jobs, found, shown, labels, paints)
     items |= {f"setting-{number}": chart for number, chart in enumerate(against)}
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(_asset("page.html")).render(
@@ -55,11 +56,11 @@ def render(contents: Contents) -> str:
         curves=[(name, what) for name, what in (("loss", "Loss"), ("eval_loss", "Evaluation loss")) if name in series],
         against=[name for name in items if name.startswith("setting-")],
         jobs=[
-            _row(job, label, paint, found[job["id"]], differing)
-            for job, label, paint in zip(contents.jobs, labels, paints, strict=True)
+            _row(job, label, paint, found[job["id"]], given)
+            for job, label, paint, given in zip(contents.jobs, labels, paints, shown, strict=True)
         ],
         drawn={number for numbers_ in series.values() for number in numbers_},
-        columns=["job", "state", *differing, "step", "loss", "eval loss", "time"],
+        columns=["job", "state", "step", "loss", "eval loss", "time", *differing],
         counts=_counts(contents.jobs),
         failed=[job for job in contents.jobs if job["state"] in ("FAILED", "CANCELLED")],
         waiting=[job for job in contents.jobs if job["state"] in ("QUEUED", "PAUSED")],
@@ -94,17 +95,28 @@ def _remark(job: View) -> str:
     return formatting.remark(job) if "unsaved" in job else ""
 
 
-def _row(job: View, label: str, paint: str, result: Result, differing: Sequence[str]) -> dict[str, Any]:
+def _shown_settings(jobs: Sequence[View], differing: Sequence[str]) -> list[dict[str, Any]]:
+    """The settings of each job that tell jobs apart; a path by as much of its end as no other has."""
+    shown: list[dict[str, Any]] = [{name: flat.get(name) for name in differing} for flat in map(settings, jobs)]
+    for name in differing:
+        words: list[str] = [one[name] for one in shown if isinstance(one[name], str)]
+        short = formatting.base_names(word for word in words if word.startswith(("/", "~", ".")))
+        for one in shown:
+            if isinstance(one[name], str):
+                one[name] = short.get(one[name], one[name])
+    return shown
+
+
+def _row(job: View, label: str, paint: str, result: Result, shown: Mapping[str, Any]) -> dict[str, Any]:
     """A row of the table: texts, and the values by which it is sorted."""
-    flat = settings(job)
     seconds = formatting.seconds_run(job)
-    cells: list[tuple[str, Any]] = [(job["state"], job["state"])]
-    cells += [(_short(flat.get(name)), flat.get(name)) for name in differing]
-    cells += [
+    cells: list[tuple[str, Any]] = [
+        (job["state"], job["state"]),
         (formatting.steps(job), job["step"]),
         (formatting.loss(result.loss), result.loss),
         (formatting.loss(result.eval_loss), result.eval_loss),
         (formatting.duration(seconds), seconds),
+        *((_short(value), value) for value in shown.values()),  # last: of many settings the table is wider than a page
     ]
     sorted_by = [text if isinstance(value, str | list) else "" if value is None else value for text, value in cells]
     texts = [text for text, _ in cells]
@@ -122,7 +134,7 @@ def _short(value: Any) -> str:
 def _against_result(
     jobs: Sequence[View],
     found: Mapping[str, Result],
-    differing: Sequence[str],
+    shown: Sequence[Mapping[str, Any]],
     labels: Sequence[str],
     paints: Sequence[str],
 ) -> list[LayoutDOM]:
@@ -132,13 +144,13 @@ def _against_result(
     values = [found[job["id"]].eval_loss if by_evaluation else found[job["id"]].loss for job in jobs]
     known = [number for number, value in enumerate(values) if value is not None]
     made = []
-    for name in differing[:_MOST_SETTINGS]:
-        given = [number for number in known if settings(jobs[number]).get(name) is not None]
-        if len(given) > 1 and len({repr(settings(jobs[number])[name]) for number in given}) > 1:
+    for name in list(shown[0])[:_MOST_SETTINGS] if shown else ():
+        given = [number for number in known if shown[number][name] is not None]
+        if len(given) > 1 and len({repr(shown[number][name]) for number in given}) > 1:
             made.append(
                 charts.setting_against_result(
                     name,
-                    [_plain(settings(jobs[number])[name]) for number in given],
+                    [_plain(shown[number][name]) for number in given],
                     [value for number in given if (value := values[number]) is not None],
                     [labels[number] for number in given],
                     [paints[number] for number in given],

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from orchestrator.report.comparison import differing_settings, results
-from orchestrator.report.contents import MOST_JOBS, essential, newest
+from orchestrator.report.contents import MOST_JOBS, Contents, essential, newest
 from support.report_contents import HOSTILE, contents, job, metric_rows
 
 pytestmark = pytest.mark.slow
@@ -53,7 +53,7 @@ const head = [...document.querySelectorAll("thead button")].find((b) => b.textCo
 head.focus(); head.click();
 seen.first = q("tbody tr th").dataset.value;
 head.click();
-seen.last = q("tbody tr:last-child td:nth-child(7)").dataset.value;
+seen.last = q("tbody tr:last-child td:nth-child(5)").dataset.value;
 seen.wide = document.documentElement.scrollWidth - innerWidth;
 seen.heard = heard;
 document.body.replaceChildren();
@@ -115,6 +115,18 @@ def test_settings_stand_on_their_axis_as_they_were_given(page):
         [8, 16],
         [0.0001, 0.0003, 0.001],
     ]
+
+
+def test_paths_are_as_short_as_tells_them_apart_so_that_results_stand_beside():
+    from orchestrator.report.page import render
+
+    views = [job(name, "QUEUED", r=8) for name in ("a", "b", "c")]
+    for view, path in zip(
+        views, ("/long/way/to/one/data.jsonl", "/long/way/to/two/data.jsonl", "org/set"), strict=True
+    ):
+        view["spec"]["dataset"]["path"] = path
+    cells = re.findall(r"<td[^>]*>([^<]+)</td>", render(Contents("some", views, {})))
+    assert cells[4::5] == ["one/data.jsonl", "two/data.jsonl", "org/set"]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")

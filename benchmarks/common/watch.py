@@ -1,0 +1,82 @@
+"""What processes and their threads cost: processor seconds, looked at again and again, for any window of time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Sequence
+
+import numpy as np
+import psutil
+
+KindOf = Callable[[Sequence[str]], str]
+"""What a process is, by its command line."""
+
+
+class Watch:
+    """Processor seconds of some processes and of all that come from them, as time goes on.
+
+    Attributes:
+        times: Unix time of each look.
+    """
+
+    def __init__(self, kind_of: KindOf, threads_of: str = "") -> None:
+        """Nothing was seen yet.
+
+        Args:
+            kind_of: What a process is; asked at each look, since a worker of Ray becomes an actor after its start.
+            threads_of: A kind of process whose threads are looked at one by one as well.
+        """
+        self.times: list[float] = []
+        self._spent: dict[Hashable, list[float]] = {}  # by process, or process and thread; 0 before it was there
+        self._kinds: dict[int, str] = {}
+        self._kind_of, self._threads_of = kind_of, threads_of
+
+    def look(self, roots: Sequence[psutil.Process]) -> None:
+        """Look at some processes and their children."""
+        for one in [process for root in roots for process in [root, *_children(root)]]:
+            try:
+                with one.oneshot():
+                    spent, line = one.cpu_times(), one.cmdline()
+                threads = one.threads() if self._threads_of and self._kind(one.pid, line) == self._threads_of else ()
+            except psutil.Error:  # it has ended
+                continue
+            self._kind(one.pid, line)
+            self._note(one.pid, spent.user + spent.system)
+            for thread in threads:
+                self._note((one.pid, thread.id), thread.user_time + thread.system_time)
+        self.times.append(time.time())
+
+    def _kind(self, pid: int, line: Sequence[str]) -> str:
+        if line or pid not in self._kinds:  # one that is ending has no name
+            self._kinds[pid] = self._kind_of(line)
+        return self._kinds[pid]
+
+    def _note(self, key: Hashable, spent: float) -> None:
+        series = self._spent.setdefault(key, [])
+        series += [series[-1] if series else 0.0] * (len(self.times) - len(series))
+        series.append(spent)
+
+    def between(self, start: float, end: float) -> dict[str, float]:
+        """Processor seconds of each kind of process between two moments."""
+        sums: dict[str, float] = {}
+        for key in self._spent:
+            if isinstance(key, int):
+                sums[self._kinds[key]] = sums.get(self._kinds[key], 0.0) + self._of(key, start, end)
+        return sums
+
+    def busiest_thread(self, start: float, end: float) -> float:
+        """Processor seconds between two moments of the thread that had most of them."""
+        return max((self._of(key, start, end) for key in self._spent if isinstance(key, tuple)), default=0.0)
+
+    def _of(self, key: Hashable, start: float, end: float) -> float:
+        series = self._spent[key]
+        at = np.interp([start, end], self.times[: len(series)], series)
+        return float(at[1] - at[0])
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        found: list[psutil.Process] = process.children(recursive=True)
+    except psutil.Error:
+        return []
+    return found
