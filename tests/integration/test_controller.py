@@ -10,6 +10,7 @@ import ray
 
 from gpu_actor.contract.errors import IllegalTransitionError, JobNotFoundError
 from gpu_actor.contract.lora_config import LoraConfig
+from orchestrator.endpoint.references import uploads
 from orchestrator.knowledge.description_files import recall
 from support.cluster import LONG, YIELDING, checkpointed, processes, steps_of, wait_until
 
@@ -212,12 +213,18 @@ def test_illegal_wishes_are_refused_in_words(orchestrator, make):
 def test_a_failed_job_is_told_and_can_be_retried_from_the_start(orchestrator, make):
     spec = make("one", steps=8)
     good = Path(spec.dataset.path).read_text()
+    sent = uploads(orchestrator.config.state_folder) / ("a" * 64)  # as if its client had sent them
+    sent.mkdir(parents=True)
+    spec = spec.model_copy(update={"dataset": spec.dataset.model_copy(update={"path": str(sent / "data.jsonl")})})
     Path(spec.dataset.path).write_text(good + '{"input_ids": [1, 2}\n')
     (job_id,) = orchestrator.submit(spec)
     orchestrator.submit(make("other", steps=8))
     failed = orchestrator.wait("one", "FAILED")
     assert "17" in failed["reason"]  # the line
     orchestrator.wait("other", "SUCCEEDED")
+    Path(spec.dataset.path).unlink()
+    with pytest.raises(ray.exceptions.RayTaskError, match="data.jsonl, which was sent with it, is gone"):
+        orchestrator.call("retry", "one", True)
     Path(spec.dataset.path).write_text(good)
     (Path(spec.output_dir) / "metrics.jsonl").write_text('{"step": 1}\n')
     (Path(spec.output_dir) / "checkpoint-3").mkdir()
