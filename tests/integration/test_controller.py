@@ -223,7 +223,7 @@ def test_a_failed_job_is_told_and_can_be_retried_from_the_start(orchestrator, ma
     assert "17" in failed["reason"]  # the line
     orchestrator.wait("other", "SUCCEEDED")
     Path(spec.dataset.path).unlink()
-    with pytest.raises(ray.exceptions.RayTaskError, match="data.jsonl, which was sent with it, is gone"):
+    with pytest.raises(ray.exceptions.RayTaskError, match=r"data\.jsonl, which was sent with it, is gone"):
         orchestrator.call("retry", "one", True)
     Path(spec.dataset.path).write_text(good)
     (Path(spec.output_dir) / "metrics.jsonl").write_text('{"step": 1}\n')
