@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import resource
 from dataclasses import replace
 
 from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.errors import BaseModelError
+from gpu_actor.contract.limits import Limits, confine
 from gpu_actor.loading.config_files import load_config
 from gpu_actor.loading.layers import describe_model
 from gpu_actor.loading.model_class import model_without_weights
@@ -39,16 +38,13 @@ def describe_within_limits(ref: str, trust_remote_code: bool, seconds: int, memo
     Args:
         ref: As in `describe_base`.
         trust_remote_code: As in `describe_base`.
-        seconds: Of processor time; a process that takes more is ended by the kernel.
+        seconds: Of processor time from now on; a process that takes more is ended by the kernel.
         memory: Bytes that it may take beyond what the process has by now.
 
     Raises:
         BaseModelError: As `describe_base`, or the memory did not suffice.
     """
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-    with contextlib.suppress(OSError, ValueError):  # not every system limits the address space
-        most = _address_space() + memory
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    confine(Limits(memory, seconds))
     try:
         return describe_base(ref, trust_remote_code)
     except MemoryError:
@@ -56,8 +52,3 @@ def describe_within_limits(ref: str, trust_remote_code: bool, seconds: int, memo
             f"base_model: {ref}: its configuration alone takes more than {memory / 2**30:.0f} GiB to build; is it "
             "damaged?"
         ) from None
-
-
-def _address_space() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[0]) * resource.getpagesize()
