@@ -128,6 +128,25 @@ def test_rows_that_cannot_be_written_wait(tmp_path):
     assert without_time(tenant.output_dir) == without_time(expected.output_dir)
 
 
+def test_no_checkpoint_is_ahead_of_the_rows(tmp_path, monkeypatch):
+    """Else a process that dies between them takes the rows along, and whoever goes on does not make them again."""
+    base = tiny_hooked()
+    expected = uninterrupted(base, tmp_path / "whole")
+    trainer, tenant = started(base, spec_in(tmp_path), 5)
+
+    def fails(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_files, "append_rows", fails)
+        while tenant.progress.step < 8:  # a row after 6, a checkpoint as well
+            trainer.step()
+    again = make_tenant(base, spec_in(tmp_path), attempt=2)  # the process was killed
+    run_all(base, [again])
+    assert same_bytes(flat(again), flat(expected))
+    assert without_time(again.output_dir) == without_time(expected.output_dir)
+
+
 def test_an_output_folder_that_is_removed_is_made_again(tmp_path):
     base = tiny_hooked()
     expected = uninterrupted(base, tmp_path / "whole")
