@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
+from typing import NoReturn
 
 from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.errors import BaseModelError
@@ -38,17 +40,23 @@ def describe_within_limits(ref: str, trust_remote_code: bool, seconds: int, memo
     Args:
         ref: As in `describe_base`.
         trust_remote_code: As in `describe_base`.
-        seconds: Of processor time from now on; a process that takes more is ended by the kernel.
+        seconds: Of processor time from now on.
         memory: Bytes that it may take beyond what the process has by now.
 
     Raises:
-        BaseModelError: As `describe_base`, or the memory did not suffice.
+        BaseModelError: As `describe_base`, or memory or time did not suffice.
     """
+
+    def over(*_: object) -> NoReturn:
+        raise BaseModelError(_too_much(ref, f"{seconds} s of processor time"))
+
+    signal.signal(signal.SIGXCPU, over)  # else nobody knows whether it was ended for that, or killed
     confine(Limits(memory, seconds))
     try:
         return describe_base(ref, trust_remote_code)
     except MemoryError:
-        raise BaseModelError(
-            f"base_model: {ref}: its configuration alone takes more than {memory / 2**30:.0f} GiB to build; is it "
-            "damaged?"
-        ) from None
+        raise BaseModelError(_too_much(ref, f"{memory / 2**30:.0f} GiB")) from None
+
+
+def _too_much(ref: str, limit: str) -> str:
+    return f"base_model: {ref}: its configuration alone takes more than {limit} to build; is it damaged?"
