@@ -71,7 +71,8 @@ def check_roots(jobs: Sequence[JobSpec], roots: Sequence[str], written: Sequence
         if whole := outside(value, of_field):
             short = outside(value, of_field, list_roots=False)
             problems.append(Problem(_job_names(names), field, short if of_field in told else whole))
-            told |= {of_field} if whole != short else set()
+            if whole != short:
+                told.add(of_field)
     return problems
 
 
