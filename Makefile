@@ -45,11 +45,11 @@ test: $(READY)  ## Run all tests, two files at a time; those of tests/integratio
 quick: $(READY)  ## Run the tests that need neither Ray nor long training
 	$(BIN)/python -m pytest $(TWO_WORKERS) -m "not cluster and not slow and not every_architecture"
 
-search: $(READY)  ## Try the property tests on new random examples, ten times over, and 20,000 new histories
+search: $(READY)  ## Try the property tests on new random examples, ten times over, and 100,000 new histories
 	for round in 1 2 3 4 5 6 7 8 9 10; do \
 		LORAY_SEARCH=1 $(BIN)/python -m pytest -q -m hypothesis --ignore tests/integration $(TWO_WORKERS) || exit 1; \
 	done
-	LORAY_HISTORIES=20000 $(BIN)/python -m pytest -q -n 2 --dist load -k new_ones tests/orchestrator/control/test_histories.py
+	LORAY_HISTORIES=100000 $(BIN)/python -m pytest -q -n 2 --dist load -k new_ones tests/orchestrator/control/test_histories.py
 
 families: $(READY)  ## Test every causal architecture of transformers and write docs/families.md
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "" --families-table docs/families.md \

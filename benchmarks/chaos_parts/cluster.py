@@ -150,12 +150,14 @@ class Cluster:
             time.sleep(0.2)
         return [f"{process.pid} {' '.join(process.cmdline())[:80]}" for process in alive if _lives(process)]
 
-    def lose_second_node(self, *, with_workers: bool) -> Callable[[], None]:
-        """Kill the second node; returns what brings another one in its place.
+    def lose_second_node(self, *, with_workers: bool) -> Callable[[], None] | None:
+        """Kill the second node; returns what brings another one in its place. None: it is gone already.
 
         Args:
             with_workers: As when the machine is gone; else its workers find out by themselves.
         """
+        if "raylet" not in self.second.all_processes:
+            return None
         raylet = psutil.Process(self.second.all_processes["raylet"][0].process.pid)
         workers = raylet.children(recursive=True)
         self._all()

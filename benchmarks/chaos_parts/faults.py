@@ -72,10 +72,12 @@ def freeze(cluster: Cluster, draw: random.Random, _: Jobs) -> Harm | None:
     return Harm(f"a {kind} is stopped", lambda: send_signal(process, signal.SIGCONT) and None)
 
 
-def lose_node(cluster: Cluster, draw: random.Random, _: Jobs) -> Harm:
+def lose_node(cluster: Cluster, draw: random.Random, _: Jobs) -> Harm | None:
     """The second node dies, and another one comes."""
     whole = draw.random() < 0.5
     undo = cluster.lose_second_node(with_workers=whole)
+    if undo is None:
+        return None
     return Harm(f"the second node is killed{'' if whole else ', its workers are not'}", undo)
 
 

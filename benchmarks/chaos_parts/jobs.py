@@ -20,9 +20,12 @@ from gpu_actor.model.base_model import BaseModel
 from gpu_actor.training.references import read_reference
 from gpu_actor.training.tenant import Tenant
 from gpu_actor.training.trainer import CoTrainer
-from orchestrator.jobs.job import JobSpec
+from orchestrator.jobs.job import JobSpec, QueueConfig
 
 _VOCABULARY = 256
+# Nobody can tell a kill from outside from a crash. A job that is on two killed actors in a row is tried alone, and if
+# that one is killed as well it is charged; with the usual two retries it would have failed.
+_MOST_RETRIES = 100
 _TARGETS = ("all-linear", ["q_proj", "v_proj"], ["gate_proj", "up_proj", "down_proj"])
 
 
@@ -77,6 +80,7 @@ def make(number: int, seed: int, base: str, folder: Path, outputs: Path, steps: 
             max_unsaved_steps=draw.randint(5, 20),
             seed=draw.randint(0, 1000),
         ),
+        queue=QueueConfig(max_retries=_MOST_RETRIES),
         output_dir=str(outputs / f"job-{number}"),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,6 @@ from . import faults
 from .cluster import Cluster
 from .jobs import make, save_base, train_alone
 
-_LIVE = 6  # jobs that train or wait at a time
 _PATIENCE_S = 600.0
 _LOOK_S = 0.2
 _KEPT = {
@@ -28,6 +28,21 @@ _KEPT = {
     file_names.JOB,
     file_names.METRICS,
 }  # of a finished job
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything there is.
+
+    Attributes:
+        steps: Least and most optimizer steps of a job.
+        live: Jobs that train or wait at a time.
+        longest: Seconds that a fault lasts at most.
+    """
+
+    steps: tuple[int, int]
+    live: int
+    longest: float
 
 
 @dataclass
@@ -43,6 +58,7 @@ class Result:
         differing: Jobs whose adapters, or rows of metrics, are not those of the job alone.
         files: Left in output folders.
         processes: That outlived the cluster.
+        stories: Of the jobs that are named above, what happened to them.
     """
 
     seed: int
@@ -55,20 +71,20 @@ class Result:
     differing: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     processes: list[str] = field(default_factory=list)
+    stories: dict[str, list[str]] = field(default_factory=dict)
 
 
 class Run:
     """Jobs on a cluster that is harmed."""
 
-    def __init__(
-        self, cluster: Cluster, base: str, seed: int, steps: tuple[int, int], tell: Callable[[str], None]
-    ) -> None:
-        self._cluster, self._base, self._seed, self._steps, self._tell = cluster, base, seed, steps, tell
+    def __init__(self, cluster: Cluster, base: str, seed: int, size: Size, tell: Callable[[str], None]) -> None:
+        self._cluster, self._base, self._seed, self._size, self._tell = cluster, base, seed, size, tell
         self._draw = random.Random(f"run {seed}")
         self.specs: list[JobSpec] = []
         self.emptied: set[str] = set()  # jobs whose output folders were deleted
         self.result = Result(seed)
         self._reached: dict[str, int] = {}
+        self._stories: dict[str, list[str]] = {}
         self._prepare_next()
 
     # -- jobs ----------------------------------------------------------------------------------------------------
@@ -76,7 +92,7 @@ class Run:
     def _prepare_next(self) -> None:
         number = len(self.specs)
         cluster = self._cluster
-        self._next = make(number, self._seed, self._base, cluster.folder, cluster.outputs, self._steps)
+        self._next = make(number, self._seed, self._base, cluster.folder, cluster.outputs, self._size.steps)
         self._request_id = f"request {number}"
         fields = {"jobs": [self._next.model_dump(mode="json")], "request_id": self._request_id}
         cluster.next_request = json.dumps(fields).encode()
@@ -109,34 +125,39 @@ class Run:
                 raise RuntimeError(f"not within {_PATIENCE_S:.0f} s: {what}: {open_jobs}")
             time.sleep(_LOOK_S)
 
-    def feed(self) -> None:
-        """Submit jobs until enough are live."""
-        live = sum(not job["finished_at"] for job in self._look().values())
-        for _ in range(_LIVE - live):
-            self._submit_next()
+    def _in_training(self) -> dict[str, Mapping[str, Any]]:
+        """The jobs that train, once there are some; enough are live."""
+        while True:
+            live = sum(not job["finished_at"] for job in self._look().values())
+            for _ in range(self._size.live - live):
+                self._submit_next()
+            self._wait("a job trains", lambda jobs: any(_trains(job) for job in jobs.values()))
+            time.sleep(self._draw.uniform(0.0, 1.0))
+            if found := {name: job for name, job in self._look().items() if _trains(job)}:
+                return found
 
     # -- faults --------------------------------------------------------------------------------------------------
 
-    def suffer(self, group: list[faults.Fault], most_seconds: float) -> None:
+    def suffer(self, group: list[faults.Fault]) -> list[faults.Fault]:
         """Let some faults happen at once, and wait until every job that they met has come further.
 
-        Args:
-            group: The faults.
-            most_seconds: That they last at most.
+        Returns:
+            Those that found nothing to harm.
         """
-        self.feed()
-        self._wait("a job trains", lambda jobs: any(_trains(job) for job in jobs.values()))
-        time.sleep(self._draw.uniform(0.0, 1.0))
-        before = {name: job for name, job in self._look().items() if _trains(job)}
-        began, harms = time.monotonic(), []
+        before = self._in_training()
+        began, harms, missed = time.monotonic(), [], []
         for fault in group:
-            harm = fault(self._cluster, self._draw, list(before.values())) if before else None
-            if harm is not None:
-                harms.append(harm)
-                self.emptied |= set(harm.emptied)
-                kind = faults.name_of(fault)
-                self.result.faults[kind] = self.result.faults.get(kind, 0) + 1
-        time.sleep(self._draw.uniform(0.2, most_seconds))
+            harm = fault(self._cluster, self._draw, list(before.values()))
+            if harm is None:
+                missed.append(fault)
+                continue
+            harms.append(harm)
+            self.emptied |= set(harm.emptied)
+            kind = faults.name_of(fault)
+            self.result.faults[kind] = self.result.faults.get(kind, 0) + 1
+        if not harms:
+            return missed
+        time.sleep(self._draw.uniform(0.2, self._size.longest))
         for harm in reversed(harms):
             if harm.undo is not None:
                 harm.undo()
@@ -148,6 +169,7 @@ class Run:
         self._wait(f"{', '.join(before)} go on after {words}", recovered)
         self.result.recoveries.append(time.monotonic() - began)
         self._tell(f"{self.result.recoveries[-1]:6.1f} s  {words}")
+        return missed
 
     # -- the end -------------------------------------------------------------------------------------------------
 
@@ -158,6 +180,9 @@ class Run:
         self._wait("all jobs end", lambda jobs: all(job["finished_at"] for job in jobs.values()))
         jobs = self._look()
         self.result.jobs = len(jobs)
+        for name, job in jobs.items():
+            told = self._cluster.call("events", job["id"])
+            self._stories[name] = [f"{event['time']:.1f} {event['message']}" for event in told]
         for spec in self.specs:
             job = jobs.get(spec.name)
             state = "unknown" if job is None else f"{job['state']} {job['reason'] or ''}"
@@ -176,11 +201,13 @@ class Run:
             train_alone(base, spec, alone)
             here = Path(spec.output_dir)
             with_rows = spec.name not in self.emptied  # else those before are gone
-            if _contents(here, rows=with_rows) != _contents(alone, rows=with_rows):
-                self.result.differing.append(spec.name)
+            if difference := _difference(_contents(here, rows=with_rows), _contents(alone, rows=with_rows)):
+                self.result.differing.append(f"{spec.name}: {difference}")
         kept = {Path(spec.output_dir) / name for spec in self.specs for name in _KEPT}
         found = (path for path in self._cluster.outputs.rglob("*") if not path.is_dir())
         self.result.files = sorted(str(path.relative_to(self._cluster.outputs)) for path in found if path not in kept)
+        named = {line.partition(":")[0] for line in [*self.result.lost, *self.result.charged, *self.result.differing]}
+        self.result.stories = {name: story for name, story in self._stories.items() if name in named}
 
 
 def _trains(job: Mapping[str, Any]) -> bool:
@@ -201,17 +228,27 @@ def _contents(folder: Path, *, rows: bool) -> Any:
     return weights, [{name: value for name, value in json.loads(line).items() if name != "time"} for line in lines]
 
 
-def run(
-    seed: int, count: int, least_jobs: int, steps: tuple[int, int], most_seconds: float, tell: Callable[[str], None]
-) -> Result:
+def _difference(here: Any, alone: Any) -> str:
+    """In words; empty: there is none."""
+    if here is None or here == alone:
+        return "" if here == alone else "not whole"
+    differences = ["its adapter"] if here[0] != alone[0] else []
+    if here[1] != alone[1]:
+        steps = [[row["step"] for row in rows] for rows in (here[1], alone[1])]
+        first = next((n for n, (one, other) in enumerate(zip(here[1], alone[1], strict=False)) if one != other), None)
+        where = "" if first is None else f", the first that differs: {here[1][first]} for {alone[1][first]}"
+        differences.append(f"its rows of metrics: {len(steps[0])} for {len(steps[1])}{where}")
+    return " and ".join(differences)
+
+
+def run(seed: int, count: int, least_jobs: int, size: Size, tell: Callable[[str], None]) -> Result:
     """A whole run in a folder of its own.
 
     Args:
         seed: All random choices follow from it; what they meet depends on time as well.
         count: Faults.
         least_jobs: How many jobs there are at least.
-        steps: Least and most optimizer steps of a job.
-        most_seconds: That a fault lasts at most.
+        size: Of the jobs and the faults.
         tell: Takes a line for each group of faults.
     """
     import tempfile
@@ -219,9 +256,11 @@ def run(
     with tempfile.TemporaryDirectory(prefix="lc", dir="/tmp", ignore_cleanup_errors=True) as name:
         base = save_base(Path(name) / "base")
         with Cluster(Path(name)) as cluster:
-            one = Run(cluster, base, seed, steps, tell)
-            for group in faults.plan(seed, count):
-                one.suffer(group, most_seconds)
+            one = Run(cluster, base, seed, size, tell)
+            groups = deque(faults.plan(seed, count))
+            for _ in range(2 * len(groups)):
+                if groups and (missed := one.suffer(groups.popleft())):
+                    groups.append(missed)  # later there may be something to harm
             one.finish(least_jobs)
             cluster.stop()
             one.compare()

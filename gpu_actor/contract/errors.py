@@ -50,6 +50,13 @@ class OutOfMemoryError(LorayError, MemoryError):
     """A job needs more memory than the actor can give, even for its smallest possible batch."""
 
 
+class KilledError(LorayError, RuntimeError):
+    """A process that did a part of a job was killed, most likely because its machine has no memory left.
+
+    That is no fault of the job, so it is worth another try.
+    """
+
+
 class JobNotFoundError(LorayError, LookupError):
     """No job has that id or name."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,16 +16,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
-from gpu_actor.contract.errors import InvalidJobError
+from gpu_actor.contract.errors import InvalidJobError, KilledError
 
 Number = TypeVar("Number", int, float)
 LONGEST = 1000  # characters
 _CPU_SECONDS = 2  # for all expressions of one field; usual ones take milliseconds
-_WALL_SECONDS = 60  # the same, should the machine be too busy to give it those
-_MEBIBYTES = 512  # of address space; usual expressions need what Python itself needs, some 30
+_WALL_SECONDS = 60  # in which even a busy machine gives it those
+_MEBIBYTES = 512  # usual expressions need none to speak of
 # The package `regex` has a timeout, but unrolls `(.?){4000000}` and never stops in `(a?){2000000000}`; it also reads
 # `x{e}`, `[[:alpha:]]` and `\w` otherwise than `re`, with which PEFT matches.
-_PROGRAM = Path(__file__).with_name("match_process.py")
+_START = "import sys; sys.path.append(sys.argv[1]); from gpu_actor.contract.match_process import main; main()"
+_PACKAGES = Path(__file__).parents[2]
 
 _Matches = tuple[str | None, ...]
 """One entry per name: None where the expression does not match, else the text of its group `index`, empty without."""
@@ -54,6 +56,7 @@ def whole_matches(expression: str, names: Sequence[str], field: str) -> list[str
 
     Raises:
         InvalidJobError: It takes too long, or too much memory; as for the functions below.
+        KilledError: The process that matches it was killed.
     """
     (matches,) = _match_all(field, (expression,), names, whole=True)
     return _matching(names, matches)
@@ -106,7 +109,10 @@ def _match_all(
     shown: Sequence[str] | None = None,
 ) -> tuple[_Matches, ...]:
     """The matches of each expression; an error shows it as it stands in the job (`shown`)."""
-    matches, problem = _run(tuple(expressions), tuple(names), whole)
+    try:
+        matches, problem = _run(tuple(expressions), tuple(names), whole)
+    except KilledError as error:
+        raise KilledError(f"{field}: {error}") from None
     if problem is not None:
         hostile = (shown or expressions)[len(matches)]
         raise InvalidJobError(f"{field}: {hostile!r} {problem}")
@@ -116,23 +122,15 @@ def _match_all(
 @lru_cache(maxsize=256)
 def _run(expressions: tuple[str, ...], names: tuple[str, ...], whole: bool) -> tuple[tuple[_Matches, ...], str | None]:
     """The matches up to the first expression that cannot be matched, and what is wrong with that one."""
-    request = {
+    request: dict[str, object] = {
         "expressions": expressions,
         "names": names,
         "whole": whole,
         "seconds": _CPU_SECONDS,
         "bytes": _MEBIBYTES << 20,
     }
-    command = [sys.executable, "-I", "-S", str(_PROGRAM)]
-    try:
-        run = subprocess.run(command, input=json.dumps(request).encode(), capture_output=True, timeout=_WALL_SECONDS)
-        output = run.stdout
-        if run.returncode > 0:  # not ended for its time, which would be a negative number
-            raise RuntimeError(f"{_PROGRAM.name} failed: {run.stderr.decode(errors='replace').strip()[-300:]}")
-    except subprocess.TimeoutExpired as late:
-        output = late.stdout or b""
     matches: list[_Matches] = []
-    for line in output.decode().splitlines():
+    for line in _answers(request).decode().splitlines():
         result = json.loads(line)
         if isinstance(result, str):
             return tuple(matches), f"is not a regular expression here: {result}"
@@ -140,6 +138,29 @@ def _run(expressions: tuple[str, ...], names: tuple[str, ...], whole: bool) -> t
             return tuple(matches), _too_much(f"{_MEBIBYTES} MiB")
         matches.append(tuple(result))
     return tuple(matches), _too_much(f"{_CPU_SECONDS} seconds") if len(matches) < len(expressions) else None
+
+
+def _answers(request: Mapping[str, object]) -> bytes:
+    """What a process of its own answers, as far as it comes within its limits.
+
+    Raises:
+        KilledError: It was killed twice, or had no processor time.
+    """
+    command = [sys.executable, "-I", "-S", "-c", _START, str(_PACKAGES)]
+    text = json.dumps(request).encode()
+    for _ in range(2):
+        try:
+            run = subprocess.run(command, input=text, capture_output=True, timeout=_WALL_SECONDS)
+        except subprocess.TimeoutExpired:
+            continue
+        if run.returncode > 0:  # not ended for its time, which would be a negative number
+            raise RuntimeError(f"match_process failed: {run.stderr.decode(errors='replace').strip()[-300:]}")
+        if run.returncode != -signal.SIGKILL:  # none of its limits ends it so
+            return run.stdout
+    raise KilledError(
+        "the process that matches regular expressions was killed, or had no processor time; most likely its machine "
+        "has no memory left: try again"
+    )
 
 
 def _too_much(limit: str) -> str:

@@ -1,15 +1,15 @@
 """The program of the process in which `expressions` matches a job's regular expressions: it may be ended at any time.
 
-It imports nothing of Loray, so that it starts in milliseconds.
+It imports little, so that it starts in milliseconds.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-import resource
 import sys
+
+from gpu_actor.contract.limits import Limits, confine
 
 
 def main() -> None:
@@ -19,9 +19,7 @@ def main() -> None:
     the text of its group `index`, empty without one; the text of an error; null, where memory did not suffice.
     """
     request = json.load(sys.stdin)
-    resource.setrlimit(resource.RLIMIT_CPU, (request["seconds"], request["seconds"] + 1))
-    with contextlib.suppress(OSError, ValueError):  # not every system limits the address space
-        resource.setrlimit(resource.RLIMIT_AS, (request["bytes"], request["bytes"]))
+    confine(Limits(request["bytes"], request["seconds"]))
     match = re.fullmatch if request["whole"] else re.match
     for expression in request["expressions"]:
         result: list[str | None] | str | None
@@ -33,7 +31,3 @@ def main() -> None:
         except MemoryError:
             result = None
         print(json.dumps(result), flush=True)
-
-
-if __name__ == "__main__":
-    main()

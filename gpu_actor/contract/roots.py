@@ -15,7 +15,7 @@ _SYSTEM = (
 )
 
 
-def outside(path: str, roots: Sequence[str]) -> str:
+def outside(path: str, roots: Sequence[str], *, list_roots: bool = True) -> str:
     """Why a path may not be used, once links are followed, in words; empty where it may.
 
     Below a root, whatever lies in a folder or file whose name begins with a dot (`.ssh`, `.netrc`) and in a folder of
@@ -24,23 +24,25 @@ def outside(path: str, roots: Sequence[str]) -> str:
     Args:
         path: Absolute, or a URL.
         roots: The allowed folders, absolute, or URLs; none allows every place.
+        list_roots: Say which folders those are.
     """
     if not roots:
         return ""
     if is_url(path):
         if any(is_url(root) and lies_below(path, root) for root in roots):
             return ""
-        return f"{path!r} is outside the allowed folders; {_allowed(roots)}"
+        return f"{path!r} is outside the allowed folders{_allowed(roots) if list_roots else ''}"
     roots = [root for root in roots if not is_url(root)]
+    told = _allowed(roots) if list_roots else ""
     real = Path(os.path.realpath(path))
     leads = f"{path!r}" if str(real) == path else f"{path!r} leads to {real} and"
-    allowed = [Path(root) for root in map(os.path.realpath, roots) if real.is_relative_to(root)]
-    if not allowed:
-        return f"{leads} is outside the allowed folders; {_allowed(roots)}"
-    nearest = max(allowed, key=lambda root: len(root.parts))
+    around = [Path(root) for root in map(os.path.realpath, roots) if real.is_relative_to(root)]
+    if not around:
+        return f"{leads} is outside the allowed folders{told}"
+    nearest = max(around, key=lambda root: len(root.parts))
     system = next((folder for folder in _SYSTEM if real.is_relative_to(folder)), None)
     if system is not None and not nearest.is_relative_to(system):
-        return f"{leads} lies in {system}, which belongs to the system; allowed: below {', '.join(roots)}"
+        return f"{leads} lies in {system}, which belongs to the system{told}"
     hidden = next((part for part in real.relative_to(nearest).parts if part.startswith(".")), None)
     if hidden is not None:
         return f"{leads} lies in {hidden}, a hidden name; give another place, or allow that one by itself"
@@ -48,7 +50,7 @@ def outside(path: str, roots: Sequence[str]) -> str:
 
 
 def _allowed(roots: Sequence[str]) -> str:
-    return f"allowed: below {', '.join(roots)} (others by `allowed_roots` in the cluster file)"
+    return f"; allowed: below {', '.join(roots)} (others by `allowed_roots` in the cluster file)"
 
 
 def default_roots(*storage: str) -> list[str]:

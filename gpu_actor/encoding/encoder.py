@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from gpu_actor.contract.config import DatasetConfig, DataSource, TrainingConfig
-from gpu_actor.contract.errors import DataError
+from gpu_actor.contract.errors import DataError, KilledError
+from gpu_actor.contract.limits import Limits
 from gpu_actor.contract.questions import AskRequest, Question, TokenIds
 from gpu_actor.data.dataset import LoadedDataset, SourceSamples, assemble_dataset
 from gpu_actor.data.samples import Collector
 from gpu_actor.sandbox.channel import Message, Parts
-from gpu_actor.sandbox.limits import Limits
 from gpu_actor.sandbox.sandbox import OverLimitError, Sandbox
 
 SECONDS = 60
@@ -71,6 +71,7 @@ class Encoder:
         """As `gpu_actor.data.dataset.load_dataset`, and equal to it.
 
         Raises:
+            KilledError: The process that reads it was killed.
             LorayError: As there, or it takes more memory or time than it may.
         """
         return assemble_dataset(config, training, self._read, positions)
@@ -87,7 +88,7 @@ class Encoder:
             return EncodedQuestions({(of, number): one for of in templates for number, one in enumerate(ids)})
         fields = {"asked": request.model_dump_json(), "vocab_size": self._vocab_size}
         try:
-            done = self.sandbox.call("questions", fields, warm=True)
+            done = self._encoded(fields)
         except OverLimitError as error:
             raise DataError(f"the question {error} to encode; check the chat template") from None
         self._loads = True
@@ -97,6 +98,15 @@ class Encoder:
     def close(self) -> None:
         """End the processes."""
         self.sandbox.close()
+
+    def _encoded(self, fields: Message) -> Message:
+        try:
+            return self.sandbox.call("questions", fields, warm=True)
+        except KilledError:  # somebody waits, so at once
+            try:
+                return self.sandbox.call("questions", fields, warm=True)
+            except KilledError as error:
+                raise KilledError(f"the process that encodes the question {error}; ask again") from None
 
     def _known(self, question: Question) -> list[int] | str:
         ids = list(question.ids) if isinstance(question, TokenIds) else []
@@ -125,6 +135,8 @@ class Encoder:
         }
         try:
             done = self.sandbox.call("data", fields, warm=self._loads, take=take)
+        except KilledError as error:
+            raise KilledError(f"{source.path}: the process that reads and encodes it {error}") from None
         except OverLimitError as error:
             raise DataError(f"{source.path}: one of its records {error} to read and encode; {_REMEDY}") from None
         self._loads |= done.pop("tokenizer")

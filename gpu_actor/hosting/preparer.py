@@ -16,6 +16,7 @@ import torch
 
 from gpu_actor.adapters.start_check import check_adapter_fits
 from gpu_actor.contract.config import AdapterSpec, DatasetConfig, TrainingConfig
+from gpu_actor.contract.errors import KilledError
 from gpu_actor.contract.head_files import HeadFiles
 from gpu_actor.contract.report import TenantReport, TenantState
 from gpu_actor.data.dataset import LoadedDataset
@@ -31,7 +32,8 @@ from gpu_actor.training.tenant import Tenant
 
 logger = logging.getLogger(__name__)
 
-_AGAIN_SECONDS = 5.0  # between two looks at a storage that is away
+_AGAIN_SECONDS = 5.0  # between two looks at a storage that is away, and twice as long after each process that is killed
+_MOST_KILLED = 4  # processes of one job; by then whoever looks after the machine is to hear of it
 
 Task = Callable[[HostedBase], None]
 """What the training thread does between two shared batches."""
@@ -76,6 +78,7 @@ class Preparer:
         self._attempts: dict[str, int] = {}  # newest attempt seen, by job
         self._reports: dict[str, TenantReport] = {}  # of jobs that are being prepared, or have failed in it
         self._detached: dict[str, bool] = {}  # jobs that were detached while they were prepared -> keep
+        self._killed: dict[tuple[str, int], int] = {}  # processes by job and attempt; in the second thread alone
         self._stopped = False
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="loray-prepare")
 
@@ -142,7 +145,10 @@ class Preparer:
             places = find_places(spec, attempt, self._head, self._roots)
             dataset = load_data(hosted.base, places.spec, hosted.encoder.load_dataset)
         except StorageError as error:
-            self._try_later(spec, attempt, error)
+            self._try_later(spec, attempt, str(error), _AGAIN_SECONDS)
+            return
+        except KilledError as error:
+            self._was_killed(spec, attempt, error, places)
             return
         except Exception as error:
             self._cannot_start(spec, attempt, error, places)
@@ -158,19 +164,34 @@ class Preparer:
             return
         self._post(partial(self._hand_over, tenant))
 
-    def _try_later(self, spec: AdapterSpec, attempt: int, error: StorageError) -> None:
-        """A storage that is away costs a job time, and nothing else; it may leave meanwhile."""
+    def _was_killed(self, spec: AdapterSpec, attempt: int, error: KilledError, places: JobPlaces | None) -> None:
+        """A process that did a part of a job was killed: it is not the job's fault, unless that never ends."""
+        key = spec.job_id, attempt
+        self._killed[key] = killed = self._killed.get(key, 0) + 1
+        if killed < _MOST_KILLED and not self._stopped:
+            why = str(error)
+            if places is not None:
+                why = places.in_its_words(why)
+                places.close()
+            self._try_later(spec, attempt, why, _AGAIN_SECONDS * 2 ** (killed - 1))
+            return
+        del self._killed[key]
+        remedy = f"make room there, or give its actor another node, and `loray retry {spec.name}`"
+        self._cannot_start(spec, attempt, KilledError(f"{error} ({killed} times in a row); {remedy}"), places)
+
+    def _try_later(self, spec: AdapterSpec, attempt: int, why: str, seconds: float) -> None:
+        """What is no fault of a job costs it time, and nothing else; it may leave meanwhile."""
         with self._lock:
             if self._attempts.get(spec.job_id) != attempt:
                 return
             keep = self._detached.pop(spec.job_id, None)
             if keep is None:
-                waits = TenantReport(spec.job_id, attempt, TenantState.PREPARING, unsaved=f"the job waits: {error}")
+                waits = TenantReport(spec.job_id, attempt, TenantState.PREPARING, unsaved=f"the job waits: {why}")
             else:
                 waits = TenantReport(spec.job_id, attempt, TenantState.DETACHED if keep else TenantState.CANCELLED)
             self._reports[spec.job_id] = waits
         if keep is None and not self._stopped:
-            again = threading.Timer(_AGAIN_SECONDS, self._prepare_again, (spec, attempt))
+            again = threading.Timer(seconds, self._prepare_again, (spec, attempt))
             again.daemon = True
             again.start()
 

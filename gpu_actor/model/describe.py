@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import resource
+import signal
 from dataclasses import replace
+from typing import NoReturn
 
 from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.errors import BaseModelError
+from gpu_actor.contract.limits import Limits, confine
 from gpu_actor.loading.config_files import load_config
 from gpu_actor.loading.layers import describe_model
 from gpu_actor.loading.model_class import model_without_weights
@@ -39,25 +40,23 @@ def describe_within_limits(ref: str, trust_remote_code: bool, seconds: int, memo
     Args:
         ref: As in `describe_base`.
         trust_remote_code: As in `describe_base`.
-        seconds: Of processor time; a process that takes more is ended by the kernel.
+        seconds: Of processor time from now on.
         memory: Bytes that it may take beyond what the process has by now.
 
     Raises:
-        BaseModelError: As `describe_base`, or the memory did not suffice.
+        BaseModelError: As `describe_base`, or memory or time did not suffice.
     """
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-    with contextlib.suppress(OSError, ValueError):  # not every system limits the address space
-        most = _address_space() + memory
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+    def over(*_: object) -> NoReturn:
+        raise BaseModelError(_too_much(ref, f"{seconds} s of processor time"))
+
+    signal.signal(signal.SIGXCPU, over)  # else nobody knows whether it was ended for that, or killed
+    confine(Limits(memory, seconds))
     try:
         return describe_base(ref, trust_remote_code)
     except MemoryError:
-        raise BaseModelError(
-            f"base_model: {ref}: its configuration alone takes more than {memory / 2**30:.0f} GiB to build; is it "
-            "damaged?"
-        ) from None
+        raise BaseModelError(_too_much(ref, f"{memory / 2**30:.0f} GiB")) from None
 
 
-def _address_space() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[0]) * resource.getpagesize()
+def _too_much(ref: str, limit: str) -> str:
+    return f"base_model: {ref}: its configuration alone takes more than {limit} to build; is it damaged?"

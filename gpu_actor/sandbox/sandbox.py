@@ -11,20 +11,19 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import Any
 
 from gpu_actor.contract import errors
-from gpu_actor.contract.errors import LorayError
+from gpu_actor.contract.errors import KilledError, LorayError
+from gpu_actor.contract.limits import Limits
 from gpu_actor.contract.messages import shortened
 from gpu_actor.sandbox.channel import BrokenMessageError, Channel, Message, Parts
-from gpu_actor.sandbox.limits import Limits
 from gpu_actor.sandbox.server import PLAIN, STATUS, WARM
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _ENVIRONMENT = {**_ONE_THREAD, "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
 _LONGEST_WORDS = 20_000
-_DIED_OF_MEMORY = {signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS}
+_DIED_OF_MEMORY = {signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS}  # in code that does not ask whether it was given any
 
 Take = Callable[[Message, Parts], None]
 
@@ -69,6 +68,7 @@ class Sandbox:
 
         Raises:
             OverLimitError: It took too much.
+            KilledError: Somebody killed it: it may do better another time. What it had sent was taken.
             LorayError: What the task raised.
         """
         result, status = self._begin(WARM if warm else PLAIN)
@@ -113,7 +113,7 @@ class Sandbox:
     def _start(self) -> socket.socket:
         self._stop()
         ours, theirs = socket.socketpair()
-        settings = json.dumps({"setup": self._setup, "limits": asdict(self.limits)})
+        settings = json.dumps({"setup": self._setup, "limits": self.limits._asdict()})
         command = [sys.executable, "-m", "gpu_actor.sandbox.server", str(theirs.fileno()), self._tasks, settings]
         paths = os.pathsep.join(path for path in sys.path if path)
         environment = {**os.environ, **_ENVIRONMENT, "PYTHONPATH": paths}
@@ -155,6 +155,8 @@ class Sandbox:
             return done
         if answer is not None and "error" in answer:
             raise _error(str(answer["error"]), shortened(str(answer.get("message")), _LONGEST_WORDS))
+        if answer is None and ended == -signal.SIGKILL:  # none of its limits ends it so
+            raise KilledError("was killed; most likely its machine has no memory left")
         if ended == -signal.SIGXCPU:
             raise OverLimitError(f"takes more than {self.limits.seconds} s of processor time")
         if answer is not None or -ended in _DIED_OF_MEMORY:

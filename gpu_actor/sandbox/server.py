@@ -11,7 +11,6 @@ import gc
 import importlib
 import json
 import os
-import resource
 import signal
 import socket
 import struct
@@ -21,8 +20,8 @@ from functools import partial
 from typing import Any, NoReturn, Protocol
 
 from gpu_actor.contract.errors import LorayError
+from gpu_actor.contract.limits import Limits, confine, grant, lift, lift_memory
 from gpu_actor.sandbox.channel import Channel, Message
-from gpu_actor.sandbox.limits import Limits, confine, grant, lift
 
 PLAIN, WARM = b"p", b"w"
 """What comes with the two ends of a request: whether `warm` is to be called first, unless it has been."""
@@ -107,7 +106,7 @@ class _Server:
         try:
             return {"done": self._tasks.TASKS[request["task"]](request, warm, channel, allow)}
         except MemoryError:
-            resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            lift_memory()
             return {"memory": True}
         except OSError as error:
             if isinstance(error, (BrokenPipeError, ConnectionError)):

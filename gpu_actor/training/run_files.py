@@ -223,6 +223,8 @@ class RunFiles:
             self._rows = []
 
     def _write_checkpoint(self, progress: Progress) -> None:
+        self._write_rows()  # whoever goes on from it does not make them again, nor the best adapter that it names
+        self._write_best()
         limit = self._spec.training.save_total_limit
         state = (self._optimizer, self._scheduler, progress, self._data)
         checkpoint.save_checkpoint(self.folder, self._weights, self._spec.base_model, *state, keep=limit)

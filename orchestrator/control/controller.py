@@ -386,12 +386,14 @@ class Controller(JobReading):
 
         Raises:
             JobNotFoundError: No job has that id or name.
-            IllegalTransitionError: It neither failed nor was cancelled, or another job has its name or folder.
+            IllegalTransitionError: It neither failed nor was cancelled, another job has its name or folder, or what was
+                sent for it is removed.
             StorageError: Its files are in a storage that does not answer.
         """
         self._refuse_at_the_end()
         found, checkpoint = self._store.find(ref), None
         if job_verbs.may_retry(self._store, found):
+            await asyncio.to_thread(self._uploads.check_there, found)
             checkpoint = await asyncio.to_thread(job_verbs.checkpoint_to_retry, found, from_start=from_start)
         job = await self._change(ref, partial(job_verbs.retry, checkpoint=checkpoint))
         self._rows.accepted(job)

@@ -53,17 +53,27 @@ def check_files(jobs: Sequence[JobSpec], *, allow_pickle: bool = False, goes_on:
 def check_roots(jobs: Sequence[JobSpec], roots: Sequence[str], written: Sequence[str] | None = None) -> list[Problem]:
     """Which paths of the jobs may not be used.
 
+    A path that many jobs share is told once; what is allowed, by the first problem.
+
     Args:
         jobs: The jobs; hub ids are no paths and pass.
         roots: As in `outside`.
         written: The same for where they write; None: the same folders.
     """
-    return [
-        Problem(f"job {job.name}", field, message)
-        for job in jobs
-        for field, value in _paths(job)
-        if (message := outside(value, roots if written is None or field != "output_dir" else written))
-    ]
+    jobs_with: dict[tuple[str, str], list[str]] = {}
+    for job in jobs:
+        for place in _paths(job):
+            jobs_with.setdefault(place, []).append(job.name)
+    problems: list[Problem] = []
+    told: set[tuple[str, ...]] = set()
+    for (field, value), names in jobs_with.items():
+        of_field = tuple(roots if written is None or field != "output_dir" else written)
+        if whole := outside(value, of_field):
+            short = outside(value, of_field, list_roots=False)
+            problems.append(Problem(_job_names(names), field, short if of_field in told else whole))
+            if whole != short:
+                told.add(of_field)
+    return problems
 
 
 class _Checks:

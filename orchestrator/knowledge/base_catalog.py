@@ -121,7 +121,7 @@ def _reason(ref: str, error: Exception) -> str:
         return f"{ref} could not be examined within {DESCRIBE_SECONDS:.0f} s; is the hub or its disk within reach?"
     if isinstance(cause, ray.exceptions.WorkerCrashedError):
         return (
-            f"{ref} could not be examined: the process that did so ended; it may have taken its {_PROCESSOR_SECONDS} s "
-            "of processor time. Is its configuration what it should be?"
+            f"{ref} could not be examined: the process that did so was killed again and again; most likely the head "
+            "node has no memory left. Make room there, and try again"
         )
     return f"{ref} could not be examined: {type(cause).__name__}: {' '.join(str(cause).split())[:300]}"

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpu_actor.contract.errors import IllegalTransitionError
 from orchestrator.jobs.preflight import named_places
 from orchestrator.jobs.states import TERMINAL
 from orchestrator.store.records import JobRecord
@@ -46,6 +47,20 @@ class UnusedUploads:
         if unused:
             logger.info("%d uploads that no job needs any more are removed", len(unused))
             threading.Thread(target=_remove, args=(unused,), name="loray-uploads", daemon=True).start()
+
+    def check_there(self, job: JobRecord) -> None:
+        """Check, before a job is retried, that what was sent for it is there still.
+
+        Raises:
+            IllegalTransitionError: It was removed.
+        """
+        for place in map(Path, named_places([job.spec])):
+            if place.is_relative_to(self._folder) and not place.exists():
+                days = round(KEEP_SECONDS / 86400)
+                raise IllegalTransitionError(
+                    f"job {job.name} cannot be retried: {place.name}, which was sent with it, is gone; what was sent "
+                    f"is removed {days} days after the last job that reads it is over. Submit the job again, with it"
+                )
 
 
 def unused_uploads(folder: Path, jobs: Iterable[JobRecord], now: float) -> list[Path]:

@@ -1,5 +1,6 @@
 """The actor as Ray drives it, without Ray: control returns at once, training goes on in its thread."""
 
+import signal
 import threading
 import time
 
@@ -10,6 +11,7 @@ from gpu_actor.actor import GpuActor
 from gpu_actor.contract.orders import Attach, Detach, Forget, SetTokenBudget
 from gpu_actor.contract.report import ActorPhase, TenantState
 from gpu_actor.hosting import host as host_module
+from gpu_actor.hosting import preparer
 from gpu_actor.model.base_model import BaseModel
 from gpu_actor.training.trainer import CoTrainer
 from support.engine import make_spec, make_tenant
@@ -81,6 +83,32 @@ def test_an_actor_that_ends_fails_no_job_that_it_was_preparing(tmp_path, actor, 
     actor.stop()
     host._preparer._executor.shutdown(wait=True)
     assert [(tenant.state, tenant.reason) for tenant in actor.report().tenants] == [(TenantState.PREPARING, None)]
+
+
+def test_a_job_whose_data_are_read_by_a_process_that_is_killed_waits_and_goes_on(tmp_path, actor, host, monkeypatch):
+    monkeypatch.setattr(preparer, "_AGAIN_SECONDS", 0.2)
+    sandbox = host._loading.result().encoder.sandbox
+    actor.carry_out(Attach(make_spec(tmp_path, "first", token_rows(10), {"r": 4}, SHORT), 1))
+    wait_for(actor, has("first", TenantState.SUCCEEDED))
+
+    def attach_and_kill(spec, reached):
+        server = sandbox._server
+        server.send_signal(signal.SIGSTOP)
+        actor.carry_out(Attach(spec, 1))
+        time.sleep(0.2)
+        server.kill()
+        return wait_for(actor, lambda _, tenants: reached(tenants[spec.job_id]))[spec.job_id]
+
+    spec = make_spec(tmp_path, "one", token_rows(10), {"r": 4}, SHORT)
+    waits = attach_and_kill(spec, lambda tenant: tenant.unsaved)
+    assert waits.unsaved.startswith(
+        f"the job waits: {spec.dataset.path}: the process that reads and encodes it was kil"
+    )
+    wait_for(actor, has("one", TenantState.SUCCEEDED))
+    monkeypatch.setattr(preparer, "_MOST_KILLED", 1)
+    spec = make_spec(tmp_path, "two", token_rows(10), {"r": 4}, SHORT)
+    failed = attach_and_kill(spec, lambda tenant: tenant.state is TenantState.FAILED)
+    assert "its machine has no memory left (1 times in a row); make room there" in failed.reason
 
 
 def test_only_the_thread_that_trains_has_threads_to_help_it(tmp_path, tiny_base, monkeypatch):

@@ -16,6 +16,7 @@ from support.cluster import YIELDING, own_orchestrators, start_orchestrator
 from support.command import LORAY, Home
 from support.repository import ROOT
 from support.s3_server import BUCKET, environment, s3_server
+from support.sample_tokenizers import few_words_tokenizer
 from support.tiny import tiny_model, token_rows, write_rows
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # only ever in tests
@@ -72,10 +73,11 @@ def s3():
 
 @pytest.fixture(scope="package")
 def bases(tmp_path_factory):
-    """Two tiny base models."""
+    """Two tiny base models, of which the first has a tokenizer."""
     folder = tmp_path_factory.mktemp("bases")
     for seed, name in enumerate(("tiny-a", "tiny-b")):
         tiny_model(seed=seed).save_pretrained(folder / name)
+    few_words_tokenizer().save_pretrained(folder / "tiny-a")
     return folder
 
 

@@ -1,5 +1,6 @@
 """The way of a job on real Ray, with the real engine on a tiny random LLaMA; all tests share an orchestrator."""
 
+import re
 import sqlite3
 import time
 from pathlib import Path
@@ -8,10 +9,13 @@ import psutil
 import pytest
 import ray
 
+from gpu_actor.contract.config import DatasetConfig
 from gpu_actor.contract.errors import IllegalTransitionError, JobNotFoundError
 from gpu_actor.contract.lora_config import LoraConfig
+from orchestrator.endpoint.references import uploads
 from orchestrator.knowledge.description_files import recall
 from support.cluster import LONG, YIELDING, checkpointed, processes, steps_of, wait_until
+from support.tiny import write_rows
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.xdist_group("ray_cluster")]
 
@@ -212,12 +216,18 @@ def test_illegal_wishes_are_refused_in_words(orchestrator, make):
 def test_a_failed_job_is_told_and_can_be_retried_from_the_start(orchestrator, make):
     spec = make("one", steps=8)
     good = Path(spec.dataset.path).read_text()
+    sent = uploads(orchestrator.config.state_folder) / ("a" * 64)  # as if its client had sent them
+    sent.mkdir(parents=True)
+    spec = spec.model_copy(update={"dataset": spec.dataset.model_copy(update={"path": str(sent / "data.jsonl")})})
     Path(spec.dataset.path).write_text(good + '{"input_ids": [1, 2}\n')
     (job_id,) = orchestrator.submit(spec)
     orchestrator.submit(make("other", steps=8))
     failed = orchestrator.wait("one", "FAILED")
     assert "17" in failed["reason"]  # the line
     orchestrator.wait("other", "SUCCEEDED")
+    Path(spec.dataset.path).unlink()
+    with pytest.raises(ray.exceptions.RayTaskError, match=r"data\.jsonl, which was sent with it, is gone"):
+        orchestrator.call("retry", "one", True)
     Path(spec.dataset.path).write_text(good)
     (Path(spec.output_dir) / "metrics.jsonl").write_text('{"step": 1}\n')
     (Path(spec.output_dir) / "checkpoint-3").mkdir()
@@ -226,6 +236,35 @@ def test_a_failed_job_is_told_and_can_be_retried_from_the_start(orchestrator, ma
     done = orchestrator.wait("one", "SUCCEEDED")
     assert steps_of(done) == list(range(1, 9))
     assert done["attempt"] == 2
+
+
+def test_a_hostile_chat_template_ends_its_own_job_alone(orchestrator, make, tmp_path):
+    """Nobody renders it on submission; on the actor a process with limits does."""
+    write_rows(tmp_path / "said.jsonl", [{"instruction": "who are you", "output": "I am a model"}] * 4)
+    templates = {
+        "greedy": "{% set n = namespace(s='x') %}{% for i in range(40) %}{% set n.s = n.s + n.s %}{% endfor %}",
+        "endless": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "good": "{% for m in messages %}{{ m.content }} {% endfor %}",
+    }
+    jobs = []
+    for name, template in templates.items():
+        data = DatasetConfig(path=str(tmp_path / "said.jsonl"), chat_template=template)
+        jobs.append(make(name, steps=3).model_copy(update={"dataset": data}))
+    orchestrator.submit(make("before", steps=1))
+    orchestrator.wait("before", "SUCCEEDED")
+    pids = [orchestrator.call("ping")["pid"], *processes("tiny-a@").values()]
+    peaks = [peak_memory(pid) for pid in pids]
+    orchestrator.submit(*jobs)
+    greedy = orchestrator.wait("greedy", "FAILED")["reason"]
+    assert re.search("takes more than .* GiB of memory to read and encode", greedy)
+    assert "made more than 1,000,000 steps" in orchestrator.wait("endless", "FAILED")["reason"]
+    orchestrator.wait("good", "SUCCEEDED")
+    assert all(peak_memory(pid) < peak + 2**28 for pid, peak in zip(pids, peaks, strict=True))
+
+
+def peak_memory(pid):
+    """Bytes that a process has had at most."""
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())[1])
 
 
 # -- another base model ------------------------------------------------------------------------------------------------

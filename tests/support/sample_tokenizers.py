@@ -31,6 +31,14 @@ def byte_level_tokenizer(template=None, eos="</s>", trim_offsets=False, adds_bos
     return cls(tokenizer_object=tokenizer, bos_token="<s>", eos_token=eos, chat_template=template)
 
 
+def few_words_tokenizer():
+    """A tokenizer of a few whole words, small enough for the tiny models."""
+    words = ["<unk>", "<s>", "</s>", "who", "are", "you", "I", "am", "a", "model"]
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
 class WithoutOffsets(PreTrainedTokenizerFast):
     """The same tokens, but like a slow tokenizer it cannot say which characters they cover."""
 

@@ -1,8 +1,10 @@
 """Which layers an adapter changes: PEFT's own choice, rank and scale for the same fields."""
 
+import contextlib
 import json
 import threading
 
+import psutil
 import pytest
 from peft import get_peft_model
 from pydantic import ValidationError
@@ -13,7 +15,7 @@ from gpu_actor.adapters.start_check import check_adapter_fits
 from gpu_actor.adapters.targets import plan_layers
 from gpu_actor.contract import expressions
 from gpu_actor.contract.description import BaseDescription, LinearShape
-from gpu_actor.contract.errors import InvalidJobError
+from gpu_actor.contract.errors import InvalidJobError, KilledError
 from gpu_actor.contract.lora_config import LoraConfig
 from support.engine import tiny_hooked
 from support.oracle import peft_config
@@ -120,6 +122,26 @@ def test_an_expression_that_would_never_end_is_refused_and_holds_up_nobody(
     with pytest.raises(InvalidJobError):
         plan_layers(description, lora)
     assert expressions._run.cache_info().misses == runs
+
+
+def test_an_expression_whose_process_is_killed_is_not_blamed(tiny_description):
+    said = []
+
+    def attempt():
+        with pytest.raises(KilledError) as caught:
+            plan_layers(tiny_description, LoraConfig(target_modules=ENDLESS))
+        said.append(str(caught.value))
+
+    expressions._run.cache_clear()
+    matching = threading.Thread(target=attempt)
+    matching.start()
+    while matching.is_alive():
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.Error):
+                if any("match_process" in word for word in child.cmdline()):
+                    child.kill()
+    assert said[0].startswith("lora.target_modules: the process that matches regular expressions was killed")
+    assert expressions._run.cache_info().currsize == 0  # asked again, it is tried again
 
 
 @pytest.mark.slow

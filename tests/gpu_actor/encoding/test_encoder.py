@@ -3,20 +3,23 @@
 import contextlib
 import gzip
 import json
+import signal
 import threading
+import time
 from functools import partial
 
 import psutil
 import pytest
 
 from gpu_actor.contract.config import DatasetConfig, TrainingConfig
-from gpu_actor.contract.errors import BaseModelError, DataError
+from gpu_actor.contract.errors import BaseModelError, DataError, KilledError
 from gpu_actor.contract.questions import Answerer, AskRequest, Conversation, TokenIds
 from gpu_actor.data.dataset import load_dataset
 from gpu_actor.data.samples import digest
 from gpu_actor.encoding import encoder as encoding
 from gpu_actor.encoding.encoder import Encoder
 from gpu_actor.generation.prompts import prompt_of
+from support.cluster import wait_until
 from support.sample_files import GOOD, TOKENIZER, VOCAB, load, tokens, write
 
 pytestmark = pytest.mark.slow
@@ -220,3 +223,32 @@ def test_whatever_ends_a_process_the_next_request_has_one_and_none_is_left(encod
     encoder.close()
     assert not server.is_running()
     assert list(sandboxes()) == []
+
+
+def test_who_is_killed_has_not_taken_too_much(encoder, base, tmp_path):
+    """As the kernel does it where others have taken the memory of the machine: it takes this process first."""
+    good = write(tmp_path, GOOD, name="good.jsonl")
+    before = digest(read(encoder, good).train), encoder.encode(asked(base, "hi"))(0, None).tolist()
+    (server,) = sandboxes()
+    path, said = write(tmp_path, GOOD), []
+
+    def attempt():
+        with pytest.raises(KilledError) as caught:
+            read(encoder, path, chat_template=SORTING)
+        said.append(str(caught.value))
+
+    reading = threading.Thread(target=attempt)
+    reading.start()
+    wait_until(lambda: len(server.children(recursive=True)) == 2)  # one waits for the other
+    server.children(recursive=True)[-1].kill()
+    reading.join()
+    words = "the process that reads and encodes it was killed; most likely its machine has no memory left"
+    assert said == [f"{path}: {words}"]
+
+    server.send_signal(signal.SIGSTOP)  # what makes the processes may be taken as well
+    asking = threading.Thread(target=lambda: said.append(encoder.encode(asked(base, "hi"))(0, None).tolist()))
+    asking.start()
+    time.sleep(0.2)
+    server.kill()
+    asking.join()
+    assert (digest(read(encoder, good).train), said[-1]) == before

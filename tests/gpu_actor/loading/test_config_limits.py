@@ -1,9 +1,7 @@
 """A base model's configuration comes from whoever names the base: what it asks for is bounded before it is built."""
 
 import json
-import math
 import multiprocessing
-import time
 
 import pytest
 
@@ -41,21 +39,21 @@ def _endless(_ref, _trust):
 
 def _describe(replacement, answers):
     describe.describe_base = replacement
-    imported = math.ceil(time.process_time())
     try:
-        describe_within_limits("base", False, imported + 2, 2**30)
+        describe_within_limits("base", False, 2, 2**30)
     except BaseModelError as error:
         answers.put(str(error))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("replacement", "said", "code"), [(_greedy, "more than 1 GiB", 0), (_endless, None, -24)])
-def test_what_gets_past_that_is_ended(replacement, said, code):
+@pytest.mark.parametrize(
+    ("replacement", "said"), [(_greedy, "more than 1 GiB"), (_endless, "more than 2 s of processor time")]
+)
+def test_what_gets_past_that_is_ended(replacement, said):
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()
     process = context.Process(target=_describe, args=(replacement, answers))
     process.start()
-    if said is not None:
-        assert said in answers.get(timeout=120)
+    assert f"base_model: base: its configuration alone takes {said} to build" in answers.get(timeout=120)
     process.join(120)
-    assert process.exitcode == code  # 24 is SIGXCPU
+    assert process.exitcode == 0

@@ -128,6 +128,32 @@ def test_rows_that_cannot_be_written_wait(tmp_path):
     assert without_time(tenant.output_dir) == without_time(expected.output_dir)
 
 
+def test_no_checkpoint_is_ahead_of_the_rows_and_of_the_best_adapter(tmp_path, monkeypatch):
+    """A job that waits on a full disk is taken off its actor when there is room again: all that waits goes along."""
+    base = tiny_hooked()
+    stop = {"early_stop": EarlyStopConfig(patience=9)}
+    expected = make_tenant(base, spec_in(tmp_path / "whole").model_copy(update=stop))
+    run_all(base, [expected])
+    trainer, tenant = started(base, spec_in(tmp_path).model_copy(update=stop), 2)
+
+    def no_room(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_files, "append_rows", no_room)
+        patch.setattr(whole_files, "draft_tensors", no_room)
+        for _ in range(20):
+            trainer.step()
+    assert "waits at step 3 until its folder can be written" in trainer.reports()[0].unsaved
+    trainer.detach("job", keep=True)
+    assert trainer.reports()[0].state is TenantState.DETACHED
+    assert {"checkpoint-3", "checkpoint-best-3"} <= {path.name for path in tenant.output_dir.iterdir()}
+    again = make_tenant(base, spec_in(tmp_path).model_copy(update=stop), attempt=2)
+    run_all(base, [again])
+    assert same_bytes(flat(again), flat(expected))
+    assert without_time(again.output_dir) == without_time(expected.output_dir)
+
+
 def test_an_output_folder_that_is_removed_is_made_again(tmp_path):
     base = tiny_hooked()
     expected = uninterrupted(base, tmp_path / "whole")

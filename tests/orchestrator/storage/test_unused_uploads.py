@@ -1,9 +1,11 @@
 """What was sent stays as long as a job may read it, and a week longer."""
 
 import os
+import shutil
 
 import pytest
 
+from gpu_actor.contract.errors import IllegalTransitionError
 from orchestrator.endpoint.references import uploads
 from orchestrator.jobs.states import JobState
 from orchestrator.storage.unused_uploads import KEEP_SECONDS, UnusedUploads, unused_uploads
@@ -47,3 +49,13 @@ def test_nothing_goes_that_a_job_needs_or_needed_of_late(house):
     UnusedUploads(house.store, uploads(house.path)).look()
     wait_until(lambda: not old.exists())
     assert live.is_dir()
+
+
+def test_who_retries_a_job_whose_data_are_removed_hears_why(house):
+    home = sent(house, "a" * 64, 0)
+    job = house.store.get(house.submit("late", data=home / "data.jsonl"))
+    uploaded = UnusedUploads(house.store, uploads(house.path))
+    uploaded.check_there(job)
+    shutil.rmtree(home)
+    with pytest.raises(IllegalTransitionError, match=r"late .*: data.jsonl, .* 7 days after .* Submit the job"):
+        uploaded.check_there(job)

@@ -60,6 +60,7 @@ class Actor:
         self.attempts = {}
         self.begun = set()  # (job, attempt)
         self.looks = []  # (time, report)
+        self.turns = False  # whether its training loop has something to do
         random = world.random
         world.loop.call_later(random.uniform(0.2, 3.0), self._loaded)
         if world.chaos and random.random() < 0.05:
@@ -68,7 +69,6 @@ class Actor:
     def _loaded(self):
         if not self.dead:
             self.phase = ActorPhase.READY
-            self._turn()
 
     def die(self, words):
         if not self.dead:
@@ -128,9 +128,13 @@ class Actor:
         step, total = self.world.disk.checkpoints.get(job_id, 0), self.world.natures[job_id].total
         self.tenants[job_id] = replace(tenant, state=TenantState.TRAINING, step=step, total_steps=total)
         self.world.check_one_trains(job_id)
+        if not self.turns:
+            self.turns = True
+            self.world.loop.call_later(_TURN_SECONDS, self._turn)
 
     def _turn(self):
-        if self.dead:
+        self.turns = not self.dead and any(t.state is TenantState.TRAINING for t in self.tenants.values())
+        if not self.turns:
             return
         self.world.loop.call_later(_TURN_SECONDS, self._turn)
         for job_id, tenant in list(self.tenants.items()):

@@ -19,15 +19,18 @@ class Life:
 
     Attributes:
         steps: That its tasks still make; None: until somebody ends it.
+        death: Done once it is over.
     """
 
-    def __init__(self, steps=None, on_death=lambda: None):
+    def __init__(self, loop, steps=None, on_death=lambda: None):
         self.steps, self.over, self._on_death = steps, False, on_death
+        self.death = loop.create_future()
         self.kept = []  # what the dead have held: to be collected would run their `finally`
 
     def end(self):
         if not self.over:
             self.over = True
+            self.death.set_result(None)
             self._on_death()
 
     def step(self):
