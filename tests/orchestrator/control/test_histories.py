@@ -17,7 +17,7 @@ from support.histories.job_table import JobTable
 from support.repository import ROOT
 
 SHARED_MEMORY = Path("/dev/shm")
-FIXED = 300  # that `make test` plays: less than a tenth of a processor second each
+FIXED = 2000  # that `make test` plays: half a tenth of a processor second each
 SEARCHED = "LORAY_HISTORIES"  # as many new ones are played, half by each of two workers
 ONE = "LORAY_HISTORY"  # the number of one that is to be seen again
 
@@ -43,10 +43,14 @@ def played(seed, table):
         return play(seed, table, patch)
 
 
+HALVES = [pytest.param(half, marks=pytest.mark.xdist_group(f"histories-{half}")) for half in (0, 1)]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(0)
-def test_what_must_always_be_so_is_so_in_every_history(table):
-    for seed in range(FIXED):
+@pytest.mark.parametrize("half", HALVES)  # for each of two workers
+def test_what_must_always_be_so_is_so_in_every_history(table, half):
+    for seed in range(half, FIXED, 2):
         played(seed, table)
 
 
