@@ -122,9 +122,16 @@ class Served:
         return self.home.path / "ray" / "prom_metrics_service_discovery.json"
 
     def scrape(self) -> str:
-        """What Prometheus would get."""
-        targets = [target for group in json.loads(self.discovery.read_text()) for target in group["targets"]]
-        return "\n".join(_get(f"http://{target}/metrics", {}) for target in targets)
+        """What Prometheus would get.
+
+        A target that does not answer is passed over, as there: two of Ray's ports are the same for every cluster of a
+        machine, and may be those of one that has just ended.
+        """
+        answers = []
+        for target in [target for group in json.loads(self.discovery.read_text()) for target in group["targets"]]:
+            with contextlib.suppress(OSError):
+                answers.append(_get(f"http://{target}/metrics", {}))
+        return "\n".join(answers)
 
     @contextlib.contextmanager
     def top(self) -> Iterator[Callable[[], list[str]]]:
