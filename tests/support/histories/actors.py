@@ -72,6 +72,7 @@ class Actor:
 
     def die(self, words):
         if not self.dead:
+            self.world.deaths += words == BY_ITSELF
             self.dead = words
             self.world.note(f"{self.name} dies: {words}")
 
@@ -171,11 +172,13 @@ class World:
         chaos: Whether calls are lost, doubled and late, and looks lie.
         natures: By job id.
         told: What has happened, in words.
+        deaths: Of processes of actors, by themselves; some before anybody has heard that their base model is loaded.
     """
 
     def __init__(self, loop, random):
         self.loop, self.random, self.chaos = loop, random, True
         self.actors, self.natures, self.told, self.disk = {}, {}, [], Disk()
+        self.deaths = 0
 
     def note(self, words):
         self.told.append(f"{self.loop.now:8.3f}  {words}")

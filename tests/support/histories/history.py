@@ -367,6 +367,7 @@ class History:
                 JobState.FAILED: (
                     ("it is poisoned" in (reason or "") and nature.fails_at > 0)
                     or ("no other job on it" in (reason or "") and nature.kills_at > 0)
+                    or ("3 actors in a row died while loading it" in (reason or "") and self.world.deaths >= 3)
                 ),
             }
             if JobState(state) not in TERMINAL or not ends[JobState(state)]:
