@@ -186,15 +186,6 @@ def test_peers_that_are_installed_here_train_the_same(tmp_path):
         assert min(row["their_peak"], row["our_peak"]) > 100 * 2**20
 
 
-@pytest.mark.cluster
-def test_actor_and_engine_train_the_same_to_the_bit(tmp_path):
-    result = quick("actor", tmp_path, "--jobs", "2")
-    assert result["equal"]
-    assert {"Ray", "the orchestrator", "the command"} == set(result["beside"])
-    assert result["wall_ratio"] > 0
-    assert result["processor_ratio"] > 0
-
-
 def test_what_moved_between_two_files_is_shown(tmp_path):
     old, new = tmp_path / "old.json", tmp_path / "new.json"
     for file, values in (old, {"stays": 1.0, "grows": 2.0, "gone": 1.0}), (new, {"stays": 1.01, "grows": 3.0}):
@@ -263,7 +254,7 @@ def test_kernels_are_counted(monkeypatch):
     assert all(row.step > 32 * row.layer - 100 for row in (peft, apart, looped, grouped))
 
 
-@pytest.mark.parametrize("name", ["live", "scheduling/early_stop", "actor_start", "observability"])
+@pytest.mark.parametrize("name", ["live", "scheduling/early_stop", "actor", "actor_start", "observability"])
 def test_what_takes_too_long_for_a_test_can_at_least_be_started(name):
     command = [sys.executable, f"benchmarks/{name}.py", "--help"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
