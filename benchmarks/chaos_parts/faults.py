@@ -122,9 +122,12 @@ def fill_disk(cluster: Cluster, _: random.Random, __: Jobs) -> Harm:
     return Harm("actors cannot write", lift)
 
 
-def delete_output(_: Cluster, draw: random.Random, jobs: Jobs) -> Harm:
-    """Somebody deletes the output folder of a job in training."""
-    job = draw.choice(jobs)
+def delete_output(_: Cluster, draw: random.Random, jobs: Jobs) -> Harm | None:
+    """Somebody deletes the output folder of a job in training; of one that is just over nothing could come back."""
+    far = [job for job in jobs if job["step"] < 0.7 * (job["total_steps"] or 0)]
+    if not far:
+        return None
+    job = draw.choice(far)
     shutil.rmtree(job["output_dir"], ignore_errors=True)
     return Harm(f"the output folder of {job['name']} is deleted", emptied=(str(job["name"]),))
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import secrets
 import shutil
 import threading
 from collections import Counter
@@ -20,6 +19,7 @@ from gpu_actor.contract.urls import is_url
 from gpu_actor.storage.job_folder import StorageError
 from gpu_actor.storage.mirror import remove_checkpoints, whole_steps
 from gpu_actor.storage.remote_folder import RemoteFolder
+from gpu_actor.storage.small_file import write_whole
 from orchestrator.jobs.job import JobSpec
 from orchestrator.validation.problems import Problem
 
@@ -69,9 +69,7 @@ def write_job_file(spec: JobSpec) -> None:
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{file_names.JOB}.{secrets.token_hex(4)}.tmp")
-    draft.write_text(spec.to_yaml(), encoding="utf-8")
-    draft.replace(path)
+    write_whole(path, spec.to_yaml())
 
 
 def holds_job_file(spec: JobSpec) -> bool:

@@ -11,10 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from gpu_actor.contract.messages import one_line
+from gpu_actor.storage.small_file import write_whole
 from orchestrator.jobs.report_to import TrackerName
 from orchestrator.jobs.states import TERMINAL, JobState
 from orchestrator.tracking.follower import Follower
-from orchestrator.tracking.sent import write_whole
 from orchestrator.tracking.tracker import TrackedJob
 
 logger = logging.getLogger("loray.tracking")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gpu_actor.contract import file_names
+from gpu_actor.storage.small_file import write_whole
 from orchestrator.jobs.report_to import TrackerName
 from orchestrator.tracking.metric_rows import Place
 
@@ -49,17 +49,3 @@ class Sent:
             OSError: It cannot be written.
         """
         write_whole(folder / file_names.tracked(tracker), json.dumps(asdict(self)))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file so that nobody ever reads half of it.
-
-    Raises:
-        OSError: It cannot be written.
-    """
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """The orchestrator's files in a job's output folder."""
 
 import json
+import resource
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -32,6 +33,18 @@ def test_a_submission_and_a_placement_may_write_the_job_file_at_once(tmp_path):
         list(threads.map(write_job_file, [spec for spec in specs for _ in range(8)]))
     assert all(holds_job_file(spec) for spec in specs)
     assert {path.name for path in tmp_path.glob("*/*")} == {"job.yaml"}
+
+
+def test_a_full_disk_leaves_no_draft(tmp_path):
+    spec = JobSpec(name="j", base_model="org/m", dataset=DatasetConfig(path="/d"), output_dir=str(tmp_path))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # bytes that a file may have, as if there were no more
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_job_file(spec)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_long_run_is_sampled_with_both_its_ends_and_all_its_evaluations(tmp_path):
