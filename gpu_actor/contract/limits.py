@@ -54,7 +54,8 @@ def lift_memory() -> None:
 
 
 def _set_soft(kind: int, most: int) -> None:
-    resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
+    hard = resource.getrlimit(kind)[1]  # of a shell or a container, perhaps: nobody may go beyond it
+    resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
 def _taken() -> int:

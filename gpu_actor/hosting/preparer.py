@@ -156,12 +156,16 @@ class Preparer:
         make = partial(_make_tenant, hosted.base, places, attempt, dataset)
         try:
             tenant = make()
+        except KilledError as error:  # that of its regular expressions
+            self._was_killed(spec, attempt, error, places)
+            return
         except Exception as error:
             if is_out_of_memory(error):  # a shared batch has the memory: once more, between two of them
                 self._post(partial(self._make_between_batches, places, attempt, make))
             else:
                 self._cannot_start(spec, attempt, error, places)
             return
+        self._killed.pop((spec.job_id, attempt), None)
         self._post(partial(self._hand_over, tenant))
 
     def _was_killed(self, spec: AdapterSpec, attempt: int, error: KilledError, places: JobPlaces | None) -> None:

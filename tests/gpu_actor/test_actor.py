@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from gpu_actor.actor import GpuActor
+from gpu_actor.contract import expressions
 from gpu_actor.contract.orders import Attach, Detach, Forget, SetTokenBudget
 from gpu_actor.contract.report import ActorPhase, TenantState
 from gpu_actor.hosting import host as host_module
@@ -109,6 +110,19 @@ def test_a_job_whose_data_are_read_by_a_process_that_is_killed_waits_and_goes_on
     spec = make_spec(tmp_path, "two", token_rows(10), {"r": 4}, SHORT)
     failed = attach_and_kill(spec, lambda tenant: tenant.state is TenantState.FAILED)
     assert "its machine has no memory left (1 times in a row); make room there" in failed.reason
+
+
+def test_a_job_whose_targets_are_matched_by_a_process_that_is_killed_waits_and_goes_on(tmp_path, actor, monkeypatch):
+    monkeypatch.setattr(preparer, "_AGAIN_SECONDS", 0.2)
+    start = expressions._START
+    monkeypatch.setattr(expressions, "_START", "import os; os.kill(os.getpid(), 9)")
+    actor.carry_out(
+        Attach(make_spec(tmp_path, "one", token_rows(10), {"r": 4, "target_modules": r".*\.(q|v)_proj"}, SHORT), 1)
+    )
+    waits = wait_for(actor, lambda _, tenants: "one" in tenants and tenants["one"].unsaved)["one"]
+    assert "the process that matches regular expressions was killed" in waits.unsaved
+    monkeypatch.setattr(expressions, "_START", start)
+    wait_for(actor, has("one", TenantState.SUCCEEDED))
 
 
 def test_only_the_thread_that_trains_has_threads_to_help_it(tmp_path, tiny_base, monkeypatch):

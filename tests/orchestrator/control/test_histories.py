@@ -17,7 +17,7 @@ from support.histories.job_table import JobTable
 from support.repository import ROOT
 
 SHARED_MEMORY = Path("/dev/shm")
-FIXED = 2000  # that `make test` plays: half a tenth of a processor second each
+FIXED = 2000  # that `make test` plays: less than a tenth of a processor second each
 SEARCHED = "LORAY_HISTORIES"  # as many new ones are played, half by each of two workers
 ONE = "LORAY_HISTORY"  # the number of one that is to be seen again
 
