@@ -35,31 +35,26 @@ _TRAINING, _ORCHESTRATOR = "training", "the orchestrator"
 
 @dataclass(frozen=True)
 class Window:
-    """What one side did from the first step of the job that began last to the end.
+    """What one side did while all jobs trained: from the last one's first step to the first one's end.
 
-    Where jobs are over before others begin: from the first step of any of them.
+    Where jobs are over before others begin: from the first step of any of them to the last.
 
     Attributes:
         seconds: How long that was.
-        tokens: Real tokens of the optimizer steps in it.
+        rate: Real tokens per second of wall-clock time: the sum over jobs, each from its first step in it to its last.
         processor: Processor seconds of each kind of process; `training` is the one that trains.
         losses: Of every optimizer step of every job, those outside the window included.
     """
 
     seconds: float
-    tokens: int
+    rate: float
     processor: Mapping[str, float]
     losses: list[list[float]]
 
     @property
-    def rate(self) -> float:
-        """Real tokens per second of wall-clock time."""
-        return self.tokens / self.seconds
-
-    @property
     def work(self) -> float:
         """Real tokens per processor second of the process that trains."""
-        return self.tokens / self.processor[_TRAINING]
+        return self.rate / self.cores(_TRAINING)
 
     def cores(self, kind: str) -> float:
         """Processor seconds per second that a kind of process takes."""
@@ -77,7 +72,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
     arguments = parser.parse_args()
     workload.quiet()
-    steps, rounds = arguments.steps or (30 if arguments.quick else 5), arguments.rounds or (1 if arguments.quick else 2)
+    steps = arguments.steps or (30 if arguments.quick else 15)
+    rounds = arguments.rounds or (1 if arguments.quick else 2)
     threads = arguments.threads or (1 if arguments.quick else os.cpu_count() or 1)
     load = os.getloadavg()[0]
     runs: dict[str, list[Window]] = {"engine": [], "actor": []}
@@ -125,7 +121,12 @@ def _actor_command(folder: Path, base: str, jobs: Sequence[workload.Job], thread
         files.append(folder / f"{job.spec.name}.yaml")
         files[-1].write_text(yaml.safe_dump({**fields, "base_model": base}))
     cluster = folder / "cluster.yaml"
-    cluster.write_text(yaml.safe_dump({"storage": str(folder / "storage"), "actors": [{"cpu_threads": threads}]}))
+    settings = {
+        "storage": str(folder / "storage"),
+        "actors": [{"cpu_threads": threads}],
+        "scheduler": {"policy": "fifo-memory"},  # all jobs together, as the other side has them
+    }
+    cluster.write_text(yaml.safe_dump(settings))
     return [sys.executable, "-m", "orchestrator", "run", "--cluster", str(cluster), *map(str, files)]
 
 
@@ -179,10 +180,20 @@ def _window(jobs: Sequence[workload.Job], watch: Watch) -> Window:
         for job in jobs
     ]
     firsts, lasts = [one[0]["time"] for one in rows], [one[-1]["time"] for one in rows]
-    # to the very last row: one batch ends steps of many jobs, whose rows come after each other
-    start, end = max(firsts) if max(firsts) < min(lasts) else min(firsts), max(lasts)
-    tokens = sum(row["tokens"] for one in rows for row in one if start < row["time"] <= end)
-    return Window(end - start, tokens, watch.between(start, end), [[row["loss"] for row in one] for one in rows])
+    if max(firsts) < min(lasts):
+        start, end = max(firsts), min(lasts)
+        rate = sum(_rate([row for row in one if start <= row["time"] <= end]) for one in rows)
+    else:
+        start, end = min(firsts), max(lasts)
+        rate = sum(row["tokens"] for one in rows for row in one) / (end - start)
+    return Window(end - start, rate, watch.between(start, end), [[row["loss"] for row in one] for one in rows])
+
+
+def _rate(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Tokens per second of one job from the first of some steps to the last."""
+    if len(rows) < 2:
+        raise RuntimeError("the jobs trained together for too few steps; give more with --steps")
+    return float(sum(row["tokens"] for row in rows[1:]) / (rows[-1]["time"] - rows[0]["time"]))
 
 
 # -- results ---------------------------------------------------------------------------------------------------------

@@ -221,8 +221,8 @@ class Client:
         return cast("JobView", self.call("get_job", ref, again=True))
 
     def get_jobs(self, ids: Sequence[str]) -> list[JobView]:
-        """Everything about several jobs, asked for at once."""
-        return cast("list[JobView]", self._link.call_each("get_job", [(ref,) for ref in ids], CALL_SECONDS, again=True))
+        """Everything about several jobs, by their ids and in their order."""
+        return cast("list[JobView]", self.call("get_jobs", list(ids), again=True))
 
     def cancel(self, ref: str) -> JobView:
         """Ends a job for good, and drops its checkpoints."""
@@ -315,7 +315,7 @@ class Client:
             timeout: Seconds to wait for the answer.
             again: The call may be repeated when the orchestrator dies before it answers.
         """
-        return self._link.call_each(method, [arguments], timeout, again=again)[0]
+        return self._link.call(method, arguments, timeout, again=again)
 
 
 def _raise_problems(answer: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -17,6 +17,8 @@ from orchestrator.formatting import View
 from orchestrator.terminal import display
 
 POLL_SECONDS = 0.5
+"""Between two looks of somebody who watches a terminal."""
+
 LINE_SECONDS = 10.0
 LIVE_STATES = frozenset(formatting.LIVE_STATES)
 
@@ -30,12 +32,18 @@ class Reporter(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def update(self, views: Sequence[View], actors: Sequence[View]) -> None:
-        """Takes the newest state of all jobs and actors."""
+    @property
+    def every(self) -> float:
+        """Seconds between two looks."""
+
+    def update(self, views: Sequence[View], actors: Callable[[], Sequence[View]]) -> None:
+        """Takes the newest state of all jobs, and a way to ask for the actors'."""
 
 
 class LiveReporter:
     """One row for each job with a bar, drawn again in place."""
+
+    every = POLL_SECONDS
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -50,13 +58,15 @@ class LiveReporter:
     ) -> None:
         self._live.__exit__(kind, error, trace)
 
-    def update(self, views: Sequence[View], actors: Sequence[View]) -> None:
+    def update(self, views: Sequence[View], actors: Callable[[], Sequence[View]]) -> None:
         """Draws the picture again."""
-        self._live.update(display.progress_table(views, actors, *self._console.size), refresh=True)
+        self._live.update(display.progress_table(views, actors(), *self._console.size), refresh=True)
 
 
 class LineReporter:
     """A line for a job at each change of state, and every ten seconds while it moves."""
+
+    every = 2 * POLL_SECONDS
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
@@ -71,7 +81,7 @@ class LineReporter:
     ) -> None:
         pass
 
-    def update(self, views: Sequence[View], actors: Sequence[View]) -> None:
+    def update(self, views: Sequence[View], actors: Callable[[], Sequence[View]]) -> None:
         """Prints what is new."""
         now = time.monotonic()
         moved = False
@@ -86,7 +96,7 @@ class LineReporter:
             self._print(view, "state" if turned else "progress")
             moved = moved or not turned
         if moved and not self._as_json:
-            for actor in actors:
+            for actor in actors():
                 print(f"{time.strftime('%H:%M:%S')}  actor {display.actor_line(actor).plain}", flush=True)
 
     def _print(self, view: View, event: str) -> None:
@@ -142,8 +152,8 @@ def follow(client: Client, ids: Sequence[str], reporter: Reporter, until: float 
             open_ids = [job_id for job_id in ids if job_id not in last or last[job_id]["state"] in LIVE_STATES]
             last.update((view["id"], view) for view in client.get_jobs(open_ids))
             views = [last[job_id] for job_id in ids]
-            reporter.update(views, client.cluster()["actors"])
-            left = POLL_SECONDS if until is None else until - time.monotonic()
+            reporter.update(views, lambda: client.cluster()["actors"])
+            left = reporter.every if until is None else until - time.monotonic()
             if left <= 0 or not any(view["state"] in LIVE_STATES for view in views):
                 return views
-            time.sleep(min(left, POLL_SECONDS))
+            time.sleep(min(left, reporter.every))

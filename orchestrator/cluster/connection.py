@@ -7,7 +7,6 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,11 +152,11 @@ def _lets_in(address: str, token: str | None, where: str) -> bool:
     return access is Access.GRANTED
 
 
-def wait_for_answers(refs: Sequence[Any], timeout: float) -> None:
-    """Waits for the answers of calls, as long as there is a cluster to wait for; without one Ray would for a minute.
+def wait_for_answer(ref: Any, timeout: float) -> None:
+    """Waits for the answer of a call, as long as there is a cluster to wait for; without one Ray would for a minute.
 
     Args:
-        refs: Of the calls.
+        ref: Of the call.
         timeout: Seconds to wait at most.
 
     Raises:
@@ -169,8 +168,8 @@ def wait_for_answers(refs: Sequence[Any], timeout: float) -> None:
     address = ray.get_runtime_context().gcs_address
     while True:
         left = deadline - time.monotonic()
-        done, _ = ray.wait(list(refs), num_returns=len(refs), timeout=max(0.0, min(_LOOK_SECONDS, left)))
-        if len(done) == len(refs) or left <= _LOOK_SECONDS:
+        done, _ = ray.wait([ref], timeout=max(0.0, min(_LOOK_SECONDS, left)))
+        if done or left <= _LOOK_SECONDS:
             return
         if not runs(address):
             raise ClusterUnavailableError(

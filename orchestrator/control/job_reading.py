@@ -51,6 +51,15 @@ class JobReading:
         await self._finishes.refresh()
         return self._view(self._store.find(ref, owner))
 
+    async def get_jobs(self, ids: Sequence[str]) -> list[JobDict]:
+        """Several jobs by their ids, in this order.
+
+        Raises:
+            JobNotFoundError: No job has one of the ids.
+        """
+        await self._finishes.refresh()
+        return [self._view(self._store.get(job_id)) for job_id in ids]
+
     async def metrics(self, ref: str, skip: int = 0, most: int | None = None) -> list[dict[str, Any]]:
         """The rows of a job's `metrics.jsonl` after the first `skip`; with `most`, that many spread over all of it.
 

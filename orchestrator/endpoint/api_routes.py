@@ -82,6 +82,6 @@ async def _carry_out(
     found = await getattr(orchestrator, verb.name)(*values.values())
     if verb.name == "get_job":
         return shown_to(caller, found)
-    if verb.name == "list_jobs":
+    if verb.name in ("list_jobs", "get_jobs"):
         return [shown_to(caller, view) for view in found]
     return found

@@ -166,6 +166,7 @@ VERBS: dict[str, Verb] = {
         Verb("list_jobs", "GET", f"{ROOT}/jobs", Nothing, list[Json], "All jobs in the order of arrival."),
         Verb("submit", "POST", f"{ROOT}/jobs", SubmitRequest, Json, "Accept jobs, all or none."),
         Verb("get_job", "GET", _JOB, OneJob, Json, "One job."),
+        Verb("get_jobs", "POST", f"{ROOT}/views", JobIds, list[Json], "Several jobs by their ids."),
         Verb("metrics", "GET", f"{_JOB}/metrics", MetricRows, list[Json], "Rows of its metrics.", Access.OWNER),
         Verb("events", "GET", f"{_JOB}/events", EventsAfter, list[Json], "What happened to it.", Access.OWNER),
         Verb("recent_events", "GET", f"{ROOT}/events", RecentEvents, list[Json], "What happened to your jobs of late."),

@@ -22,13 +22,13 @@ class Link(Protocol):
     address: str
     is_elsewhere: bool
 
-    def call_each(self, method: str, calls: Sequence[tuple[Any, ...]], timeout: float, *, again: bool) -> list[Any]:
-        """Calls a method of the orchestrator once for each tuple of arguments.
+    def call(self, method: str, arguments: Sequence[Any], timeout: float, *, again: bool) -> Any:
+        """Calls a method of the orchestrator.
 
         Args:
             method: Its name.
-            calls: The arguments of each call.
-            timeout: Seconds to wait for all answers.
+            arguments: Of the call.
+            timeout: Seconds to wait for the answer.
             again: The call may be repeated when the orchestrator dies before it answers.
 
         Raises:

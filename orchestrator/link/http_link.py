@@ -50,10 +50,26 @@ class HttpLink:
         except OSError as error:
             raise self._unreachable(error) from None
 
-    def call_each(self, method: str, calls: Sequence[tuple[Any, ...]], timeout: float, *, again: bool) -> list[Any]:
+    def call(self, method: str, arguments: Sequence[Any], timeout: float, *, again: bool) -> Any:
         """See `Link`."""
         verb = VERBS[method]
-        return [self._call(verb, arguments, timeout, again=again) for arguments in calls]
+        path, body = _request(verb, arguments)
+        deadline = time.monotonic() + RETRY_SECONDS
+        while True:
+            try:
+                status, answer = self._send(verb.method, path, body, timeout, {"Content-Type": "application/json"})
+            except TimeoutError:
+                raise ClusterUnavailableError(
+                    f"the orchestrator at {self.address} did not answer within {timeout:.0f} s"
+                ) from None
+            except (OSError, http.client.HTTPException) as error:
+                if not again or time.monotonic() > deadline:
+                    raise self._unreachable(error) from None
+                time.sleep(POLL_SECONDS)
+                continue
+            if status >= 400 and not _tells_problems(verb, answer):
+                raise self._error(status, answer)
+            return TypeAdapter(verb.answer).validate_json(answer)
 
     def has_file(self, digest: str, name: str) -> bool:
         """Whether a file was sent before."""
@@ -75,25 +91,6 @@ class HttpLink:
             raise self._unreachable(error) from None
         if status >= 400:
             raise self._error(status, body)
-
-    def _call(self, verb: Verb, arguments: tuple[Any, ...], timeout: float, *, again: bool) -> Any:
-        path, body = _request(verb, arguments)
-        deadline = time.monotonic() + RETRY_SECONDS
-        while True:
-            try:
-                status, answer = self._send(verb.method, path, body, timeout, {"Content-Type": "application/json"})
-            except TimeoutError:
-                raise ClusterUnavailableError(
-                    f"the orchestrator at {self.address} did not answer within {timeout:.0f} s"
-                ) from None
-            except (OSError, http.client.HTTPException) as error:
-                if not again or time.monotonic() > deadline:
-                    raise self._unreachable(error) from None
-                time.sleep(POLL_SECONDS)
-                continue
-            if status >= 400 and not _tells_problems(verb, answer):
-                raise self._error(status, answer)
-            return TypeAdapter(verb.answer).validate_json(answer)
 
     def _send(
         self,
@@ -162,7 +159,7 @@ class HttpLink:
             return LorayError(message)
 
 
-def _request(verb: Verb, arguments: tuple[Any, ...]) -> tuple[str, bytes | None]:
+def _request(verb: Verb, arguments: Sequence[Any]) -> tuple[str, bytes | None]:
     """Path with query, and body, of a call."""
     values = dict(zip(verb.arguments.model_fields, arguments, strict=False))
     path = verb.path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from gpu_actor.contract.errors import ClusterUnavailableError, LorayError
 from orchestrator.cluster import connection
@@ -31,16 +31,16 @@ class RayLink:
         self.address = connection.connect(address).address
         self._controller = connection.controller()
 
-    def call_each(self, method: str, calls: Sequence[tuple[Any, ...]], timeout: float, *, again: bool) -> list[Any]:
+    def call(self, method: str, arguments: Sequence[Any], timeout: float, *, again: bool) -> Any:
         """See `Link`."""
         import ray
 
         deadline = time.monotonic() + RETRY_SECONDS
         while True:
             try:
-                refs = [getattr(self._controller, method).remote(*arguments) for arguments in calls]
-                connection.wait_for_answers(refs, timeout)
-                return cast("list[Any]", ray.get(refs, timeout=0))
+                ref = getattr(self._controller, method).remote(*arguments)
+                connection.wait_for_answer(ref, timeout)
+                return ray.get(ref, timeout=0)
             except ray.exceptions.RayTaskError as error:
                 raise _orchestrator_error(error) from None
             except ray.exceptions.GetTimeoutError:

@@ -39,6 +39,9 @@ class PaperOrchestrator:
                 return view
         raise JobNotFoundError(f"no job has the id or name {ref!r}")
 
+    async def get_jobs(self, ids):
+        return [await self.get_job(job_id) for job_id in ids]
+
     async def cluster(self):
         return {"actors": [{"base_model": self.ref, "state": "ready" if self.hosts else "loading"}]}
 

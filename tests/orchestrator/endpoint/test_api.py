@@ -82,6 +82,7 @@ def test_only_the_owner_and_the_operator_steer_a_job_and_read_it(paper, anna, op
     assert (seen["name"], seen["owner"], seen["spec"], seen["output_dir"]) == ("bobs", "bob", None, None)
     assert all_of_it["output_dir"] == "/secret/bobs"
     assert [view["output_dir"] for view in anna.list_jobs()] == ["/secret/annas", None]
+    assert [view["output_dir"] for view in anna.get_jobs(["id-bobs", "id-annas"])] == [None, "/secret/annas"]
     with pytest.raises(JobNotFoundError, match="'nobody'"):
         anna.get_job("nobody")
 

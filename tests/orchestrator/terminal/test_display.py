@@ -199,10 +199,10 @@ def test_what_is_not_a_number_is_null_in_json(capsys):
 
 def test_lines_come_at_each_change_of_state_and_not_at_each_step(capsys):
     reporter = progress.LineReporter(as_json=False)
-    reporter.update([view(state="QUEUED", step=0, waiting_for="an actor")], [])
+    reporter.update([view(state="QUEUED", step=0, waiting_for="an actor")], list)
     for step in range(1, 50):
-        reporter.update([view(step=step)], [actor()])
-    reporter.update([view(state="SUCCEEDED", step=50)], [])
+        reporter.update([view(step=step)], lambda: [actor()])
+    reporter.update([view(state="SUCCEEDED", step=50)], list)
     states = [line.split()[2] for line in capsys.readouterr().out.splitlines()]
     assert states == ["QUEUED", "RUNNING", "SUCCEEDED"]
 
@@ -212,7 +212,7 @@ def test_a_moving_job_gets_a_line_every_ten_seconds(capsys, monkeypatch):
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     reporter = progress.LineReporter(as_json=False)
     for step in range(1, 41):
-        reporter.update([view(step=step), view(id="j-2", name="still", step=7)], [actor()])
+        reporter.update([view(step=step), view(id="j-2", name="still", step=7)], lambda: [actor()])
         now[0] += 1.0
     lines = capsys.readouterr().out.splitlines()
     steps = [line.split("step ")[1].split("/")[0] for line in lines if "alpaca-r8  RUNNING" in line]
