@@ -30,12 +30,12 @@ from transformers import AutoModelForCausalLM
 
 from gpu_actor.adapters.peft_files import save_adapter
 from gpu_actor.adapters.weights import AdapterWeights
-from gpu_actor.contract.locations import find_base
 from gpu_actor.contract.lora_config import LoraConfig
 from gpu_actor.contract.questions import Sampling
 from gpu_actor.generation.generator import Generator
 from gpu_actor.generation.reply import Reply
 from gpu_actor.model.base_model import BaseModel
+from gpu_actor.paths.locations import find_base
 
 ADAPTERS = 8
 _SHORTEST, _LONGEST = 20, 60  # tokens of a question

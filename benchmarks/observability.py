@@ -30,7 +30,7 @@ from observability_parts.served import served, wait_until
 from rich.console import Console
 from rich.table import Table
 
-from gpu_actor.contract.locations import resolve_base_model
+from gpu_actor.paths.locations import resolve_base_model
 from support.prometheus import PROMETHEUS, prometheus
 from support.talking import VOCABULARY, save_talking_base
 

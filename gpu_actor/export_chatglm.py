@@ -12,12 +12,12 @@ from pathlib import Path
 from transformers import GlmForCausalLM
 
 from gpu_actor.contract.errors import BaseModelError, LorayError
-from gpu_actor.contract.locations import find_base
 from gpu_actor.loading.chatglm import glm_tensors, is_chatglm
 from gpu_actor.loading.config_files import load_config, read_config
 from gpu_actor.loading.load_model import check_whole, model_from_tensors
 from gpu_actor.loading.tokenizer import has_tokenizer, load_tokenizer
 from gpu_actor.loading.weight_files import tensors_of
+from gpu_actor.paths.locations import find_base
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -57,6 +57,7 @@ ROOMS = [
     "gpu_actor.device",
     "gpu_actor.storage",
     "gpu_actor.sandbox",
+    "gpu_actor.paths",
     "gpu_actor.contract",
     "gpu_actor",
 ]
@@ -66,6 +67,7 @@ PURE = (
     "orchestrator.simulation",
     "orchestrator.scheduler",
     "orchestrator.validation",
+    "gpu_actor.paths",
     "gpu_actor.contract",
 )
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpu_actor.contract import file_names
 from gpu_actor.model.base_model import BaseModel
+from gpu_actor.paths import file_names
 from orchestrator.jobs.job import JobSpec
 
 from . import faults

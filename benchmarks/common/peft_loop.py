@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, get_scheduler
 
-from gpu_actor.contract.locations import resolve_base_model
+from gpu_actor.paths.locations import resolve_base_model
 
 from .workload import Job, Run
 

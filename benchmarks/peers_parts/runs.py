@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from common import loray_loop, measure, workload
 from safetensors.torch import save_file
 
-from gpu_actor.contract.locations import resolve_base_model
+from gpu_actor.paths.locations import resolve_base_model
 
 _HERE = Path(__file__).resolve().parent
 

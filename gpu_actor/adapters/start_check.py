@@ -13,10 +13,10 @@ from gpu_actor.adapters.layer_plan import LayerPlan
 from gpu_actor.adapters.peft_config import lack_of_weights, read_peft_config
 from gpu_actor.adapters.shapes import file_shapes, tensor_name
 from gpu_actor.adapters.targets import plan_layers
-from gpu_actor.contract import file_names
 from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.errors import AdapterError
 from gpu_actor.contract.lora_config import LoraConfig
+from gpu_actor.paths import file_names
 
 _LONGEST_HEADER = 16 << 20  # bytes; an adapter of ten thousand tensors has a tenth of it
 

@@ -14,8 +14,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from gpu_actor.contract import file_names
 from gpu_actor.contract.errors import DamagedFileError
+from gpu_actor.paths import file_names
 from gpu_actor.storage.checksums import checksum
 
 Tensors = dict[str, torch.Tensor]

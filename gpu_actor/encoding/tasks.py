@@ -11,12 +11,12 @@ from typing import Any
 
 from gpu_actor.contract.config import DataSource, TrainingConfig
 from gpu_actor.contract.errors import DataError
-from gpu_actor.contract.locations import find_base
 from gpu_actor.contract.questions import AskRequest
 from gpu_actor.data.dataset import read_source
 from gpu_actor.data.samples import Collector
 from gpu_actor.encoding.questions import question_ids
 from gpu_actor.loading.tokenizer import load_tokenizer
+from gpu_actor.paths.locations import find_base
 from gpu_actor.sandbox.channel import Channel, Message
 from gpu_actor.sandbox.server import Warm
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gpu_actor.contract import file_names
 from gpu_actor.contract.errors import LorayError
 from gpu_actor.contract.messages import one_line
+from gpu_actor.paths import file_names
 
 _FILES = (file_names.ADAPTER_WEIGHTS, file_names.ADAPTER_CONFIG)
 

@@ -12,10 +12,10 @@ import yaml
 
 from gpu_actor.adapters.kinds import kind_of
 from gpu_actor.adapters.kinds.base import COMMON_FIELDS
-from gpu_actor.contract import file_names
-from gpu_actor.contract.locations import is_hub_id, looks_like_path
 from gpu_actor.contract.lora_config import LoraConfig
 from gpu_actor.contract.messages import plain
+from gpu_actor.paths import file_names
+from gpu_actor.paths.locations import is_hub_id, looks_like_path
 
 _CURVE_ROWS = 12
 

@@ -15,7 +15,6 @@ from safetensors import safe_open
 
 from gpu_actor.contract.config import Quantization, is_template_path
 from gpu_actor.contract.errors import BaseModelError, LorayError
-from gpu_actor.contract.locations import BaseFiles, find_base, pickles_in
 from gpu_actor.contract.messages import one_line
 from gpu_actor.exporting.merge import Merge
 from gpu_actor.exporting.shards import SHARD_BYTES, ShardWriter
@@ -26,6 +25,7 @@ from gpu_actor.loading.load_model import load_model
 from gpu_actor.loading.model_class import model_without_weights
 from gpu_actor.loading.tokenizer import load_tokenizer
 from gpu_actor.loading.weight_files import local_folder, safetensors_shards, tensors_in, tensors_of
+from gpu_actor.paths.locations import BaseFiles, find_base, pickles_in
 
 logger = logging.getLogger(__name__)
 

@@ -8,12 +8,12 @@ import tempfile
 from collections.abc import Collection
 from pathlib import Path
 
-from gpu_actor.contract import file_names
 from gpu_actor.contract.errors import AdapterError, DamagedFileError, LorayError
 from gpu_actor.contract.head_files import FileEntry, HeadFiles
 from gpu_actor.contract.questions import AskRequest, Step
-from gpu_actor.contract.urls import is_url
 from gpu_actor.generation.saved_steps import chosen
+from gpu_actor.paths import file_names
+from gpu_actor.paths.urls import is_url
 from gpu_actor.storage.content_cache import cached
 from gpu_actor.storage.head_folder import SavedOnHead
 from gpu_actor.storage.mirror import whole_steps

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from gpu_actor.contract import file_names
 from gpu_actor.contract.errors import AdapterError
 from gpu_actor.contract.questions import Step
+from gpu_actor.paths import file_names
 from gpu_actor.training.checkpoint import best_folder, best_steps
 
 

@@ -29,13 +29,13 @@ from gpu_actor.contract.orders import (
 )
 from gpu_actor.contract.questions import Answer, AskRequest
 from gpu_actor.contract.report import ActorPhase, ActorReport, TenantState
-from gpu_actor.contract.urls import is_url
 from gpu_actor.device.memory import MemoryMeter, memory_limit
 from gpu_actor.generation.prompts import Prompts
 from gpu_actor.generation.saved_copies import with_copies
 from gpu_actor.hosting.device_end import DeviceEnd
 from gpu_actor.hosting.hosted_base import HostedBase
 from gpu_actor.hosting.preparer import Preparer, Task
+from gpu_actor.paths.urls import is_url
 from gpu_actor.training.attempts import reason_of
 
 logger = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from gpu_actor.contract.config import AdapterSpec
 from gpu_actor.contract.errors import InvalidJobError
 from gpu_actor.contract.head_files import HeadFiles, MarkOutput
 from gpu_actor.contract.inputs import with_inputs
-from gpu_actor.contract.roots import outside
-from gpu_actor.contract.urls import is_url
+from gpu_actor.paths.roots import outside
+from gpu_actor.paths.urls import is_url
 from gpu_actor.storage.head_folder import HeadFolder
 from gpu_actor.storage.job_folder import JobFolder
 from gpu_actor.storage.job_inputs import fetched

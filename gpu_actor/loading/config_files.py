@@ -7,9 +7,9 @@ import socket
 from typing import Any
 
 from gpu_actor.contract.errors import BaseModelError
-from gpu_actor.contract.locations import BaseFiles, find_base, looks_like_path
 from gpu_actor.contract.messages import one_line
 from gpu_actor.loading.chatglm import glm_config, is_chatglm
+from gpu_actor.paths.locations import BaseFiles, find_base, looks_like_path
 
 # Ten times and more what the largest models have.
 _MOST = {

@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, GlmForCausalLM
 
 from gpu_actor.contract.config import Quantization
 from gpu_actor.contract.errors import BaseModelError
-from gpu_actor.contract.locations import BaseFiles, find_base, pickles_in, safetensors_in
 from gpu_actor.contract.messages import one_line
 from gpu_actor.loading.chatglm import glm_tensors, is_chatglm
 from gpu_actor.loading.config_files import load_config, read_config
@@ -19,6 +18,7 @@ from gpu_actor.loading.layers import adaptable_linears
 from gpu_actor.loading.model_class import auto_class
 from gpu_actor.loading.quantization import keep_packing, quantization_of, quantization_settings
 from gpu_actor.loading.weight_files import PICKLES_REFUSED, check_safetensors, tensors_of
+from gpu_actor.paths.locations import BaseFiles, find_base, pickles_in, safetensors_in
 
 logger = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from gpu_actor.contract.errors import BaseModelError
-from gpu_actor.contract.locations import BaseFiles, find_base
 from gpu_actor.contract.messages import one_line
 from gpu_actor.loading.chatglm import generation, is_chatglm
 from gpu_actor.loading.config_files import read_config
+from gpu_actor.paths.locations import BaseFiles, find_base
 
 _FAST_TOKENIZER = "tokenizer.json"
 

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from gpu_actor.contract.errors import BaseModelError
-from gpu_actor.contract.locations import BaseFiles, pickles_in, safetensors_in
+from gpu_actor.paths.locations import BaseFiles, pickles_in, safetensors_in
 
 _WHOLE = "model.safetensors"
 _WHOLE_PICKLE = "pytorch_model.bin"

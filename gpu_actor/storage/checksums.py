@@ -14,8 +14,8 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-from gpu_actor.contract import file_names
 from gpu_actor.contract.errors import DamagedFileError
+from gpu_actor.paths import file_names
 
 _LARGEST_TEXT = 64 << 20  # bytes; configurations and states have some thousand
 

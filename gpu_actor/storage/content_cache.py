@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gpu_actor.contract.head_files import FileEntry
-from gpu_actor.contract.locations import loray_home
-from gpu_actor.contract.private_files import private_folder
+from gpu_actor.paths.locations import loray_home
+from gpu_actor.paths.private_files import private_folder
 from gpu_actor.storage.checksums import checksum
 from gpu_actor.storage.job_folder import StorageError
 

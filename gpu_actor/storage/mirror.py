@@ -14,8 +14,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from gpu_actor.contract import file_names
 from gpu_actor.contract.messages import one_line
+from gpu_actor.paths import file_names
 from gpu_actor.storage.job_folder import JobFolder
 from gpu_actor.storage.work_folders import WorkFolder
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_actor.contract.messages import one_line
-from gpu_actor.contract.urls import url_problem
+from gpu_actor.paths.urls import url_problem
 from gpu_actor.storage.job_folder import StorageError
 
 

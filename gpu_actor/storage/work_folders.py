@@ -8,8 +8,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from gpu_actor.contract.locations import loray_home
-from gpu_actor.contract.private_files import private_folder
+from gpu_actor.paths.locations import loray_home
+from gpu_actor.paths.private_files import private_folder
 
 _LOCK = ".lock"
 

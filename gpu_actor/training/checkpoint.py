@@ -19,9 +19,9 @@ import torch
 from gpu_actor.adapters.peft_files import adapter_files, load_adapter, save_adapter
 from gpu_actor.adapters.weights import AdapterWeights
 from gpu_actor.adapters.whole_files import read_tensors, sync_folder, write_together
-from gpu_actor.contract import file_names
 from gpu_actor.contract.errors import AdapterError, DamagedFileError
 from gpu_actor.contract.messages import one_line
+from gpu_actor.paths import file_names
 from gpu_actor.storage.checksums import check_files, read_plain
 from gpu_actor.training.early_stop import Watch
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gpu_actor.contract import file_names
+from gpu_actor.paths import file_names
 
 _Number = TypeVar("_Number", int, float)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gpu_actor.contract.config import is_template_path
 from gpu_actor.contract.errors import AdapterError
 from gpu_actor.contract.questions import Answer, AskRequest
-from gpu_actor.contract.roots import outside
+from gpu_actor.paths.roots import outside
 from orchestrator.jobs.states import JobState
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.text import Text
 
 from gpu_actor.contract.errors import IllegalTransitionError, LorayError
-from gpu_actor.contract.locations import loray_home
-from gpu_actor.contract.urls import is_url
+from gpu_actor.paths.locations import loray_home
+from gpu_actor.paths.urls import is_url
 from orchestrator import formatting
 from orchestrator.cli import progress
 from orchestrator.cli.options import Address, AsJson, ClusterFile, HttpPort, JobFiles, PolicyName

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from gpu_actor.contract.errors import ClusterUnavailableError
-from gpu_actor.contract.locations import loray_home
-from gpu_actor.contract.private_files import private_file, private_folder
+from gpu_actor.paths.locations import loray_home
+from gpu_actor.paths.private_files import private_file, private_folder
 
 CLUSTER_FILE = "cluster.json"
 PROBE_SECONDS = 5.0

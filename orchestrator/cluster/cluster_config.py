@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from gpu_actor.contract.config import Quantization, check_quantization
-from gpu_actor.contract.locations import is_local_model, looks_like_path, loray_home
-from gpu_actor.contract.roots import default_roots
 from gpu_actor.contract.strict import Strict
-from gpu_actor.contract.urls import is_url, url_problem, without_file_scheme
+from gpu_actor.paths.locations import is_local_model, looks_like_path, loray_home
+from gpu_actor.paths.roots import default_roots
+from gpu_actor.paths.urls import is_url, url_problem, without_file_scheme
 from orchestrator.jobs.owner import OPERATOR
 from orchestrator.jobs.report_to import TrackerName
 from orchestrator.scheduler.policy import DEFAULT, POLICIES

@@ -14,7 +14,7 @@ from gpu_actor.adapters.start_check import check_adapter_fits
 from gpu_actor.adapters.targets import plan_layers
 from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.errors import LorayError
-from gpu_actor.contract.urls import is_url
+from gpu_actor.paths.urls import is_url
 from orchestrator.cluster.cluster_config import ClusterConfig, with_policy
 from orchestrator.cluster.fleet import Fleet
 from orchestrator.control.job_needs import scheduling_view

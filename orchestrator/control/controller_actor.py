@@ -7,7 +7,7 @@ from typing import Any
 import ray
 
 from gpu_actor.contract.errors import ClusterUnavailableError
-from gpu_actor.contract.locations import loray_home
+from gpu_actor.paths.locations import loray_home
 from orchestrator.cluster.cluster_config import ClusterConfig
 from orchestrator.cluster.connection import CONTROLLER, NAMESPACE
 from orchestrator.cluster.environment import shared_environment

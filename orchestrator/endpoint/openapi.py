@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, TypeAdapter
 
-from orchestrator.endpoint.openai_requests import ChatRequest, CompletionRequest
+from orchestrator.endpoint.openai.requests import ChatRequest, CompletionRequest
 from orchestrator.endpoint.verbs import FILES, VERBS, Verb
 from orchestrator.jobs.job import JobSpec
 from orchestrator.version import __version__

@@ -20,8 +20,9 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from orchestrator.cluster.cluster_config import HttpConfig
-from orchestrator.endpoint import api_routes, errors, openai_routes, report_route
+from orchestrator.endpoint import api_routes, errors, report_route
 from orchestrator.endpoint.door_file import DoorFile, read_door_file, remove_door_file, write_door_file
+from orchestrator.endpoint.openai import routes as openai_routes
 from orchestrator.endpoint.openapi import openapi
 from orchestrator.endpoint.protocol import Orchestrator
 from orchestrator.endpoint.reading import BODY_BYTES, CALLER

@@ -6,9 +6,9 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from gpu_actor.contract.config import AdapterSpec, DatasetConfig, EarlyStopConfig, TrainingConfig
 from gpu_actor.contract.errors import InvalidJobError
-from gpu_actor.contract.locations import is_hub_id, looks_like_path
 from gpu_actor.contract.lora_config import LoraConfig
 from gpu_actor.contract.strict import Strict
+from gpu_actor.paths.locations import is_hub_id, looks_like_path
 from orchestrator.jobs.report_to import TrackerName
 from orchestrator.validation.problems import ProblemsError
 from orchestrator.validation.yaml_file import write_document

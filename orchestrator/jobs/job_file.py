@@ -15,9 +15,9 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from gpu_actor.contract.config import is_template_path
-from gpu_actor.contract.locations import is_local_model, looks_like_path
-from gpu_actor.contract.urls import is_url, without_file_scheme
 from gpu_actor.data.readers.read_records import is_hub_dataset
+from gpu_actor.paths.locations import is_local_model, looks_like_path
+from gpu_actor.paths.urls import is_url, without_file_scheme
 from orchestrator.jobs.grid import Axis, Settings, combinations, read_axes, size
 from orchestrator.jobs.job import MAX_NAME, JobFileError, JobSpec
 from orchestrator.validation.field_index import FieldIndex, FieldPath, dotted, field_index

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gpu_actor.contract import file_names
-from gpu_actor.contract.urls import is_url
+from gpu_actor.paths import file_names
+from gpu_actor.paths.urls import is_url
 from gpu_actor.storage.job_folder import StorageError
 from gpu_actor.storage.mirror import remove_checkpoints, whole_steps
 from gpu_actor.storage.remote_folder import RemoteFolder

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from gpu_actor.adapters.peft_config import lack_of_weights, unsupported
-from gpu_actor.contract import file_names
 from gpu_actor.contract.config import DataSource, TrainingConfig, is_template_path
 from gpu_actor.contract.errors import BaseModelError
-from gpu_actor.contract.locations import find_base, is_hub_id, loray_home, pickles_in, safetensors_in
-from gpu_actor.contract.roots import outside
-from gpu_actor.contract.urls import is_url, url_problem
 from gpu_actor.data.readers.read_records import is_hub_dataset
+from gpu_actor.paths import file_names
+from gpu_actor.paths.locations import find_base, is_hub_id, loray_home, pickles_in, safetensors_in
+from gpu_actor.paths.roots import outside
+from gpu_actor.paths.urls import is_url, url_problem
 from orchestrator.jobs.data_checks import dataset_problem, objective_problem, split_problem, template_problem
 from orchestrator.jobs.job import JobSpec
 from orchestrator.jobs.output_folder import holds_job_file

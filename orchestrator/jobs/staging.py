@@ -17,7 +17,7 @@ from typing import Any
 
 from gpu_actor.contract.errors import InvalidJobError
 from gpu_actor.contract.inputs import with_inputs
-from gpu_actor.contract.locations import looks_like_path
+from gpu_actor.paths.locations import looks_like_path
 from orchestrator.jobs.job import JobSpec
 
 PACKAGES = "working_dir_files"

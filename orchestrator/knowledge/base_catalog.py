@@ -13,8 +13,8 @@ import ray
 
 from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.errors import BaseModelError, LorayError
-from gpu_actor.contract.locations import find_base
 from gpu_actor.model.describe import describe_within_limits
+from gpu_actor.paths.locations import find_base
 from orchestrator.cluster.places import HEAD
 from orchestrator.knowledge.description_files import description_file, recall, remember
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import gpu_actor
 from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.errors import LorayError
-from gpu_actor.contract.locations import find_base, loray_home
 from gpu_actor.model.describe import describe_base
+from gpu_actor.paths.locations import find_base, loray_home
 
 _LARGEST = 64 << 20  # bytes of configuration; real ones have some thousand
 

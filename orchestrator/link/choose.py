@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from gpu_actor.contract.errors import ClusterUnavailableError
-from gpu_actor.contract.locations import loray_home
+from gpu_actor.paths.locations import loray_home
 from orchestrator.endpoint.door_file import read_door_file
 from orchestrator.link.base import Link
 from orchestrator.link.http_link import HttpLink

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_actor.contract.errors import InvalidJobError
-from gpu_actor.contract.urls import is_url
+from gpu_actor.paths.urls import is_url
 from orchestrator.endpoint.references import output_reference, places_read, safe_name, upload_reference
 from orchestrator.jobs.job import JobSpec
 from orchestrator.link.http_link import HttpLink

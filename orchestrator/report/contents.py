@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpu_actor.contract import file_names
 from gpu_actor.contract.errors import LorayError
+from gpu_actor.paths import file_names
 from orchestrator.formatting import LIVE_STATES, View
 from orchestrator.jobs.job_file import load_jobs
 from orchestrator.jobs.output_folder import read_metrics

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from gpu_actor.contract import file_names
 from gpu_actor.contract.errors import AdapterError, ClusterUnavailableError
-from gpu_actor.contract.urls import is_url, without_file_scheme
+from gpu_actor.paths import file_names
+from gpu_actor.paths.urls import is_url, without_file_scheme
 from gpu_actor.storage.remote_folder import RemoteFolder
 from orchestrator.jobs.job_file import load_jobs
 

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpu_actor.adapters.peft_config import lack_of_weights, read_peft_config
-from gpu_actor.contract import file_names
 from gpu_actor.contract.errors import AdapterError, LorayError
-from gpu_actor.contract.locations import resolve_base_model
 from gpu_actor.contract.lora_config import LoraConfig
 from gpu_actor.contract.questions import Step
-from gpu_actor.contract.urls import is_url
+from gpu_actor.paths import file_names
+from gpu_actor.paths.locations import resolve_base_model
+from gpu_actor.paths.urls import is_url
 from orchestrator.results.trained_job import TrainedJob
 
 MAX_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)

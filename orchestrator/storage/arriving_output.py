@@ -10,9 +10,9 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from gpu_actor.contract import file_names
 from gpu_actor.contract.errors import InvalidJobError
 from gpu_actor.contract.head_files import PART_BYTES
+from gpu_actor.paths import file_names
 from gpu_actor.storage.checksums import checksum
 from gpu_actor.storage.job_folder import StorageError
 

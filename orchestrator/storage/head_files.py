@@ -7,7 +7,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpu_actor.contract import file_names
 from gpu_actor.contract.errors import InvalidJobError, JobNotFoundError, LorayError
 from gpu_actor.contract.head_files import (
     FileEntry,
@@ -24,7 +23,8 @@ from gpu_actor.contract.head_files import (
     WriteOutput,
 )
 from gpu_actor.contract.messages import one_line
-from gpu_actor.contract.roots import outside
+from gpu_actor.paths import file_names
+from gpu_actor.paths.roots import outside
 from gpu_actor.storage.checksums import checksum
 from gpu_actor.storage.job_folder import StorageError
 from orchestrator.cluster.cluster_config import ClusterConfig

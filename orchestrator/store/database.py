@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from gpu_actor.contract.private_files import private_file, private_folder
+from gpu_actor.paths.private_files import private_file, private_folder
 from orchestrator.store import schema
 from orchestrator.store.errors import StoreError
 

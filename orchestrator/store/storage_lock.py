@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TextIO
 
-from gpu_actor.contract.private_files import private_folder
+from gpu_actor.paths.private_files import private_folder
 from orchestrator.store.errors import StoreError
 
 LOCK_FILE = "controller.lock"

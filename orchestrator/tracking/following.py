@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from gpu_actor.contract import file_names
+from gpu_actor.paths import file_names
 from orchestrator.jobs.report_to import TrackerName
 from orchestrator.jobs.states import TERMINAL
 from orchestrator.tracking.metric_rows import MetricRows, Row, numbers, place

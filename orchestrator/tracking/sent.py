@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from gpu_actor.contract import file_names
+from gpu_actor.paths import file_names
 from gpu_actor.storage.small_file import write_whole
 from orchestrator.jobs.report_to import TrackerName
 from orchestrator.tracking.metric_rows import Place

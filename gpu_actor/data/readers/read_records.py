@@ -10,12 +10,12 @@ from pathlib import Path
 
 from gpu_actor.contract.config import DataSource
 from gpu_actor.contract.errors import DataError
-from gpu_actor.contract.locations import is_hub_id
 from gpu_actor.contract.messages import shorten
 from gpu_actor.data.readers.csv_file import read_csv
 from gpu_actor.data.readers.json_files import read_json, read_jsonl
 from gpu_actor.data.readers.parquet_and_hub import is_saved_dataset, read_hub_dataset, read_parquet, read_saved_dataset
 from gpu_actor.data.readers.record import LONGEST_RECORD, Record
+from gpu_actor.paths.locations import is_hub_id
 
 Numbered = Iterator[tuple[int, Record | DataError]]
 _TEXT_READERS: dict[str, Callable[[Path, int], Numbered]] = {".jsonl": read_jsonl, ".json": read_json, ".csv": read_csv}

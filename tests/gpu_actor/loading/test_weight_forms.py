@@ -8,13 +8,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from gpu_actor.contract.errors import BaseModelError
-from gpu_actor.contract.locations import BaseFiles, find_base
 from gpu_actor.loading import load_model as load_model_file
 from gpu_actor.loading.config_files import load_config
 from gpu_actor.loading.load_model import load_model
 from gpu_actor.loading.tokenizer import load_tokenizer
 from gpu_actor.model.base_model import BaseModel
 from gpu_actor.model.describe import describe_base
+from gpu_actor.paths.locations import BaseFiles, find_base
 from support.gguf_files import write_gguf
 from support.sample_tokenizers import byte_level_tokenizer
 from support.tiny import VOCABULARY, tiny_model

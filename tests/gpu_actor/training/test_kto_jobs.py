@@ -8,11 +8,11 @@ import torch
 from pydantic import ValidationError
 
 from gpu_actor.batch.unpaired import KlEstimate
-from gpu_actor.contract import file_names
 from gpu_actor.contract.config import TrainingConfig
 from gpu_actor.contract.errors import AdapterError, DataError
 from gpu_actor.contract.report import TenantState
 from gpu_actor.data.dataset import load_dataset
+from gpu_actor.paths import file_names
 from gpu_actor.training.references import read_reference
 from gpu_actor.training.tenant import Tenant
 from gpu_actor.training.trainer import CoTrainer

@@ -8,10 +8,10 @@ from peft import PeftModel
 from pydantic import ValidationError
 
 from gpu_actor.batch.reference_log_probs import ReferenceLogProbs
-from gpu_actor.contract import file_names
 from gpu_actor.contract.config import TrainingConfig
 from gpu_actor.contract.errors import AdapterError
 from gpu_actor.contract.report import TenantState
+from gpu_actor.paths import file_names
 from gpu_actor.training.tenant import Tenant
 from gpu_actor.training.trainer import CoTrainer
 from support.engine import flat, make_spec, make_tenant, run_all, tiny_hooked

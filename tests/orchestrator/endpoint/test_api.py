@@ -15,7 +15,7 @@ import pytest
 from gpu_actor.contract.config import DatasetConfig, DataSource
 from gpu_actor.contract.errors import ClusterUnavailableError, JobNotFoundError, LorayError
 from gpu_actor.contract.lora_config import LoraConfig
-from gpu_actor.contract.roots import outside
+from gpu_actor.paths.roots import outside
 from orchestrator.client import Client
 from orchestrator.cluster.cluster_config import ClusterConfig
 from orchestrator.endpoint.door_file import DoorFile, door_path, read_door_file, write_door_file

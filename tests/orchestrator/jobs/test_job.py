@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from gpu_actor.contract.config import AdapterSpec, DatasetConfig, TrainingConfig
 from gpu_actor.contract.errors import IllegalTransitionError, InvalidJobError, LorayError
-from gpu_actor.contract.locations import is_hub_id, loray_home, resolve_base_model
 from gpu_actor.contract.lora_config import LoraConfig
+from gpu_actor.paths.locations import is_hub_id, loray_home, resolve_base_model
 from orchestrator.jobs.job import JobFileError, JobSpec, QueueConfig
 from orchestrator.jobs.job_file import load_jobs
 from orchestrator.jobs.states import TERMINAL, JobState, check_transition

@@ -5,8 +5,8 @@ import stat
 
 import pytest
 
-from gpu_actor.contract.private_files import private_file, private_folder
-from gpu_actor.contract.roots import default_roots, outside
+from gpu_actor.paths.private_files import private_file, private_folder
+from gpu_actor.paths.roots import default_roots, outside
 from orchestrator.cluster.address import write_cluster_file
 from orchestrator.cluster.cluster_config import ClusterConfig
 from orchestrator.store.storage_lock import hold

@@ -2,9 +2,9 @@
 
 import pytest
 
-from gpu_actor.contract.locations import loray_home
-from gpu_actor.contract.roots import outside
-from gpu_actor.contract.urls import url_problem
+from gpu_actor.paths.locations import loray_home
+from gpu_actor.paths.roots import outside
+from gpu_actor.paths.urls import url_problem
 from orchestrator.cluster.cluster_config import ClusterFileError, load_cluster_config
 from orchestrator.endpoint.references import reach
 from orchestrator.jobs.job_file import jobs_from_mapping
@@ -88,5 +88,5 @@ def test_a_cluster_file_allows_buckets_and_keeps_its_state_in_a_folder(tmp_path)
 
 
 def test_a_library_that_is_missing_is_named(monkeypatch):
-    monkeypatch.setattr("gpu_actor.contract.urls.find_spec", lambda name: None)
+    monkeypatch.setattr("gpu_actor.paths.urls.find_spec", lambda name: None)
     assert url_problem("s3://bucket/a") == "'s3://bucket/a' needs the library s3fs: pip install loray[s3]"

@@ -10,8 +10,8 @@ import pytest
 
 from gpu_actor.contract.description import Activations
 from gpu_actor.contract.errors import BaseModelError
-from gpu_actor.contract.locations import loray_home
 from gpu_actor.model.describe import describe_base
+from gpu_actor.paths.locations import loray_home
 from orchestrator.knowledge import description_files
 from orchestrator.knowledge.base_catalog import BaseCatalog
 from orchestrator.knowledge.description_files import recall, remember

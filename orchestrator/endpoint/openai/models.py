@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpu_actor.contract import file_names
 from gpu_actor.contract.errors import JobNotFoundError
 from gpu_actor.contract.questions import Answerer, Step
+from gpu_actor.paths import file_names
 from orchestrator.endpoint.errors import NOT_FOUND, RequestError
 from orchestrator.endpoint.protocol import Orchestrator
 from orchestrator.endpoint.tokens import Caller

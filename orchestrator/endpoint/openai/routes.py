@@ -12,11 +12,11 @@ from aiohttp import web
 
 from gpu_actor.contract.errors import LorayError
 from gpu_actor.contract.questions import Answer
-from orchestrator.endpoint.answering import AnswerWindow
 from orchestrator.endpoint.errors import NOT_FOUND, RequestError, openai_error
-from orchestrator.endpoint.models import find_model, list_models
-from orchestrator.endpoint.openai_replies import ChatForm, CompletionForm
-from orchestrator.endpoint.openai_requests import ChatRequest, CompletionRequest
+from orchestrator.endpoint.openai.answering import AnswerWindow
+from orchestrator.endpoint.openai.models import find_model, list_models
+from orchestrator.endpoint.openai.replies import ChatForm, CompletionForm
+from orchestrator.endpoint.openai.requests import ChatRequest, CompletionRequest
 from orchestrator.endpoint.protocol import Orchestrator
 from orchestrator.endpoint.reading import caller_of, read_model
 

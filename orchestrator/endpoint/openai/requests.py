@@ -20,7 +20,7 @@ from gpu_actor.contract.questions import (
     TokenIds,
 )
 from gpu_actor.contract.strict import Strict
-from orchestrator.endpoint.models import Model
+from orchestrator.endpoint.openai.models import Model
 
 MOST_ANSWERS = 256
 """Of one request: its prompts times its choices."""

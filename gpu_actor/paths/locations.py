@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpu_actor.contract import file_names
 from gpu_actor.contract.errors import BaseModelError
+from gpu_actor.paths import file_names
 
 _HUB_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 _HUB_ID = re.compile(rf"{_HUB_PART}(?:/{_HUB_PART})?|{_HUB_PART}/{_HUB_PART}/{_HUB_PART}\.gguf")

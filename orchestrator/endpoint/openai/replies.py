@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gpu_actor.contract.questions import Answer, ScoredToken
-from orchestrator.endpoint.openai_requests import ChatRequest, CompletionRequest
+from orchestrator.endpoint.openai.requests import ChatRequest, CompletionRequest
 
 Json = dict[str, Any]
 
