@@ -16,7 +16,7 @@ from gpu_actor.contract.questions import Answer, Sampling
 from orchestrator.cli.progress import LIVE_STATES, POLL_SECONDS
 from orchestrator.cli.stop_signals import stop_signals
 from orchestrator.client import Client, Job, JobView
-from orchestrator.cluster.cluster_config import load_cluster_config
+from orchestrator.cluster.cluster_file import load_cluster_config
 from orchestrator.control import launch
 from orchestrator.formatting import plural, share, size
 from orchestrator.jobs.job import JobSpec

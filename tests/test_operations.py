@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 import yaml
 
-from orchestrator.cluster.cluster_config import load_cluster_config
+from orchestrator.cluster.cluster_file import load_cluster_config
 from support.repository import ROOT
 
 SCHEMA = json.loads((ROOT / "tests" / "fixtures" / "kuberay" / "raycluster.json").read_text())

@@ -13,7 +13,8 @@ from orchestrator.cli import progress
 from orchestrator.cli.options import Address, AsJson, ClusterFile, JobFiles, PolicyName
 from orchestrator.client import Client, read_jobs
 from orchestrator.cluster.address import find_address
-from orchestrator.cluster.cluster_config import ClusterFileError, load_cluster_config, with_policy
+from orchestrator.cluster.cluster_config import ClusterFileError
+from orchestrator.cluster.cluster_file import load_cluster_config, with_policy
 from orchestrator.link.choose import is_elsewhere
 from orchestrator.terminal import display
 from orchestrator.validation.problems import Problem

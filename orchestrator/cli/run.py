@@ -22,7 +22,7 @@ from orchestrator.cli.options import Address, AsJson, ClusterFile, HttpPort, Job
 from orchestrator.cli.stop_signals import stop_code, stop_signals
 from orchestrator.client import Client, Job, JobView, read_jobs
 from orchestrator.cluster.address import CLUSTER_FILE, find_address
-from orchestrator.cluster.cluster_config import load_cluster_config, with_http, with_policy
+from orchestrator.cluster.cluster_file import load_cluster_config, with_http, with_policy
 from orchestrator.cluster.connection import Connection
 from orchestrator.control import launch
 from orchestrator.endpoint.door_file import door_path

@@ -15,7 +15,8 @@ from gpu_actor.adapters.targets import plan_layers
 from gpu_actor.contract.description import BaseDescription
 from gpu_actor.contract.errors import LorayError
 from gpu_actor.paths.urls import is_url
-from orchestrator.cluster.cluster_config import ClusterConfig, with_policy
+from orchestrator.cluster.cluster_config import ClusterConfig
+from orchestrator.cluster.cluster_file import with_policy
 from orchestrator.cluster.fleet import Fleet
 from orchestrator.control.job_needs import scheduling_view
 from orchestrator.control.preview import plan_apart

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from sqlalchemy import make_url
 
 from gpu_actor.contract.errors import LorayError
-from orchestrator.cluster.cluster_config import ClusterConfig, ClusterFileError, load_cluster_config, parse_size
+from orchestrator.cluster.cluster_config import ClusterConfig, ClusterFileError, parse_size
+from orchestrator.cluster.cluster_file import load_cluster_config
 from support.repository import ROOT
 
 

@@ -5,7 +5,8 @@ import pytest
 from gpu_actor.paths.locations import loray_home
 from gpu_actor.paths.roots import outside
 from gpu_actor.paths.urls import url_problem
-from orchestrator.cluster.cluster_config import ClusterFileError, load_cluster_config
+from orchestrator.cluster.cluster_config import ClusterFileError
+from orchestrator.cluster.cluster_file import load_cluster_config
 from orchestrator.endpoint.references import reach
 from orchestrator.jobs.job_file import jobs_from_mapping
 from orchestrator.jobs.preflight import check_files

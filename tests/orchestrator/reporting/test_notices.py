@@ -9,7 +9,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from orchestrator.cluster.cluster_config import ClusterConfig, ClusterFileError, OnEndConfig, load_cluster_config
+from orchestrator.cluster.cluster_config import ClusterConfig, ClusterFileError, OnEndConfig
+from orchestrator.cluster.cluster_file import load_cluster_config
 from orchestrator.jobs.states import JobState
 from orchestrator.reporting.notices import Notices
 from support.house import House
