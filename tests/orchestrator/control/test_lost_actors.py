@@ -9,24 +9,26 @@ from orchestrator.cluster.member import Loss, LossKind
 from orchestrator.control import job_verbs
 from orchestrator.jobs.losses import NONE
 from orchestrator.jobs.states import JobState
+from orchestrator.scheduler.policy import DEFAULT
 from orchestrator.scheduler.view import Plan
 from orchestrator.store.records import Wish
+from support.house import TINY
 from support.house import House as Empty
 
 
 class House(Empty):
     """Actors that are started, get what is planned for them, and die, on a clock that is set by hand."""
 
-    def __init__(self, folder, monkeypatch, actors=1):
+    def __init__(self, folder, monkeypatch, actors=1, policy="fifo-memory"):
         self.now = time.time()
         monkeypatch.setattr(time, "time", lambda: self.now)
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
-        super().__init__(folder, policy="fifo-memory", actors=[{}] * actors)
+        super().__init__(folder, policy=policy, actors=[{}] * actors)
         self.places = [f"cpu:{number}" for number in range(actors)]
         self.number = 0
 
-    def submit(self, name, max_retries=2):
-        return super().submit(name, max_retries=max_retries)
+    def submit(self, name, max_retries=2, **fields):
+        return super().submit(name, max_retries=max_retries, **fields)
 
     def round(self):
         """A few seconds pass, and one plan is made and carried out; returns the names of the jobs by place."""
@@ -176,10 +178,12 @@ def test_a_job_waits_before_it_is_tried_again_and_says_so(house):
     assert "its next try at" in house.jobs()["a"].waiting_for
     held = house.reconciler.snapshot().held
     assert list(held.values()) == [house.jobs()["a"].waiting_for]
-    assert house.reconciler.snapshot().view.jobs == ()
+    assert [job.leaving for job in house.reconciler.snapshot().view.jobs] == [True]
+    house.host("tiny@cpu:0#9999")
+    house.report("tiny@cpu:0#9999")
+    assert house.plan().placements == {}
     house.now += 2.0
-    assert [job.name for job in house.store.jobs([JobState.QUEUED])] == ["a"]
-    assert len(house.reconciler.snapshot().view.jobs) == 1
+    assert list(house.plan().placements) == [house.jobs()["a"].id]
 
 
 @pytest.mark.parametrize(("wish", "state"), [(Wish.PAUSE, JobState.PAUSED), (Wish.CANCEL, JobState.CANCELLED)])
@@ -222,3 +226,19 @@ def test_an_actor_that_says_its_device_is_lost_is_replaced(house, phase, kind):
     )
     assert (loss.kind, loss.by_itself) == (kind, kind is LossKind.DIED)
     assert "uncorrectable ECC" in loss.reason
+
+
+@pytest.mark.parametrize("policy", ["fifo-memory", DEFAULT])
+def test_who_rests_before_a_new_try_does_not_lose_the_place_to_another_base_model(tmp_path, monkeypatch, policy):
+    """One device, two base models: an actor's death costs its jobs seconds, not the turn of all the others."""
+    house = House(tmp_path, monkeypatch, policy=policy)
+    house.describe("/models/other")
+    house.submit("first")
+    house.round()
+    house.submit("second", base_model="/models/other", max_steps=100_000)
+    house.die()
+    plan = house.plan()
+    assert (plan.placements, plan.rehosts) == ({}, {"cpu:0": TINY})
+    assert set(plan.waiting) == {job.id for job in house.jobs().values()}
+    assert "its next try at" in plan.waiting[house.jobs()["first"].id]
+    assert house.round() == {"cpu:0": ["first"]}
