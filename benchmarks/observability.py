@@ -43,7 +43,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a tiny random model; the cost is not judged")
     parser.add_argument("--steps", type=int, help="optimizer steps of each of the eight jobs")
     parser.add_argument("--cost-steps", type=int, help="of each job of the measurement of the cost")
-    parser.add_argument("--rounds", type=int, help="times that the watched and the unwatched take their turns")
+    parser.add_argument("--rounds", type=int, help="times that these jobs are trained")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
     arguments = parser.parse_args()
     workload.quiet()
@@ -68,7 +68,7 @@ def _run(folder: Path, arguments: argparse.Namespace) -> tuple[list[promises.Pro
     base, vocabulary = (str(tiny[0]), VOCABULARY) if quick else (resolve_base_model(workload.DEMO_BASE), 49152)
     steps = arguments.steps or (2000 if quick else 60)
     logging = 20 if quick else 1  # a tiny model would make hundreds of rows a second
-    rounds, cost_steps = arguments.rounds or (1 if quick else 5), arguments.cost_steps or (400 if quick else 15)
+    rounds, cost_steps = arguments.rounds or (1 if quick else 2), arguments.cost_steps or (400 if quick else 60)
     with contextlib.ExitStack() as stack:
         one = stack.enter_context(served(folder, base))
         server = stack.enter_context(_server(folder, one.discovery)) if PROMETHEUS else None
@@ -95,19 +95,19 @@ def _tell(line: str) -> None:
 
 def _judged(price: cost.Cost) -> list[promises.Promise]:
     return [
-        _below(f"all of it costs less than {_MOST_COST:.0%} of the throughput", price.of_throughput, price.rates_apart),
-        _below("... and of the processor seconds of the steps' thread", price.of_thread, price.threads_apart),
+        _below(f"all of it costs less than {_MOST_COST:.0%} of the throughput", price.rates),
+        _below("... and of the processor seconds of the steps' thread", price.threads),
         promises.Promise("... and no loss is another", price.equal, "the same to the bit" if price.equal else "NOT"),
     ]
 
 
-def _below(what: str, measured: float, noise: float) -> promises.Promise:
+def _below(what: str, ratios: list[float]) -> promises.Promise:
     """Whether a cost is as low as promised; on a busy machine that may not be told."""
-    if noise > _MOST_COST and measured < noise:
-        return promises.Promise(
-            what, None, f"not told: two unwatched runs are {noise:.1%} apart, measured {measured:+.1%}"
-        )
-    return promises.Promise(what, measured < _MOST_COST, f"{measured:+.1%}; two unwatched runs are {noise:.1%} apart")
+    lost, error = cost.share_lost(ratios)
+    figure = f"{lost:+.2%}, give or take {error:.2%} (twice the standard error of {len(ratios)} pairs of turns)"
+    if lost - error < _MOST_COST <= lost + error:
+        return promises.Promise(what, None, f"not told: {figure}")
+    return promises.Promise(what, lost < _MOST_COST, figure)
 
 
 def _print(found: list[promises.Promise], price: cost.Cost, title: str) -> None:
@@ -118,12 +118,9 @@ def _print(found: list[promises.Promise], price: cost.Cost, title: str) -> None:
     for one in found:
         table.add_row(one.what, {True: "yes", False: "NO", None: "-"}[one.kept], one.figure)
     console.print(table)
-    for name, ratios in (
-        ("per second", price.rates),
-        ("per processor second of the training process", price.processes),
-        ("per processor second of the thread that makes the steps", price.threads),
-    ):
-        console.print(f"real tokens {name}, watched / unwatched: {', '.join(f'{ratio:.3f}' for ratio in ratios)}")
+    for name, ratios in (("second", price.rates), ("processor second of the steps' thread", price.threads)):
+        lost, error = cost.share_lost(ratios)
+        console.print(f"real tokens per {name}: watched {-lost:+.2%}, give or take {error:.2%}; {len(ratios)} pairs")
     for kind, cores in price.beside.items():
         console.print(f"beside the training, {kind} takes {cores:+.3f} cores while watched")
 

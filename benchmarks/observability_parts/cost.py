@@ -1,139 +1,162 @@
-"""What watching costs those who train: the same jobs with every window open and with none, in turn, on one actor."""
+"""What watching costs those who train: jobs on one actor, while every window is opened and shut again and again.
+
+A machine's speed drifts by more in minutes than watching can cost, so both sides take turns of seconds in one run.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from statistics import mean, median
-from typing import Any
+from statistics import mean, stdev
+from typing import Any, NamedTuple
 
+import numpy as np
 import psutil
 from common import workload
 from common.watch import Watch
 
-from observability_parts.served import Served, wait_until
+from observability_parts.served import Served
 from orchestrator.jobs.states import TERMINAL
 
 JOBS = 4
-_LOOK_S, _SCRAPE_S, _PAGE_S = 0.2, 5.0, 15.0
+_TURN_S, _SETTLE_S = 10.0, 1.0  # of each side, and what is left out of it at its beginning
+_LOOK_S, _SCRAPE_S, _PAGE_S = 0.2, 5.0, 10.0
 _TRAINING, _TRACKERS, _TOP = "training", "trackers", "loray top"
 _KINDS = {"ray::GpuActor": _TRAINING, "ray::Controller": "the orchestrator", "ray::TrackerProcess": _TRACKERS}
 
 
+class Span(NamedTuple):
+    """From when to when (Unix time) the windows were open or shut."""
+
+    watched: bool
+    begin: float
+    end: float
+
+
 @dataclass(frozen=True)
-class Side:
-    """What the jobs did from the first row of the one that began last to the last row of all.
+class Turn:
+    """Some seconds of training, watched or not.
 
     Attributes:
-        seconds: How long that was.
-        tokens: Real tokens of the optimizer steps in it.
-        thread: Processor seconds of the thread that makes the steps.
-        processor: Of each kind of process.
-        losses: Of every row of every job.
+        watched: Which.
+        rate: Real tokens per second.
+        per_thread: Real tokens per processor second of the thread that makes the steps.
+        cores: That each kind of process took.
     """
 
-    seconds: float
-    tokens: int
-    thread: float
-    processor: dict[str, float]
-    losses: list[list[float]]
+    watched: bool
+    rate: float
+    per_thread: float
+    cores: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The watched runs over the unwatched ones, pair by pair.
+    """The watched turns over the unwatched ones beside them, pair by pair.
 
     Attributes:
         rates: Ratios of real tokens per second.
         threads: Of real tokens per processor second of the thread that makes the steps.
-        processes: Of real tokens per processor second of the process that trains.
-        rates_apart: How far two unwatched runs that follow each other are apart in tokens per second; the mean of all.
-        threads_apart: The same per processor second of the thread.
         beside: Cores that each kind of process takes more while somebody watches.
         equal: Whether all runs made the same losses.
     """
 
     rates: list[float]
     threads: list[float]
-    processes: list[float]
-    rates_apart: float
-    threads_apart: float
     beside: dict[str, float]
     equal: bool
 
-    @property
-    def of_throughput(self) -> float:
-        """The share of the tokens per second that watching costs; negative where the watched runs were faster."""
-        return 1 - median(self.rates)
 
-    @property
-    def of_thread(self) -> float:
-        """The share of the processor seconds of the steps' thread that watching costs."""
-        return 1 - median(self.threads)
+def share_lost(ratios: Sequence[float]) -> tuple[float, float]:
+    """The share that watching costs by some ratios (their geometric mean), and twice its standard error."""
+    if len(ratios) < 2:
+        return math.nan, math.inf
+    logs = [math.log(ratio) for ratio in ratios]
+    return 1 - math.exp(mean(logs)), 2 * stdev(logs) / math.sqrt(len(logs))
 
 
 def measure(
-    served: Served,
-    base: str,
-    vocabulary: int,
-    steps: int,
-    rounds: int,
-    logging: int,
-    tell: Callable[[str], None],
+    served: Served, base: str, vocabulary: int, steps: int, rounds: int, logging: int, tell: Callable[[str], None]
 ) -> Cost:
-    """Run both sides in turn; who begins changes from round to round."""
-    sides: dict[bool, list[Side]] = {True: [], False: []}
+    """Train the same jobs `rounds` times; in every other run the unwatched side begins."""
+    pairs: list[tuple[Turn, Turn]] = []
+    losses = []
     for number in range(rounds):
-        for watched in (number % 2 == 0, number % 2 != 0):
-            tell(f"what it costs, round {number + 1} of {rounds}: {'watched' if watched else 'unwatched'}")
-            folder = served.folder / f"cost-{number}-{watched}"
-            sides[watched].append(_run(served, folder, base, vocabulary, steps, logging, watched=watched))
-    pairs = list(zip(sides[True], sides[False], strict=True))
-    kinds = {kind for one in sides[True] for kind in one.processor} - {_TRAINING}
+        tell(f"what it costs, round {number + 1} of {rounds}: every window opened and shut every {_TURN_S:.0f} s")
+        found, made = _run(served, number, base, vocabulary, steps, logging)
+        losses.append(made)
+        pairs += found
+    kinds = {kind for on, _ in pairs for kind in on.cores} - {_TRAINING}
     return Cost(
-        [(on.tokens / on.seconds) / (off.tokens / off.seconds) for on, off in pairs],
-        [(on.tokens / on.thread) / (off.tokens / off.thread) for on, off in pairs],
-        [(on.tokens / on.processor[_TRAINING]) / (off.tokens / off.processor[_TRAINING]) for on, off in pairs],
-        _apart([one.tokens / one.seconds for one in sides[False]]),
-        _apart([one.tokens / one.thread for one in sides[False]]),
-        {kind: median(_cores(on, kind) - _cores(off, kind) for on, off in pairs) for kind in sorted(kinds)},
-        all(on.losses == off.losses == pairs[0][0].losses for on, off in pairs),
+        [on.rate / off.rate for on, off in pairs],
+        [on.per_thread / off.per_thread for on, off in pairs],
+        {kind: mean(on.cores.get(kind, 0.0) - off.cores.get(kind, 0.0) for on, off in pairs) for kind in sorted(kinds)},
+        all(one == losses[0] for one in losses),
     )
 
 
-def _apart(values: Sequence[float]) -> float:
-    return mean(abs(after / before - 1) for before, after in pairwise(values)) if len(values) > 1 else 0.0
-
-
-def _cores(side: Side, kind: str) -> float:
-    return side.processor.get(kind, 0.0) / side.seconds
-
-
-def _run(served: Served, folder: Path, base: str, vocabulary: int, steps: int, logging: int, *, watched: bool) -> Side:
-    """Train the jobs, with every window open or with none."""
-    jobs = workload.make_jobs(folder, vocabulary, range(JOBS), steps)
+def _run(
+    served: Served, number: int, base: str, vocabulary: int, steps: int, logging: int
+) -> tuple[list[tuple[Turn, Turn]], list[list[float]]]:
+    """Train the jobs once; returns pairs of a watched and an unwatched turn, and the losses of all rows of all jobs."""
+    jobs = workload.make_jobs(served.folder / f"cost-{number}", vocabulary, range(JOBS), steps)
     documents: list[dict[str, Any]] = []
     for job in jobs:
         fields = job.spec.model_dump(mode="json", exclude={"job_id"}, exclude_unset=True)
-        fields["training"]["logging_steps"] = logging
-        name = f"{folder.name}-{job.spec.name}"
-        fields |= {"name": name, "base_model": base, "report_to": served.trackers if watched else []}
-        documents.append(fields)
+        # of one sample each: a row comes every half second
+        batch = {"per_device_train_batch_size": 1, "max_steps": steps * workload.BATCH_SIZE, "logging_steps": logging}
+        fields["training"] |= batch
+        documents.append({**fields, "name": f"cost-{number}-{job.spec.name}", "base_model": base})
     watch = Watch(_kind, threads_of=_TRAINING)
-    with contextlib.ExitStack() as stack:
-        if watched:
-            stack.enter_context(_windows(served))
-        stack.enter_context(_looking(watch))
+    with _looking(watch), _Windows(served) as windows:
         served.submit(*documents)
-        names = [document["name"] for document in documents]
-        wait_until(lambda: all(served.jobs()[name]["state"] in TERMINAL for name in names), "the jobs are over", 1.0)
-    return _side([Path(job.spec.output_dir) for job in jobs], watch)
+        turns = _take_turns(served, windows, [document["name"] for document in documents], number)
+    rows = [
+        [json.loads(line) for line in Path(job.spec.output_dir, "metrics.jsonl").read_text("utf-8").splitlines()]
+        for job in jobs
+    ]
+    start, end = max(one[0]["time"] for one in rows), min(one[-1]["time"] for one in rows)  # all of them train
+    pairs = []
+    for pair in zip(turns[::2], turns[1::2], strict=False):
+        if start <= pair[0].begin and pair[1].end <= end:
+            off, on = sorted((_turn(span, rows, watch) for span in pair), key=lambda turn: turn.watched)
+            pairs.append((on, off))
+    return pairs, [[row["loss"] for row in one] for one in rows]
+
+
+def _take_turns(served: Served, windows: _Windows, names: Sequence[str], number: int) -> list[Span]:
+    """Open and shut the windows until the jobs are over: open, shut, shut, open, open, ..., or the other way round."""
+    turns: list[Span] = []
+    while not all(served.jobs()[name]["state"] in TERMINAL for name in names):
+        watched = (len(turns) + 1) // 2 % 2 == number % 2
+        windows.set(watched)
+        time.sleep(_SETTLE_S)
+        begin = time.time()
+        time.sleep(_TURN_S - _SETTLE_S)
+        turns.append(Span(watched, begin, time.time()))
+    return turns
+
+
+def _turn(span: Span, rows: Sequence[Sequence[dict[str, Any]]], watch: Watch) -> Turn:
+    between, seconds = (span.begin, span.end), span.end - span.begin
+    tokens = sum(_tokens(one, *between) for one in rows)
+    cores = {kind: spent / seconds for kind, spent in watch.between(*between).items()}
+    return Turn(span.watched, tokens / seconds, tokens / watch.busiest_thread(*between), cores)
+
+
+def _tokens(rows: Sequence[dict[str, Any]], begin: float, end: float) -> float:
+    """Real tokens of one job between two moments. A row has those of its own step, for all since the row before."""
+    steps = np.diff([0, *(row["step"] for row in rows)])
+    sums = np.cumsum([row["tokens"] * count for row, count in zip(rows, steps, strict=True)])
+    at = np.interp([begin, end], [row["time"] for row in rows], sums)
+    return float(at[1] - at[0])
 
 
 def _kind(line: Sequence[str]) -> str:
@@ -151,26 +174,47 @@ def _kind(line: Sequence[str]) -> str:
 @contextlib.contextmanager
 def _looking(watch: Watch) -> Iterator[None]:
     own = psutil.Process()  # its children are the cluster, and `loray top`
-    with _repeated(lambda: watch.look(own.children()), _LOOK_S):
+    always = threading.Event()
+    always.set()
+    with _repeated(lambda: watch.look(own.children()), _LOOK_S, always):
         yield
 
 
-@contextlib.contextmanager
-def _windows(served: Served) -> Iterator[None]:
-    with served.top(), _repeated(served.scrape, _SCRAPE_S), _repeated(served.report_page, _PAGE_S):
-        yield
+class _Windows(contextlib.ExitStack):
+    """Everything through which people watch. What is shut has stopped; trackers make good later what they missed."""
+
+    def __init__(self, served: Served) -> None:
+        super().__init__()
+        self._served, self._open = served, threading.Event()
+
+    def __enter__(self) -> _Windows:
+        super().__enter__()
+        self.enter_context(self._served.top())
+        self.enter_context(_repeated(self._served.scrape, _SCRAPE_S, self._open))
+        self.enter_context(_repeated(self._served.report_page, _PAGE_S, self._open))
+        self.callback(self.set, True)  # who has stopped cannot end
+        return self
+
+    def set(self, watched: bool) -> None:
+        """Open or shut all of them."""
+        (self._open.set if watched else self._open.clear)()
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if _kind(process.cmdline()) in (_TOP, _TRACKERS):
+                    process.send_signal(signal.SIGCONT if watched else signal.SIGSTOP)
 
 
 @contextlib.contextmanager
-def _repeated(what: Any, seconds: float) -> Iterator[None]:
-    """Call something again and again in a thread."""
+def _repeated(what: Any, seconds: float, open_: threading.Event) -> Iterator[None]:
+    """Call something again and again in a thread, while an event is set."""
     over, errors = threading.Event(), list[Exception]()
 
     def go_on() -> None:
         while not over.is_set():
             began = time.monotonic()
             try:
-                what()
+                if open_.is_set():
+                    what()
             except Exception as error:  # told where the result is made
                 errors.append(error)
                 return
@@ -185,15 +229,3 @@ def _repeated(what: Any, seconds: float) -> Iterator[None]:
         thread.join(60)
     if errors:
         raise errors[0]
-
-
-def _side(outputs: Sequence[Path], watch: Watch) -> Side:
-    rows = [[json.loads(line) for line in (out / "metrics.jsonl").read_text("utf-8").splitlines()] for out in outputs]
-    firsts, lasts = [one[0]["time"] for one in rows], [one[-1]["time"] for one in rows]
-    start, end = max(firsts) if max(firsts) < min(lasts) else min(firsts), max(lasts)
-    tokens = 0.0
-    for one in rows:  # a row has the tokens of its own step, for those since the row before
-        for before, row in zip([{"step": 0}, *one], one, strict=False):
-            tokens += row["tokens"] * (row["step"] - before["step"]) * (start < row["time"] <= end)
-    losses = [[row["loss"] for row in one] for one in rows]
-    return Side(end - start, round(tokens), watch.busiest_thread(start, end), watch.between(start, end), losses)
