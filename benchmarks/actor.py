@@ -229,7 +229,8 @@ def _print(result: Mapping[str, Any], title: str) -> None:
         table.add_row(name, *sides, f"{result[ratio]:.3f}")
     console.print(table)
     for kind, cores in result["beside"].items():
-        console.print(f"beside the training, {kind} takes {cores / result['cores']:.1%} of {result['cores']} cores")
+        share = cores / result["cores"]
+        console.print(f"beside the training, {kind} takes {cores:.3f} of a core: {share:.1%} of {result['cores']}")
     same = "the same to the bit" if result["equal"] else "NOT THE SAME"
     console.print(f"Equal work: the losses of all optimizer steps are {same}.")
 
