@@ -68,7 +68,7 @@ def _run(folder: Path, arguments: argparse.Namespace) -> tuple[list[promises.Pro
     base, vocabulary = (str(tiny[0]), VOCABULARY) if quick else (resolve_base_model(workload.DEMO_BASE), 49152)
     steps = arguments.steps or (2000 if quick else 60)
     logging = 20 if quick else 1  # a tiny model would make hundreds of rows a second
-    rounds, cost_steps = arguments.rounds or (1 if quick else 2), arguments.cost_steps or (400 if quick else 60)
+    rounds, cost_steps = arguments.rounds or (1 if quick else 2), arguments.cost_steps or (400 if quick else 40)
     with contextlib.ExitStack() as stack:
         one = stack.enter_context(served(folder, base))
         server = stack.enter_context(_server(folder, one.discovery)) if PROMETHEUS else None

@@ -106,7 +106,8 @@ def _run(
     served: Served, number: int, base: str, vocabulary: int, steps: int, logging: int
 ) -> tuple[list[tuple[Turn, Turn]], list[list[float]]]:
     """Train the jobs once; returns pairs of a watched and an unwatched turn, and the losses of all rows of all jobs."""
-    jobs = workload.make_jobs(served.folder / f"cost-{number}", vocabulary, range(JOBS), steps)
+    # all samples as long as each other: how many tokens a second makes hangs on how long they are
+    jobs = workload.make_jobs(served.folder / f"cost-{number}", vocabulary, range(JOBS), steps, equal=True)
     documents: list[dict[str, Any]] = []
     for job in jobs:
         fields = job.spec.model_dump(mode="json", exclude={"job_id"}, exclude_unset=True)
