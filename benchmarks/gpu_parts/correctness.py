@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from gpu_actor.batch.shared_batch import MicroBatch, pack
-from gpu_actor.model import attention, varlen
+from gpu_actor.model import attention, flex, varlen
 from gpu_actor.training.tenant import Tenant
 
 from .peer import HAS_PEFT, Peer, Values, cosine, difference, start_values, values_of
@@ -84,6 +84,7 @@ def equal(setting: Setting) -> None:
             }
         )
         _fast_ways(setting, dtype)
+    _capped_scores(setting)
 
 
 def _fast_ways(setting: Setting, dtype: torch.dtype) -> None:
@@ -115,6 +116,29 @@ def _fast_ways(setting: Setting, dtype: torch.dtype) -> None:
                     "gradient_difference": max(errors),
                 }
             )
+
+
+def _capped_scores(setting: Setting) -> None:
+    """Capped attention (heads, scale and cap of Gemma 2) in one call against each sequence."""
+    lengths, kind = (300, 64, 129, 1), {"device": setting.device, "dtype": torch.bfloat16}
+    torch.manual_seed(0)
+    parts = [torch.randn(1, heads, sum(lengths), 256, **kind, requires_grad=True) for heads in (8, 4, 4)]
+    along = torch.randn(1, sum(lengths), 8, 256, **kind)
+    for window in (None, 100):
+        out = flex.CappedAttention(compiles=setting.on_cuda)(*parts, lengths, 1 / 16, window, 50.0)
+        if out is None:
+            setting.emit({"what": "capped attention cannot be compiled here"})
+            return
+        expected = attention.packed_attention(*parts, lengths, 1 / 16, window, 50.0)
+        both = [torch.autograd.grad(made, parts, along) for made in (out, expected)]
+        errors = [float((a - b).norm() / b.norm()) for a, b in zip(*both, strict=True)]
+        setting.emit(
+            {
+                "what": f"attention in one call and per sequence, capped, window {window}",
+                "hidden_difference": float((out - expected).abs().max() / expected.abs().max()),
+                "gradient_difference": max(errors),
+            }
+        )
 
 
 def _noisy(tenant: Tenant) -> Tenant:

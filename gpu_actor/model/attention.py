@@ -1,9 +1,9 @@
 """Attention over a packed row: every sequence sees itself alone.
 
 Registered with transformers' attention interface, so that the stock models call it. Each sequence is one call of
-scaled-dot-product attention, or on a GPU the whole row is one call (`varlen.py`); causal, sliding-window, soft-cap and
-grouped-query attention are honoured. Whatever else a model asks of its attention (sinks, position biases, chunks)
-raises: the base is then served another way.
+scaled-dot-product attention, or on a GPU the whole row is one call (`varlen.py`, with capped scores `flex.py`); causal,
+sliding-window, soft-cap and grouped-query attention are honoured. Whatever else a model asks of its attention (sinks,
+position biases, chunks) raises: the base is then served another way.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from gpu_actor.model.flex import CappedAttention, serves_flex
 from gpu_actor.model.varlen import serves_varlen, varlen_attention
 
 LengthsOf = Callable[[], tuple[int, ...]]
@@ -100,7 +101,11 @@ class WindowsSeen:
 
 
 def register_packed_attention(
-    name: str, lengths: LengthsOf, borders: BordersOf | None = None, cache: CacheOf = lambda: None
+    name: str,
+    lengths: LengthsOf,
+    borders: BordersOf | None = None,
+    cache: CacheOf = lambda: None,
+    capped: CappedAttention | None = None,
 ) -> WindowsSeen:
     """Make packed attention known to transformers under `name`.
 
@@ -109,6 +114,7 @@ def register_packed_attention(
         lengths: Gives the sequence lengths of the row that is being computed; they add up to its width.
         borders: Gives the same row's borders, int32 [sequences + 1]; None: there is no kernel that wants them.
         cache: Gives what keeps the keys and values of the row, if anything does.
+        capped: Computes the row where scores are capped, if it can; None: each sequence is computed for itself.
 
     Returns:
         The windows that were asked for, for the probe at load.
@@ -134,6 +140,10 @@ def register_packed_attention(
         if borders is not None and serves_varlen(query, value, softcap) and (found := borders()) is not None:
             longest = max(lengths())
             return varlen_attention(query, key, value, found, longest, scaling, sliding_window), None
+        if capped is not None and softcap is not None and serves_flex(query, value):
+            out = capped(query, key, value, lengths(), scaling, sliding_window, softcap)
+            if out is not None:
+                return out, None
         return packed_attention(query, key, value, lengths(), scaling, sliding_window, softcap), None
 
     def no_mask(
@@ -265,7 +275,7 @@ def capped_attention(
     mask: torch.Tensor | None,
     softcap: float,
 ) -> torch.Tensor:
-    """Attention with capped scores: no fused kernel offers it, so it is written out.
+    """Attention with capped scores, written out: the fused kernels of a CPU and of fp32 do not offer it.
 
     Args:
         query: [rows, heads, T, size].

@@ -14,6 +14,7 @@ from gpu_actor.batch.shared_batch import SharedBatch
 from gpu_actor.elementwise.fuse import fuse_elementwise
 from gpu_actor.loading.layers import adaptable_linears, body_name
 from gpu_actor.model.attention import AttentionCache, WindowsSeen, register_packed_attention
+from gpu_actor.model.flex import CappedAttention
 from gpu_actor.model.rotary import hook_rotary
 from gpu_actor.model.varlen import has_varlen
 from gpu_actor.operators.multi_adapter_linear import MultiAdapterLinear
@@ -66,8 +67,15 @@ class HookedBody:
         name = f"loray_packed_{next(_instances)}"
         # not the body itself: what is registered stays as long as the process
         routing, caches = self.routing, self._caches
-        borders = (lambda: routing.borders) if self._kernels == "cuda" and has_varlen(self.device) else None
-        seen = register_packed_attention(name, lambda: routing.lengths, borders, lambda: caches[-1] if caches else None)
+        on_cuda = self._kernels == "cuda"
+        borders = (lambda: routing.borders) if on_cuda and has_varlen(self.device) else None
+        seen = register_packed_attention(
+            name,
+            lambda: routing.lengths,
+            borders,
+            lambda: caches[-1] if caches else None,
+            CappedAttention(compiles=self.device.type == "cuda") if on_cuda else None,
+        )
         self.model.set_attn_implementation(name)
         return seen
 

@@ -2,7 +2,7 @@
 
 It runs on CUDA in half precision. One call a layer instead of one per sequence, no mask in memory for a window, and no
 plan per length, which cuDNN would make anew in every step. `packed_attention` is its oracle, and what stands in for it
-elsewhere: in fp32, on old GPUs, and for capped scores (Gemma 2), which it does not know.
+elsewhere: in fp32 and on old GPUs. Capped scores (Gemma 2), which it does not know, go to `flex.py`.
 """
 
 from __future__ import annotations

@@ -25,17 +25,17 @@ GIB = 2**30
 LENGTHS = (50, 40)
 
 
-def kept_by(base, weights):
+def kept_by(base, weights, lengths=LENGTHS):
     """Bytes of all storages that autograd keeps of a real forward, without those of the model and the adapter."""
-    ids = [np.full(length, 5 + place, dtype=np.int32) for place, length in enumerate(LENGTHS)]
+    ids = [np.full(length, 5 + place, dtype=np.int32) for place, length in enumerate(lengths)]
     own = [*base.model.parameters(), *base.model.buffers(), weights.flat, weights.gradient]
-    own = {tensor.untyped_storage().data_ptr() for tensor in own}
+    own = {tensor.untyped_storage()._cdata for tensor in own}
     kept = {}
     alive = []
 
     def keep(tensor):
         alive.append(tensor)
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -43,9 +43,9 @@ def kept_by(base, weights):
     return sum(size for address, size in kept.items() if address not in own)
 
 
-def predicted(counted, base, lora):
-    tokens = sum(LENGTHS)
-    squares = sum(length**2 for length in LENGTHS)
+def predicted(counted, base, lora, lengths=LENGTHS):
+    tokens = sum(lengths)
+    squares = sum(length**2 for length in lengths)
     own = adapter_activation_bytes(base.description, lora, tokens)
     return tokens * counted.token_bytes + squares * counted.square_bytes + own
 
@@ -85,7 +85,10 @@ def test_in_sixteen_bits_a_gpus_way_of_computing_is_counted(family, monkeypatch)
     freeze(model)
     base, lora = BaseModel("tiny", model, kernels="cuda"), LoraConfig(r=4, target_modules="all-linear")
     base.body.pack().close()
-    assert predicted(counted, base, lora) == pytest.approx(kept_by(base, base.new_adapter(lora)), rel=0.02)
+    # attention with capped scores fills up a block of 128 tokens with each of these, as with those that are counted
+    lengths = (64, 64, 64) if family == "gemma2" else LENGTHS
+    kept = kept_by(base, base.new_adapter(lora), lengths)
+    assert predicted(counted, base, lora, lengths) == pytest.approx(kept, rel=0.02)
 
 
 @pytest.fixture(scope="module")
