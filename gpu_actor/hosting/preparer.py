@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -33,6 +34,7 @@ from gpu_actor.training.tenant import Tenant
 logger = logging.getLogger(__name__)
 
 _AGAIN_SECONDS = 5.0  # between two looks at a storage that is away, and twice as long after each process that is killed
+_LOOK_SECONDS = 0.1  # between two looks whether an earlier attempt has left
 _MOST_KILLED = 4  # processes of one job; by then whoever looks after the machine is to hear of it
 
 Task = Callable[[HostedBase], None]
@@ -85,13 +87,16 @@ class Preparer:
     # -- orders: return at once ----------------------------------------------------------------------------------
 
     def attach(self, spec: AdapterSpec, attempt: int) -> None:
-        """Prepare a job; an attempt that was seen already changes nothing."""
+        """Prepare a job; an attempt that was seen already changes nothing. An earlier one leaves first."""
         with self._lock:
-            if attempt <= self._attempts.get(spec.job_id, 0):
+            earlier = self._attempts.get(spec.job_id, 0)
+            if attempt <= earlier:
                 return
             self._attempts[spec.job_id] = attempt
             self._detached.pop(spec.job_id, None)
             self._reports[spec.job_id] = TenantReport(spec.job_id, attempt, TenantState.PREPARING)
+        if earlier:
+            self._executor.submit(self._see_off, spec.job_id)
         self._executor.submit(self._prepare, spec, attempt)
 
     def detach(self, job_id: str, keep: bool, attempt: int) -> bool:
@@ -127,6 +132,20 @@ class Preparer:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     # -- in the second thread ------------------------------------------------------------------------------------
+
+    def _see_off(self, job_id: str) -> None:
+        """Wait until no earlier attempt of a job trains here: two would write into one folder."""
+        if self._loading.exception() is not None:
+            return
+        trainer, told = self._loading.result().trainer, threading.Event()
+
+        def tell(hosted: HostedBase) -> None:
+            hosted.trainer.detach(job_id, keep=True)
+            told.set()
+
+        self._post(tell)
+        while not (told.wait(_LOOK_SECONDS) and job_id not in trainer.tenant_ids()) and not self._stopped:
+            time.sleep(_LOOK_SECONDS)
 
     def _prepare(self, spec: AdapterSpec, attempt: int) -> None:
         try:

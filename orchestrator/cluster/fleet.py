@@ -336,16 +336,18 @@ class Fleet:
                 f"the actor {actor}, which was answering, does not reply ({one_line(error)}); ask again"
             ) from None
 
-    async def send(self, instruction: Instruction) -> None:
-        """Give an actor an order. A failure is only logged: the next tick sees what is missing."""
+    async def send(self, instruction: Instruction) -> bool:
+        """Give an actor an order; returns whether it took it. Else it is logged: the next tick sees what is missing."""
         member = self.members.get(instruction.actor)
         if member is None:
-            return
+            return False
         try:
             await asyncio.wait_for(member.handle.carry_out.remote(instruction.order), _CALL_SECONDS)
         except Exception as error:
             kind = type(instruction.order).__name__
             logger.warning("actor %s did not take the order %s: %s", instruction.actor, kind, one_line(error))
+            return False
+        return True
 
 
 def _living_actors() -> Sequence[str]:

@@ -96,6 +96,7 @@ class Reconciler:
         self._grid_stops = GridStops(store)
         self.decision: Decision | None = None
         self._absent_since: dict[tuple[str, int], float] = {}  # by job and attempt (monotonic)
+        self._barred: set[tuple[str, int]] = set()  # jobs and attempts that their actors have been told to drop
 
     async def tick(self) -> list[Loss]:
         """Bring the cluster one step further; returns the actors that were found lost."""
@@ -105,8 +106,13 @@ class Reconciler:
         instructions = await self._store.turn(lambda: self._take_in(losses))
         await self._snapshots.prepare()
         instructions += await self._store.turn(self._decide)
-        await asyncio.gather(*(self._fleet.send(instruction) for instruction in instructions))
+        await self._send(instructions)
         return losses
+
+    async def _send(self, instructions: Sequence[Instruction]) -> None:
+        taken = await asyncio.gather(*(self._fleet.send(instruction) for instruction in instructions))
+        orders = [instruction.order for instruction, was in zip(instructions, taken, strict=True) if was]
+        self._barred |= {(order.job_id, order.attempt) for order in orders if isinstance(order, Detach)}
 
     def _take_in(self, losses: Sequence[Loss]) -> list[Instruction]:
         """Record what has happened since the last tick; returns the orders that follow from it."""
@@ -160,6 +166,7 @@ class Reconciler:
     def observe(self) -> list[Instruction]:
         """Record what the latest reports say of running jobs; returns the orders that follow from it."""
         running = self.running()
+        self._barred &= {(job.id, job.attempt) for jobs in running.values() for job in jobs.values()}
         instructions: list[Instruction] = []
         for member in self._fleet.members.values():
             jobs = running.pop(member.name, {})
@@ -247,14 +254,19 @@ class Reconciler:
         return [Instruction(member.name, Detach(tenant.job_id, True, tenant.attempt))]
 
     def _attach_again(self, member: Member, job: JobRecord) -> list[Instruction]:
-        """The actor does not report a job that was given to it: the order may not have reached it."""
+        """The actor does not report a job that was given to it: the order may not have reached it, and may yet.
+
+        So one that is wished off is there until the actor has taken the order which bars its attempt.
+        """
+        if (job.id, job.attempt) in self._barred:
+            self.ends.give_back(job, "it had not started")
+            return []
         since = self._absent_since.setdefault((job.id, job.attempt), time.monotonic())
         if time.monotonic() - since > _ABSENT_SECONDS:
             del self._absent_since[job.id, job.attempt]
             self.ends.lost_actor(job, f"{member.name} does not know it any more")
             return []
         if job.wish in (Wish.CANCEL, Wish.PAUSE, Wish.YIELD):
-            self.ends.give_back(job, "it had not started")
             return [Instruction(member.name, Detach(job.id, job.wish is not Wish.CANCEL, job.attempt))]
         return [Instruction(member.name, Attach(job.spec.to_adapter_spec(job.id), job.attempt))]
 

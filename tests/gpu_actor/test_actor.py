@@ -293,6 +293,20 @@ def test_a_late_order_about_an_attempt_that_is_over_changes_nothing(tmp_path, ac
     assert (first.attempt, later.attempt, later.state) == (2, 2, TenantState.TRAINING)
 
 
+def test_a_later_attempt_begins_when_the_earlier_one_has_left_with_its_checkpoint(tmp_path, actor):
+    """The order that ends the earlier one may be lost; two of them would write into one folder."""
+    spec = make_spec(tmp_path, "again", token_rows(10), {"r": 4}, LONG)
+    actor.carry_out(Attach(spec, 1))
+    first = wait_for(actor, lambda _, t: "again" in t and t["again"].step > 3)["again"]
+    actor.carry_out(Attach(spec, 2))
+    later = wait_for(actor, lambda _, t: t["again"].attempt == 2 and t["again"].step > first.step + 3)["again"]
+    actor.carry_out(Detach("again", True, 2))
+    wait_for(actor, has("again", TenantState.DETACHED))
+    steps = [row["step"] for row in metric_rows(spec.output_dir)]
+    assert steps == list(range(1, len(steps) + 1))
+    assert len(steps) >= later.step
+
+
 def test_an_end_is_reported_until_its_own_attempt_is_forgotten(tmp_path, actor):
     names = ("trained", "unreadable", "marker")
     specs = [make_spec(tmp_path, name, token_rows(10), {"r": 4}, SHORT) for name in names]

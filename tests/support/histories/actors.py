@@ -55,6 +55,7 @@ class Actor:
     def __init__(self, world, name):
         self.world, self.name, self.boot = world, name, f"boot of {name}"
         self.dead = None  # the words of Ray
+        self.frozen, self.held = False, []  # whether its process is stopped, and what it then does not come to
         self.phase = ActorPhase.LOADING
         self.tenants = {}
         self.attempts = {}
@@ -67,7 +68,7 @@ class Actor:
             world.loop.call_later(random.uniform(0.0, 3.0), self.die, BY_ITSELF)
 
     def _loaded(self):
-        if not self.dead:
+        if not self.dead and not self.holds(self._loaded):
             self.phase = ActorPhase.READY
 
     def die(self, words):
@@ -75,6 +76,23 @@ class Actor:
             self.world.deaths += words == BY_ITSELF
             self.dead = words
             self.world.note(f"{self.name} dies: {words}")
+            self._thaw()
+
+    def freeze(self, seconds):
+        self.world.note(f"{self.name} is stopped for {seconds:.1f} s")
+        self.frozen = True
+        self.world.loop.call_later(seconds, self._thaw)
+
+    def _thaw(self):
+        self.frozen, held, self.held = False, self.held, []
+        for callback, arguments in held:
+            self.world.loop.call_soon(callback, *arguments)
+
+    def holds(self, callback, *arguments):
+        """Whether its process is stopped: the callback comes when it goes on, or is dead."""
+        if self.frozen:
+            self.held.append((callback, arguments))
+        return self.frozen
 
     # -- what it is told -----------------------------------------------------------------------------------------
 
@@ -84,6 +102,7 @@ class Actor:
                 if attempt <= self.attempts.get(spec.job_id, 0):
                     return
                 self.attempts[spec.job_id] = attempt
+                self._leave(spec.job_id, TenantState.DETACHED)  # an earlier attempt
                 self.tenants[spec.job_id] = TenantReport(spec.job_id, attempt, TenantState.PREPARING)
                 self.world.loop.call_later(self.world.random.uniform(0.0, 1.5), self._prepared, spec.job_id, attempt)
             case Detach(job_id, keep, attempt):
@@ -103,7 +122,12 @@ class Actor:
             return
         if state is TenantState.DETACHED and tenant.state is TenantState.TRAINING:
             self.world.disk.checkpoints[job_id] = tenant.step
-        self.tenants[job_id] = replace(tenant, state=state)
+        self._set(job_id, replace(tenant, state=state))
+
+    def _set(self, job_id, tenant):
+        self.tenants[job_id] = tenant
+        if tenant.state not in _ACTIVE:
+            self.world.ended[job_id, tenant.attempt] = self.world.loop.now, tenant.state
 
     def report(self):
         """As it was up to a second ago."""
@@ -120,6 +144,8 @@ class Actor:
     # -- training ------------------------------------------------------------------------------------------------
 
     def _prepared(self, job_id, attempt):
+        if self.holds(self._prepared, job_id, attempt):
+            return
         tenant = self.tenants.get(job_id)
         if self.dead or tenant is None or (tenant.attempt, tenant.state) != (attempt, TenantState.PREPARING):
             return
@@ -134,6 +160,8 @@ class Actor:
             self.world.loop.call_later(_TURN_SECONDS, self._turn)
 
     def _turn(self):
+        if self.holds(self._turn):
+            return
         self.turns = not self.dead and any(t.state is TenantState.TRAINING for t in self.tenants.values())
         if not self.turns:
             return
@@ -159,7 +187,7 @@ class Actor:
             if step >= nature.total:
                 world.disk.adapters.add(job_id)
                 changes["state"] = TenantState.SUCCEEDED
-        self.tenants[job_id] = replace(tenant, **changes)
+        self._set(job_id, replace(tenant, **changes))
 
 
 _ACTIVE = (TenantState.PREPARING, TenantState.TRAINING)
@@ -172,12 +200,14 @@ class World:
         chaos: Whether calls are lost, doubled and late, and looks lie.
         natures: By job id.
         told: What has happened, in words.
+        ended: By job and attempt, when that ended on its actor, and how.
         deaths: Of processes of actors, by themselves; some before anybody has heard that their base model is loaded.
     """
 
     def __init__(self, loop, random):
         self.loop, self.random, self.chaos = loop, random, True
         self.actors, self.natures, self.told, self.disk = {}, {}, [], Disk()
+        self.ended = {}
         self.deaths = 0
 
     def note(self, words):
@@ -209,6 +239,8 @@ class World:
         return answer
 
     def _arrive(self, actor, method, arguments, answer):
+        if actor.holds(self._arrive, actor, method, arguments, answer):
+            return
         if actor.dead:
             if answer is not None:
                 _fail(answer, died(actor))

@@ -5,48 +5,35 @@ import logging
 import random
 import secrets
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gpu_actor.contract.config import DatasetConfig
 from gpu_actor.contract.errors import LorayError
 from orchestrator.cluster import fleet as fleet_module
 from orchestrator.cluster.cluster_config import ClusterConfig
-from orchestrator.cluster.fleet import Fleet
+from orchestrator.cluster.fleet import SILENCE_SECONDS, Fleet
 from orchestrator.cluster.places import listed_places
-from orchestrator.control import job_verbs, plan_execution
+from orchestrator.control import job_verbs, plan_execution, replanning
 from orchestrator.control.reconcile import Reconciler
 from orchestrator.control.snapshot import SnapshotBuilder
 from orchestrator.jobs.job import JobSpec, QueueConfig
-from orchestrator.jobs.states import TERMINAL, JobState
+from orchestrator.jobs.states import JobState
 from orchestrator.knowledge import base_catalog
 from orchestrator.knowledge.base_catalog import BaseCatalog
 from orchestrator.knowledge.profiles import Profiles
 from orchestrator.owners.limits import OwnerLimits
-from orchestrator.scheduler.policy import POLICIES
+from orchestrator.scheduler.policy import POLICIES, decide
 from orchestrator.store.store import Store
 from support.histories.actors import BY_ITSELF, NODES, WITH_ITS_NODE, Nature, ViolationError, World
 from support.histories.clock import DeadlockError, Life, SimulatedLoop, begin, simulate_time
+from support.histories.ends import check_ends
 from support.house import describe
 
 TEST = "tests/orchestrator/control/test_histories.py"
 CHAOS_SECONDS = (5.0, 25.0)  # after which nothing goes wrong any more
 MOST_SECONDS = 400.0  # until everything must be over
+FREEZE_SECONDS = (0.0, SILENCE_SECONDS)  # about so long a process is stopped
 BASES = ("/models/a", "/models/b")
-LEGAL = {
-    ("QUEUED", "RUNNING"),
-    ("QUEUED", "PAUSED"),
-    ("QUEUED", "CANCELLED"),
-    ("QUEUED", "FAILED"),
-    ("RUNNING", "QUEUED"),
-    ("RUNNING", "PAUSED"),
-    ("RUNNING", "SUCCEEDED"),
-    ("RUNNING", "FAILED"),
-    ("RUNNING", "CANCELLED"),
-    ("PAUSED", "QUEUED"),
-    ("PAUSED", "CANCELLED"),
-    ("FAILED", "QUEUED"),
-    ("CANCELLED", "QUEUED"),
-}
 
 
 class Orchestrator:
@@ -108,6 +95,7 @@ class History:
             scheduler={"policy": self.random.choice(sorted(POLICIES))},
         )
         self.chaos_seconds = self.random.uniform(*CHAOS_SECONDS)
+        self.bases = BASES[: self.random.randint(1, 2)]
         self.calls, self.cancelled, self.externally_killed = [], set(), 0
         self.coming = 0  # clients and accidents that are not over
         self.ids = {}  # request -> ids
@@ -130,7 +118,12 @@ class History:
         patch.setattr(plan_execution, "write_job_file", self._write_job_file)
         places = listed_places(self.config.actors, NODES)
         patch.setattr(fleet_module, "configured_places", lambda *_: places)
+        patch.setattr(replanning, "decide", self._decide)
         patch.setattr(base_catalog, "_key", lambda ref: (ref, None))  # no history looks for them on the disk
+
+    def _decide(self, view, policy):
+        """The real plan; of places that are equally good it takes now this one, now that one."""
+        return decide(replace(view, actors=tuple(self.random.sample(view.actors, len(view.actors)))), policy)
 
     def _write_job_file(self, spec):
         if self.world.disk.refuses and self.random.random() < 0.5:
@@ -198,7 +191,7 @@ class History:
             specs.append(
                 JobSpec(
                     name=name,
-                    base_model=draw.choice(BASES),
+                    base_model=draw.choice(self.bases),
                     dataset=DatasetConfig(path="/nowhere/data.jsonl"),
                     training={"max_steps": nature.total},
                     queue=QueueConfig(priority=draw.randint(-1, 1), max_retries=draw.choice([1, 2, 2, 3])),
@@ -271,6 +264,9 @@ class History:
             self.life.end()
         elif kind < 0.9:
             self.world.disk.refuses = not self.world.disk.refuses
+        elif living and not self.externally_killed:  # it may count as dead
+            self.externally_killed += 1
+            self.random.choice(living).freeze(self.random.choice(FREEZE_SECONDS) + self.random.uniform(0.0, 8.0))
 
     # -- the whole -----------------------------------------------------------------------------------------------
 
@@ -314,7 +310,7 @@ class History:
             if self.loop.now > MOST_SECONDS:
                 raise ViolationError(f"not over after {MOST_SECONDS:.0f} s: {self._standing()}")
             await self._sleep(1.0)
-        self._check_ends()
+        check_ends(self)
 
     def _begin_call(self, call):
         async def watched():
@@ -349,33 +345,6 @@ class History:
 
     def _open_jobs(self):
         return self.table.rows("SELECT id, state FROM jobs WHERE state IN ('QUEUED', 'RUNNING', 'PAUSED')")
-
-    def _check_ends(self):
-        rows = self.table.rows("SELECT id, name, state, reason, request_id, attempt, retries FROM jobs")
-        known = sorted(job_id for ids in self.ids.values() for job_id in ids)
-        if sorted(row[0] for row in rows) != known:
-            raise ViolationError(f"jobs lost or doubled: accepted {known}, in the table {[row[:2] for row in rows]}")
-        for job_id, old, new, before, attempt in self.table.rows("SELECT * FROM transitions"):
-            started = (old, new) == ("QUEUED", "RUNNING")
-            if (old, new) not in LEGAL or attempt != before + started:
-                raise ViolationError(f"{job_id} went from {old}, attempt {before}, to {new}, attempt {attempt}")
-        for job_id, name, state, reason, _, attempt, retries in rows:
-            nature = self.world.natures[job_id]
-            ends = {
-                JobState.SUCCEEDED: job_id in self.world.disk.adapters,
-                JobState.CANCELLED: job_id in self.cancelled,
-                JobState.FAILED: (
-                    ("it is poisoned" in (reason or "") and nature.fails_at > 0)
-                    or ("no other job on it" in (reason or "") and nature.kills_at > 0)
-                    or ("3 actors in a row died while loading it" in (reason or "") and self.world.deaths >= 3)
-                ),
-            }
-            if JobState(state) not in TERMINAL or not ends[JobState(state)]:
-                raise ViolationError(f"{name} ({nature}) ended as {state} ({reason}), attempt {attempt}")
-            if retries and not nature.kills_at:
-                raise ViolationError(f"{name} is charged with {retries} deaths and has killed nobody")
-        if self.world.failures:
-            raise ViolationError(f"a tick failed: {self.world.failures[0]!r}") from self.world.failures[0]
 
 
 def play(seed, table, patch):

@@ -11,14 +11,15 @@ from orchestrator.store import tables
 from orchestrator.store.database import open_database
 
 _WATCH = """
-CREATE TABLE transitions (job TEXT, old TEXT, new TEXT, before INTEGER, attempt INTEGER);
-CREATE TRIGGER watch AFTER UPDATE OF state, attempt ON jobs WHEN old.state <> new.state OR old.attempt <> new.attempt
-BEGIN INSERT INTO transitions VALUES (new.id, old.state, new.state, old.attempt, new.attempt); END;
+CREATE TABLE transitions (job TEXT, old TEXT, new TEXT, before INTEGER, attempt INTEGER, wished TEXT, wish TEXT);
+CREATE TRIGGER watch AFTER UPDATE OF state, attempt, wish ON jobs
+WHEN old.state <> new.state OR old.attempt <> new.attempt OR old.wish <> coalesce(new.wish, '')
+BEGIN INSERT INTO transitions VALUES (new.id, old.state, new.state, old.attempt, new.attempt, old.wish, new.wish); END;
 """
 
 
 class JobTable:
-    """A database in a folder, where each history finds no job, and a watch on the states of jobs."""
+    """A database in a folder, where each history finds no job, and a watch on the states and wishes of jobs."""
 
     def __init__(self, folder):
         self._engine = open_database(f"sqlite:///{Path(folder) / 'loray.db'}")
