@@ -147,6 +147,10 @@ def simulate_time(patch, loop, random):
         seconds[0] += dear
         return seconds[0]
 
+    def sleep(seconds):
+        loop.now += seconds
+
+    patch.setattr(time, "sleep", sleep)
     patch.setattr(time, "time", lambda: EPOCH + loop.now)
     patch.setattr(time, "monotonic", lambda: 1000.0 + loop.now)
     patch.setattr(time, "process_time", process_time)

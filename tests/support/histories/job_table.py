@@ -25,10 +25,14 @@ class JobTable:
         self._engine = open_database(f"sqlite:///{Path(folder) / 'loray.db'}")
         self._engine.dispose()  # the connection that is there already is not among those that are watched
         self._open = []
-        sa.event.listen(self._engine, "connect", lambda raw, _: self._open.append(raw))
+        sa.event.listen(self._engine, "connect", self._connected)
         self._reader = sqlite3.connect(Path(folder) / "loray.db")
         self._reader.execute("PRAGMA synchronous=OFF")  # no history loses the machine
         self._reader.executescript(_WATCH)
+
+    def _connected(self, raw, _):
+        self._open.append(raw)
+        raw.execute("PRAGMA busy_timeout=0")  # whoever waits for a lock does so on the simulated clock
 
     def begin(self, patch):
         """No job, and every store is this one."""
