@@ -13,8 +13,8 @@ import time
 from dataclasses import asdict
 
 from gpu_actor.contract.errors import LorayError
-from gpu_actor.contract.exports import ExportRequest
 from gpu_actor.exporting.forms import export
+from gpu_actor.exporting.requests import ExportRequest
 
 _LINE_SECONDS = 0.2
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from gpu_actor.adapters.peft_config import lack_of_weights, read_peft_config
 from gpu_actor.contract.errors import AdapterError, LorayError
-from gpu_actor.contract.exports import Exported, ExportForm, ExportRequest
 from gpu_actor.exporting import llama_cpp
 from gpu_actor.exporting.hub import check_token, push_adapter
 from gpu_actor.exporting.model_card import model_card
 from gpu_actor.exporting.model_folder import MergedModel, Progress, whole_folder
+from gpu_actor.exporting.requests import Exported, ExportForm, ExportRequest
 from gpu_actor.generation.saved_copies import on_this_machine
 from gpu_actor.generation.saved_steps import saved_step
 from gpu_actor.loading.config_files import load_config

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -96,8 +95,9 @@ class Preparer:
             self._detached.pop(spec.job_id, None)
             self._reports[spec.job_id] = TenantReport(spec.job_id, attempt, TenantState.PREPARING)
         if earlier:
-            self._executor.submit(self._see_off, spec.job_id)
-        self._executor.submit(self._prepare, spec, attempt)
+            self._post(partial(self._see_off, spec, attempt))
+        else:
+            self._executor.submit(self._prepare, spec, attempt)
 
     def detach(self, job_id: str, keep: bool, attempt: int) -> bool:
         """A job that is being prepared leaves the trainer as soon as it has come there; none so old begins any more.
@@ -133,20 +133,6 @@ class Preparer:
 
     # -- in the second thread ------------------------------------------------------------------------------------
 
-    def _see_off(self, job_id: str) -> None:
-        """Wait until no earlier attempt of a job trains here: two would write into one folder."""
-        if self._loading.exception() is not None:
-            return
-        trainer, told = self._loading.result().trainer, threading.Event()
-
-        def tell(hosted: HostedBase) -> None:
-            hosted.trainer.detach(job_id, keep=True)
-            told.set()
-
-        self._post(tell)
-        while not (told.wait(_LOOK_SECONDS) and job_id not in trainer.tenant_ids()) and not self._stopped:
-            time.sleep(_LOOK_SECONDS)
-
     def _prepare(self, spec: AdapterSpec, attempt: int) -> None:
         try:
             hosted = self._loading.result()
@@ -154,7 +140,9 @@ class Preparer:
             self._report_failure(spec, attempt, error)
             return
         _compute_with_one_thread()
-        if not self._stopped:
+        if spec.job_id in hosted.trainer.tenant_ids():  # the earlier attempt, which leaves when it has saved its state
+            self._prepare_later(spec, attempt, _LOOK_SECONDS)
+        elif not self._stopped:
             with hosted.trainer.meter.disturbed():
                 self._make(hosted, spec, attempt)
 
@@ -214,9 +202,12 @@ class Preparer:
                 waits = TenantReport(spec.job_id, attempt, TenantState.DETACHED if keep else TenantState.CANCELLED)
             self._reports[spec.job_id] = waits
         if keep is None and not self._stopped:
-            again = threading.Timer(seconds, self._prepare_again, (spec, attempt))
-            again.daemon = True
-            again.start()
+            self._prepare_later(spec, attempt, seconds)
+
+    def _prepare_later(self, spec: AdapterSpec, attempt: int, seconds: float) -> None:
+        again = threading.Timer(seconds, self._prepare_again, (spec, attempt))
+        again.daemon = True
+        again.start()
 
     def _prepare_again(self, spec: AdapterSpec, attempt: int) -> None:
         with contextlib.suppress(RuntimeError):  # the executor has ended
@@ -239,6 +230,11 @@ class Preparer:
             self._reports[spec.job_id] = TenantReport(spec.job_id, attempt, TenantState.FAILED, reason=reason)
 
     # -- in the training thread ----------------------------------------------------------------------------------
+
+    def _see_off(self, spec: AdapterSpec, attempt: int, hosted: HostedBase) -> None:
+        """Let the earlier attempt leave before the later one is prepared: two would write into one folder."""
+        hosted.trainer.detach(spec.job_id, keep=True)
+        self._prepare_again(spec, attempt)
 
     def _make_between_batches(
         self, places: JobPlaces, attempt: int, make: Callable[[], Tenant], hosted: HostedBase

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from gpu_actor.contract.errors import LorayError
-from gpu_actor.contract.exports import Exported, ExportForm, ExportRequest
+from gpu_actor.exporting.requests import Exported, ExportForm, ExportRequest
 from orchestrator.cli import progress
 from orchestrator.cli.model_options import QUANTIZATIONS, OneStep, caller, one_of, step_of
 from orchestrator.cli.options import Address, AsJson

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 
 from gpu_actor.contract.errors import LorayError
-from gpu_actor.contract.exports import Exported, ExportRequest
+from gpu_actor.exporting.requests import Exported, ExportRequest
 from orchestrator.results.model_process import lines_of
 
 

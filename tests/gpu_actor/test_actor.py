@@ -14,6 +14,7 @@ from gpu_actor.contract.report import ActorPhase, TenantState
 from gpu_actor.hosting import host as host_module
 from gpu_actor.hosting import preparer
 from gpu_actor.model.base_model import BaseModel
+from gpu_actor.training.tenant import Tenant
 from gpu_actor.training.trainer import CoTrainer
 from support.engine import make_spec, make_tenant
 from support.oracle import metric_rows
@@ -305,6 +306,21 @@ def test_a_later_attempt_begins_when_the_earlier_one_has_left_with_its_checkpoin
     steps = [row["step"] for row in metric_rows(spec.output_dir)]
     assert steps == list(range(1, len(steps) + 1))
     assert len(steps) >= later.step
+
+
+def test_who_waits_for_its_earlier_attempt_holds_up_nobody(tmp_path, actor, monkeypatch):
+    """The earlier one may leave late: what it has written is still on its way to where others find it."""
+    arrived, leaves = threading.Event(), Tenant.may_leave.fget
+    monkeypatch.setattr(Tenant, "may_leave", property(lambda tenant: arrived.is_set() and leaves(tenant)))
+    spec = make_spec(tmp_path, "again", token_rows(10), {"r": 4}, LONG)
+    actor.carry_out(Attach(spec, 1))
+    wait_for(actor, lambda _, t: "again" in t and t["again"].step > 3)
+    actor.carry_out(Attach(spec, 2))
+    actor.carry_out(Attach(make_spec(tmp_path, "other", token_rows(10), {"r": 4}, SHORT), 1))
+    told = wait_for(actor, has("other", TenantState.SUCCEEDED))
+    assert (told["again"].attempt, told["again"].state) == (2, TenantState.PREPARING)
+    arrived.set()
+    wait_for(actor, has("again", TenantState.TRAINING))
 
 
 def test_an_end_is_reported_until_its_own_attempt_is_forgotten(tmp_path, actor):

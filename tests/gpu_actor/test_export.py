@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from gpu_actor.contract.errors import AdapterError, LorayError
-from gpu_actor.contract.exports import ExportRequest
 from gpu_actor.exporting.forms import export
+from gpu_actor.exporting.requests import ExportRequest
 from gpu_actor.model.base_model import BaseModel
 from support.chatglm import train_sentencepiece
 from support.fake_hub import running_hub

@@ -1,6 +1,8 @@
 """What the orchestrator makes of the reports of its actors: real store, reports written by hand, no Ray."""
 
+import asyncio
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -170,6 +172,27 @@ def test_a_job_that_makes_room_joins_the_queue_and_nobody_is_blamed(house):
     assert (house.job.state, house.job.retries, house.job.wish) == (JobState.QUEUED, 0, None)
     assert house.job.progress["step"] == 3
     assert (house.folder / "checkpoint-5").exists()
+
+
+def test_a_job_that_has_not_started_is_off_when_its_actor_has_taken_the_order_that_bars_it(house):
+    """The order to begin may still be on its way: given elsewhere at once, it would train twice."""
+    house.store.wish(house.id, Wish.PAUSE, "asked")
+    bars = [Instruction(ACTOR, Detach(house.id, True, 1))]
+    taken = []
+
+    async def take(order):
+        taken.append(order)
+
+    def gone():
+        raise ConnectionError
+
+    for remote, state in ((lambda _: gone(), JobState.RUNNING), (take, JobState.PAUSED)):
+        house.fleet.members[ACTOR].handle = SimpleNamespace(carry_out=SimpleNamespace(remote=remote))
+        assert house.hear(None) == bars
+        asyncio.run(house.reconciler._send(bars))
+        house.hear(None)
+        assert house.job.state is state
+    assert taken == [bars[0].order]
 
 
 def test_a_job_that_stops_early_is_told_so_with_its_reason(house):
