@@ -1,8 +1,20 @@
 """Shared by all tests: small thread counts, no network, a tiny random base model on disk."""
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 
+# What a library keeps in someone's home (trackers do: runs of their own, telemetry, caches) is of this run alone. Some
+# look up their places when they are imported, so this comes before all imports.
+os.environ["HOME"] = tempfile.mkdtemp(prefix="loray-tests-home-")
+os.environ.pop("XDG_CACHE_HOME", None)
+os.environ.pop("XDG_CONFIG_HOME", None)
+os.environ.pop("XDG_DATA_HOME", None)
+os.environ.pop("HF_HOME", None)
+os.environ.pop("TRACKIO_DIR", None)
+os.environ.pop("WANDB_DIR", None)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait for each other must not spin on busy cores
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -12,6 +24,8 @@ os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # a test that asks Ray for somethin
 
 import hypothesis
 import pytest
+
+atexit.register(shutil.rmtree, os.environ["HOME"], ignore_errors=True)
 
 # No test asserts how long anything takes: the machine may be busy. `make test` tries the same examples each time, so
 # that a failure is about what was changed; `make search` looks for new ones.
@@ -24,7 +38,7 @@ hypothesis.settings.load_profile("loray")
 
 @pytest.fixture(scope="session", autouse=True)
 def loray_home(tmp_path_factory):
-    """A folder of the tests' own: nothing of the user's is read or written.
+    """A folder of the tests' own, as their home is: nothing of the user's is read or written.
 
     Tests share it, and with it what is known of base models (`orchestrator.knowledge.description_files`): most of
     them, therefore, start as every run but the first does. Those of the command line have a new home each.

@@ -22,7 +22,6 @@ SETTINGS = {"name": "demo", "lora": {"r": 8, "target_modules": ["q_proj"]}, "bas
 def tracker(request, tmp_path, monkeypatch):
     pytest.importorskip(PACKAGES[request.param], reason=f"pip install 'loray[{request.param}]'")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     (tmp_path / "out").mkdir()
     (tmp_path / "storage").mkdir()
     return Tracked(request.param, tmp_path)
