@@ -71,9 +71,10 @@ class Actor:
         if not self.dead and not self.holds(self._loaded):
             self.phase = ActorPhase.READY
 
-    def die(self, words):
+    def die(self, words, job_id=None):
         if not self.dead:
-            self.world.deaths += words == BY_ITSELF
+            if words == BY_ITSELF:
+                self.world.killers[self.name] = job_id
             self.dead = words
             self.world.note(f"{self.name} dies: {words}")
             self._thaw()
@@ -175,7 +176,7 @@ class Actor:
         world.check_one_trains(job_id)
         step = tenant.step + 1
         if step == nature.kills_at:
-            self.die(BY_ITSELF)
+            self.die(BY_ITSELF, job_id)
             return
         changes = {"step": step}
         if step == nature.fails_at:
@@ -201,14 +202,15 @@ class World:
         natures: By job id.
         told: What has happened, in words.
         ended: By job and attempt, when that ended on its actor, and how.
-        deaths: Of processes of actors, by themselves; some before anybody has heard that their base model is loaded.
+        killers: By actor whose process died by itself, the job that did it; None if none did. Some die before anybody
+            has heard that their base model is loaded.
     """
 
     def __init__(self, loop, random):
         self.loop, self.random, self.chaos = loop, random, True
         self.actors, self.natures, self.told, self.disk = {}, {}, [], Disk()
         self.ended = {}
-        self.deaths = 0
+        self.killers = {}
 
     def note(self, words):
         self.told.append(f"{self.loop.now:8.3f}  {words}")

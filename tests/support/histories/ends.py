@@ -84,11 +84,18 @@ def _check_end(history, job_id, name, state, reason, attempt, retries):
         JobState.CANCELLED: job_id in history.cancelled,
         JobState.FAILED: (
             ("it is poisoned" in (reason or "") and nature.fails_at > 0)
-            or ("no other job on it" in (reason or "") and nature.kills_at > 0)
-            or ("3 actors in a row died while loading it" in (reason or "") and history.world.deaths >= 3)
+            or ("no other job on it" in (reason or "") and (nature.kills_at > 0 or _by_chance(history, [reason])))
+            or ("3 actors in a row died while loading it" in (reason or "") and len(history.world.killers) >= 3)
         ),
     }
     if JobState(state) not in TERMINAL or not ends[JobState(state)]:
         raise ViolationError(f"{name} ({nature}) ended as {state} ({reason}), attempt {attempt}")
-    if retries and not nature.kills_at:
+    told = [message for (message,) in history.table.rows(f"SELECT message FROM events WHERE job_id = '{job_id}'")]
+    if not nature.kills_at and retries > _by_chance(history, told):
         raise ViolationError(f"{name} is charged with {retries} deaths and has killed nobody")
+
+
+def _by_chance(history, messages):
+    """How many of the messages tell of an actor whose process died, and no job had done it."""
+    names = [name for name, killer in history.world.killers.items() if killer is None]
+    return sum(f"{name} is lost" in message for name in names for message in messages)
