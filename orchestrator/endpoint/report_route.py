@@ -17,7 +17,8 @@ from orchestrator.endpoint.tokens import Caller
 from orchestrator.report.contents import Contents, essential, newest
 
 PATH = "/report"
-_KEPT_SECONDS = 15.0  # that a page is given out again
+_KEPT_SECONDS = 15.0  # that a page is given out again, at least
+_MOST_SHARE = 0.02  # of a core, that one caller's pages may take: hundreds of jobs are seconds of drawing
 _MOST_PAGES = 16  # that are kept at a time, one for each caller
 _NOT_INSTALLED = 501
 
@@ -25,23 +26,25 @@ _NOT_INSTALLED = 501
 class _Page:
     """A page that is being made, or was made a while ago."""
 
-    def __init__(self, making: Coroutine[Any, Any, str]) -> None:
+    def __init__(self, making: Coroutine[Any, Any, tuple[str, float]]) -> None:
         self._task = asyncio.get_running_loop().create_task(making)
         self._task.add_done_callback(self._done)
-        self._made_at = math.inf
+        self._kept_until = math.inf
 
-    def _done(self, task: asyncio.Task[str]) -> None:
+    def _done(self, task: asyncio.Task[tuple[str, float]]) -> None:
         failed = task.cancelled() or task.exception() is not None
-        self._made_at = -math.inf if failed else time.monotonic()
+        self._kept_until = (
+            -math.inf if failed else time.monotonic() + max(_KEPT_SECONDS, task.result()[1] / _MOST_SHARE)
+        )
 
     @property
     def fresh(self) -> bool:
         """Whether it may be given to whoever comes now."""
-        return time.monotonic() - self._made_at < _KEPT_SECONDS
+        return time.monotonic() < self._kept_until
 
     async def text(self) -> str:
         """The page, once it is there; several may wait for it."""
-        return await asyncio.shield(self._task)
+        return (await asyncio.shield(self._task))[0]
 
 
 class ReportPages:
@@ -69,7 +72,7 @@ class ReportPages:
         text = await page.text()
         return web.Response(text=text, content_type="text/html", headers={"Cache-Control": "no-store"})
 
-    async def _make(self, caller: Caller) -> str:
+    async def _make(self, caller: Caller) -> tuple[str, float]:
         async with self._one_at_a_time:
             views = [view for view in await self._orchestrator.list_jobs() if caller.owns(view["owner"])]
             shown = newest(views)
@@ -78,10 +81,12 @@ class ReportPages:
             return await asyncio.to_thread(_render, Contents("Loray", shown, rows, timeline, len(views) - len(shown)))
 
 
-def _render(contents: Contents) -> str:
+def _render(contents: Contents) -> tuple[str, float]:
+    """The page, and the processor seconds of drawing it."""
     try:
         from orchestrator.report.page import render  # half a second, and nobody may ever ask
     except ModuleNotFoundError as error:
         message = f"the page needs {error.name}; `pip install 'loray[report]'` where the orchestrator runs brings it"
         raise RequestError(_NOT_INSTALLED, message) from None
-    return render(contents)
+    began = time.thread_time()
+    return render(contents), time.thread_time() - began

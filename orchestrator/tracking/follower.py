@@ -16,7 +16,7 @@ from orchestrator.tracking.tracker import TrackedJob
 
 logger = logging.getLogger("loray.tracking")
 
-_LOOK_SECONDS = 1.0
+_LOOK_SECONDS = 5.0  # between two, whatever the trackers' number: people look every few seconds at most
 _REST_SECONDS = 10.0  # after something went wrong
 _PATIENCE_SECONDS = 60.0  # that a tracker may take over one job before that is worth a remark
 
@@ -43,12 +43,18 @@ class Follower:
         self._remarks: list[tuple[str, str]] = []
         self._looks_at: tuple[str, float] | None = None  # a job, and since when (monotonic)
         self._looks = 0  # rounds over all jobs that went well
+        self._hurry = threading.Event()
         threading.Thread(target=self._run, name=f"loray-{tracker}", daemon=True).start()
 
     def follow(self, job: TrackedJob) -> None:
         """A job has begun an attempt, or is over."""
         with self._lock:
             self._jobs[job.id] = job
+        self.hurry()
+
+    def hurry(self) -> None:
+        """Look at all jobs at once and not only in some seconds, unless the tracker is in trouble."""
+        self._hurry.set()
 
     def remarks(self) -> list[tuple[str, str]]:
         """What a person should know since the last call: the job's id, and a sentence."""
@@ -73,9 +79,12 @@ class Follower:
 
     def _run(self) -> None:
         while True:
-            well = self._look_at_all()
-            self._looks += well
-            time.sleep(_LOOK_SECONDS if well else _REST_SECONDS)
+            self._hurry.clear()  # who comes while it looks wants a further look
+            if self._look_at_all():
+                self._looks += 1
+                self._hurry.wait(_LOOK_SECONDS)
+            else:
+                time.sleep(_REST_SECONDS)
 
     def _look_at_all(self) -> bool:
         """Go on with every job; returns whether all went well. After the first that did not, the others wait too."""

@@ -71,8 +71,11 @@ class TrackerProcess:
         deadline = time.monotonic() + seconds
         wanted = {name: follower.rounds + 2 for name, follower in self._followers.items()}  # one has begun before
         while time.monotonic() < deadline:
-            if all(self._followers[name].rounds >= rounds for name, rounds in wanted.items()):
+            behind = [self._followers[name] for name, rounds in wanted.items() if self._followers[name].rounds < rounds]
+            if not behind:
                 break
+            for follower in behind:
+                follower.hurry()
             time.sleep(_POLL_SECONDS)
         with self._lock:
             return sum(_read(self._list / f"{job_id}.json").state in TERMINAL for job_id in self._unended)

@@ -6,6 +6,7 @@ import urllib.request
 
 import pytest
 
+from orchestrator.endpoint import report_route
 from orchestrator.endpoint.door_file import read_door_file
 from orchestrator.endpoint.tokens import digest_of
 from support.door import open_door
@@ -66,3 +67,15 @@ def test_the_page_is_for_those_who_have_a_token(tmp_path):
         assert "grid-r16" not in annas
         status, headers, _ = get(door, "/api/jobs", basic(operator))  # which a browser would send without being asked
         assert (status, headers["WWW-Authenticate"]) == (401, "Bearer")
+
+
+@pytest.mark.parametrize(("share", "drawn"), [(1e-6, 1), (1e6, 2)])
+def test_a_page_is_kept_for_longer_the_dearer_it_is_to_draw(tmp_path, monkeypatch, share, drawn):
+    monkeypatch.setattr(report_route, "_KEPT_SECONDS", 0.0)
+    monkeypatch.setattr(report_route, "_MOST_SHARE", share)
+    jobs = Jobs()
+    with open_door(jobs, tmp_path) as door:
+        operator = basic(read_door_file(tmp_path).token)
+        for _ in range(2):
+            assert get(door, "/report", operator)[0] == 200
+    assert jobs.asked == drawn
