@@ -39,9 +39,10 @@ def table():
 
 
 def played(seed, table):
-    """What happened in a history."""
+    """What happened in a history, and what is recorded of it."""
     with pytest.MonkeyPatch.context() as patch:
-        return play(seed, table, patch)
+        told = play(seed, table, patch)
+    return [*told, *map(repr, table.rows("SELECT job_id, time, message FROM events ORDER BY seq"))]
 
 
 HALVES = [pytest.param(half, marks=pytest.mark.xdist_group(f"histories-{half}")) for half in (0, 1)]
