@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -33,6 +34,7 @@ _HEALTH = {  # a node that is gone is missed after seven seconds, not fifteen
     "health_check_timeout_ms": 5000,
     "health_check_failure_threshold": 4,
 }
+_MARK = "LORAY_CHAOS_RUN"  # in the environment of all that a run starts
 _NODE = {"num_cpus": 2, "object_store_memory": 80 * 2**20, "include_dashboard": False, "node_ip_address": "127.0.0.1"}
 
 
@@ -50,12 +52,15 @@ class Cluster:
         self.folder, self.outputs, self.has_disk = folder, folder / "out", False
         self.next_request = b""
         self._stack = contextlib.ExitStack()
+        self._mark = secrets.token_hex(8)
         self._before = {child.pid for child in psutil.Process().children(recursive=True)}
         self._seen: dict[int, psutil.Process] = {}
 
     def __enter__(self) -> Cluster:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._disk())
+            os.environ[_MARK] = self._mark
+            stack.callback(os.environ.pop, _MARK)
             self._ray = RayCluster(shutdown_at_exit=False)
             stack.callback(self._ray.shutdown)
             self._add_node(_system_config=_HEALTH, temp_dir=str(self.folder / "r"))
@@ -144,11 +149,24 @@ class Cluster:
         return children
 
     def left(self) -> list[str]:
-        """After the end: what still runs of all that this cluster has started, a moment being given to it."""
+        """After the end: what still runs of all that this cluster has started, a moment being given to it.
+
+        A process that has let go of its parent at once was never seen among the children; it bears the mark. One whose
+        environment was cleared does not, and was seen.
+        """
         deadline = time.monotonic() + 15
-        while (alive := [p for p in self._seen.values() if _lives(p)]) and time.monotonic() < deadline:
+        while (alive := self._alive()) and time.monotonic() < deadline:
             time.sleep(0.2)
-        return [f"{process.pid} {' '.join(process.cmdline())[:80]}" for process in alive if _lives(process)]
+        return alive
+
+    def _alive(self) -> list[str]:
+        found = self._seen | {process.pid: process for process in psutil.process_iter() if self._bears_mark(process)}
+        return [words for process in found.values() if (words := _words_if_alive(process))]
+
+    def _bears_mark(self, process: psutil.Process) -> bool:
+        with contextlib.suppress(psutil.Error):
+            return process.environ().get(_MARK) == self._mark
+        return False
 
     def lose_second_node(self, *, with_workers: bool) -> Callable[[], None] | None:
         """Kill the second node; returns what brings another one in its place. None: it is gone already.
@@ -172,10 +190,11 @@ class Cluster:
         return bring_back
 
 
-def _lives(process: psutil.Process) -> bool:
+def _words_if_alive(process: psutil.Process) -> str | None:
     with contextlib.suppress(psutil.Error):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return False
+        if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            return f"{process.pid} {' '.join(process.cmdline())[:80]}"
+    return None
 
 
 def send_signal(process: psutil.Process, number: signal.Signals) -> bool:

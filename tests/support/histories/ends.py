@@ -27,11 +27,12 @@ HEEDED = {  # what may become of a running job once somebody's wish for it was a
     "cancel": ({"CANCELLED", "SUCCEEDED"}, set()),
     "pause": ({"PAUSED", "SUCCEEDED", "FAILED"}, {"cancel", None}),
 }
-SAID = {  # how the record of an end begins that the actor has reported
-    "taken off": TenantState.DETACHED,
-    "paused at step": TenantState.DETACHED,
-    "failed: it is poisoned": TenantState.FAILED,
-    "succeeded after": TenantState.SUCCEEDED,
+SAID = {  # how the record of an end begins that the actor has reported, and how the attempt may have ended there
+    "taken off": {TenantState.DETACHED},
+    "paused at step": {TenantState.DETACHED},
+    "cancelled at step": {TenantState.DETACHED, TenantState.CANCELLED, TenantState.FAILED},
+    "failed: it is poisoned": {TenantState.FAILED},
+    "succeeded after": {TenantState.SUCCEEDED},
 }
 
 
@@ -70,11 +71,11 @@ def _check_change(job_id, old, new, before, attempt, wished, wish):
 
 def _check_said(ended, job_id, attempt, time, message):
     """What is recorded of an attempt is what that one has done, not an earlier one."""
-    for words, state in SAID.items():
+    for words, states in SAID.items():
         if message.startswith(words):
             when, how = ended.get((job_id, attempt), (math.inf, None))
-            if how is not state or EPOCH + when > time:
-                raise ViolationError(f"attempt {attempt} of {job_id} was not {state.value} yet: {message}")
+            if how not in states or EPOCH + when > time:
+                raise ViolationError(f"attempt {attempt} of {job_id} had ended as {how}, or not yet: {message}")
 
 
 def _check_end(history, job_id, name, state, reason, attempt, retries):

@@ -194,7 +194,7 @@ class History:
                     base_model=draw.choice(self.bases),
                     dataset=DatasetConfig(path="/nowhere/data.jsonl"),
                     training={"max_steps": nature.total},
-                    queue=QueueConfig(priority=draw.randint(-1, 1), max_retries=draw.choice([1, 2, 2, 3])),
+                    queue=QueueConfig(priority=draw.randint(-1, 1), max_retries=draw.choice([0, 1, 2, 3])),
                     output_dir=f"/nowhere/{name}",
                 )
             )
