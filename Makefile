@@ -49,7 +49,7 @@ quick: $(READY)  ## Run the tests that need neither Ray nor long training
 
 search: $(READY)  ## Try the property tests on new random examples, ten times over, and 100,000 new histories
 	for round in 1 2 3 4 5 6 7 8 9 10; do \
-		LORAY_SEARCH=1 $(BIN)/python -m pytest -q -m hypothesis --ignore tests/integration $(TWO_WORKERS) || exit 1; \
+		LORAY_SEARCH=1 $(BIN)/python -m pytest -q --timeout 0 -m hypothesis --ignore tests/integration $(TWO_WORKERS) || exit 1; \
 	done
 	LORAY_HISTORIES=100000 $(BIN)/python -m pytest -q -n 2 --dist load -k new_ones tests/orchestrator/control/test_histories.py
 

@@ -203,9 +203,13 @@ class Client:
 
         return send_jobs(specs, self._link, request_id)
 
-    def list_jobs(self) -> list[JobView]:
-        """Every job that the orchestrator knows, in the order of submission."""
-        return cast("list[JobView]", self.call("list_jobs", again=True))
+    def list_jobs(self, most_over: int | None = None) -> list[JobView]:
+        """The jobs that the orchestrator knows, in the order of submission.
+
+        Args:
+            most_over: Of those that are over only so many, the newest; None: all, which may be those of years.
+        """
+        return cast("list[JobView]", self.call("list_jobs", most_over, again=True))
 
     def job(self, ref: str) -> Job:
         """A job by its id, or the newest one of a name.

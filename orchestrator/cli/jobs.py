@@ -198,7 +198,7 @@ def top(address: Address = None, as_json: AsJson = False) -> None:
 
 
 def _live(client: Client) -> list[JobView]:
-    return [view for view in client.list_jobs() if view["state"] in formatting.LIVE_STATES]
+    return client.list_jobs(most_over=0)
 
 
 def _picture(client: Client, height: int | None) -> TopPicture:

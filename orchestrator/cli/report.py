@@ -55,14 +55,18 @@ def _contents(refs: Sequence[str], address: str | None) -> Contents:
         if refs:
             of_folders(refs)  # names the one that is none
         raise
-    views = newest(client.list_jobs()) if not refs else [_job(client, ref) for ref in dict.fromkeys(refs)]
-    every = len(client.list_jobs()) if not refs else len(views)
+    if refs:
+        found = views = [_job(client, ref) for ref in dict.fromkeys(refs)]
+    else:
+        # of another's job nobody but the operator sees the settings or the curves
+        found = [view for view in client.list_jobs() if view["spec"] is not None]
+        views = newest(found)
     return Contents(
         f"Loray at {client.address}",
         views,
         {view["id"]: essential(client.metrics(view["id"])) for view in views},
         client.timeline([view["id"] for view in views]),
-        every - len(views),
+        left_out=len(found) > len(views),
     )
 
 

@@ -102,7 +102,7 @@ def _warn_of_unused(cluster: Path | None, policy: str | None, link: Connection, 
 
 def _continued_and_new(client: Client, specs: Sequence[JobSpec]) -> tuple[list[Job], list[JobSpec]]:
     """Jobs that an earlier run left in the queue, the very same in every field, and those that are to be submitted."""
-    live = {view["name"]: view for view in client.list_jobs() if view["state"] in formatting.LIVE_STATES}
+    live = {view["name"]: view for view in client.list_jobs(most_over=0)}
     continued, new = [], []
     for spec in specs:
         view = live.get(spec.name)
@@ -114,8 +114,7 @@ def _continued_and_new(client: Client, specs: Sequence[JobSpec]) -> tuple[list[J
 
 
 def _live_jobs(client: Client, but: str | None = None) -> set[str]:
-    states = set(formatting.LIVE_STATES) - {but}
-    return {view["id"] for view in client.list_jobs() if view["state"] in states}
+    return {view["id"] for view in client.list_jobs(most_over=0) if view["state"] != but}
 
 
 def _wait_for_others(client: Client, ours: set[str], console: Console, *, as_json: bool) -> None:

@@ -37,10 +37,17 @@ class JobReading:
         self._losses = LossCurves()
         self._timeline = Timeline(store)
 
-    async def list_jobs(self) -> list[JobDict]:
-        """All jobs in the order of arrival."""
+    async def list_jobs(self, most_over: int | None = None, owner: str = OPERATOR) -> list[JobDict]:
+        """Jobs in the order of arrival: an owner's, all for the operator.
+
+        Args:
+            most_over: Of those that are over only so many, the newest: a store keeps the jobs of years.
+            owner: Whose.
+        """
         await self._finishes.refresh()
-        return [self._view(job) for job in self._store.jobs()]
+        whose = None if owner == OPERATOR else owner
+        jobs = self._store.jobs_of(whose, most_over)
+        return [self._view(job) for job in jobs]
 
     async def get_job(self, ref: str, owner: str | None = None) -> JobDict:
         """One job by id or name (the newest of that name; an owner's own come first).

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from gpu_actor.contract.questions import Answer
+from orchestrator.jobs.owner import OPERATOR
 
 
 class Orchestrator(Protocol):
     """The verbs that the door does not only pass on; the others are called by name (`verbs.VERBS`)."""
 
-    async def list_jobs(self) -> list[dict[str, Any]]:
-        """All jobs in the order of arrival."""
+    async def list_jobs(self, most_over: int | None = None, owner: str = OPERATOR) -> list[dict[str, Any]]:
+        """An owner's jobs, all for the operator; of those that are over only so many, the newest."""
 
     async def get_job(self, ref: str, owner: str | None = None) -> dict[str, Any]:
         """One job by id or name; an owner's own come first."""

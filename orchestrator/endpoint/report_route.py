@@ -14,7 +14,7 @@ from orchestrator.endpoint.errors import RequestError
 from orchestrator.endpoint.protocol import Orchestrator
 from orchestrator.endpoint.reading import caller_of
 from orchestrator.endpoint.tokens import Caller
-from orchestrator.report.contents import Contents, essential, newest
+from orchestrator.report.contents import MOST_JOBS, Contents, essential, newest
 
 PATH = "/report"
 _KEPT_SECONDS = 15.0  # that a page is given out again, at least
@@ -74,11 +74,13 @@ class ReportPages:
 
     async def _make(self, caller: Caller) -> tuple[str, float]:
         async with self._one_at_a_time:
-            views = [view for view in await self._orchestrator.list_jobs() if caller.owns(view["owner"])]
+            views = await self._orchestrator.list_jobs(MOST_JOBS + 1, caller.name)
             shown = newest(views)
             rows = {view["id"]: essential(await self._orchestrator.metrics(view["id"])) for view in shown}
             timeline = await self._orchestrator.timeline([view["id"] for view in shown])
-            return await asyncio.to_thread(_render, Contents("Loray", shown, rows, timeline, len(views) - len(shown)))
+            return await asyncio.to_thread(
+                _render, Contents("Loray", shown, rows, timeline, left_out=len(views) > len(shown))
+            )
 
 
 def _render(contents: Contents) -> tuple[str, float]:

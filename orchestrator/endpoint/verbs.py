@@ -33,6 +33,14 @@ class Nothing(Strict):
     """No argument."""
 
 
+class ListedJobs(Strict):
+    """Which jobs are meant."""
+
+    most_over: int | None = Field(
+        default=None, ge=0, description="Of jobs that are over only so many, the newest; null: all."
+    )
+
+
 class OneJob(Strict):
     """Which job is meant."""
 
@@ -163,7 +171,7 @@ VERBS: dict[str, Verb] = {
     for verb in (
         Verb("ping", "GET", f"{ROOT}/ping", Nothing, Json, "Who answers."),
         Verb("cluster", "GET", f"{ROOT}/cluster", Nothing, Json, "The orchestrator, its actors, jobs by state."),
-        Verb("list_jobs", "GET", f"{ROOT}/jobs", Nothing, list[Json], "All jobs in the order of arrival."),
+        Verb("list_jobs", "GET", f"{ROOT}/jobs", ListedJobs, list[Json], "Jobs in the order of arrival."),
         Verb("submit", "POST", f"{ROOT}/jobs", SubmitRequest, Json, "Accept jobs, all or none."),
         Verb("get_job", "GET", _JOB, OneJob, Json, "One job."),
         Verb("get_jobs", "POST", f"{ROOT}/views", JobIds, list[Json], "Several jobs by their ids."),

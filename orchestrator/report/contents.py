@@ -34,7 +34,7 @@ class Contents:
         jobs: As the orchestrator shows them, in the order of submission.
         rows: Of each job's `metrics.jsonl`, by id.
         timeline: As `Client.timeline` returns it; None where there is no orchestrator.
-        left_out: Older jobs that the page has no room for.
+        left_out: Whether there are older jobs, for which the page has no room.
         now: When it was made (Unix seconds).
     """
 
@@ -42,7 +42,7 @@ class Contents:
     jobs: Sequence[View]
     rows: Mapping[str, Sequence[Row]]
     timeline: Mapping[str, Any] | None = None
-    left_out: int = 0
+    left_out: bool = False
     now: float = field(default_factory=time.time)
 
 

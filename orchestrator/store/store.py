@@ -172,6 +172,20 @@ class Store:
             where.append(tables.jobs.c.request_id.in_(list(requests)))
         return self._read(*where)
 
+    def jobs_of(self, owner: str | None, most_over: int | None) -> list[JobRecord]:
+        """Jobs in the order of arrival.
+
+        Args:
+            owner: Whose; None: everybody's.
+            most_over: Of those that are over only so many, the newest; None: all.
+        """
+        whose = sa.true() if owner is None else tables.jobs.c.owner == owner
+        if most_over is None:
+            return self._read(whose)
+        over = sa.select(tables.jobs.c.seq).where(whose, sa.not_(tables.is_live))
+        newest = over.order_by(tables.jobs.c.seq.desc()).limit(most_over).subquery()
+        return self._read(whose, tables.is_live | tables.jobs.c.seq.in_(sa.select(newest.c.seq)))
+
     def _read(self, *where: sa.ColumnElement[bool]) -> list[JobRecord]:
         with self._transactions.read() as connection:
             query = sa.select(*statements.COLUMNS).where(*where).order_by(tables.jobs.c.seq)

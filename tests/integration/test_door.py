@@ -10,6 +10,7 @@ import pytest
 
 from support.cluster import checkpointed, wait_until
 from support.command import JobFiles
+from support.repository import python_example
 from support.talking import save_talking_base
 from support.tiny import token_rows
 
@@ -99,6 +100,27 @@ print(client.job("beas").logs().count("step"), client.ask(["beas"], "Who?")[0].w
     assert names.endswith("'chatty', 'beas'] set()")  # after those that others had in the queue before
     assert asked.endswith("finished")
     assert served.run("token", "revoke", "bea").returncode == 0
+
+
+def test_the_programs_that_the_pages_show_do_what_they_say(served, talker):
+    door = door_of(served)
+    saved = next(model.id for model in client_of(served).models.list() if model.id.startswith("chatty@"))
+
+    def prints(page, **said):
+        program = python_example(page)
+        for words, instead in {"http://127.0.0.1:8267": door["url"], "loray_...": door["token"], **said}.items():
+            program = program.replace(words, str(instead))
+        return served.python(program, cwd=talker.folder, LORAY_TOKEN=door["token"]).splitlines()
+
+    first = talker.write("first", max_steps=6, logging_steps=1)
+    status, names = prints("README.md", **{"configs/jobs/pirate.yaml": first})
+    assert ("SUCCEEDED {'step': 6" in status, names.endswith("'chatty', 'first']")) == (True, True)
+    folder, names = prints("docs/http.md", **{"job.yaml": talker.write("second", max_steps=6)})
+    assert folder.startswith(str(served.storage / "outputs" / "operator" / "second"))
+    assert names.endswith("'first', 'second']")
+    answers = prints("docs/evaluate.md", **{"pirate@40": saved, "pirate@80": "chatty", '"pirate"': '"first"'})
+    for name in (saved, "chatty", "first"):
+        assert any(line.startswith(f"{name} ") for line in answers)  # an answer may have lines of its own
 
 
 def test_the_door_comes_back_with_the_orchestrator(served, talker):

@@ -12,6 +12,7 @@ from gpu_actor.loading.tokenizer import load_tokenizer
 from gpu_actor.model.base_model import BaseModel
 from orchestrator.cluster.cluster_config import HttpConfig
 from orchestrator.endpoint.server import Door
+from orchestrator.jobs.owner import OPERATOR
 
 PATIENCE = 60.0
 
@@ -30,8 +31,8 @@ class PaperOrchestrator:
         fields |= dict.fromkeys(("shortened", "longest", "tokens_per_step", "total_steps", "forecast"), 0)
         self.jobs[name] = {**fields, "base_model": self.ref, "output_dir": str(folder), "submitted_at": 1.0}
 
-    async def list_jobs(self):
-        return list(self.jobs.values())
+    async def list_jobs(self, most_over=None, owner=OPERATOR):
+        return [job for job in self.jobs.values() if owner in (OPERATOR, job["owner"])]
 
     async def get_job(self, ref, owner=None):
         for view in self.jobs.values():

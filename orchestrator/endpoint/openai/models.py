@@ -77,7 +77,7 @@ async def _hosted(orchestrator: Orchestrator) -> list[str]:
 async def list_models(orchestrator: Orchestrator, caller: Caller) -> list[dict[str, Any]]:
     """Every model that the caller may ask, in OpenAI's form: bases, then jobs, the newest first."""
     bases = [_entry(base, 0, "loray") for base in await _hosted(orchestrator)]
-    newest = {view["name"]: view for view in await orchestrator.list_jobs() if caller.owns(view["owner"])}
+    newest = {view["name"]: view for view in await orchestrator.list_jobs(_MOST_LISTED, caller.name)}
     views = sorted(newest.values(), key=lambda view: -view["submitted_at"])
     return bases + await asyncio.to_thread(_jobs, views[:_MOST_LISTED])
 

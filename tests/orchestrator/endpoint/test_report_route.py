@@ -6,9 +6,11 @@ import urllib.request
 
 import pytest
 
+from orchestrator.cli.report import _contents
 from orchestrator.endpoint import report_route
 from orchestrator.endpoint.door_file import read_door_file
 from orchestrator.endpoint.tokens import digest_of
+from orchestrator.jobs.owner import OPERATOR
 from support.door import open_door
 from support.report_contents import contents
 
@@ -22,11 +24,16 @@ class Jobs:
         self.made = contents()
         self.asked = 0
 
-    async def list_jobs(self):
+    async def list_jobs(self, most_over=None, owner=OPERATOR):
         self.asked += 1
-        return [{**job, "owner": "anna" if job["name"] == "waits" else "bob"} for job in self.made.jobs]
+        views = [{**job, "owner": "anna" if job["name"] == "waits" else "bob"} for job in self.made.jobs]
+        return [view for view in views if owner in (OPERATOR, view["owner"])]
 
-    async def metrics(self, ref, skip=0):
+    async def get_job(self, ref, owner=None):
+        (view,) = [view for view in await self.list_jobs() if view["id"] == ref]
+        return view
+
+    async def metrics(self, ref, skip=0, most=None):
         return self.made.rows.get(ref, [])
 
     async def timeline(self, ids):
@@ -79,3 +86,10 @@ def test_a_page_is_kept_for_longer_the_dearer_it_is_to_draw(tmp_path, monkeypatc
         for _ in range(2):
             assert get(door, "/report", operator)[0] == 200
     assert jobs.asked == drawn
+
+
+def test_the_command_reports_on_the_callers_own_jobs(tmp_path, monkeypatch):
+    with open_door(Jobs(), tmp_path) as door:
+        door.tokens.given = {"anna": digest_of("annas-token")}
+        monkeypatch.setenv("LORAY_TOKEN", "annas-token")
+        assert [job["name"] for job in _contents((), door.url).jobs] == ["waits"]

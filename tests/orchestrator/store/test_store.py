@@ -175,6 +175,23 @@ def test_recent_events_are_those_of_all_jobs_or_of_one_owner(store):
     assert store.recent_events(9, "nobody") == []
 
 
+def test_of_the_jobs_that_are_over_the_newest_are_read(store):
+    for name in "abc":
+        finished(store, name)
+    store.add([spec("annas")], "r-annas", "anna")
+    store.add([spec("d")], "r-d")
+    finished(store, "e")
+
+    def names(owner, most_over):
+        return "".join(job.name[0] for job in store.jobs_of(owner, most_over))
+
+    everybodys = store.jobs_of(None, None)
+    assert everybodys == store.jobs()
+    assert [names(None, most) for most in (0, 2, 4)] == ["ad", "cade", "abcade"]
+    assert [names("anna", most) for most in (0, 9)] == ["a", "a"]
+    assert names("operator", 1) == "de"
+
+
 def test_progress_and_counts(store):
     jobs = store.add([spec("a"), spec("b")], "r1")
     store.set_progress({jobs[0].id: {"step": 3, "loss": 0.5}})

@@ -82,6 +82,7 @@ class Actor:
     def freeze(self, seconds):
         self.world.note(f"{self.name} is stopped for {seconds:.1f} s")
         self.frozen = True
+        self.world.killers[self.name] = None
         self.world.loop.call_later(seconds, self._thaw)
 
     def _thaw(self):
@@ -202,8 +203,8 @@ class World:
         natures: By job id.
         told: What has happened, in words.
         ended: By job and attempt, when that ended on its actor, and how.
-        killers: By actor whose process died by itself, the job that did it; None if none did. Some die before anybody
-            has heard that their base model is loaded.
+        killers: By actor whose process died by itself, or was stopped and may count as dead, the job that did it; None
+            if none did. Some die before anybody has heard that their base model is loaded.
     """
 
     def __init__(self, loop, random):
