@@ -37,7 +37,7 @@ class ListedJobs(Strict):
     """Which jobs are meant."""
 
     most_over: int | None = Field(
-        default=None, ge=0, description="Of jobs that are over only so many, the newest; null: all."
+        default=None, ge=0, le=1_000_000, description="Of jobs that are over only so many, the newest; null: all."
     )
 
 

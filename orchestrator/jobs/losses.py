@@ -146,11 +146,13 @@ def culprit_reason(losses: Losses, latest: str) -> str:
         losses: With the latest loss.
         latest: The actor's end, in words.
     """
-    times = formatting.plural(len(losses.deaths), "time")
+    if len(losses.deaths) > 1:
+        died = f"the process of its actor died {len(losses.deaths)} times in a row, the last time"
+    else:
+        died = "the process of its actor died"
     return (
-        f"the process of its actor died {times} in a row, the last time with no other job on it ({latest}), so it is "
-        "taken to be the cause. Most often memory runs out: lower training.cutoff_len or "
-        "training.per_device_train_batch_size, look at its data file and tokenizer, or give the actor a "
-        "`memory_limit`; else the actor's log in the Ray dashboard has more. `loray retry` goes on from its last "
-        "checkpoint"
+        f"{died} with no other job on it ({latest}), so it is taken to be the cause. Most often memory runs out: lower "
+        "training.cutoff_len or training.per_device_train_batch_size, look at its data file and tokenizer, or give the "
+        "actor a `memory_limit`; else the actor's log in the Ray dashboard has more. `loray retry` goes on from its "
+        "last checkpoint"
     )

@@ -98,7 +98,7 @@ def test_a_job_that_keeps_losing_its_actor_fails_in_the_end_and_a_retry_goes_on_
     _, pid = first_checkpoint(orchestrator, spec)
     os.kill(pid, signal.SIGKILL)
     failed = orchestrator.wait("one", "FAILED")
-    assert "the process of its actor died 1 time in a row" in failed["reason"]
+    assert "the process of its actor died with no other job on it" in failed["reason"]
     newest = newest_checkpoint(failed["output_dir"])
     orchestrator.call("retry", "one")
     assert orchestrator.events("one")[-1] == f"retried: it goes on from {newest}"
