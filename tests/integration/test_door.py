@@ -114,7 +114,7 @@ def test_the_programs_that_the_pages_show_do_what_they_say(served, talker):
 
     first = talker.write("first", max_steps=6, logging_steps=1)
     status, names = prints("README.md", **{"configs/jobs/pirate.yaml": first})
-    assert ("SUCCEEDED {'step': 6" in status, names.endswith("'chatty', 'first']")) == (True, True)
+    assert ("SUCCEEDED {'step': 6" in status, names.endswith(", 'first']")) == (True, True)
     folder, names = prints("docs/http.md", **{"job.yaml": talker.write("second", max_steps=6)})
     assert folder.startswith(str(served.storage / "outputs" / "operator" / "second"))
     assert names.endswith("'first', 'second']")
