@@ -16,7 +16,7 @@ from orchestrator.tracking.tracker import TrackedJob
 
 logger = logging.getLogger("loray.tracking")
 
-_LOOK_SECONDS = 5.0  # between two, whatever the trackers' number: people look every few seconds at most
+_LOOK_SECONDS = 5.0  # between two looks: each costs every tracker's library something, and nobody looks more often
 _REST_SECONDS = 10.0  # after something went wrong
 _PATIENCE_SECONDS = 60.0  # that a tracker may take over one job before that is worth a remark
 
