@@ -1,6 +1,5 @@
 """Shared by all tests: small thread counts, no network, a tiny random base model on disk."""
 
-import atexit
 import os
 import shutil
 import sys
@@ -25,8 +24,6 @@ os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # a test that asks Ray for somethin
 import hypothesis
 import pytest
 
-atexit.register(shutil.rmtree, os.environ["HOME"], ignore_errors=True)
-
 # No test asserts how long anything takes: the machine may be busy. `make test` tries the same examples each time, so
 # that a failure is about what was changed; `make search` looks for new ones.
 _SEARCHES = "LORAY_SEARCH" in os.environ
@@ -34,6 +31,11 @@ hypothesis.settings.register_profile(
     "loray", deadline=None, derandomize=not _SEARCHES, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("loray")
+
+
+def pytest_unconfigure():
+    """Each worker of pytest-xdist had a home, and so had the process that leads them; none runs what `atexit` knows."""
+    shutil.rmtree(os.environ["HOME"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
