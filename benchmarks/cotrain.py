@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import psutil
 import torch
 import transformers
 from common import measure, workload
@@ -29,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 LOSS_TOLERANCE = 1e-3
+_MOST_OF_MEMORY = 0.9  # of what is free, that processes side by side may want
 
 
 @dataclass(frozen=True)
@@ -39,17 +41,19 @@ class Plan:
         steps: Optimizer steps of every job.
         rounds: Times that both sides take their turns.
         job_counts: How many jobs Loray trains together, one row each.
-        side_by_side: PEFT processes that run at the same time; also the jobs of the row with dropout.
+        side_by_side: Numbers of PEFT processes that run at the same time, one row each.
+        with_dropout: Jobs of the row with dropout.
     """
 
     steps: int
     rounds: int
     job_counts: tuple[int, ...]
-    side_by_side: int
+    side_by_side: tuple[int, ...]
+    with_dropout: int
 
 
-FULL = Plan(steps=2, rounds=3, job_counts=(1, 2, 4, 8), side_by_side=4)
-QUICK = Plan(steps=2, rounds=1, job_counts=(2,), side_by_side=2)
+FULL = Plan(steps=2, rounds=3, job_counts=(1, 2, 4, 8), side_by_side=(4, 8), with_dropout=4)
+QUICK = Plan(steps=2, rounds=1, job_counts=(2,), side_by_side=(2,), with_dropout=2)
 
 
 def main() -> int:
@@ -87,12 +91,12 @@ def _measure(base: str, plan: Plan, console: Console) -> dict[str, Any]:
     )
     if load > 0.25 * threads:
         console.print(f"Other programs keep this machine busy (load {load:.1f}): take the speeds with care.")
-    test = SpeedTest(base, plan.job_counts, plan.side_by_side, plan.steps)
+    test = SpeedTest(base, plan.job_counts, plan.with_dropout, plan.steps)
     for stage in test.run(plan.rounds):
         console.print(f"speed: {stage}", style="dim")
     memory = _measure_memory(base, plan, threads, console)
     _print_speed(test.rows, plan, console)
-    _print_memory(memory, plan, console)
+    _print_memory(memory, console)
     equal = test.loss_difference <= LOSS_TOLERANCE
     console.print(
         f"Equal work: the losses of all optimizer steps differ by at most {test.loss_difference:.1e} "
@@ -105,7 +109,7 @@ def _measure(base: str, plan: Plan, console: Console) -> dict[str, Any]:
         "rounds": plan.rounds,
         "speed": [row.to_dict() for row in test.rows],
         "memory": [row.to_dict() for row in memory],
-        "memory_ratio": _memory_ratio(memory, plan),
+        "memory_ratios": _memory_ratios(memory),
         "equal_work": {"largest_loss_difference": test.loss_difference, "tolerance": LOSS_TOLERANCE, "ok": equal},
     }
 
@@ -120,21 +124,29 @@ def _processor() -> str:
 
 def _measure_memory(base: str, plan: Plan, threads: int, console: Console) -> list[Memory]:
     """Each measurement in processes of its own; processes side by side share the threads."""
-    side_by_side = [[number] for number in range(plan.side_by_side)]
-    runs = [("loray", [range(count)], threads) for count in plan.job_counts]
-    runs += [("peft", [[0]], threads), ("peft", side_by_side, max(1, threads // plan.side_by_side))]
-    rows = []
-    for side, jobs, each in runs:
+    rows: list[Memory] = []
+
+    def add(side: str, jobs: Sequence[Sequence[int]], each: int) -> None:
         console.print(f"memory: {side}, {sum(map(len, jobs))} jobs in {len(jobs)} processes", style="dim")
         rows.append(measure.measure(side, base, jobs, plan.steps, each))
+
+    for count in plan.job_counts:
+        add("loray", [range(count)], threads)
+    add("peft", [[0]], threads)
+    one, free = rows[-1].peak, psutil.virtual_memory().available
+    for count in plan.side_by_side:
+        if count * one > _MOST_OF_MEMORY * free:
+            wanted = f"{count * one / 2**30:.0f} GiB, and {free / 2**30:.0f} GiB are free"
+            console.print(f"left out: {count} PEFT processes side by side, which want some {wanted}")
+            continue
+        add("peft", [[number] for number in range(count)], max(1, threads // count))
     return rows
 
 
-def _memory_ratio(rows: Sequence[Memory], plan: Plan) -> float:
-    """Loray's one process against as many PEFT processes as it has jobs."""
-    together = next(row for row in rows if row.side == "loray" and row.jobs == plan.side_by_side)
-    apart = next(row for row in rows if row.side == "peft" and row.jobs == plan.side_by_side)
-    return together.peak / apart.peak
+def _memory_ratios(rows: Sequence[Memory]) -> dict[int, float]:
+    """Loray's one process against as many PEFT processes as it has jobs, by their number."""
+    together = {row.jobs: row.peak for row in rows if row.side == "loray"}
+    return {row.jobs: together[row.jobs] / row.peak for row in rows if row.side == "peft" and row.processes > 1}
 
 
 def _print_speed(rows: Sequence[SpeedRow], plan: Plan, console: Console) -> None:
@@ -155,7 +167,7 @@ def _print_speed(rows: Sequence[SpeedRow], plan: Plan, console: Console) -> None
     console.print("PEFT trains the jobs one after another, Loray together.")
 
 
-def _print_memory(rows: Sequence[Memory], plan: Plan, console: Console) -> None:
+def _print_memory(rows: Sequence[Memory], console: Console) -> None:
     table = Table(title="Peak memory in MiB")
     for heading in ("side", "jobs", "processes", "peak", "sum of resident sets"):
         table.add_column(heading, justify="left" if heading == "side" else "right")
@@ -164,9 +176,10 @@ def _print_memory(rows: Sequence[Memory], plan: Plan, console: Console) -> None:
         table.add_row(name, str(row.jobs), str(row.processes), f"{row.peak / 2**20:.0f}", f"{row.resident / 2**20:.0f}")
     console.print(table)
     console.print(
-        "peak: anonymous memory of all processes at one moment, mapped files (libraries, weights) counted once.\n"
-        f"Loray with {plan.side_by_side} jobs / {plan.side_by_side} PEFT processes: {_memory_ratio(rows, plan):.2f}"
+        "peak: anonymous memory of all processes at one moment, mapped files (libraries, weights) counted once."
     )
+    for count, ratio in _memory_ratios(rows).items():
+        console.print(f"Loray with {count} jobs / {count} PEFT processes: {ratio:.2f}")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ def _cotrain(result: Any) -> Figures:
     def row(one: Any) -> str:
         return f"speed over PEFT, {one['jobs']} jobs{', dropout' if one['dropout'] else ''}"
 
-    return {row(one): one["ratio"] for one in result["speed"]} | {"memory over PEFT processes": result["memory_ratio"]}
+    memory = {f"memory over {count} PEFT processes": ratio for count, ratio in result["memory_ratios"].items()}
+    return {row(one): one["ratio"] for one in result["speed"]} | memory
 
 
 def _roofline(result: Any) -> Figures:
