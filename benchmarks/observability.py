@@ -48,6 +48,8 @@ def main() -> int:
     arguments = parser.parse_args()
     workload.quiet()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended
+    # a script's background job would ignore it, and so would `loray top`, which is ended by it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="lw", dir="/tmp", ignore_cleanup_errors=True) as name:
         found, price, base = _run(Path(name), arguments)
@@ -97,6 +99,7 @@ def _judged(price: cost.Cost) -> list[promises.Promise]:
     return [
         _below(f"all of it costs less than {_MOST_COST:.0%} of the throughput", price.rates),
         _below("... and of the processor seconds of the steps' thread", price.threads),
+        _of_the_cores(price.beside),
         promises.Promise("... and no loss is another", price.equal, "the same to the bit" if price.equal else "NOT"),
     ]
 
@@ -108,6 +111,13 @@ def _below(what: str, ratios: list[float]) -> promises.Promise:
     if lost - error < _MOST_COST <= lost + error:
         return promises.Promise(what, None, f"not told: {figure}")
     return promises.Promise(what, lost < _MOST_COST, figure)
+
+
+def _of_the_cores(beside: dict[str, float]) -> promises.Promise:
+    """What an actor that uses every core would give away at most: certain where the throughput cannot tell."""
+    taken, cores = sum(beside.values()), os.cpu_count() or 1
+    figure = f"{taken:.3f} of a core, {taken / cores:.2%} of {cores}"
+    return promises.Promise("... and of the processor seconds of all cores", taken / cores < _MOST_COST, figure)
 
 
 def _print(found: list[promises.Promise], price: cost.Cost, title: str) -> None:

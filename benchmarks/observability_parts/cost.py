@@ -27,7 +27,7 @@ from orchestrator.jobs.states import TERMINAL
 
 JOBS = 4
 _TURN_S, _SETTLE_S = 10.0, 1.0  # of each side, and what is left out of it at its beginning
-_LOOK_S, _SCRAPE_S, _PAGE_S = 0.2, 5.0, 10.0
+_LOOK_S, _SCRAPE_S, _PAGE_S = 0.2, 10.0, 10.0  # a scrape as often as Ray's own configuration of Prometheus asks for
 _TRAINING, _TRACKERS, _TOP = "training", "trackers", "loray top"
 _KINDS = {"ray::GpuActor": _TRAINING, "ray::Controller": "the orchestrator", "ray::TrackerProcess": _TRACKERS}
 
@@ -64,7 +64,8 @@ class Cost:
     Attributes:
         rates: Ratios of real tokens per second.
         threads: Of real tokens per processor second of the thread that makes the steps.
-        beside: Cores that each kind of process takes more while somebody watches.
+        beside: Cores that each kind of process takes more while somebody watches. Trackers make good what they
+            missed, so theirs are the mean over watched and unwatched turns.
         equal: Whether all runs made the same losses.
     """
 
@@ -93,13 +94,21 @@ def measure(
         found, made = _run(served, number, base, vocabulary, steps, logging)
         losses.append(made)
         pairs += found
-    kinds = {kind for on, _ in pairs for kind in on.cores} - {_TRAINING}
     return Cost(
         [on.rate / off.rate for on, off in pairs],
         [on.per_thread / off.per_thread for on, off in pairs],
-        {kind: mean(on.cores.get(kind, 0.0) - off.cores.get(kind, 0.0) for on, off in pairs) for kind in sorted(kinds)},
+        _beside(pairs),
         all(one == losses[0] for one in losses),
     )
+
+
+def _beside(pairs: Sequence[tuple[Turn, Turn]]) -> dict[str, float]:
+    kinds = {kind for on, _ in pairs for kind in on.cores} - {_TRAINING}
+    cores: dict[str, float] = {}
+    for kind in sorted(kinds):
+        both = [(on.cores.get(kind, 0.0), off.cores.get(kind, 0.0)) for on, off in pairs]
+        cores[kind] = mean((on + off) / 2 if kind == _TRACKERS else on - off for on, off in both)
+    return cores
 
 
 def _run(

@@ -28,7 +28,7 @@ Refs = Annotated[list[str], typer.Argument(metavar="JOB...", help="Ids or names 
 RECENT_SECONDS = 24 * 3600.0
 LOG_SECONDS = 1.0
 CURVE_POINTS = 400  # twice the dots of the widest curve on a terminal
-TOP_SECONDS = 1.0
+TOP_SECONDS = 2.0
 
 
 def list_jobs(

@@ -18,7 +18,8 @@ from orchestrator.report.contents import MOST_JOBS, Contents, essential, newest
 
 PATH = "/report"
 _KEPT_SECONDS = 15.0  # that a page is given out again, at least
-_MOST_SHARE = 0.02  # of a core, that one caller's pages may take: hundreds of jobs are seconds of drawing
+_MOST_SHARE = 0.02  # of the time, that one caller's page may be in the making: rows of hundreds of jobs are seconds
+_MOST_KEPT_SECONDS = 300.0  # however long that takes, as where a storage is slow
 _MOST_PAGES = 16  # that are kept at a time, one for each caller
 _NOT_INSTALLED = 501
 
@@ -33,9 +34,7 @@ class _Page:
 
     def _done(self, task: asyncio.Task[tuple[str, float]]) -> None:
         failed = task.cancelled() or task.exception() is not None
-        self._kept_until = (
-            -math.inf if failed else time.monotonic() + max(_KEPT_SECONDS, task.result()[1] / _MOST_SHARE)
-        )
+        self._kept_until = -math.inf if failed else time.monotonic() + _kept(task.result()[1])
 
     @property
     def fresh(self) -> bool:
@@ -74,21 +73,24 @@ class ReportPages:
 
     async def _make(self, caller: Caller) -> tuple[str, float]:
         async with self._one_at_a_time:
+            began = time.monotonic()
             views = await self._orchestrator.list_jobs(MOST_JOBS + 1, caller.name)
             shown = newest(views)
             rows = {view["id"]: essential(await self._orchestrator.metrics(view["id"])) for view in shown}
             timeline = await self._orchestrator.timeline([view["id"] for view in shown])
-            return await asyncio.to_thread(
-                _render, Contents("Loray", shown, rows, timeline, left_out=len(views) > len(shown))
-            )
+            contents = Contents("Loray", shown, rows, timeline, left_out=len(views) > len(shown))
+            return await asyncio.to_thread(_render, contents), time.monotonic() - began
 
 
-def _render(contents: Contents) -> tuple[str, float]:
-    """The page, and the processor seconds of drawing it."""
+def _kept(seconds: float) -> float:
+    """For how long a page is given out that took so many seconds to make."""
+    return min(max(_KEPT_SECONDS, seconds / _MOST_SHARE), _MOST_KEPT_SECONDS)
+
+
+def _render(contents: Contents) -> str:
     try:
         from orchestrator.report.page import render  # half a second, and nobody may ever ask
     except ModuleNotFoundError as error:
         message = f"the page needs {error.name}; `pip install 'loray[report]'` where the orchestrator runs brings it"
         raise RequestError(_NOT_INSTALLED, message) from None
-    began = time.thread_time()
-    return render(contents), time.thread_time() - began
+    return render(contents)

@@ -1,4 +1,7 @@
-"""The interactive charts of the page, by Bokeh."""
+"""The interactive charts of the page, by Bokeh.
+
+They are without values, which the page's script puts in: figures are what costs, and are the same from page to page.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,6 @@ from bokeh.models.layouts import LayoutDOM
 from bokeh.palettes import Category10, Category20, turbo
 from bokeh.plotting import figure
 
-Points = Sequence[tuple[float, float]]
-
 SCALES = tuple(product(("linear", "log"), ("linear", "log")))
 """Scales of the step and of the loss: a chart of curves has a figure for each, of which one is visible."""
 
@@ -26,16 +27,6 @@ _CLOSEST = 0.12  # share of a range that two ticks are apart at least
 _WIDE = 8.0  # ratio of the largest to the smallest value from which on a setting has a logarithmic axis
 
 
-@dataclass(frozen=True)
-class Series:
-    """One line: of a job, by its place among the jobs of the page."""
-
-    job: int
-    label: str
-    colour: str
-    points: Points
-
-
 def colours(count: int) -> list[str]:
     """So many colours that are told apart on light and dark ground, as far as there are so many."""
     if count <= 10:
@@ -43,9 +34,12 @@ def colours(count: int) -> list[str]:
     return list(Category20[20])[:count] if count <= 20 else list(turbo(count))
 
 
-def curves(series: Sequence[Series], what: str) -> LayoutDOM:
-    """Lines over the optimizer step, four times: for each of `SCALES`; the lines are in the order of `series`."""
-    sources = [_source(one.points) for one in series]
+def curves(what: str) -> LayoutDOM:
+    """Lines over the optimizer step, four times: for each of `SCALES`.
+
+    The source has columns `xs`, `ys`, `job` and `colour`, a row for each line, so that a line is no model of its own.
+    """
+    source = ColumnDataSource({name: [] for name in ("xs", "ys", "job", "colour")})
     figures = []
     for step_scale, loss_scale in SCALES:
         chart = _figure(
@@ -56,51 +50,64 @@ def curves(series: Sequence[Series], what: str) -> LayoutDOM:
             y_axis_label=what,
             visible=(step_scale, loss_scale) == SCALES[0],
         )
-        for one, source in zip(series, sources, strict=True):
-            line = chart.line("x", "y", source=source, color=one.colour, line_width=1.8, name=one.label)
-            line.nonselection_glyph = None
-        chart.add_tools(
-            HoverTool(tooltips=[("job", "$name"), ("step", "@x"), (what, "@raw{0.0000}")], line_policy="nearest")
-        )
+        lines = chart.multi_line("xs", "ys", source=source, line_color="colour", line_width=1.8)
+        lines.nonselection_glyph = None
+        shown = [("job", "@job"), ("step", "$snap_x{0}"), (what, "$snap_y{0.0000}")]
+        chart.add_tools(HoverTool(tooltips=shown, line_policy="nearest"))
         chart.x_range, chart.y_range = DataRange1d(only_visible=True), DataRange1d(only_visible=True)
         figures.append(chart)
     together: LayoutDOM = column(*figures, sizing_mode="stretch_width")
     return together
 
 
-def setting_against_result(
-    name: str, values: Sequence[Any], result: Sequence[float], labels: Sequence[str], paints: Sequence[str], what: str
-) -> LayoutDOM:
+@dataclass(frozen=True)
+class Axis:
+    """The axis of a setting.
+
+    Attributes:
+        name: Of the setting.
+        scale: `linear` or `log`, or `words` where values are not numbers.
+        marks: Where it has ticks, or the words in their order; without any it chooses its own ticks.
+    """
+
+    name: str
+    scale: str
+    marks: tuple[Any, ...]
+
+
+def axis(name: str, values: Sequence[Any]) -> tuple[Axis, list[Any]]:
+    """The axis that some values of a setting are shown on, and their places on it."""
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        scale = "log" if min(values) > 0 and max(values) / min(values) >= _WIDE else "linear"
+        return Axis(name, scale, tuple(_apart(values, logarithmic=scale == "log"))), list(values)
+    words = [_word(str(value)) for value in values]
+    return Axis(name, "words", tuple(dict.fromkeys(words))), words
+
+
+def setting_against_result(setting: Axis, what: str) -> LayoutDOM:
     """One setting against the result: a point for each job.
 
+    The source has columns `x`, `y`, `job`, `colour` and `value` (the setting's, as text).
+
     Args:
-        name: Of the setting.
-        values: It has, by job.
-        result: Of each job.
-        labels: Of the jobs.
-        paints: Their colours.
+        setting: Its axis.
         what: The result is.
     """
-    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-    data: dict[str, Any] = {"y": list(result), "job": list(labels), "colour": list(paints)}
-    data["value"] = [str(value) for value in values]
-    if numeric:
-        scale = "log" if min(values) > 0 and max(values) / min(values) >= _WIDE else "linear"
-        data["x"] = list(values)
-        chart: LayoutDOM = _figure(height=230, x_axis_type=scale, x_axis_label=name, y_axis_label=what)
+    options = {"height": 230, "x_axis_label": setting.name, "y_axis_label": what}
+    if setting.scale == "words":
+        chart: LayoutDOM = _figure(**options, x_range=FactorRange(factors=list(setting.marks)))
+        if max(map(len, setting.marks)) > _LONGEST // 3:
+            chart.xaxis.major_label_orientation = 0.5
+    else:
+        chart = _figure(**options, x_axis_type=setting.scale)
         chart.x_range = DataRange1d(range_padding=_AROUND)
         chart.xaxis.formatter = PrintfTickFormatter(format="%g")
-        if ticks := _apart(values, logarithmic=scale == "log"):
-            chart.xaxis.ticker = ticks
-    else:
-        data["x"] = [_factor(value) for value in data["value"]]
-        factors = list(dict.fromkeys(data["x"]))
-        chart = _figure(height=230, x_range=FactorRange(factors=factors), x_axis_label=name, y_axis_label=what)
-        if max(map(len, factors)) > _LONGEST // 3:
-            chart.xaxis.major_label_orientation = 0.5
+        if setting.marks:
+            chart.xaxis.ticker = list(setting.marks)
     chart.y_range = DataRange1d(range_padding=_AROUND)
-    chart.scatter("x", "y", source=ColumnDataSource(data), size=10, color="colour", line_color=None)
-    chart.add_tools(HoverTool(tooltips=[("job", "@job"), (name, "@value"), (what, "@y{0.0000}")]))
+    points = ColumnDataSource({name: [] for name in ("x", "y", "job", "colour", "value")})
+    chart.scatter("x", "y", source=points, size=10, color="colour", line_color=None)
+    chart.add_tools(HoverTool(tooltips=[("job", "@job"), (setting.name, "@value"), (what, "@y{0.0000}")]))
     return chart
 
 
@@ -112,7 +119,7 @@ def _apart(values: Sequence[float], *, logarithmic: bool) -> list[float]:
     return distinct if all(after - before > _CLOSEST * span for before, after in pairwise(places)) else []
 
 
-def _factor(value: str) -> str:
+def _word(value: str) -> str:
     """A value as a label: its end, which tells paths apart; never a formula, as Bokeh takes what is between `$$`."""
     short = value if len(value) <= _LONGEST else f"...{value[3 - _LONGEST :]}"
     return short.replace("$", "\uff04")
@@ -131,8 +138,3 @@ def _figure(**options: Any) -> figure:
         toolbar_location="above",
         **options,
     )
-
-
-def _source(points: Points) -> ColumnDataSource:
-    x, y = zip(*points, strict=True) if points else ((), ())
-    return ColumnDataSource({"x": list(x), "y": list(y), "raw": list(y)})

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache, lru_cache
 from importlib import resources
 from typing import Any
 
 from bokeh.embed import json_item
-from bokeh.models.layouts import LayoutDOM
 from bokeh.resources import Resources
-from jinja2 import Environment
+from jinja2 import Environment, Template
 from markupsafe import Markup
 
 from orchestrator import formatting
@@ -22,6 +22,8 @@ from orchestrator.report.timeline_chart import draw
 from orchestrator.version import __version__
 
 _MOST_SETTINGS = 12  # that are shown against the result
+_MOST_AXES = 256  # whose charts are kept for the next page
+_CURVES = {"loss": "loss", "eval_loss": "evaluation loss"}
 
 _ASSETS = resources.files("orchestrator.report") / "assets"
 
@@ -32,34 +34,25 @@ def render(contents: Contents) -> str:
     paints = charts.colours(len(contents.jobs))
     found = results(contents)
     differing = differing_settings(contents.jobs)
-    items: dict[str, Any] = {}
-    series: dict[str, list[int]] = {}
-    for name, what in (("loss", "loss"), ("eval_loss", "evaluation loss")):
-        lines = [
-            charts.Series(number, labels[number], paints[number], points)
-            for number, job in enumerate(contents.jobs)
-            if (points := numbers(contents.rows.get(job["id"], ()), name))
-        ]
-        if lines:
-            items[name], series[name] = charts.curves(lines, what), [line.job for line in lines]
+    series = {name: lines for name in _CURVES if (lines := _lines(contents, name, labels, paints))}
     shown = _shown_settings(contents.jobs, differing)
     against = _against_result(contents.jobs, found, shown, labels, paints)
-    items |= {f"setting-{number}": chart for number, chart in enumerate(against)}
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_asset("page.html")).render(
+    items = {name: _curves(what) for name, what in _CURVES.items() if name in series}
+    items |= {name: chart for name, (chart, _) in against.items()}
+    return _template().render(
         contents=contents,
         style=Markup(_asset("page.css")),
         script=Markup(_asset("page.js")),
-        library=Markup("\n".join(Resources(mode="inline", components=["bokeh"]).js_raw)),
-        items=_json({name: json_item(chart, f"chart-{name}") for name, chart in items.items()}),
-        series=_json(series),
-        curves=[(name, what) for name, what in (("loss", "Loss"), ("eval_loss", "Evaluation loss")) if name in series],
-        against=[name for name in items if name.startswith("setting-")],
+        library=_library(),
+        items=_json(items),
+        values=_json(series | {name: points for name, (_, points) in against.items()}),
+        curves=[(name, what.capitalize()) for name, what in _CURVES.items() if name in series],
+        against=list(against),
         jobs=[
             _row(job, label, paint, found[job["id"]], given)
             for job, label, paint, given in zip(contents.jobs, labels, paints, shown, strict=True)
         ],
-        drawn={number for numbers_ in series.values() for number in numbers_},
+        drawn={number for lines in series.values() for number in lines["number"]},
         columns=["job", "state", "step", "loss", "eval loss", "time", *differing],
         counts=_counts(contents.jobs),
         failed=[job for job in contents.jobs if job["state"] in ("FAILED", "CANCELLED")],
@@ -73,6 +66,40 @@ def render(contents: Contents) -> str:
 
 def _asset(name: str) -> str:
     return (_ASSETS / name).read_text("utf-8")
+
+
+@cache
+def _template() -> Template:
+    return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_asset("page.html"))
+
+
+@cache
+def _library() -> Markup:
+    return Markup("\n".join(Resources(mode="inline", components=["bokeh"]).js_raw))
+
+
+@cache
+def _curves(what: str) -> Any:
+    return json_item(charts.curves(what))
+
+
+@lru_cache(maxsize=_MOST_AXES)
+def _setting_against_result(axis: charts.Axis, what: str) -> Any:
+    return json_item(charts.setting_against_result(axis, what))
+
+
+def _lines(contents: Contents, name: str, labels: Sequence[str], paints: Sequence[str]) -> dict[str, list[Any]]:
+    """The lines of a chart of curves, column by column; empty where no job has a point.
+
+    `number` is the job's place on the page; what the others are, `charts.curves` says.
+    """
+    rows = [
+        (number, [x for x, _ in points], [y for _, y in points], labels[number], paints[number])
+        for number, job in enumerate(contents.jobs)
+        if (points := numbers(contents.rows.get(job["id"], ()), name))
+    ]
+    names = ("number", "xs", "ys", "job", "colour")
+    return {name: list(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)} if rows else {}
 
 
 def _json(value: Any) -> Markup:
@@ -137,8 +164,8 @@ def _against_result(
     shown: Sequence[Mapping[str, Any]],
     labels: Sequence[str],
     paints: Sequence[str],
-) -> list[LayoutDOM]:
-    """A chart for each setting that tells jobs apart, if there are enough of them to see anything."""
+) -> dict[str, tuple[Any, dict[str, list[Any]]]]:
+    """A chart and its points for each setting that tells jobs apart, if there are enough of them to see anything."""
     by_evaluation = sum(result.eval_loss is not None for result in found.values()) > 1
     what = "evaluation loss" if by_evaluation else "loss"
     values = [found[job["id"]].eval_loss if by_evaluation else found[job["id"]].loss for job in jobs]
@@ -147,17 +174,17 @@ def _against_result(
     for name in list(shown[0])[:_MOST_SETTINGS] if shown else ():
         given = [number for number in known if shown[number][name] is not None]
         if len(given) > 1 and len({repr(shown[number][name]) for number in given}) > 1:
-            made.append(
-                charts.setting_against_result(
-                    name,
-                    [_plain(shown[number][name]) for number in given],
-                    [value for number in given if (value := values[number]) is not None],
-                    [labels[number] for number in given],
-                    [paints[number] for number in given],
-                    what,
-                )
-            )
-    return made
+            settings_ = [_plain(shown[number][name]) for number in given]
+            axis, places = charts.axis(name, settings_)
+            points = {
+                "x": places,
+                "y": [values[number] for number in given],
+                "job": [labels[number] for number in given],
+                "colour": [paints[number] for number in given],
+                "value": list(map(str, settings_)),
+            }
+            made.append((_setting_against_result(axis, what), points))
+    return {f"setting-{number}": one for number, one in enumerate(made)}
 
 
 def _plain(value: Any) -> Any:

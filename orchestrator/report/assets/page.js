@@ -5,13 +5,15 @@ addEventListener("error", (event) => { if (event.message.startsWith("ResizeObser
 (async () => {
   Bokeh.set_log_level("error");  // figures that are not shown yet have no ranges, which it would remark on
   const read = (id) => JSON.parse(document.getElementById(id).textContent);
-  const items = read("items"), series = read("series");
+  const items = read("items"), values = read("values");
   const roots = {};
   for (const [name, item] of Object.entries(items)) {
-    await Bokeh.embed.embed_item(item);
+    await Bokeh.embed.embed_item(item, `chart-${name}`);
     roots[name] = Bokeh.documents.at(-1).roots()[0];
   }
   const figuresOf = (root) => root.children ?? [root];
+  const sourceOf = (root) => figuresOf(root)[0].renderers[0].data_source;  // which all its figures share
+  for (const [name, root] of Object.entries(roots)) sourceOf(root).data = values[name];
   const all = Object.values(roots).flatMap(figuresOf);
 
   // the colours of the page, light or dark
@@ -32,11 +34,25 @@ addEventListener("error", (event) => { if (event.message.startsWith("ResizeObser
 
   // curves: which jobs, how smooth, on which axes
   const hidden = new Set();
-  const charts = Object.entries(series).map(([name, jobs]) => ({ jobs, figures: figuresOf(roots[name]) }));
+  let weight = 0;
+  const charts = Object.entries(roots).filter(([name]) => "xs" in values[name]).map(([name, root]) => (
+    { name, lines: values[name], figures: figuresOf(root), source: sourceOf(root) }));
   const legend = [...document.querySelectorAll(".r-legend button")];
+  // the mean of all points until now, each a constant factor lighter than the next, as TensorBoard has it
+  const smooth = (values) => {
+    let sum = 0, mass = 0;
+    return values.map((value) => {
+      sum = sum * weight + value;
+      mass = mass * weight + 1;
+      return sum / mass;
+    });
+  };
   const show = () => {
-    for (const { jobs, figures } of charts) {
-      for (const figure of figures) jobs.forEach((job, place) => { figure.renderers[place].visible = !hidden.has(job); });
+    for (const { name, lines, source } of charts) {
+      const drawn = (_, place) => !hidden.has(lines.number[place]);
+      const data = Object.fromEntries(Object.entries(lines).map(([key, column]) => [key, column.filter(drawn)]));
+      if (name === "loss") data.ys = data.ys.map(smooth);  // evaluations are few, and no noise
+      source.data = data;
     }
     for (const button of legend) button.setAttribute("aria-pressed", String(!hidden.has(Number(button.dataset.job))));
   };
@@ -50,21 +66,10 @@ addEventListener("error", (event) => { if (event.message.startsWith("ResizeObser
   const on = (id, event, what) => document.getElementById(id)?.addEventListener(event, what);
   on("show-all", "click", () => { hidden.clear(); show(); });
   on("show-none", "click", () => { for (const button of legend) hidden.add(Number(button.dataset.job)); show(); });
-  // the mean of all points until now, each a constant factor lighter than the next, as TensorBoard has it
-  const smooth = (values, weight) => {
-    let sum = 0, mass = 0;
-    return Array.from(values, (value) => {
-      sum = sum * weight + value;
-      mass = mass * weight + 1;
-      return sum / mass;
-    });
-  };
-  if (roots.loss) on("smoothing", "input", (event) => {
-    const weight = Number(event.target.value) / 100;
+  on("smoothing", "input", (event) => {
+    weight = Number(event.target.value) / 100;
     document.getElementById("smoothing-value").textContent = String(weight);
-    for (const { data_source: source } of figuresOf(roots.loss)[0].renderers) {  // evaluations are few, and no noise
-      source.data = { ...source.data, y: smooth(source.data.raw, weight) };
-    }
+    show();
   });
   const scale = () => {
     const wanted = 2 * document.getElementById("log-step").checked + document.getElementById("log-loss").checked;

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -115,6 +116,18 @@ def test_settings_stand_on_their_axis_as_they_were_given(page):
         [8, 16],
         [0.0001, 0.0003, 0.001],
     ]
+
+
+def test_a_page_with_other_values_needs_no_other_figures(page, monkeypatch):
+    from orchestrator.report import charts
+    from orchestrator.report.page import render
+
+    monkeypatch.delattr(charts, "_figure")  # which takes hundredths of a second each
+    made = contents()
+    rows = {ref: [{**row, "loss": 7.25} if "loss" in row else row for row in found] for ref, found in made.rows.items()}
+    assert "7.25" not in page
+    values = json.loads(re.search(r'id="values">(.*?)</script>', render(replace(made, rows=rows)), re.S)[1])
+    assert {y for line in values["loss"]["ys"] for y in line} == {7.25}
 
 
 def test_paths_are_as_short_as_tells_them_apart_so_that_results_stand_beside():
