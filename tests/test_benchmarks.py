@@ -76,6 +76,7 @@ TOGETHER = {
     "ask": [],
     "ask_in_training": [],
     "elementwise": [],
+    "products": [],
     "roofline": ["--jobs", "1"],
     "crossover": [],
     "scale": [],
@@ -151,6 +152,13 @@ def test_element_wise_work_is_timed_in_turn(reports):
     rows = reports["elementwise"]["rows"]
     assert [row["what"] for row in rows] == ["norm", "rotary embedding", "SwiGLU"]
     assert all(min(row["stock"], row["replaced"], row["ratio"]) > 0 for row in rows)
+
+
+def test_products_are_timed_by_both_libraries(reports):
+    result = reports["products"]
+    assert [row["what"] for row in result["shapes"]] == ["query, output", "key, value", "gate, up", "down"]
+    (model,) = result["models"]
+    assert min(model["forward"], model["backward"]) > 0
 
 
 def test_products_are_a_share_of_a_step(reports):
