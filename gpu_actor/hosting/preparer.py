@@ -95,7 +95,7 @@ class Preparer:
             self._detached.pop(spec.job_id, None)
             self._reports[spec.job_id] = TenantReport(spec.job_id, attempt, TenantState.PREPARING)
         if earlier:
-            self._post(partial(self._see_off, spec, attempt))
+            self._loading.add_done_callback(partial(self._once_loaded, spec, attempt))
         else:
             self._executor.submit(self._prepare, spec, attempt)
 
@@ -130,6 +130,14 @@ class Preparer:
         """Begin with no further job."""
         self._stopped = True
         self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _once_loaded(self, spec: AdapterSpec, attempt: int, loading: Future[HostedBase]) -> None:
+        """Let the earlier attempt be seen off; without a base model there is nobody who would."""
+        error = loading.exception()
+        if isinstance(error, Exception):
+            self._report_failure(spec, attempt, error)
+        else:
+            self._post(partial(self._see_off, spec, attempt))
 
     # -- in the second thread ------------------------------------------------------------------------------------
 

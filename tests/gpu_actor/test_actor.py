@@ -354,9 +354,11 @@ def test_a_base_that_cannot_be_loaded_is_said_and_fails_its_jobs(tmp_path):
     (tmp_path / "empty").mkdir()
     actor = GpuActor({"name": "a", "base_model": str(tmp_path / "empty"), "device": "cpu"})
     try:
-        actor.carry_out(Attach(make_spec(tmp_path, "job", token_rows(3), {"r": 4}, SHORT), 1))
-        tenants = wait_for(actor, has("job", TenantState.FAILED))
-        assert "no usable model there" in tenants["job"].reason
+        for attempt in (1, 2):
+            actor.carry_out(Attach(make_spec(tmp_path, "job", token_rows(3), {"r": 4}, SHORT), attempt))
+            tenants = wait_for(actor, has("job", TenantState.FAILED))
+            assert tenants["job"].attempt == attempt
+            assert "no usable model there" in tenants["job"].reason
         assert actor.report().state is ActorPhase.FAILED
         assert "config.json" in actor.report().reason
     finally:
