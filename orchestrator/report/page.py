@@ -174,14 +174,14 @@ def _against_result(
     for name in list(shown[0])[:_MOST_SETTINGS] if shown else ():
         given = [number for number in known if shown[number][name] is not None]
         if len(given) > 1 and len({repr(shown[number][name]) for number in given}) > 1:
-            settings_ = [_plain(shown[number][name]) for number in given]
-            axis, places = charts.axis(name, settings_)
+            chosen = [_plain(shown[number][name]) for number in given]
+            axis, places = charts.axis(name, chosen)
             points = {
                 "x": places,
                 "y": [values[number] for number in given],
                 "job": [labels[number] for number in given],
                 "colour": [paints[number] for number in given],
-                "value": list(map(str, settings_)),
+                "value": list(map(str, chosen)),
             }
             made.append((_setting_against_result(axis, what), points))
     return {f"setting-{number}": one for number, one in enumerate(made)}

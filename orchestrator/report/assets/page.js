@@ -39,9 +39,9 @@ addEventListener("error", (event) => { if (event.message.startsWith("ResizeObser
     { name, lines: values[name], figures: figuresOf(root), source: sourceOf(root) }));
   const legend = [...document.querySelectorAll(".r-legend button")];
   // the mean of all points until now, each a constant factor lighter than the next, as TensorBoard has it
-  const smooth = (values) => {
+  const smooth = (losses) => {
     let sum = 0, mass = 0;
-    return values.map((value) => {
+    return losses.map((value) => {
       sum = sum * weight + value;
       mass = mass * weight + 1;
       return sum / mass;
