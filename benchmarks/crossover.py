@@ -34,15 +34,16 @@ _JOBS = 4
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured on one base model: tokens of a job's step, and rounds."""
+    """What is measured on one base model: tokens of a job's step, rounds, and steps of each job in a round."""
 
     tokens: tuple[int, ...]
     rounds: int
+    steps: int
 
 
-FULL = Plan((8, 16, 32, 64, 128), rounds=3)
-TINY = Plan((8, 32, 128, 512, 2048), rounds=3)  # whose fixed cost is most of a step
-QUICK = Plan((8, 32, 128), rounds=2)
+FULL = Plan((8, 32, 64, 128, 256, 512), rounds=3, steps=1)
+TINY = Plan((8, 32, 128, 512, 2048), rounds=5, steps=8)  # whose fixed cost is most of a step
+QUICK = Plan((8, 32, 128), rounds=2, steps=1)
 
 
 def main() -> int:
@@ -75,7 +76,7 @@ def _measure(base: str, plan: Plan) -> dict[str, Any]:
         pairs = []
         for number in range(plan.rounds):
             budgets = (TOGETHER, IN_TURN) if number % 2 else (IN_TURN, TOGETHER)
-            spent = {budget: step_seconds(model, _JOBS, tokens, 8, 1, budget) for budget in budgets}
+            spent = {budget: step_seconds(model, _JOBS, tokens, 8, plan.steps, budget) for budget in budgets}
             pairs.append(spent[IN_TURN] / spent[TOGETHER] - 1.0)
             samples.append(_sample(spent[TOGETHER], _JOBS * tokens, _JOBS))
             samples.append(_sample(spent[IN_TURN] / _JOBS, tokens, 1))

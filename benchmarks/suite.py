@@ -116,7 +116,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     parser.add_argument("--compare", type=Path, nargs="+", metavar="FILE", help="an old file, and a new one if any")
     arguments = parser.parse_args()
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     old, *others = [json.loads(path.read_text("utf-8")) for path in arguments.compare or ()] or [None]
     new = others[0] if others else run(arguments.only, quick=arguments.quick)
     if arguments.json:
