@@ -13,7 +13,7 @@ from orchestrator.jobs.report_to import TrackerName
 from orchestrator.jobs.states import TERMINAL
 from orchestrator.tracking.metric_rows import MetricRows, Row, numbers, place
 from orchestrator.tracking.sent import Sent
-from orchestrator.tracking.tracker import OpenRun, Run, RunIdentity, TrackedJob
+from orchestrator.tracking.tracker import OpenRun, Point, Run, RunIdentity, TrackedJob
 
 _IDLE_SECONDS = 300.0  # without a row, after which a run is let go of: its job waits or is paused
 
@@ -94,11 +94,14 @@ class Following:
 
     def _send(self, run: Run) -> None:
         before = self._before
-        for row in list(self._waiting):
-            run.log(numbers(row, before), row["step"], row["time"])
-            before = before if place(row)[1] else row
-            self._sent = _after(self._sent, row)
-            self._waiting = self._waiting[1:]
+        while rows := self._waiting[: run.most_at_once]:
+            points = []
+            for row in rows:
+                points.append(Point(numbers(row, before), row["step"], row["time"]))
+                before = before if place(row)[1] else row
+            run.log(points)
+            self._sent = _after(self._sent, rows[-1])
+            self._waiting = self._waiting[len(rows) :]
         run.flush()
 
     def _opened(self) -> Run:

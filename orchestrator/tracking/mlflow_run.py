@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")  # seconds
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the metrics wait in their file, and are tried again
@@ -12,11 +12,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
 from orchestrator.jobs.states import JobState
-from orchestrator.tracking.tracker import PROJECT, Run, RunIdentity, flat
+from orchestrator.tracking.tracker import PROJECT, Point, Run, RunIdentity, flat
 
 _ID_TAG = "loray.run"
 _LONGEST_VALUE = 500  # characters, as the oldest servers allow
-_MOST_PARAMS = 100  # in one request
+_MOST_PARAMS, _MOST_METRICS = 100, 1000  # in one request
 _STATUS = {JobState.SUCCEEDED: "FINISHED", JobState.FAILED: "FAILED", JobState.CANCELLED: "KILLED"}
 
 
@@ -41,15 +41,22 @@ def open_run(identity: RunIdentity) -> Run:
 
 
 class _MlflowRun:
+    most_at_once = 100  # its stores know a value again that they have
+
     def __init__(self, client: MlflowClient, run_id: str) -> None:
         self._client, self._run_id = client, run_id
 
-    def log(self, values: Mapping[str, float], step: int, time: float) -> None:
-        metrics = [Metric(name, value, round(time * 1000), step) for name, value in values.items()]
-        self._client.log_batch(self._run_id, metrics=metrics)
+    def log(self, points: Sequence[Point]) -> None:
+        metrics = [
+            Metric(name, value, round(point.time * 1000), point.step)
+            for point in points
+            for name, value in point.values.items()
+        ]
+        for start in range(0, len(metrics), _MOST_METRICS):
+            self._client.log_batch(self._run_id, metrics=metrics[start : start + _MOST_METRICS])
 
     def flush(self) -> None:
-        """Every row was a request of its own."""
+        """Points were sent when they came."""
 
     def finish(self, state: JobState, reason: str | None, _step: int) -> None:
         if reason:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time as clock
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 # Not SummaryWriter: its flush() leaves rows in a queue, which are lost if the process dies.
 from tensorboardX import summary
@@ -14,7 +14,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
 
 from orchestrator.jobs.states import JobState
-from orchestrator.tracking.tracker import Run, RunIdentity
+from orchestrator.tracking.tracker import Point, Run, RunIdentity
 
 
 def open_run(identity: RunIdentity) -> Run:
@@ -23,6 +23,8 @@ def open_run(identity: RunIdentity) -> Run:
 
 
 class _TensorBoardRun:
+    most_at_once = 1
+
     def __init__(self, identity: RunIdentity) -> None:
         started_over = identity.id.partition("-")[2]
         folder = identity.folder / ("tensorboard" + (f"-{started_over}" if started_over else ""))
@@ -34,9 +36,10 @@ class _TensorBoardRun:
             lines = json.dumps(identity.settings, indent=2).splitlines()
             self._text("job", "".join(f"    {line}\n" for line in lines), 0)  # indented: code in Markdown
 
-    def log(self, values: Mapping[str, float], step: int, time: float) -> None:
-        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        self._writer.write_event(Event(wall_time=time, step=step, summary=Summary(value=scalars)))
+    def log(self, points: Sequence[Point]) -> None:
+        for point in points:
+            scalars = [Summary.Value(tag=name, simple_value=value) for name, value in point.values.items()]
+            self._writer.write_event(Event(wall_time=point.time, step=point.step, summary=Summary(value=scalars)))
 
     def _text(self, tag: str, text: str, step: int) -> None:
         self._writer.write_event(Event(wall_time=clock.time(), step=step, summary=summary.text(tag, text)))

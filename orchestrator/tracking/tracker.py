@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from orchestrator.jobs.report_to import TrackerName
 from orchestrator.jobs.states import JobState
@@ -55,11 +55,25 @@ class RunIdentity:
     settings: Mapping[str, Any]
 
 
-class Run(Protocol):
-    """A run that is open at a tracker. Any method may raise whatever the tracker's library raises."""
+class Point(NamedTuple):
+    """The numbers of an optimizer step, or of an evaluation after it; `time` in Unix seconds."""
 
-    def log(self, values: Mapping[str, float], step: int, time: float, /) -> None:
-        """Take the numbers of an optimizer step (`time` in Unix seconds); a step comes once, in rising order."""
+    values: Mapping[str, float]
+    step: int
+    time: float
+
+
+class Run(Protocol):
+    """A run that is open at a tracker. Any method may raise whatever the tracker's library raises.
+
+    Attributes:
+        most_at_once: Points that `log` may be given. More than one only where a point that comes again changes nothing.
+    """
+
+    most_at_once: int
+
+    def log(self, points: Sequence[Point], /) -> None:
+        """Take points, in rising order of their steps; all come again if this raises, else each comes once."""
 
     def flush(self) -> None:
         """Pass on what was taken."""

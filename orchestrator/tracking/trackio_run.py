@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import trackio
 
 from orchestrator.jobs.states import JobState
-from orchestrator.tracking.tracker import PROJECT, Run, RunIdentity
+from orchestrator.tracking.tracker import PROJECT, Point, Run, RunIdentity
 
 
 def open_run(identity: RunIdentity) -> Run:
@@ -26,11 +26,14 @@ def open_run(identity: RunIdentity) -> Run:
 
 
 class _TrackioRun:
+    most_at_once = 1
+
     def __init__(self, run: trackio.Run) -> None:
         self._run = run
 
-    def log(self, values: Mapping[str, float], step: int, _time: float) -> None:
-        self._run.log(dict(values), step=step)
+    def log(self, points: Sequence[Point]) -> None:
+        for point in points:
+            self._run.log(dict(point.values), step=point.step)
 
     def flush(self) -> None:
         """A thread of its own passes rows on."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import wandb
 
 from orchestrator.jobs.states import JobState
-from orchestrator.tracking.tracker import PROJECT, Run, RunIdentity
+from orchestrator.tracking.tracker import PROJECT, Point, Run, RunIdentity
 
 _INIT_SECONDS = 30
 
@@ -33,11 +33,14 @@ def open_run(identity: RunIdentity) -> Run:
 
 
 class _WandbRun:
+    most_at_once = 1
+
     def __init__(self, run: wandb.Run) -> None:
         self._run = run
 
-    def log(self, values: Mapping[str, float], step: int, time: float) -> None:
-        self._run.log({**values, "_timestamp": time}, step=step)
+    def log(self, points: Sequence[Point]) -> None:
+        for point in points:
+            self._run.log({**point.values, "_timestamp": point.time}, step=point.step)
 
     def flush(self) -> None:
         """A thread of its own passes rows on."""

@@ -119,6 +119,33 @@ def test_what_a_tracker_does_not_take_waits_and_goes_once(tmp_path):
     assert [step for step, _ in tracked.runs()["tensorboard"]["train/loss"]] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
+def test_mlflow_gets_what_waits_in_one_request_and_knows_it_again(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow", reason="pip install 'loray[mlflow]'")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "storage").mkdir()
+    tracked = Tracked("mlflow", tmp_path)
+    log_batch, answers = mlflow.MlflowClient.log_batch, iter(["lost", "here", "here"])
+
+    def with_the_answer(self, *arguments, metrics=(), **others):
+        log_batch(self, *arguments, metrics=metrics, **others)
+        if metrics and next(answers) == "lost":
+            raise ConnectionError("no answer")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", with_the_answer)
+    following = tracked.attempt(1)
+    tracked.write(1, 30)
+    with pytest.raises(ConnectionError):
+        following.go_on()
+    following.go_on()  # the same again
+    tracked.write(31, 40)
+    following.go_on()
+    following.close()
+    assert next(answers, "none left") == "none left"
+    ((_, run),) = tracked.runs().items()
+    assert [step for step, _ in run["train/loss"]] == list(range(1, 41))
+
+
 @pytest.mark.parametrize("again", ["", "longer than the first time "])
 def test_rows_that_are_written_again_between_two_looks_are_all_read(tmp_path, again):
     """The file is as long as before, or longer: where reading stopped lies in the midst of another row now."""
