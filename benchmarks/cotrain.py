@@ -133,11 +133,12 @@ def _measure_memory(base: str, plan: Plan, threads: int, console: Console) -> li
     for count in plan.job_counts:
         add("loray", [range(count)], threads)
     add("peft", [[0]], threads)
-    one, free = rows[-1].peak, psutil.virtual_memory().available
+    free = psutil.virtual_memory().available
     for count in plan.side_by_side:
-        if count * one > _MOST_OF_MEMORY * free:
-            wanted = f"{count * one / 2**30:.0f} GiB, and {free / 2**30:.0f} GiB are free"
-            console.print(f"left out: {count} PEFT processes side by side, which want some {wanted}")
+        wanted = count * rows[-1].peak / rows[-1].processes
+        if wanted > _MOST_OF_MEMORY * free:
+            sizes = f"{wanted / 2**30:.0f} GiB, and {free / 2**30:.0f} GiB are free"
+            console.print(f"left out: {count} PEFT processes side by side, which want some {sizes}")
             continue
         add("peft", [[number] for number in range(count)], max(1, threads // count))
     return rows

@@ -114,10 +114,11 @@ def _below(what: str, ratios: list[float]) -> promises.Promise:
 
 
 def _of_the_cores(beside: dict[str, float]) -> promises.Promise:
-    """What an actor that uses every core would give away at most: certain where the throughput cannot tell."""
+    """What an actor that uses every core would give away at most, which may be more than it does."""
     taken, cores = sum(beside.values()), os.cpu_count() or 1
     figure = f"{taken:.3f} of a core, {taken / cores:.2%} of {cores}"
-    return promises.Promise("... and of the processor seconds of all cores", taken / cores < _MOST_COST, figure)
+    below = True if taken / cores < _MOST_COST else None
+    return promises.Promise("... and of the processor seconds of all cores, which is the most it can be", below, figure)
 
 
 def _print(found: list[promises.Promise], price: cost.Cost, title: str) -> None:
