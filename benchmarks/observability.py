@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 os.environ.setdefault("PYTHONPATH", str(Path(__file__).resolve().parent.parent))  # for the processes of Ray
@@ -99,6 +101,7 @@ def _judged(price: cost.Cost) -> list[promises.Promise]:
     return [
         _below(f"all of it costs less than {_MOST_COST:.0%} of the throughput", price.rates),
         _below("... and of the processor seconds of the steps' thread", price.threads),
+        _waiting(price.waits),
         _of_the_cores(price.beside),
         promises.Promise("... and no loss is another", price.equal, "the same to the bit" if price.equal else "NOT"),
     ]
@@ -111,6 +114,16 @@ def _below(what: str, ratios: list[float]) -> promises.Promise:
     if lost - error < _MOST_COST <= lost + error:
         return promises.Promise(what, None, f"not told: {figure}")
     return promises.Promise(what, lost < _MOST_COST, figure)
+
+
+def _waiting(waits: list[float]) -> promises.Promise:
+    """What other processes cost the steps' thread in time, by the kernel's own count: no noise of the machine in it."""
+    if len(waits) < 2:
+        return promises.Promise("... and of the time, for want of a core", None, "not told: too short a run")
+    more, error = mean(waits), 2 * stdev(waits) / math.sqrt(len(waits))
+    below = None if more - error < _MOST_COST <= more + error else more < _MOST_COST
+    figure = f"{more:+.2%} of the time, give or take {error:.2%}"
+    return promises.Promise("... and of the time, for want of a core", below, figure)
 
 
 def _of_the_cores(beside: dict[str, float]) -> promises.Promise:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -44,6 +45,7 @@ class Watch:
             self._note(one.pid, spent.user + spent.system)
             for thread in threads:
                 self._note((one.pid, thread.id), thread.user_time + thread.system_time)
+                self._note((one.pid, thread.id, "waited"), _waited(one.pid, thread.id))
         self.times.append(time.time())
 
     def _kind(self, pid: int, line: Sequence[str]) -> str:
@@ -64,9 +66,17 @@ class Watch:
                 sums[self._kinds[key]] = sums.get(self._kinds[key], 0.0) + self._of(key, start, end)
         return sums
 
-    def busiest_thread(self, start: float, end: float) -> float:
-        """Processor seconds between two moments of the thread that had most of them."""
-        return max((self._of(key, start, end) for key in self._spent if isinstance(key, tuple)), default=0.0)
+    def busiest_thread(self, start: float, end: float) -> tuple[float, float]:
+        """Processor seconds between two moments of the thread that had most of them, and for how long it wanted a core.
+
+        The second is what other processes cost it in time, without the noise of the machine's own speed; 0 where the
+        kernel does not tell.
+        """
+        threads = [key for key in self._spent if isinstance(key, tuple) and len(key) == 2]
+        if not threads:
+            return 0.0, 0.0
+        spent, busiest = max((self._of(key, start, end), key) for key in threads)
+        return spent, self._of((*busiest, "waited"), start, end)
 
     def _of(self, key: Hashable, start: float, end: float) -> float:
         series = self._spent[key]
@@ -80,3 +90,11 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
     except psutil.Error:
         return []
     return found
+
+
+def _waited(process: int, thread: int) -> float:
+    """Seconds for which a thread could have run and had no core, since it began."""
+    try:
+        return int(Path(f"/proc/{process}/task/{thread}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0

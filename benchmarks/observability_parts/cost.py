@@ -48,12 +48,14 @@ class Turn:
         watched: Which.
         rate: Real tokens per second.
         per_thread: Real tokens per processor second of the thread that makes the steps.
+        waited: Share of the time for which that thread could have run and had no core.
         cores: That each kind of process took.
     """
 
     watched: bool
     rate: float
     per_thread: float
+    waited: float
     cores: dict[str, float]
 
 
@@ -64,6 +66,7 @@ class Cost:
     Attributes:
         rates: Ratios of real tokens per second.
         threads: Of real tokens per processor second of the thread that makes the steps.
+        waits: Share of the time for which that thread has no core, more of it than in the turn without.
         beside: Cores that each kind of process takes more while somebody watches. Trackers make good what they
             missed, so theirs are the mean over watched and unwatched turns.
         equal: Whether all runs made the same losses.
@@ -71,6 +74,7 @@ class Cost:
 
     rates: list[float]
     threads: list[float]
+    waits: list[float]
     beside: dict[str, float]
     equal: bool
 
@@ -97,6 +101,7 @@ def measure(
     return Cost(
         [on.rate / off.rate for on, off in pairs],
         [on.per_thread / off.per_thread for on, off in pairs],
+        [on.waited - off.waited for on, off in pairs],
         _beside(pairs),
         all(one == losses[0] for one in losses),
     )
@@ -158,7 +163,8 @@ def _turn(span: Span, rows: Sequence[Sequence[dict[str, Any]]], watch: Watch) ->
     between, seconds = (span.begin, span.end), span.end - span.begin
     tokens = sum(_tokens(one, *between) for one in rows)
     cores = {kind: spent / seconds for kind, spent in watch.between(*between).items()}
-    return Turn(span.watched, tokens / seconds, tokens / watch.busiest_thread(*between), cores)
+    spent, waited = watch.busiest_thread(*between)
+    return Turn(span.watched, tokens / seconds, tokens / spent, waited / seconds, cores)
 
 
 def _tokens(rows: Sequence[dict[str, Any]], begin: float, end: float) -> float:
