@@ -77,7 +77,7 @@ def _measure(base: str, plan: Plan, console: Console) -> dict[str, Any]:
     threads = workload.set_threads()
     load = os.getloadavg()[0]
     machine = {
-        "processor": _processor(),
+        "processor": workload.processor(),
         "cores": os.cpu_count(),
         "threads": threads,
         "load_before": load,
@@ -112,14 +112,6 @@ def _measure(base: str, plan: Plan, console: Console) -> dict[str, Any]:
         "memory_ratios": _memory_ratios(memory),
         "equal_work": {"largest_loss_difference": test.loss_difference, "tolerance": LOSS_TOLERANCE, "ok": equal},
     }
-
-
-def _processor() -> str:
-    """The processor's name where Linux tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _measure_memory(base: str, plan: Plan, threads: int, console: Console) -> list[Memory]:

@@ -119,7 +119,7 @@ def _below(what: str, ratios: list[float]) -> promises.Promise:
 def _waiting(waits: list[float]) -> promises.Promise:
     """What other processes cost the steps' thread in time, by the kernel's own count: no noise of the machine in it."""
     if len(waits) < 2:
-        return promises.Promise("... and of the time, for want of a core", None, "not told: too short a run")
+        return promises.Promise("... and of the time, for want of a core", None, "not told: too short, or not counted")
     more, error = mean(waits), 2 * stdev(waits) / math.sqrt(len(waits))
     below = None if more - error < _MOST_COST <= more + error else more < _MOST_COST
     figure = f"{more:+.2%} of the time, give or take {error:.2%}"
@@ -127,11 +127,10 @@ def _waiting(waits: list[float]) -> promises.Promise:
 
 
 def _of_the_cores(beside: dict[str, float]) -> promises.Promise:
-    """What an actor that uses every core would give away at most, which may be more than it does."""
+    """What is taken of the machine: all of it is missing to an actor that uses every core."""
     taken, cores = sum(beside.values()), os.cpu_count() or 1
     figure = f"{taken:.3f} of a core, {taken / cores:.2%} of {cores}"
-    below = True if taken / cores < _MOST_COST else None
-    return promises.Promise("... and of the processor seconds of all cores, which is the most it can be", below, figure)
+    return promises.Promise("... and of the processor seconds of all cores", taken / cores < _MOST_COST, figure)
 
 
 def _print(found: list[promises.Promise], price: cost.Cost, title: str) -> None:

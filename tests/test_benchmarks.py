@@ -75,8 +75,7 @@ TOGETHER = {
     "speed_model": ["--steps", "2"],
     "ask": [],
     "ask_in_training": [],
-    "elementwise": [],
-    "products": [],
+    "pieces": [],
     "roofline": ["--jobs", "1"],
     "crossover": [],
     "scale": [],
@@ -148,17 +147,14 @@ def test_what_answers_cost_training_is_told(reports):
     assert min(result["alone"], result["asked"], result["answers"]) > 0
 
 
-def test_element_wise_work_is_timed_in_turn(reports):
-    rows = reports["elementwise"]["rows"]
-    assert [row["what"] for row in rows] == ["norm", "rotary embedding", "SwiGLU"]
-    assert all(min(row["stock"], row["replaced"], row["ratio"]) > 0 for row in rows)
-
-
-def test_products_are_timed_by_both_libraries(reports):
-    result = reports["products"]
-    assert [row["what"] for row in result["shapes"]] == ["query, output", "key, value", "gate, up", "down"]
-    (model,) = result["models"]
-    assert min(model["forward"], model["backward"]) > 0
+def test_pieces_are_timed_in_turn(reports):
+    result = reports["pieces"]
+    assert [row["what"] for row in result["elementwise"]] == ["norm", "rotary embedding", "SwiGLU"]
+    products = {row["what"]: row for row in result["products"]}
+    assert products.keys() >= {"32 rows, down, forward", "32 rows, all of a model, backward"}
+    assert len(products) == 10
+    assert all(min(row["first"], row["second"], row["ratio"]) > 0 for part in result.values() for row in part)
+    assert products["32 rows, all of a model, forward"]["first"] > 30 * products["32 rows, down, forward"]["first"]
 
 
 def test_products_are_a_share_of_a_step(reports):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,10 @@ class Watch:
             threads_of: A kind of process whose threads are looked at one by one as well.
         """
         self.times: list[float] = []
-        self._spent: dict[Hashable, list[float]] = {}  # by process, or process and thread; 0 before it was there
+        # series as long as `times`, 0 before there was such a process or thread
+        self._spent: dict[int, list[float]] = {}
+        self._threads: dict[tuple[int, int], list[float]] = {}  # by process and thread: processor seconds
+        self._waited: dict[tuple[int, int], list[float]] = {}  # and seconds without the core that it wanted
         self._kinds: dict[int, str] = {}
         self._kind_of, self._threads_of = kind_of, threads_of
 
@@ -42,10 +45,11 @@ class Watch:
             except psutil.Error:  # it has ended
                 continue
             self._kind(one.pid, line)
-            self._note(one.pid, spent.user + spent.system)
+            self._note(self._spent.setdefault(one.pid, []), spent.user + spent.system)
             for thread in threads:
-                self._note((one.pid, thread.id), thread.user_time + thread.system_time)
-                self._note((one.pid, thread.id, "waited"), _waited(one.pid, thread.id))
+                key = one.pid, thread.id
+                self._note(self._threads.setdefault(key, []), thread.user_time + thread.system_time)
+                self._note(self._waited.setdefault(key, []), _waited(*key))
         self.times.append(time.time())
 
     def _kind(self, pid: int, line: Sequence[str]) -> str:
@@ -53,33 +57,30 @@ class Watch:
             self._kinds[pid] = self._kind_of(line)
         return self._kinds[pid]
 
-    def _note(self, key: Hashable, spent: float) -> None:
-        series = self._spent.setdefault(key, [])
+    def _note(self, series: list[float], value: float) -> None:
         series += [series[-1] if series else 0.0] * (len(self.times) - len(series))
-        series.append(spent)
+        series.append(value)
 
     def between(self, start: float, end: float) -> dict[str, float]:
         """Processor seconds of each kind of process between two moments."""
         sums: dict[str, float] = {}
-        for key in self._spent:
-            if isinstance(key, int):
-                sums[self._kinds[key]] = sums.get(self._kinds[key], 0.0) + self._of(key, start, end)
+        for pid, series in self._spent.items():
+            sums[self._kinds[pid]] = sums.get(self._kinds[pid], 0.0) + self._of(series, start, end)
         return sums
 
-    def busiest_thread(self, start: float, end: float) -> tuple[float, float]:
+    def busiest_thread(self, start: float, end: float) -> tuple[float, float | None]:
         """Processor seconds between two moments of the thread that had most of them, and for how long it wanted a core.
 
-        The second is what other processes cost it in time, without the noise of the machine's own speed; 0 where the
-        kernel does not tell.
+        The second is what other processes cost it in time, without the noise of the machine's own speed; None where the
+        kernel does not count it.
         """
-        threads = [key for key in self._spent if isinstance(key, tuple) and len(key) == 2]
-        if not threads:
-            return 0.0, 0.0
-        spent, busiest = max((self._of(key, start, end), key) for key in threads)
-        return spent, self._of((*busiest, "waited"), start, end)
+        if not self._threads:
+            return 0.0, None
+        spent, busiest = max((self._of(series, start, end), key) for key, series in self._threads.items())
+        waited = self._waited[busiest]
+        return spent, self._of(waited, start, end) if waited[-1] else None
 
-    def _of(self, key: Hashable, start: float, end: float) -> float:
-        series = self._spent[key]
+    def _of(self, series: Sequence[float], start: float, end: float) -> float:
         at = np.interp([start, end], self.times[: len(series)], series)
         return float(at[1] - at[0])
 
@@ -93,7 +94,7 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
 
 
 def _waited(process: int, thread: int) -> float:
-    """Seconds for which a thread could have run and had no core, since it began."""
+    """Seconds for which a thread could have run and had no core, since it began; 0 where the kernel does not count."""
     try:
         return int(Path(f"/proc/{process}/task/{thread}/schedstat").read_text().split()[1]) / 1e9
     except (OSError, IndexError):

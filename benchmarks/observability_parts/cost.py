@@ -48,14 +48,14 @@ class Turn:
         watched: Which.
         rate: Real tokens per second.
         per_thread: Real tokens per processor second of the thread that makes the steps.
-        waited: Share of the time for which that thread could have run and had no core.
+        waited: Share of the time for which that thread could have run and had no core; None where nobody counts it.
         cores: That each kind of process took.
     """
 
     watched: bool
     rate: float
     per_thread: float
-    waited: float
+    waited: float | None
     cores: dict[str, float]
 
 
@@ -66,9 +66,9 @@ class Cost:
     Attributes:
         rates: Ratios of real tokens per second.
         threads: Of real tokens per processor second of the thread that makes the steps.
-        waits: Share of the time for which that thread has no core, more of it than in the turn without.
+        waits: Share of the time for which that thread has no core, watched less unwatched; none where nobody counts it.
         beside: Cores that each kind of process takes more while somebody watches. Trackers make good what they
-            missed, so theirs are the mean over watched and unwatched turns.
+            missed, so theirs are the mean over watched and unwatched turns (which halves what they take at rest).
         equal: Whether all runs made the same losses.
     """
 
@@ -101,7 +101,7 @@ def measure(
     return Cost(
         [on.rate / off.rate for on, off in pairs],
         [on.per_thread / off.per_thread for on, off in pairs],
-        [on.waited - off.waited for on, off in pairs],
+        [on.waited - off.waited for on, off in pairs if on.waited is not None and off.waited is not None],
         _beside(pairs),
         all(one == losses[0] for one in losses),
     )
@@ -164,7 +164,8 @@ def _turn(span: Span, rows: Sequence[Sequence[dict[str, Any]]], watch: Watch) ->
     tokens = sum(_tokens(one, *between) for one in rows)
     cores = {kind: spent / seconds for kind, spent in watch.between(*between).items()}
     spent, waited = watch.busiest_thread(*between)
-    return Turn(span.watched, tokens / seconds, tokens / spent, waited / seconds, cores)
+    share = None if waited is None else waited / seconds
+    return Turn(span.watched, tokens / seconds, tokens / spent, share, cores)
 
 
 def _tokens(rows: Sequence[dict[str, Any]], begin: float, end: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")  # seconds
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the metrics wait in their file, and are tried again
@@ -16,7 +17,7 @@ from orchestrator.tracking.tracker import PROJECT, Point, Run, RunIdentity, flat
 
 _ID_TAG = "loray.run"
 _LONGEST_VALUE = 500  # characters, as the oldest servers allow
-_MOST_PARAMS, _MOST_METRICS = 100, 1000  # in one request
+_MOST_PARAMS, _MOST_METRICS, _MOST_POINTS = 100, 1000, 100  # in one request
 _STATUS = {JobState.SUCCEEDED: "FINISHED", JobState.FAILED: "FAILED", JobState.CANCELLED: "KILLED"}
 
 
@@ -41,10 +42,10 @@ def open_run(identity: RunIdentity) -> Run:
 
 
 class _MlflowRun:
-    most_at_once = 100  # its stores know a value again that they have
-
     def __init__(self, client: MlflowClient, run_id: str) -> None:
         self._client, self._run_id = client, run_id
+        # a database knows a value again that it has, files take it twice
+        self.most_at_once = 1 if urlsplit(client.tracking_uri).scheme in ("", "file") else _MOST_POINTS
 
     def log(self, points: Sequence[Point]) -> None:
         metrics = [

@@ -76,8 +76,8 @@ def test_the_page_is_for_those_who_have_a_token(tmp_path):
         assert (status, headers["WWW-Authenticate"]) == (401, "Bearer")
 
 
-@pytest.mark.parametrize(("share", "drawn"), [(1e-6, 1), (1e6, 2)])
-def test_a_page_is_kept_for_longer_the_dearer_it_is_to_draw(tmp_path, monkeypatch, share, drawn):
+@pytest.mark.parametrize(("share", "made"), [(1e-6, 1), (1e6, 2)])
+def test_a_page_is_kept_for_longer_the_longer_it_takes_to_make(tmp_path, monkeypatch, share, made):
     monkeypatch.setattr(report_route, "_KEPT_SECONDS", 0.0)
     monkeypatch.setattr(report_route, "_MOST_SHARE", share)
     jobs = Jobs()
@@ -85,7 +85,7 @@ def test_a_page_is_kept_for_longer_the_dearer_it_is_to_draw(tmp_path, monkeypatc
         operator = basic(read_door_file(tmp_path).token)
         for _ in range(2):
             assert get(door, "/report", operator)[0] == 200
-    assert jobs.asked == drawn
+    assert jobs.asked == made
 
 
 def test_the_command_reports_on_the_callers_own_jobs(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from orchestrator.jobs.output_folder import discard_run
 from orchestrator.jobs.states import JobState
 from orchestrator.tracking.following import Following
 from orchestrator.tracking.metric_rows import MetricRows
-from orchestrator.tracking.tracker import TrackedJob
+from orchestrator.tracking.tracker import RunIdentity, TrackedJob
 from support import tracker_runs
 
 PACKAGES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb", "trackio": "trackio"}
@@ -144,6 +144,9 @@ def test_mlflow_gets_what_waits_in_one_request_and_knows_it_again(tmp_path, monk
     assert next(answers, "none left") == "none left"
     ((_, run),) = tracked.runs().items()
     assert [step for step, _ in run["train/loss"]] == list(range(1, 41))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path / 'mlruns'}")  # files would have them twice
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    assert tracked.open_run(RunIdentity("02", "demo", tracked.out, tracked.storage, SETTINGS)).most_at_once == 1
 
 
 @pytest.mark.parametrize("again", ["", "longer than the first time "])
