@@ -73,12 +73,12 @@ def _run(folder: Path, arguments: argparse.Namespace) -> tuple[list[promises.Pro
     steps = arguments.steps or (2000 if quick else 60)
     logging = 20 if quick else 1  # a tiny model would make hundreds of rows a second
     rounds, cost_steps = arguments.rounds or (1 if quick else 2), arguments.cost_steps or (400 if quick else 40)
-    with contextlib.ExitStack() as stack:
-        one = stack.enter_context(served(folder, base))
-        server = stack.enter_context(_server(folder, one.discovery)) if PROMETHEUS else None
-        seen = show.show(one, show.make_jobs(folder, base, str(tiny[1]), steps, logging), _tell)
-        wait_until(promises.until_metrics_are_told(one, server), "metrics", 1.0)
-        found = list(promises.promises(one, seen, server))
+    with served(folder, base) as one:
+        # gone before the cost is measured: it scrapes every second, whoever watches
+        with _server(folder, one.discovery) if PROMETHEUS else contextlib.nullcontext() as server:
+            seen = show.show(one, show.make_jobs(folder, base, str(tiny[1]), steps, logging), _tell)
+            wait_until(promises.until_metrics_are_told(one, server), "metrics", 1.0)
+            found = list(promises.promises(one, seen, server))
         price = cost.measure(one, base, vocabulary, cost_steps, rounds, logging, _tell)
         found.append(promises.Promise("loray serve ends in order", one.stop() == 0, "SIGTERM"))
     return found, price, Path(base).name

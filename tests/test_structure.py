@@ -35,6 +35,7 @@ ROOMS = [
     "orchestrator.validation",
     "orchestrator.terminal",
     "orchestrator.formatting",
+    "orchestrator.priority",
     "orchestrator.version",
     "gpu_actor.actor",
     "gpu_actor.hosting",

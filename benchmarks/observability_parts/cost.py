@@ -26,8 +26,12 @@ from observability_parts.served import Served
 from orchestrator.jobs.states import TERMINAL
 
 JOBS = 4
-_TURN_S, _SETTLE_S = 10.0, 1.0  # of each side, and what is left out of it at its beginning
-_LOOK_S, _SCRAPE_S, _PAGE_S = 0.2, 10.0, 10.0  # a scrape as often as Ray's own configuration of Prometheus asks for
+_TURN_S = 5.0  # of each side; two watched ones follow each other: what is due every ten seconds comes once
+_EVERY_S = 10.0  # a scrape, as Ray's own configuration of Prometheus has it, and the page
+_SCRAPE_AFTER_S, _PAGE_AFTER_S = (
+    3.0,
+    7.0,
+)  # the opening: nothing ties it to the trackers and `loray top`
 _TRAINING, _TRACKERS, _TOP = "training", "trackers", "loray top"
 _KINDS = {"ray::GpuActor": _TRAINING, "ray::Controller": "the orchestrator", "ray::TrackerProcess": _TRACKERS}
 
@@ -130,9 +134,9 @@ def _run(
         fields["training"] |= batch
         documents.append({**fields, "name": f"cost-{number}-{job.spec.name}", "base_model": base})
     watch = Watch(_kind, threads_of=_TRAINING)
-    with _looking(watch), _Windows(served) as windows:
+    with _Windows(served) as windows:
         served.submit(*documents)
-        turns = _take_turns(served, windows, [document["name"] for document in documents], number)
+        turns = _take_turns(served, windows, watch, [document["name"] for document in documents], number)
     rows = [
         [json.loads(line) for line in Path(job.spec.output_dir, "metrics.jsonl").read_text("utf-8").splitlines()]
         for job in jobs
@@ -146,16 +150,18 @@ def _run(
     return pairs, [[row["loss"] for row in one] for one in rows]
 
 
-def _take_turns(served: Served, windows: _Windows, names: Sequence[str], number: int) -> list[Span]:
+def _take_turns(served: Served, windows: _Windows, watch: Watch, names: Sequence[str], number: int) -> list[Span]:
     """Open and shut the windows until the jobs are over: open, shut, shut, open, open, ..., or the other way round."""
     turns: list[Span] = []
+    own = psutil.Process()  # its children are the cluster, and `loray top`
     while not all(served.jobs()[name]["state"] in TERMINAL for name in names):
         watched = (len(turns) + 1) // 2 % 2 == number % 2
+        watch.look(own.children())
         windows.set(watched)
-        time.sleep(_SETTLE_S)
         begin = time.time()
-        time.sleep(_TURN_S - _SETTLE_S)
+        time.sleep(_TURN_S)
         turns.append(Span(watched, begin, time.time()))
+    watch.look(own.children())
     return turns
 
 
@@ -188,15 +194,6 @@ def _kind(line: Sequence[str]) -> str:
     return "Ray"
 
 
-@contextlib.contextmanager
-def _looking(watch: Watch) -> Iterator[None]:
-    own = psutil.Process()  # its children are the cluster, and `loray top`
-    always = threading.Event()
-    always.set()
-    with _repeated(lambda: watch.look(own.children()), _LOOK_S, always):
-        yield
-
-
 class _Windows(contextlib.ExitStack):
     """Everything through which people watch. What is shut has stopped; trackers make good later what they missed."""
 
@@ -207,8 +204,8 @@ class _Windows(contextlib.ExitStack):
     def __enter__(self) -> _Windows:
         super().__enter__()
         self.enter_context(self._served.top())
-        self.enter_context(_repeated(self._served.scrape, _SCRAPE_S, self._open))
-        self.enter_context(_repeated(self._served.report_page, _PAGE_S, self._open))
+        self.enter_context(_repeated(self._served.scrape, _SCRAPE_AFTER_S, self._open))
+        self.enter_context(_repeated(self._served.report_page, _PAGE_AFTER_S, self._open))
         self.callback(self.set, True)  # who has stopped cannot end
         return self
 
@@ -222,20 +219,25 @@ class _Windows(contextlib.ExitStack):
 
 
 @contextlib.contextmanager
-def _repeated(what: Any, seconds: float, open_: threading.Event) -> Iterator[None]:
-    """Call something again and again in a thread, while an event is set."""
+def _repeated(what: Callable[[], object], after: float, open_: threading.Event) -> Iterator[None]:
+    """Call something every ten seconds in a thread, beginning some seconds after each time that an event is set.
+
+    At the end the event has to be set.
+    """
     over, errors = threading.Event(), list[Exception]()
 
     def go_on() -> None:
         while not over.is_set():
+            if not open_.is_set():
+                open_.wait()
+                over.wait(after)
             began = time.monotonic()
             try:
-                if open_.is_set():
-                    what()
+                what()
             except Exception as error:  # told where the result is made
                 errors.append(error)
                 return
-            over.wait(max(0.0, seconds - (time.monotonic() - began)))
+            over.wait(max(0.0, _EVERY_S - (time.monotonic() - began)))
 
     thread = threading.Thread(target=go_on, daemon=True)
     thread.start()

@@ -17,6 +17,7 @@ from orchestrator.cli.chart import write_chart
 from orchestrator.cli.options import Address, AsJson, Chart
 from orchestrator.client import Client, JobView
 from orchestrator.jobs.states import JobState
+from orchestrator.priority import come_after_training
 from orchestrator.report.timeline_chart import draw
 from orchestrator.terminal import display
 from orchestrator.terminal.job_story import job_story
@@ -191,6 +192,7 @@ def top(address: Address = None, as_json: AsJson = False) -> None:
     if not console.is_terminal:
         console.print(_picture(client, None))
         return
+    come_after_training()
     with Live(console=console, screen=True, auto_refresh=False) as live_screen:
         while True:
             live_screen.update(_picture(client, console.height), refresh=True)

@@ -14,6 +14,7 @@ from gpu_actor.contract.messages import one_line
 from gpu_actor.storage.small_file import write_whole
 from orchestrator.jobs.report_to import TrackerName
 from orchestrator.jobs.states import TERMINAL, JobState
+from orchestrator.priority import come_after_training
 from orchestrator.tracking.follower import Follower
 from orchestrator.tracking.tracker import TrackedJob
 
@@ -35,6 +36,7 @@ class TrackerProcess:
         Args:
             storage: The cluster's folder.
         """
+        come_after_training()
         self._storage = Path(storage)
         self._list = self._storage / _FOLDER
         self._list.mkdir(parents=True, exist_ok=True)

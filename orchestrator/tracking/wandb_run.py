@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+# Each run would sample this machine, and it is not this one that trains; who wants that sets it to false.
+os.environ.setdefault("WANDB__DISABLE_STATS", "true")
+
 import wandb
 
 from orchestrator.jobs.states import JobState

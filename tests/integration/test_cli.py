@@ -1,5 +1,6 @@
 """The command line with real training on a real cluster: the verbs, and `run` that joins."""
 
+import contextlib
 import ipaddress
 import json
 import os
@@ -11,6 +12,7 @@ import psutil
 import pytest
 
 from support.command import LORAY, ROOT, JobFiles
+from support.priorities import priorities
 from support.tiny import token_rows, write_rows
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.xdist_group("served")]
@@ -261,6 +263,24 @@ def test_a_terminal_gets_a_live_picture(home, files):
     assert "tokens/s in all" in text
     assert "memory" in text
     assert "SUCCEEDED" in text.rpartition("\x1b[2K")[2]
+
+
+def test_top_draws_until_ctrl_c_and_comes_after_training(home):
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        os.execve(sys.executable, [*LORAY, "top"], {**home.env, "TERM": "xterm", "COLUMNS": "80", "LINES": "24"})
+    with os.fdopen(terminal, "r+b", buffering=0) as screen:
+        shown = b""
+        while shown.count(b"Loray at ") < 3:  # drawn again and again
+            shown += screen.read(65536)
+        own = psutil.Process().nice()
+        assert priorities(pid) == {(own + 10, os.SCHED_BATCH)}
+        screen.write(b"\x03")
+        with contextlib.suppress(OSError):  # the end of a pseudo terminal
+            while screen.read(65536):
+                pass
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
 
 
 def test_no_other_machine_reaches_what_serve_has_started(served):

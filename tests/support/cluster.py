@@ -131,12 +131,20 @@ def steps_of(job):
 
 def processes(name):
     """Process ids of the living actors whose name starts so, from Ray itself."""
+    return {actor.name: actor.pid for actor in _living() if actor.name and actor.name.startswith(name)}
+
+
+def processes_of(class_name):
+    """Process ids of the living actors of a class, from Ray itself."""
+    return [actor.pid for actor in _living() if actor.class_name == class_name]
+
+
+def _living():
     import ray
     from ray.util.state import list_actors
 
     address = ray.get_runtime_context().gcs_address
-    found = list_actors(address=address, filters=[("state", "=", "ALIVE")], detail=True)
-    return {actor.name: actor.pid for actor in found if actor.name and actor.name.startswith(name)}
+    return list_actors(address=address, filters=[("state", "=", "ALIVE")], detail=True)
 
 
 def checkpointed(job):

@@ -48,6 +48,8 @@ def wandb(storage, out):
             row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
             for name in row.keys() - {"_step", "_timestamp", "_runtime"}:
                 tags[name].append((row["_step"], row[name]))
+            if record.WhichOneof("record_type") == "stats":
+                tags["of the machine"].append((record.num, "sampled"))
             for item in record.summary.update:
                 if (item.key or "/".join(item.nested_key)) == "state":
                     tags["state"] = [json.loads(item.value_json)]

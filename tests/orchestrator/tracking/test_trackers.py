@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from importlib import import_module
 
 import pytest
@@ -22,6 +23,7 @@ SETTINGS = {"name": "demo", "lora": {"r": 8, "target_modules": ["q_proj"]}, "bas
 def tracker(request, tmp_path, monkeypatch):
     pytest.importorskip(PACKAGES[request.param], reason=f"pip install 'loray[{request.param}]'")
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB__STATS_SAMPLING_INTERVAL", "0.1")  # if it looked at the machine, it would do so here
     (tmp_path / "out").mkdir()
     (tmp_path / "storage").mkdir()
     return Tracked(request.param, tmp_path)
@@ -62,6 +64,7 @@ def test_a_job_that_dies_and_goes_on_is_one_run_without_a_doubled_step(tracker):
     with (tracker.out / "metrics.jsonl").open("a") as file:
         file.write('{"step": 13, "lo')  # its actor was killed while it wrote
     first.go_on()
+    assert not [thread for thread in threading.enumerate() if "monitor" in thread.name]
     first.close()
     trim_metrics(tracker.out, 9)  # the next one goes on from the checkpoint of step 9
     second = tracker.attempt(2)
@@ -84,6 +87,7 @@ def test_a_job_that_dies_and_goes_on_is_one_run_without_a_doubled_step(tracker):
     settings = {"tensorboard": '"r": 8' in run.get("job", [(0, "")])[0][1], "trackio": True}  # trackio: its own table
     assert settings.get(tracker.name) or [str(value) for value in run["r"]] == ["8"]
     assert run["state"] == end.get(tracker.name, [(16, "FAILED")])
+    assert "of the machine" not in run
 
     tracker.write(17, 18)
     third = tracker.attempt(3)  # retried from its checkpoint
