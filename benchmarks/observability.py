@@ -37,6 +37,7 @@ from support.prometheus import PROMETHEUS, prometheus
 from support.talking import VOCABULARY, save_talking_base
 
 _MOST_COST = 0.01  # of the throughput
+_FEWEST = 20  # units of four turns, from which on twice the standard error means what it says
 
 
 def main() -> int:
@@ -98,39 +99,33 @@ def _tell(line: str) -> None:
 
 
 def _judged(price: cost.Cost) -> list[promises.Promise]:
+    count = len(price.waits)
+    # what other processes cost that thread in time, by the kernel's own count
+    waited = (mean(price.waits), 2 * stdev(price.waits) / math.sqrt(count)) if count > 1 else (math.nan, math.inf)
     return [
-        _below(f"all of it costs less than {_MOST_COST:.0%} of the throughput", price.rates),
-        _below("... and of the processor seconds of the steps' thread", price.threads),
-        _waiting(price.waits),
-        _of_the_cores(price.beside),
+        _below(f"all of it costs less than {_MOST_COST:.0%} of the throughput", cost.share_lost(price.rates), price),
+        _below("... and of the processor seconds of the steps' thread", cost.share_lost(price.threads), price),
+        _below("... and of its time, for want of a core", waited, price),
+        _of_the_cores(price),
         promises.Promise("... and no loss is another", price.equal, "the same to the bit" if price.equal else "NOT"),
     ]
 
 
-def _below(what: str, ratios: list[float]) -> promises.Promise:
-    """Whether a cost is as low as promised; on a busy machine that may not be told."""
-    lost, error = cost.share_lost(ratios)
-    figure = f"{lost:+.2%}, give or take {error:.2%} (twice the standard error of {len(ratios)} pairs of turns)"
-    if lost - error < _MOST_COST <= lost + error:
+def _below(what: str, lost: tuple[float, float], price: cost.Cost) -> promises.Promise:
+    """Whether a cost, and twice its standard error, is as low as promised; on a busy machine that may not be told."""
+    share, error = lost
+    figure = f"{share:+.2%}, give or take {error:.2%} (twice the standard error; {len(price.rates)} units)"
+    if len(price.rates) < _FEWEST or share - error < _MOST_COST <= share + error:
         return promises.Promise(what, None, f"not told: {figure}")
-    return promises.Promise(what, lost < _MOST_COST, figure)
+    return promises.Promise(what, share < _MOST_COST, figure)
 
 
-def _waiting(waits: list[float]) -> promises.Promise:
-    """What other processes cost the steps' thread in time, by the kernel's own count: no noise of the machine in it."""
-    if len(waits) < 2:
-        return promises.Promise("... and of the time, for want of a core", None, "not told: too short, or not counted")
-    more, error = mean(waits), 2 * stdev(waits) / math.sqrt(len(waits))
-    below = None if more - error < _MOST_COST <= more + error else more < _MOST_COST
-    figure = f"{more:+.2%} of the time, give or take {error:.2%}"
-    return promises.Promise("... and of the time, for want of a core", below, figure)
-
-
-def _of_the_cores(beside: dict[str, float]) -> promises.Promise:
+def _of_the_cores(price: cost.Cost) -> promises.Promise:
     """What is taken of the machine: all of it is missing to an actor that uses every core."""
-    taken, cores = sum(beside.values()), os.cpu_count() or 1
+    taken, cores = sum(price.beside.values()), os.cpu_count() or 1
     figure = f"{taken:.3f} of a core, {taken / cores:.2%} of {cores}"
-    return promises.Promise("... and of the processor seconds of all cores", taken / cores < _MOST_COST, figure)
+    below = taken / cores < _MOST_COST if price.rates else None
+    return promises.Promise("... and of the processor seconds of all cores", below, figure)
 
 
 def _print(found: list[promises.Promise], price: cost.Cost, title: str) -> None:
@@ -143,7 +138,8 @@ def _print(found: list[promises.Promise], price: cost.Cost, title: str) -> None:
     console.print(table)
     for name, ratios in (("second", price.rates), ("processor second of the steps' thread", price.threads)):
         lost, error = cost.share_lost(ratios)
-        console.print(f"real tokens per {name}: watched {-lost:+.2%}, give or take {error:.2%}; {len(ratios)} pairs")
+        said = f"watched {-lost:+.2%}, give or take {error:.2%}" if len(ratios) > 1 else "not measured, too short a run"
+        console.print(f"real tokens per {name}: {said}; {len(ratios)} units of four turns")
     for kind, cores in price.beside.items():
         console.print(f"beside the training, {kind} takes {cores:+.3f} cores while watched")
 

@@ -11,6 +11,7 @@ import math
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +23,14 @@ import psutil
 from common import workload
 from common.watch import Watch
 
-from observability_parts.served import Served
+from observability_parts.served import Served, wait_until
 from orchestrator.jobs.states import TERMINAL
 
 JOBS = 4
 _TURN_S = 5.0  # of each side; two watched ones follow each other: what is due every ten seconds comes once
 _EVERY_S = 10.0  # a scrape, as Ray's own configuration of Prometheus has it, and the page
-_SCRAPE_AFTER_S, _PAGE_AFTER_S = (
-    3.0,
-    7.0,
-)  # the opening: nothing ties it to the trackers and `loray top`
+# after the opening, when trackers and `loray top` begin: in life they all come when they come
+_SCRAPE_AFTER_S, _PAGE_AFTER_S = 3.0, 7.0
 _TRAINING, _TRACKERS, _TOP = "training", "trackers", "loray top"
 _KINDS = {"ray::GpuActor": _TRAINING, "ray::Controller": "the orchestrator", "ray::TrackerProcess": _TRACKERS}
 
@@ -45,27 +44,32 @@ class Span(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Turn:
-    """Some seconds of training, watched or not.
+class Turns:
+    """Two turns of one side, beside two of the other.
 
     Attributes:
-        watched: Which.
         rate: Real tokens per second.
         per_thread: Real tokens per processor second of the thread that makes the steps.
         waited: Share of the time for which that thread could have run and had no core; None where nobody counts it.
         cores: That each kind of process took.
     """
 
-    watched: bool
     rate: float
     per_thread: float
     waited: float | None
     cores: dict[str, float]
 
 
+class Unit(NamedTuple):
+    """Four turns in a row: watched, not, not, watched, or the other way round; so the machine's drift falls out."""
+
+    on: Turns
+    off: Turns
+
+
 @dataclass(frozen=True)
 class Cost:
-    """The watched turns over the unwatched ones beside them, pair by pair.
+    """The watched turns over the unwatched ones between or around them, by units of four turns.
 
     Attributes:
         rates: Ratios of real tokens per second.
@@ -95,35 +99,35 @@ def measure(
     served: Served, base: str, vocabulary: int, steps: int, rounds: int, logging: int, tell: Callable[[str], None]
 ) -> Cost:
     """Train the same jobs `rounds` times; in every other run the unwatched side begins."""
-    pairs: list[tuple[Turn, Turn]] = []
+    units: list[Unit] = []
     losses = []
     for number in range(rounds):
         tell(f"what it costs, round {number + 1} of {rounds}: every window opened and shut every {_TURN_S:.0f} s")
         found, made = _run(served, number, base, vocabulary, steps, logging)
         losses.append(made)
-        pairs += found
+        units += found
     return Cost(
-        [on.rate / off.rate for on, off in pairs],
-        [on.per_thread / off.per_thread for on, off in pairs],
-        [on.waited - off.waited for on, off in pairs if on.waited is not None and off.waited is not None],
-        _beside(pairs),
+        [on.rate / off.rate for on, off in units],
+        [on.per_thread / off.per_thread for on, off in units],
+        [on.waited - off.waited for on, off in units if on.waited is not None and off.waited is not None],
+        _beside(units),
         all(one == losses[0] for one in losses),
     )
 
 
-def _beside(pairs: Sequence[tuple[Turn, Turn]]) -> dict[str, float]:
-    kinds = {kind for on, _ in pairs for kind in on.cores} - {_TRAINING}
+def _beside(units: Sequence[Unit]) -> dict[str, float]:
+    kinds = {kind for unit in units for kind in unit.on.cores} - {_TRAINING}
     cores: dict[str, float] = {}
     for kind in sorted(kinds):
-        both = [(on.cores.get(kind, 0.0), off.cores.get(kind, 0.0)) for on, off in pairs]
+        both = [(on.cores.get(kind, 0.0), off.cores.get(kind, 0.0)) for on, off in units]
         cores[kind] = mean((on + off) / 2 if kind == _TRACKERS else on - off for on, off in both)
     return cores
 
 
 def _run(
     served: Served, number: int, base: str, vocabulary: int, steps: int, logging: int
-) -> tuple[list[tuple[Turn, Turn]], list[list[float]]]:
-    """Train the jobs once; returns pairs of a watched and an unwatched turn, and the losses of all rows of all jobs."""
+) -> tuple[list[Unit], list[list[float]]]:
+    """Train the jobs once; returns what was measured, and the losses of all rows of all jobs."""
     # all samples as long as each other: how many tokens a second makes hangs on how long they are
     jobs = workload.make_jobs(served.folder / f"cost-{number}", vocabulary, range(JOBS), steps, equal=True)
     documents: list[dict[str, Any]] = []
@@ -133,21 +137,28 @@ def _run(
         batch = {"per_device_train_batch_size": 1, "max_steps": steps * workload.BATCH_SIZE, "logging_steps": logging}
         fields["training"] |= batch
         documents.append({**fields, "name": f"cost-{number}-{job.spec.name}", "base_model": base})
-    watch = Watch(_kind, threads_of=_TRAINING)
+    watch, outputs = Watch(_kind, threads_of=_TRAINING), [Path(job.spec.output_dir) for job in jobs]
     with _Windows(served) as windows:
+        windows.set(True)
         served.submit(*documents)
+        wait_until(lambda: _trackers_know(served, outputs, over=False), "every tracker to begin a run of each job", 1.0)
         turns = _take_turns(served, windows, watch, [document["name"] for document in documents], number)
-    rows = [
-        [json.loads(line) for line in Path(job.spec.output_dir, "metrics.jsonl").read_text("utf-8").splitlines()]
-        for job in jobs
-    ]
-    start, end = max(one[0]["time"] for one in rows), min(one[-1]["time"] for one in rows)  # all of them train
-    pairs = []
-    for pair in zip(turns[::2], turns[1::2], strict=False):
-        if start <= pair[0].begin and pair[1].end <= end:
-            off, on = sorted((_turn(span, rows, watch) for span in pair), key=lambda turn: turn.watched)
-            pairs.append((on, off))
-    return pairs, [[row["loss"] for row in one] for one in rows]
+        windows.set(True)
+        wait_until(lambda: _trackers_know(served, outputs, over=True), "every tracker to end its runs", 1.0)
+    rows = [[json.loads(line) for line in (out / "metrics.jsonl").read_text("utf-8").splitlines()] for out in outputs]
+    end = min(one[-1]["time"] for one in rows)  # all of them train
+    units = []
+    for four in zip(*(turns[first::4] for first in range(4)), strict=False):
+        if four[-1].end <= end:
+            on, off = (_turns([one for one in four if one.watched is side], rows, watch) for side in (True, False))
+            units.append(Unit(on, off))
+    return units, [[row["loss"] for row in one] for one in rows]
+
+
+def _trackers_know(served: Served, outputs: Sequence[Path], *, over: bool) -> bool:
+    """Whether every tracker has begun a run of each job, or has ended it."""
+    noted = [out / f"tracked-{tracker}.json" for out in outputs for tracker in served.trackers]
+    return all(one.exists() and (not over or json.loads(one.read_text())["over"]) for one in noted)
 
 
 def _take_turns(served: Served, windows: _Windows, watch: Watch, names: Sequence[str], number: int) -> list[Span]:
@@ -157,21 +168,27 @@ def _take_turns(served: Served, windows: _Windows, watch: Watch, names: Sequence
     while not all(served.jobs()[name]["state"] in TERMINAL for name in names):
         watched = (len(turns) + 1) // 2 % 2 == number % 2
         watch.look(own.children())
-        windows.set(watched)
         begin = time.time()
+        windows.set(watched)
         time.sleep(_TURN_S)
         turns.append(Span(watched, begin, time.time()))
     watch.look(own.children())
     return turns
 
 
-def _turn(span: Span, rows: Sequence[Sequence[dict[str, Any]]], watch: Watch) -> Turn:
-    between, seconds = (span.begin, span.end), span.end - span.begin
-    tokens = sum(_tokens(one, *between) for one in rows)
-    cores = {kind: spent / seconds for kind, spent in watch.between(*between).items()}
-    spent, waited = watch.busiest_thread(*between)
-    share = None if waited is None else waited / seconds
-    return Turn(span.watched, tokens / seconds, tokens / spent, share, cores)
+def _turns(spans: Sequence[Span], rows: Sequence[Sequence[dict[str, Any]]], watch: Watch) -> Turns:
+    seconds = sum(span.end - span.begin for span in spans)
+    tokens, spent, waited = 0.0, 0.0, list[float]()
+    cores: Counter[str] = Counter()
+    for span in spans:
+        between = span.begin, span.end
+        tokens += sum(_tokens(one, *between) for one in rows)
+        cores.update({kind: took / seconds for kind, took in watch.between(*between).items()})
+        took, without = watch.busiest_thread(*between)
+        spent += took
+        waited += [] if without is None else [without]
+    share = sum(waited) / seconds if len(waited) == len(spans) else None
+    return Turns(tokens / seconds, tokens / spent, share, dict(cores))
 
 
 def _tokens(rows: Sequence[dict[str, Any]], begin: float, end: float) -> float:
@@ -230,7 +247,8 @@ def _repeated(what: Callable[[], object], after: float, open_: threading.Event) 
         while not over.is_set():
             if not open_.is_set():
                 open_.wait()
-                over.wait(after)
+                if over.wait(after) or not open_.is_set():
+                    continue
             began = time.monotonic()
             try:
                 what()

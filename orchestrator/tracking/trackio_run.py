@@ -21,7 +21,7 @@ def open_run(identity: RunIdentity) -> Run:
             config=dict(identity.settings),
             resume="allow",
             embed=False,
-            # each run would sample this machine, and it is not this one that trains
+            # each run would sample this machine, wherever its job trains
             auto_log_gpu=False,
             auto_log_cpu=False,
         )

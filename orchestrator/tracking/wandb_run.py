@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-# Each run would sample this machine, and it is not this one that trains; who wants that sets it to false.
-os.environ.setdefault("WANDB__DISABLE_STATS", "true")
+# Each run would sample this machine, wherever its job trains; who wants that sets it to false.
+if "WANDB_X_DISABLE_STATS" not in os.environ:  # which is the same
+    os.environ.setdefault("WANDB__DISABLE_STATS", "true")
 
 import wandb
 

@@ -11,8 +11,8 @@ import sys
 import psutil
 import pytest
 
-from support.command import LORAY, ROOT, JobFiles
-from support.priorities import priorities
+from support.command import LORAY, ROOT, JobFiles, listen_to_ctrl_c
+from support.priorities import lowered, priorities
 from support.tiny import token_rows, write_rows
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.xdist_group("served")]
@@ -268,14 +268,14 @@ def test_a_terminal_gets_a_live_picture(home, files):
 def test_top_draws_until_ctrl_c_and_comes_after_training(home):
     pid, terminal = pty.fork()
     if pid == 0:
+        listen_to_ctrl_c()
         os.chdir(ROOT)
         os.execve(sys.executable, [*LORAY, "top"], {**home.env, "TERM": "xterm", "COLUMNS": "80", "LINES": "24"})
     with os.fdopen(terminal, "r+b", buffering=0) as screen:
         shown = b""
         while shown.count(b"Loray at ") < 3:  # drawn again and again
             shown += screen.read(65536)
-        own = psutil.Process().nice()
-        assert priorities(pid) == {(own + 10, os.SCHED_BATCH)}
+        assert priorities(pid) == {(lowered(psutil.Process().nice()), os.SCHED_BATCH)}
         screen.write(b"\x03")
         with contextlib.suppress(OSError):  # the end of a pseudo terminal
             while screen.read(65536):

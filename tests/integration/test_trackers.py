@@ -10,7 +10,7 @@ import pytest
 
 from support import tracker_runs
 from support.cluster import checkpointed, processes, processes_of, steps_of, wait_until
-from support.priorities import priorities
+from support.priorities import lowered, priorities
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.xdist_group("ray_cluster")]
 
@@ -22,11 +22,6 @@ def test_a_job_whose_actor_is_killed_stays_one_run(orchestrator, make):
     job = orchestrator.wait(job_id, "RUNNING", until=lambda job: job["step"] > 20 and checkpointed(job)())
     wait_until(lambda: (out / "tracked-tensorboard.json").exists())
     (pid,) = processes(job["actor"]).values()
-    (trackers,) = processes_of("TrackerProcess")
-    # no thread of theirs takes a core from one that trains
-    assert {policy for _, policy in priorities(pid)} == {os.SCHED_OTHER}
-    assert {policy for _, policy in priorities(trackers)} == {os.SCHED_BATCH}
-    assert min(priorities(trackers))[0] > psutil.Process(pid).nice()
     os.kill(pid, signal.SIGKILL)
     job = orchestrator.wait(job_id, "SUCCEEDED")
     assert job["attempt"] == 2
@@ -36,3 +31,8 @@ def test_a_job_whose_actor_is_killed_stays_one_run(orchestrator, make):
     assert sorted(step for step, _ in run["train/loss"]) == list(range(1, 301))
     assert run["state"] == [(300, "SUCCEEDED")]
     assert not list((Path(orchestrator.config.storage) / "tracking").glob(f"{job_id}*"))
+    (actor,), (trackers,) = processes_of("GpuActor"), processes_of("TrackerProcess")
+    # no thread of theirs takes a core from one that trains
+    assert {policy for _, policy in priorities(actor)} == {os.SCHED_OTHER}
+    assert {policy for _, policy in priorities(trackers)} == {os.SCHED_BATCH}
+    assert psutil.Process(trackers).nice() == lowered(psutil.Process(actor).nice())
