@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from unittest import mock
 
 import psutil
 import ray
@@ -59,8 +60,10 @@ class Cluster:
     def __enter__(self) -> Cluster:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._disk())
-            os.environ[_MARK] = self._mark
-            stack.callback(os.environ.pop, _MARK)
+            # where Ray notes the latest cluster: its own folder may not exist, or be another cluster's
+            (self.folder / "ray").mkdir()
+            variables = {_MARK: self._mark, "RAY_TMPDIR": str(self.folder)}
+            stack.enter_context(mock.patch.dict(os.environ, variables))
             self._ray = RayCluster(shutdown_at_exit=False)
             stack.callback(self._ray.shutdown)
             self._add_node(_system_config=_HEALTH, temp_dir=str(self.folder / "r"))

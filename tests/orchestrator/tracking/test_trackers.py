@@ -64,7 +64,7 @@ def test_a_job_that_dies_and_goes_on_is_one_run_without_a_doubled_step(tracker):
     with (tracker.out / "metrics.jsonl").open("a") as file:
         file.write('{"step": 13, "lo')  # its actor was killed while it wrote
     first.go_on()
-    assert not [thread for thread in threading.enumerate() if "monitor" in thread.name]
+    assert not [thread for thread in threading.enumerate() if "_monitor_loop" in thread.name]  # Trackio's
     first.close()
     trim_metrics(tracker.out, 9)  # the next one goes on from the checkpoint of step 9
     second = tracker.attempt(2)
