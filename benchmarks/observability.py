@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import os
 import signal
 import socket
@@ -20,7 +19,6 @@ import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 os.environ.setdefault("PYTHONPATH", str(Path(__file__).resolve().parent.parent))  # for the processes of Ray
@@ -99,13 +97,11 @@ def _tell(line: str) -> None:
 
 
 def _judged(price: cost.Cost) -> list[promises.Promise]:
-    count = len(price.waits)
-    # what other processes cost that thread in time, by the kernel's own count
-    waited = (mean(price.waits), 2 * stdev(price.waits) / math.sqrt(count)) if count > 1 else (math.nan, math.inf)
     return [
         _below(f"all of it costs less than {_MOST_COST:.0%} of the throughput", cost.share_lost(price.rates), price),
         _below("... and of the processor seconds of the steps' thread", cost.share_lost(price.threads), price),
-        _below("... and of its time, for want of a core", waited, price),
+        # what other processes cost that thread in time, by the kernel's own count
+        _below("... and of its time, for want of a core", cost.mean_and_error(price.waits), price),
         _of_the_cores(price),
         promises.Promise("... and no loss is another", price.equal, "the same to the bit" if price.equal else "NOT"),
     ]
@@ -115,9 +111,10 @@ def _below(what: str, lost: tuple[float, float], price: cost.Cost) -> promises.P
     """Whether a cost, and twice its standard error, is as low as promised; on a busy machine that may not be told."""
     share, error = lost
     figure = f"{share:+.2%}, give or take {error:.2%} (twice the standard error; {len(price.rates)} units)"
-    if len(price.rates) < _FEWEST or share - error < _MOST_COST <= share + error:
+    below, above = share + error < _MOST_COST, share - error >= _MOST_COST
+    if len(price.rates) < _FEWEST or not (below or above):  # nor where the kernel does not count it
         return promises.Promise(what, None, f"not told: {figure}")
-    return promises.Promise(what, share < _MOST_COST, figure)
+    return promises.Promise(what, below, figure)
 
 
 def _of_the_cores(price: cost.Cost) -> promises.Promise:

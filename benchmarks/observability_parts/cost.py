@@ -87,12 +87,17 @@ class Cost:
     equal: bool
 
 
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """The mean, and twice its standard error; infinite where that cannot be told."""
+    if len(values) < 2:
+        return math.nan, math.inf
+    return mean(values), 2 * stdev(values) / math.sqrt(len(values))
+
+
 def share_lost(ratios: Sequence[float]) -> tuple[float, float]:
     """The share that watching costs by some ratios (their geometric mean), and twice its standard error."""
-    if len(ratios) < 2:
-        return math.nan, math.inf
-    logs = [math.log(ratio) for ratio in ratios]
-    return 1 - math.exp(mean(logs)), 2 * stdev(logs) / math.sqrt(len(logs))
+    log, error = mean_and_error([math.log(ratio) for ratio in ratios])
+    return 1 - math.exp(log), error
 
 
 def measure(
@@ -141,10 +146,10 @@ def _run(
     with _Windows(served) as windows:
         windows.set(True)
         served.submit(*documents)
-        wait_until(lambda: _trackers_know(served, outputs, over=False), "every tracker to begin a run of each job", 1.0)
+        wait_until(lambda: _begun(served, outputs), "rows of each job, and every tracker to have some", 1.0)
         turns = _take_turns(served, windows, watch, [document["name"] for document in documents], number)
         windows.set(True)
-        wait_until(lambda: _trackers_know(served, outputs, over=True), "every tracker to end its runs", 1.0)
+        wait_until(lambda: _over(served, outputs), "every tracker to end its runs", 1.0)
     rows = [[json.loads(line) for line in (out / "metrics.jsonl").read_text("utf-8").splitlines()] for out in outputs]
     end = min(one[-1]["time"] for one in rows)  # all of them train
     units = []
@@ -155,10 +160,19 @@ def _run(
     return units, [[row["loss"] for row in one] for one in rows]
 
 
-def _trackers_know(served: Served, outputs: Sequence[Path], *, over: bool) -> bool:
-    """Whether every tracker has begun a run of each job, or has ended it."""
-    noted = [out / f"tracked-{tracker}.json" for out in outputs for tracker in served.trackers]
-    return all(one.exists() and (not over or json.loads(one.read_text())["over"]) for one in noted)
+def _begun(served: Served, outputs: Sequence[Path]) -> bool:
+    """Whether each job has trained, and every tracker has begun a run of it."""
+    rows = [out / "metrics.jsonl" for out in outputs]
+    return all(one.exists() and one.stat().st_size for one in rows) and all(map(Path.exists, _sent(served, outputs)))
+
+
+def _over(served: Served, outputs: Sequence[Path]) -> bool:
+    """Whether every tracker was told the end of each job."""
+    return all(json.loads(one.read_text())["over"] for one in _sent(served, outputs))
+
+
+def _sent(served: Served, outputs: Sequence[Path]) -> list[Path]:
+    return [out / f"tracked-{tracker}.json" for out in outputs for tracker in served.trackers]
 
 
 def _take_turns(served: Served, windows: _Windows, watch: Watch, names: Sequence[str], number: int) -> list[Span]:
