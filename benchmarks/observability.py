@@ -1,6 +1,6 @@
 """Watching is what it was promised to be, and costs nothing that counts: eight jobs, all trackers, every window open.
 
-    python benchmarks/observability.py            SmolLM2-135M-Instruct (after `make model`), half an hour
+    python benchmarks/observability.py            SmolLM2-135M-Instruct (after `make model`), three quarters of an hour
     python benchmarks/observability.py --quick    a tiny random model: what was promised; the cost means little
 
 Trackers and Prometheus take part as far as they are installed. Exits with 1 if a promise is broken.
@@ -71,7 +71,7 @@ def _run(folder: Path, arguments: argparse.Namespace) -> tuple[list[promises.Pro
     base, vocabulary = (str(tiny[0]), VOCABULARY) if quick else (resolve_base_model(workload.DEMO_BASE), 49152)
     steps = arguments.steps or (2000 if quick else 60)
     logging = 20 if quick else 1  # a tiny model would make hundreds of rows a second
-    rounds, cost_steps = arguments.rounds or (1 if quick else 2), arguments.cost_steps or (400 if quick else 80)
+    rounds, cost_steps = arguments.rounds or (1 if quick else 2), arguments.cost_steps or (1400 if quick else 80)
     with served(folder, base) as one:
         # gone before the cost is measured: it scrapes every second, whoever watches
         with _server(folder, one.discovery) if PROMETHEUS else contextlib.nullcontext() as server:
@@ -134,9 +134,9 @@ def _print(found: list[promises.Promise], price: cost.Cost, title: str) -> None:
         table.add_row(one.what, {True: "yes", False: "NO", None: "-"}[one.kept], one.figure)
     console.print(table)
     for name, ratios in (("second", price.rates), ("processor second of the steps' thread", price.threads)):
-        lost, error = cost.share_lost(ratios)
+        lost, error = cost.share_lost(ratios, cost.mean_and_error)
         said = f"watched {-lost:+.2%}, give or take {error:.2%}" if len(ratios) > 1 else "not measured, too short a run"
-        console.print(f"real tokens per {name}: {said}; {len(ratios)} units of four turns")
+        console.print(f"real tokens per {name}: {said}; all {len(ratios)} units of four turns, outliers too")
     for kind, cores in price.beside.items():
         console.print(f"beside the training, {kind} takes {cores:+.3f} cores while watched")
 

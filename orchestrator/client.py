@@ -264,6 +264,10 @@ class Client:
         """The orchestrator, its actors, and how many jobs are in which state."""
         return cast("dict[str, Any]", self.call("cluster", again=True))
 
+    def overview(self) -> dict[str, Any]:
+        """What `cluster` returns, `live_jobs` (all that are not over, without `spec`) and the latest `events`."""
+        return cast("dict[str, Any]", self.call("overview", again=True))
+
     def ask(self, jobs: Sequence[str], *questions: str, **settings: Any) -> list[Answer]:
         """Lets jobs answer questions, at their newest step, while they train on.
 

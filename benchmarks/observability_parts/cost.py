@@ -27,8 +27,9 @@ from observability_parts.served import Served, wait_until
 from orchestrator.jobs.states import TERMINAL
 
 JOBS = 4
-_TURN_S = 5.0  # of each side; two watched ones follow each other: what is due every ten seconds comes once
+_TURN_S = 10.0  # of each side; two watched ones follow each other: what is due every ten seconds comes twice
 _EVERY_S = 10.0  # a scrape, as Ray's own configuration of Prometheus has it, and the page
+_TENTH = 10  # of the units are left out at either end: seconds in which the machine's neighbours take more than we
 # after the opening, when trackers and `loray top` begin: in life they all come when they come
 _SCRAPE_AFTER_S, _PAGE_AFTER_S = 3.0, 7.0
 _TRAINING, _TRACKERS, _TOP = "training", "trackers", "loray top"
@@ -87,6 +88,9 @@ class Cost:
     equal: bool
 
 
+Estimate = Callable[[Sequence[float]], tuple[float, float]]
+
+
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     """The mean, and twice its standard error; infinite where that cannot be told."""
     if len(values) < 2:
@@ -94,9 +98,23 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     return mean(values), 2 * stdev(values) / math.sqrt(len(values))
 
 
-def share_lost(ratios: Sequence[float]) -> tuple[float, float]:
+def trimmed_mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Likewise of the middle four fifths, which few wild values hardly change.
+
+    The error is that of Tukey and McLaughlin (1963): by the winsorized variance, in which those that are left out are
+    as far off as the farthest of the others.
+    """
+    cut = len(values) // _TENTH
+    if not cut:
+        return mean_and_error(values)
+    kept = sorted(values)[cut:-cut]
+    winsorized = np.clip(values, kept[0], kept[-1])
+    return mean(kept), 2 * float(winsorized.std(ddof=1)) * math.sqrt(len(values)) / len(kept)
+
+
+def share_lost(ratios: Sequence[float], estimate: Estimate = trimmed_mean_and_error) -> tuple[float, float]:
     """The share that watching costs by some ratios (their geometric mean), and twice its standard error."""
-    log, error = mean_and_error([math.log(ratio) for ratio in ratios])
+    log, error = estimate([math.log(ratio) for ratio in ratios])
     return 1 - math.exp(log), error
 
 

@@ -186,8 +186,7 @@ def top(address: Address = None, as_json: AsJson = False) -> None:
     client = Client(address)
     console = display.make_console()
     if as_json:
-        live = [progress.brief(view) for view in _live(client)]
-        progress.print_json({**client.cluster(), "live_jobs": live, "events": client.recent_events()})
+        progress.print_json(client.overview())
         return
     if not console.is_terminal:
         console.print(_picture(client, None))
@@ -199,15 +198,11 @@ def top(address: Address = None, as_json: AsJson = False) -> None:
             time.sleep(TOP_SECONDS)
 
 
-def _live(client: Client) -> list[JobView]:
-    return client.list_jobs(most_over=0)
-
-
 def _picture(client: Client, height: int | None) -> TopPicture:
-    cluster = client.cluster()
-    counts = ", ".join(f"{count} {state}" for state, count in cluster["jobs"].items() if count) or "no jobs yet"
-    title = f"Loray at {client.address}: {counts}{_queue_end(cluster['forecast'])}"
-    return TopPicture(title, cluster["actors"], _live(client), client.recent_events(), height)
+    seen = client.overview()
+    counts = ", ".join(f"{count} {state}" for state, count in seen["jobs"].items() if count) or "no jobs yet"
+    title = f"Loray at {client.address}: {counts}{_queue_end(seen['forecast'])}"
+    return TopPicture(title, seen["actors"], seen["live_jobs"], seen["events"], height)
 
 
 def _queue_end(expected: dict[str, Any] | None) -> str:

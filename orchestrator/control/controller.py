@@ -266,6 +266,18 @@ class Controller(JobReading):
             ),
         }
 
+    async def overview(self, owner: str = OPERATOR) -> dict[str, Any]:
+        """A picture of the cluster by one question, for who asks again and again.
+
+        Args:
+            owner: Whose events are told; the operator hears all.
+
+        Returns:
+            What `cluster` returns; `live_jobs`, all that are not over, without their specifications; and `events`.
+        """
+        live = [{name: value for name, value in view.items() if name != "spec"} for view in await self.list_jobs(0)]
+        return {**await self.cluster(), "live_jobs": live, "events": await self.recent_events(owner=owner)}
+
     # -- tokens --------------------------------------------------------------------------------------------------
 
     async def tokens(self) -> list[dict[str, Any]]:

@@ -77,11 +77,13 @@ async def _carry_out(
         values["request"] = arguments.request.model_dump()
     if isinstance(arguments, SubmitRequest | PlanRequest):
         values["jobs"] = [resolve(job, caller.name) for job in arguments.jobs]
-    if verb.name in ("get_job", "submit", "plan", "recent_events"):
+    if verb.name in ("get_job", "submit", "plan", "recent_events", "overview"):
         values["owner"] = caller.name
     found = await getattr(orchestrator, verb.name)(*values.values())
     if verb.name == "get_job":
         return shown_to(caller, found)
     if verb.name in ("list_jobs", "get_jobs"):
         return [shown_to(caller, view) for view in found]
+    if verb.name == "overview":
+        return {**found, "live_jobs": [shown_to(caller, view) for view in found["live_jobs"]]}
     return found

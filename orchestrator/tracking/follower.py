@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -16,7 +17,7 @@ from orchestrator.tracking.tracker import TrackedJob
 
 logger = logging.getLogger("loray.tracking")
 
-_LOOK_SECONDS = 5.0  # between two looks: each costs every tracker's library something, and nobody looks more often
+_LOOK_SECONDS = 10.0  # between two looks: each costs every tracker's library something, and nobody looks more often
 _REST_SECONDS = 10.0  # after something went wrong
 _PATIENCE_SECONDS = 60.0  # that a tracker may take over one job before that is worth a remark
 
@@ -42,19 +43,15 @@ class Follower:
         self._in_trouble: set[str] = set()  # jobs that a remark was made about
         self._remarks: list[tuple[str, str]] = []
         self._looks_at: tuple[str, float] | None = None  # a job, and since when (monotonic)
-        self._looks = 0  # rounds over all jobs that went well
-        self._hurry = threading.Event()
-        threading.Thread(target=self._run, name=f"loray-{tracker}", daemon=True).start()
+        self._hurry, self._ending = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"loray-{tracker}", daemon=True)
+        self._thread.start()
 
     def follow(self, job: TrackedJob) -> None:
         """A job has begun an attempt, or is over."""
         with self._lock:
             self._jobs[job.id] = job
-        self.hurry()
-
-    def hurry(self) -> None:
-        """Look at all jobs at once and not only in some seconds, unless the tracker is in trouble."""
-        self._hurry.set()
+        self._hurry.set()  # a look at once, unless the tracker is in trouble
 
     def remarks(self) -> list[tuple[str, str]]:
         """What a person should know since the last call: the job's id, and a sentence."""
@@ -72,19 +69,28 @@ class Follower:
             sentence = f"{self._tracker} does not take the metrics: {message}; they wait in metrics.jsonl"
             self._remarks.append((job_id, sentence))
 
-    @property
-    def rounds(self) -> int:
-        """How often all jobs were looked at without trouble."""
-        return self._looks
+    def end(self) -> None:
+        """Pass on what was written until now, let go of every run, and end."""
+        self._ending.set()
+        self._hurry.set()
+
+    def join(self, seconds: float) -> None:
+        """Wait for that, no longer than that."""
+        self._thread.join(seconds)
 
     def _run(self) -> None:
         while True:
             self._hurry.clear()  # who comes while it looks wants a further look
-            if self._look_at_all():
-                self._looks += 1
-                self._hurry.wait(_LOOK_SECONDS)
-            else:
+            is_last = self._ending.is_set()
+            if not self._look_at_all():
                 time.sleep(_REST_SECONDS)
+            elif is_last:
+                break
+            else:
+                self._hurry.wait(_LOOK_SECONDS)
+        for following in self._open.values():
+            with contextlib.suppress(Exception):  # what it did not take in that is told by nobody
+                following.close()
 
     def _look_at_all(self) -> bool:
         """Go on with every job; returns whether all went well. After the first that did not, the others wait too."""

@@ -21,7 +21,6 @@ from orchestrator.tracking.tracker import TrackedJob
 logger = logging.getLogger("loray.tracking")
 
 _FOLDER = "tracking"
-_POLL_SECONDS = 0.2
 
 
 class TrackerProcess:
@@ -65,20 +64,16 @@ class TrackerProcess:
         return len(self._unended), remarks
 
     def finish(self, seconds: float) -> int:
-        """Wait until every tracker has what was written until now, but no longer than that.
+        """Let every tracker have what was written until now, and end all runs; no longer than that.
 
         Returns:
             The jobs that are over and whose end a tracker was not told.
         """
         deadline = time.monotonic() + seconds
-        wanted = {name: follower.rounds + 2 for name, follower in self._followers.items()}  # one has begun before
-        while time.monotonic() < deadline:
-            behind = [self._followers[name] for name, rounds in wanted.items() if self._followers[name].rounds < rounds]
-            if not behind:
-                break
-            for follower in behind:
-                follower.hurry()
-            time.sleep(_POLL_SECONDS)
+        for follower in self._followers.values():
+            follower.end()
+        for follower in self._followers.values():
+            follower.join(max(0.0, deadline - time.monotonic()))
         with self._lock:
             return sum(_read(self._list / f"{job_id}.json").state in TERMINAL for job_id in self._unended)
 

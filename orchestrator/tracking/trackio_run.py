@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextvars import Context
+from functools import partial
 
 import trackio
 
@@ -13,19 +15,20 @@ from orchestrator.tracking.tracker import PROJECT, Point, Run, RunIdentity
 
 def open_run(identity: RunIdentity) -> Run:
     """Begin a run, or resume the one of this name; its name holds the id, by which Trackio tells runs apart."""
-    return _TrackioRun(
-        trackio.init(
-            project=os.environ.get("TRACKIO_PROJECT", PROJECT),
-            name=f"{identity.name}-{identity.id}",
-            space_id=os.environ.get("TRACKIO_SPACE_ID"),
-            config=dict(identity.settings),
-            resume="allow",
-            embed=False,
-            # each run would sample this machine, wherever its job trains
-            auto_log_gpu=False,
-            auto_log_cpu=False,
-        )
+    begin = partial(
+        trackio.init,
+        project=os.environ.get("TRACKIO_PROJECT", PROJECT),
+        name=f"{identity.name}-{identity.id}",
+        space_id=os.environ.get("TRACKIO_SPACE_ID"),
+        config=dict(identity.settings),
+        resume="allow",
+        embed=False,
+        # each run would sample this machine, wherever its job trains
+        auto_log_gpu=False,
+        auto_log_cpu=False,
     )
+    # It ends the run that its context knows, and what goes to an ended one reaches no server. So each has a context.
+    return _TrackioRun(Context().run(begin))
 
 
 class _TrackioRun:

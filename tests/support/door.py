@@ -43,6 +43,10 @@ class PaperOrchestrator:
     async def get_jobs(self, ids):
         return [await self.get_job(job_id) for job_id in ids]
 
+    async def overview(self, owner=OPERATOR):
+        self.calls.append(("overview", owner))
+        return {**await self.cluster(), "live_jobs": list(self.jobs.values()), "events": []}
+
     async def cluster(self):
         return {"actors": [{"base_model": self.ref, "state": "ready" if self.hosts else "loading"}]}
 

@@ -247,9 +247,15 @@ def test_the_description_is_valid_and_names_every_verb(door):
 
 
 def test_everybody_hears_of_their_own_jobs_and_the_operator_of_all(paper, anna, operator):
-    for client in (anna, operator):
+    seen = {}
+    for name, client in (("anna", anna), ("operator", operator)):
         client.recent_events(5)
         client.metrics("annas", most=50)
-    told = [call for call in paper.calls if call[0] == "recent_events"]
-    assert told == [("recent_events", 5, "anna"), ("recent_events", 5, "operator")]
+        seen[name] = {view["name"]: view["output_dir"] for view in client.overview()["live_jobs"]}
+    told = [call for call in paper.calls if call[0] in ("recent_events", "overview")]
+    both = [[("recent_events", 5, owner), ("overview", owner)] for owner in ("anna", "operator")]
+    assert told == [*both[0], *both[1]]
+    assert seen["anna"].keys() == seen["operator"].keys()
+    assert [name for name, folder in seen["anna"].items() if folder is not None] == ["annas"]
+    assert None not in seen["operator"].values()
     assert ("metrics", "id-annas", 0, 50) in paper.calls

@@ -14,6 +14,7 @@ from orchestrator.tracking.following import Following
 from orchestrator.tracking.metric_rows import MetricRows
 from orchestrator.tracking.tracker import RunIdentity, TrackedJob
 from support import tracker_runs
+from support.trackio_server import on_the_server, report, trackio_server
 
 PACKAGES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb", "trackio": "trackio"}
 SETTINGS = {"name": "demo", "lora": {"r": 8, "target_modules": ["q_proj"]}, "base_model": "o/m"}
@@ -121,6 +122,14 @@ def test_what_a_tracker_does_not_take_waits_and_goes_once(tmp_path):
     following.go_on()
     following.close()
     assert [step for step, _ in tracked.runs()["tensorboard"]["train/loss"]] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.slow
+def test_a_trackio_server_gets_every_row_of_jobs_that_train_at_once(tmp_path):
+    pytest.importorskip("trackio", reason="pip install 'loray[trackio]'")
+    with trackio_server(tmp_path) as address:
+        report(tmp_path, address, jobs=3)
+        assert on_the_server(tmp_path) == {f"job-{number}-0{number}": list(range(1, 10)) for number in range(3)}
 
 
 @pytest.mark.slow
