@@ -158,7 +158,8 @@ def _run(
         fields = job.spec.model_dump(mode="json", exclude={"job_id"}, exclude_unset=True)
         # of one sample each: a row comes every half second
         batch = {"per_device_train_batch_size": 1, "max_steps": steps * workload.BATCH_SIZE, "logging_steps": logging}
-        fields["training"] |= batch
+        # no checkpoint before the end: it takes as long as a step or two, on whichever side it falls
+        fields["training"] |= {**batch, "save_steps": steps * workload.BATCH_SIZE}
         documents.append({**fields, "name": f"cost-{number}-{job.spec.name}", "base_model": base})
     watch, outputs = Watch(_kind, threads_of=_TRAINING), [Path(job.spec.output_dir) for job in jobs]
     with _Windows(served) as windows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("loray.trackers")
 
-_LOOK_SECONDS = 2.0
+_PAUSE_SECONDS = 2.0  # between two calls at least: what happens to several jobs meanwhile is told together
+_LOOK_SECONDS = 10.0  # between two questions for remarks, where nothing happens to a job
 _CALL_SECONDS = 60.0  # the first call waits for the process to start
 _FINISH_SECONDS = 15.0
 
@@ -45,6 +47,7 @@ class Trackers:
         self._store, self._config = store, config
         self._process: Any = None
         self._unsaid: dict[str, TrackedJob] = {}  # the latest of each job
+        self._more = asyncio.Event()
         self._talk: asyncio.Task[None] | None = None
 
     def changed(self, job: JobRecord) -> None:
@@ -62,12 +65,14 @@ class Trackers:
             job.state,
             job.reason,
         )
+        self._more.set()
         if self._talk is None or self._talk.done():
             self._talk = asyncio.get_running_loop().create_task(self._keep_talking())
 
     async def _keep_talking(self) -> None:
         followed = 1
         while followed or self._unsaid:
+            self._more.clear()
             try:
                 await self._tell()
                 followed, remarks = await self._call("news")
@@ -75,7 +80,9 @@ class Trackers:
                     await self._store.turn(partial(self._store.note, job_id, message))
             except Exception as error:  # whatever happens to trackers happens to nothing else
                 logger.warning("the process that reports to trackers: %s", one_line(error))
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_PAUSE_SECONDS)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._more.wait(), _LOOK_SECONDS - _PAUSE_SECONDS)
 
     async def _tell(self) -> None:
         jobs = dict(self._unsaid)
