@@ -20,8 +20,9 @@ def test_a_job_whose_actor_is_killed_stays_one_run(orchestrator, make):
     out = Path(spec.output_dir)
     (job_id,) = orchestrator.submit(spec)
     job = orchestrator.wait(job_id, "RUNNING", until=lambda job: job["step"] > 20 and checkpointed(job)())
-    wait_until(lambda: (out / "tracked-tensorboard.json").exists())
     (pid,) = processes(job["actor"]).values()
+    os.kill(pid, signal.SIGSTOP)  # it goes no further before the tracker has some of its rows
+    wait_until(lambda: (out / "tracked-tensorboard.json").exists())
     os.kill(pid, signal.SIGKILL)
     job = orchestrator.wait(job_id, "SUCCEEDED")
     assert job["attempt"] == 2
