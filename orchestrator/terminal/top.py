@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.padding import Padding
 from rich.progress_bar import ProgressBar
+from rich.segment import Segment, SegmentLines
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +19,9 @@ from orchestrator.terminal.display import JobLines, indented, remark_with_base, 
 
 _EVENTS = 6  # that are shown on a screen of limited height
 _SPARK = 24
+
+Lines = list[list[Segment]]
+"""A part of the picture, drawn once: how high it is decides where it has room."""
 
 
 @dataclass(frozen=True)
@@ -39,52 +43,50 @@ class TopPicture:
     height: int | None = None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        lines = JobLines(self.jobs, options.max_width)
+        def drawn(part: RenderableType) -> Lines:
+            return console.render_lines(part, options, pad=False)
+
+        table = JobLines(self.jobs, options.max_width)
         bases = base_names(view["base_model"] for view in self.jobs)
-        actors = [_actor(actor) for actor in self.actors]
-        running = [_job(view, lines, bases) for view in by_liveliness(self.jobs) if view["state"] == "RUNNING"]
-        waiting = [_job(view, lines, bases) for view in by_liveliness(self.jobs) if view["state"] != "RUNNING"]
-        events: list[RenderableType] = [_event(event) for event in self.events]
-        title = Text(self.title, overflow="fold")
+        views = by_liveliness(self.jobs)
+        train = [view for view in views if view["state"] == "RUNNING"]
+        wait = [view for view in views if view["state"] != "RUNNING"]
+        title = drawn(Text(self.title, overflow="fold"))
+        # no more than can have room, of hundreds perhaps
+        actors = [drawn(_actor(actor)) for actor in self.actors[: self.height]]
+        running = [drawn(_job(view, table, bases)) for view in train[: self.height]]
+        waiting = [drawn(_job(view, table, bases)) for view in wait[: self.height]]
+        latest = self.events
         if self.height is not None:
-            height = self.height - len(console.render_lines(title, options, pad=False)) - 3  # a title, two empty lines
-            events = events[-min(_EVENTS, height // 4) :]
-            actors = _fitting(actors, height // 3, "actor", console, options)
-            room = max(3, height - _lines([*actors, *events], console, options))
-            queue = min(room // 3 + 1, _lines(waiting, console, options))  # lines that it has in any case
-            running = _fitting(running, room - queue, "running job", console, options)
-            room -= _lines(running, console, options)
-            waiting = _fitting(waiting, room, "waiting job", console, options)
-        yield title
-        yield from actors
-        yield Text()
-        if running or waiting:
-            yield lines.title
-            yield from running
-            yield from waiting
-        else:
-            yield Text("nothing runs or waits", style="dim")
-        if events:
-            yield Text()
-            yield from events
+            height = self.height - len(title) - 3  # a title, two empty lines
+            latest = latest[-min(_EVENTS, height // 4) :]
+            actors = _fitting(actors, len(self.actors), height // 3, "actor", drawn)
+            room = max(3, height - _count(actors) - len(latest))
+            queue = min(room // 3 + 1, _count(waiting))  # lines that it has in any case
+            running = _fitting(running, len(train), room - queue, "running job", drawn)
+            waiting = _fitting(waiting, len(wait), room - _count(running), "waiting job", drawn)
+        empty = drawn(Text())
+        jobs = [drawn(table.title), *running, *waiting]
+        if not running and not waiting:
+            jobs = [drawn(Text("nothing runs or waits", style="dim"))]
+        events = [empty, *(drawn(_event(event)) for event in latest)] if latest else []
+        parts = [title, *actors, empty, *jobs, *events]
+        yield SegmentLines([line for part in parts for line in part], new_lines=True)
 
 
-def _lines(parts: Sequence[RenderableType], console: Console, options: ConsoleOptions) -> int:
-    return sum(len(console.render_lines(part, options, pad=False)) for part in parts)
+def _count(parts: Sequence[Lines]) -> int:
+    return sum(map(len, parts))
 
 
 def _fitting(
-    parts: list[RenderableType], room: int, noun: str, console: Console, options: ConsoleOptions
-) -> list[RenderableType]:
-    """As many as fit into so many lines, and how many are left out."""
-    kept: list[RenderableType] = []
-    used = 0
+    parts: list[Lines], total: int, room: int, noun: str, drawn: Callable[[RenderableType], Lines]
+) -> list[Lines]:
+    """As many as fit into so many lines, and how many of all are left out."""
+    kept: list[Lines] = []
     for number, part in enumerate(parts):
-        needed = _lines([part], console, options)
-        if used + needed > room - (number < len(parts) - 1):  # a line to count the others
-            return [*kept, Text(f"... and {plural(len(parts) - number, f'more {noun}')}", style="dim")]
+        if _count(kept) + len(part) > room - (number < total - 1):  # a line to count the others
+            return [*kept, drawn(Text(f"... and {plural(total - number, f'more {noun}')}", style="dim"))]
         kept.append(part)
-        used += needed
     return kept
 
 
