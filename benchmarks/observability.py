@@ -71,7 +71,7 @@ def _run(folder: Path, arguments: argparse.Namespace) -> tuple[list[promises.Pro
     base, vocabulary = (str(tiny[0]), VOCABULARY) if quick else (resolve_base_model(workload.DEMO_BASE), 49152)
     steps = arguments.steps or (2000 if quick else 60)
     logging = 20 if quick else 1  # a tiny model would make hundreds of rows a second
-    rounds, cost_steps = arguments.rounds or (1 if quick else 2), arguments.cost_steps or (1400 if quick else 80)
+    rounds, cost_steps = arguments.rounds or (1 if quick else 2), arguments.cost_steps or (1400 if quick else 120)
     with served(folder, base) as one:
         # gone before the cost is measured: it scrapes every second, whoever watches
         with _server(folder, one.discovery) if PROMETHEUS else contextlib.nullcontext() as server:

@@ -171,7 +171,7 @@ VERBS: dict[str, Verb] = {
     for verb in (
         Verb("ping", "GET", f"{ROOT}/ping", Nothing, Json, "Who answers."),
         Verb("cluster", "GET", f"{ROOT}/cluster", Nothing, Json, "The orchestrator, its actors, jobs by state."),
-        Verb("overview", "GET", f"{ROOT}/overview", Nothing, Json, "The same, jobs that are not over, latest events."),
+        Verb("overview", "GET", f"{ROOT}/overview", Nothing, Json, "What cluster has, live jobs, latest events."),
         Verb("list_jobs", "GET", f"{ROOT}/jobs", ListedJobs, list[Json], "Jobs in the order of arrival."),
         Verb("submit", "POST", f"{ROOT}/jobs", SubmitRequest, Json, "Accept jobs, all or none."),
         Verb("get_job", "GET", _JOB, OneJob, Json, "One job."),

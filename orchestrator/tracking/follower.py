@@ -89,7 +89,7 @@ class Follower:
             else:
                 self._hurry.wait(_LOOK_SECONDS)
         for following in self._open.values():
-            with contextlib.suppress(Exception):  # what it did not take in that is told by nobody
+            with contextlib.suppress(Exception):  # nobody is left who would hear of it
                 following.close()
 
     def _look_at_all(self) -> bool:

@@ -64,7 +64,7 @@ class TrackerProcess:
         return len(self._unended), remarks
 
     def finish(self, seconds: float) -> int:
-        """Let every tracker have what was written until now, and end all runs; no longer than that.
+        """Let every tracker have what was written until now and let go of its runs, for no longer than some seconds.
 
         Returns:
             The jobs that are over and whose end a tracker was not told.
