@@ -29,7 +29,7 @@ from orchestrator.jobs.states import TERMINAL
 JOBS = 4
 _TURN_S = 10.0  # of each side; two watched ones follow each other: what is due every ten seconds comes twice
 _EVERY_S = 10.0  # a scrape, as Ray's own configuration of Prometheus has it, and the page
-_TENTH = 10  # of the units are left out at either end: seconds in which the machine's neighbours take more than we
+_LEFT_OUT = 0.1  # of the units, at either end: seconds in which the machine's neighbours take more than we
 # after the opening, when trackers and `loray top` begin: in life they all come when they come
 _SCRAPE_AFTER_S, _PAGE_AFTER_S = 3.0, 7.0
 _TRAINING, _TRACKERS, _TOP = "training", "trackers", "loray top"
@@ -104,7 +104,7 @@ def trimmed_mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     The error is that of Tukey and McLaughlin (1963): by the winsorized variance, in which those that are left out are
     as far off as the farthest of the others.
     """
-    cut = len(values) // _TENTH
+    cut = int(len(values) * _LEFT_OUT)
     if not cut:
         return mean_and_error(values)
     kept = sorted(values)[cut:-cut]
